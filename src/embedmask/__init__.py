@@ -1,0 +1,1 @@
+"""EmbedMask: one-stage instance segmentation by coupling pixel and proposal embeddings."""

@@ -1,0 +1,206 @@
+"""The shared vocabulary: what travels between the stages of the road.
+
+Shape shorthand, everywhere in this project: N images, L levels, K locations (all levels, row-major), G ground
+truths of an image, M instances matched in a batch, R results, D embedding dims, C classes.
+
+Coordinates are continuous absolute pixels, boxes are `xyxy` with 0 <= x1 < x2 <= W (no "+1"), sizes are
+`(height, width)` and labels run from 0 to C - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from embedmask.errors import BadInput
+
+Size = tuple[int, int]
+
+
+@dataclass
+class ImageBatch:
+    """Normalised images, zero-padded right and below to one frame.
+
+    Attributes:
+        tensors: float `[N, 3, Hp, Wp]`, Hp and Wp multiples of 32.
+        sizes: `(height, width)` of each image inside the frame, N entries.
+    """
+
+    tensors: Tensor
+    sizes: list[Size]
+
+
+@dataclass
+class Predictions:
+    """Everything the network says about a batch; the same type in training and inference.
+
+    Attributes:
+        class_logits: per level `[N, C, Hl, Wl]`.
+        box_ltrb: per level `[N, 4, Hl, Wl]`, distances left, top, right, bottom from the location, >= 0, px.
+        centerness_logits: per level `[N, 1, Hl, Wl]`.
+        proposal_embed: q, per level `[N, D, Hl, Wl]`.
+        proposal_margin: s > 0, a precision, per level `[N, 1 or D, Hl, Wl]`.
+        pixel_embed: p, `[N, D, H, W]` on the finest level's grid.
+        strides: px per cell of each level, finest first.
+    """
+
+    class_logits: list[Tensor]
+    box_ltrb: list[Tensor]
+    centerness_logits: list[Tensor]
+    proposal_embed: list[Tensor]
+    proposal_margin: list[Tensor]
+    pixel_embed: Tensor
+    strides: tuple[int, ...]
+
+    @property
+    def padded_size(self) -> Size:
+        """Frame that the finest level covers, `(height, width)` px."""
+        height, width = self.pixel_embed.shape[-2:]
+        return height * self.strides[0], width * self.strides[0]
+
+
+@dataclass
+class Target:
+    """Ground truth of one image, in the frame of the image that the network sees (before padding).
+
+    Attributes:
+        boxes: float32 `[G, 4]` xyxy px.
+        labels: int64 `[G]`, 0..C-1.
+        masks: bool `[G, H, W]`.
+        image_id: the dataset's id, for messages.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: Tensor
+    image_id: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def validate(self, num_classes: int) -> None:
+        """Raise `BadInput` naming the image, the box and the mend; called once, at the door of the criterion."""
+        where = f"target of image {self.image_id}" if self.image_id is not None else "target"
+        count = len(self.boxes)
+        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or self.masks.ndim != 3:
+            raise BadInput(
+                f"{where}: expected boxes [G, 4], labels [G] and masks [G, H, W], got {tuple(self.boxes.shape)}, "
+                f"{tuple(self.labels.shape)} and {tuple(self.masks.shape)}"
+            )
+        if len(self.masks) != count:
+            raise BadInput(f"{where}: {count} boxes but {len(self.masks)} masks; give one mask a box")
+        if count == 0:
+            return
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= num_classes:
+            raise BadInput(f"{where}: labels {low}..{high}, but the model has classes 0..{num_classes - 1}")
+        bad = (self.boxes[:, 2:] <= self.boxes[:, :2]).any(1) | ~torch.isfinite(self.boxes).all(1)
+        if bad.any():
+            index = int(bad.nonzero()[0, 0])
+            raise BadInput(f"{where}: box {index} {self.boxes[index].tolist()} has no area; drop the object")
+
+
+@dataclass
+class Assignment:
+    """Which ground truth each location of an image serves (section 3.5).
+
+    Attributes:
+        gt_index: int64 `[K]`, -1 where the location is background.
+        ltrb: float32 `[K, 4]` px, distances to the sides of its ground-truth box; 0 where background.
+    """
+
+    gt_index: Tensor
+    ltrb: Tensor
+
+
+@dataclass
+class Losses:
+    """The weighted terms of eq. 8, scalars that carry a graph.
+
+    `semantic` is the auxiliary term of the `fused` version; None where a version has none.
+    """
+
+    classification: Tensor
+    box: Tensor
+    centerness: Tensor
+    mask: Tensor
+    smooth: Tensor | None = None
+    semantic: Tensor | None = None
+    num_positives: int = 0
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Name -> weighted term, terms that the version lacks left out."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_positives"}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms (eq. 8)."""
+        return torch.stack(list(self.as_dict().values())).sum()
+
+
+@dataclass
+class CropMasks:
+    """R boolean masks of one image, each kept as its own crop.
+
+    Attributes:
+        crops: R bool tensors `[h_r, w_r]`; h_r and w_r may be 0.
+        offsets: R pairs `(y, x)`, the crop's first row and column in the image.
+        image_size: `(height, width)` of the image.
+    """
+
+    crops: list[Tensor]
+    offsets: list[tuple[int, int]]
+    image_size: Size
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def select(self, index: Sequence[int]) -> CropMasks:
+        """The masks of `index`, in that order; the crops are shared."""
+        return replace(self, crops=[self.crops[i] for i in index], offsets=[self.offsets[i] for i in index])
+
+    def areas(self) -> list[int]:
+        """Pixels of each mask."""
+        return [int(crop.sum()) for crop in self.crops]
+
+    def dense(self, index: int) -> Tensor:
+        """Mask `index` in the whole image, bool `[H, W]`."""
+        full = torch.zeros(self.image_size, dtype=torch.bool)
+        (y, x), crop = self.offsets[index], self.crops[index]
+        full[y : y + crop.shape[0], x : x + crop.shape[1]] = crop.cpu()
+        return full
+
+    def to_dense(self) -> Tensor:
+        """All masks, bool `[R, H, W]` on the CPU: memory grows with instances x image, ask for it knowingly."""
+        full = torch.zeros((len(self), *self.image_size), dtype=torch.bool)
+        for index, (crop, (y, x)) in enumerate(zip(self.crops, self.offsets, strict=True)):
+            full[index, y : y + crop.shape[0], x : x + crop.shape[1]] = crop.cpu()
+        return full
+
+
+@dataclass
+class Instances:
+    """Finished results of one image, by descending score, in the image's original frame.
+
+    Attributes:
+        boxes: float32 `[R, 4]` xyxy px.
+        scores: float32 `[R]`.
+        labels: int64 `[R]`, 0..C-1.
+        masks: R masks, kept as crops.
+        proposal_embed: float32 `[R, D]`, q of the surviving proposals.
+        proposal_margin: float32 `[R, 1 or D]`, their s.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: CropMasks
+    proposal_embed: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    proposal_margin: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+
+    def __len__(self) -> int:
+        return len(self.scores)
