@@ -1,0 +1,1 @@
+"""The network: pictures in, `Predictions` out. Read `embedmask.py` first."""

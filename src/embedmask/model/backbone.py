@@ -1,0 +1,122 @@
+"""The backbone: any timm model as a giver of feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from embedmask.config import ModelConfig
+from embedmask.errors import BadInput
+
+COARSEST_STRIDE = 32
+"""The backbone ends here; the neck makes the coarser levels."""
+
+
+class Backbone(nn.Module):
+    """Feature maps of a timm model at the strides that the neck needs.
+
+    Attributes:
+        strides: px per cell of each output.
+        channels: channels of each output.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        finest_stride: int,
+        norm: str = "frozen",
+        norm_eps: float = 1e-5,
+        frozen_stages: int = 2,
+        stride_in_1x1: bool = False,
+    ) -> None:
+        """See `ModelConfig` for the arguments; `finest_stride` is the stride of the first output."""
+        super().__init__()
+        self.name = name
+        body = _create(name)
+        for module in body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = norm_eps
+        if stride_in_1x1:
+            _move_stride_to_1x1(body, name)
+        self._freeze_stages(body, frozen_stages)
+        self.body = freeze_batch_norm_2d(body) if norm == "frozen" else body
+        reductions = body.feature_info.reduction()
+        self._outputs = [i for i, r in enumerate(reductions) if finest_stride <= r <= COARSEST_STRIDE]
+        self.strides = [reductions[i] for i in self._outputs]
+        self.channels = [body.feature_info.channels()[i] for i in self._outputs]
+        wanted = [s for s in (4, 8, 16, 32) if s >= finest_stride]
+        if self.strides != wanted:
+            raise BadInput(f"backbone {name!r} gives strides {reductions}, {wanted} are needed; choose another")
+
+    @classmethod
+    def from_config(cls, cfg: ModelConfig) -> Backbone:
+        """The backbone that a configuration asks for, with random weights."""
+        return cls(
+            cfg.backbone,
+            finest_stride=cfg.strides[0],
+            norm=cfg.backbone_norm,
+            norm_eps=cfg.backbone_norm_eps,
+            frozen_stages=cfg.frozen_stages,
+            stride_in_1x1=cfg.stride_in_1x1,
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`[N, 3, H, W]` normalised -> maps `[N, C, H / s, W / s]`, finest first."""
+        features: Sequence[Tensor] = self.body(images)
+        return [features[i] for i in self._outputs]
+
+    def load_pretrained(self) -> None:
+        """Copy timm's ImageNet weights in place.
+
+        Raises:
+            BadInput: the model has none, or they cannot be reached.
+        """
+        try:
+            source = timm.create_model(self.name, pretrained=True, features_only=True)
+        except Exception as error:  # timm lets many kinds through: hub, network, missing weights
+            reason = str(error).splitlines()[0][:120] if str(error) else error.__class__.__name__
+            raise BadInput(
+                f"ImageNet weights of {self.name!r} could not be loaded ({reason}); connect to the internet once, "
+                "or train from random weights with --train.pretrained false"
+            ) from None
+        self.body.load_state_dict(source.state_dict(), strict=False)
+
+    @staticmethod
+    def _freeze_stages(body: nn.Module, count: int) -> None:
+        """Fix all parameters up to the end of the `count`-th stage; a timm feature net is an ordered dict of parts."""
+        ends = list(body.return_layers)[:count]
+        if not ends:
+            return
+        for name, part in body.items():  # type: ignore[operator]
+            part.requires_grad_(False)
+            if name == ends[-1]:
+                return
+
+
+def _create(name: str) -> nn.Module:
+    try:
+        body: nn.Module = timm.create_model(name, pretrained=False, features_only=True)
+    except RuntimeError as error:
+        near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
+        hint = f"; perhaps {', '.join(near)}" if near else "; see timm.list_models()"
+        raise BadInput(f"backbone {name!r} cannot be made by timm ({str(error).splitlines()[0][:80]}){hint}") from None
+    return body
+
+
+def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
+    """Caffe-style ResNet: the first 1x1 convolution of a stage strides, not its 3x3."""
+    moved = 0
+    for block in body.modules():
+        first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
+        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and hasattr(block, "conv3"):
+            if second.stride == (2, 2):
+                first.stride, second.stride = second.stride, first.stride
+                moved += 1
+    if not moved:
+        raise BadInput(f"stride_in_1x1 is for bottleneck ResNets, not for backbone {name!r}; leave it false")
+
+

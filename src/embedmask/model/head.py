@@ -1,0 +1,139 @@
+"""The proposal head: class, box, centerness, embedding and margin of every location (figure 2, section 3.1 and 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from embedmask.config import ModelConfig
+from embedmask.coupling import prior_precision
+from embedmask.locations import level_locations
+from embedmask.model.layers import Scale, Tower, conv1x1, conv3x3, in_float32
+from embedmask.model.pixel_branch import PixelBranch
+from embedmask.structures import Predictions
+
+CLASS_PRIOR = 0.01
+"""Initial probability of every class at every location, so that background does not flood the first steps."""
+POSITION_UNIT = 100.0
+"""Pixel positions enter the embedding in hundreds of px."""
+
+
+class Head(nn.Module):
+    """Two towers shared by all levels and, on the finest one, the pixel branch.
+
+    A deformable convolution would go into `layers.Tower`; an anchor-based head would replace this class and keep
+    its output type.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        channels, depth, groups = cfg.channels, cfg.tower_convs, cfg.norm_groups
+        self.strides = cfg.strides
+        self.class_tower = Tower(channels, depth, groups)
+        self.box_tower = Tower(channels, depth, groups)
+        self.class_logits = conv3x3(channels, cfg.num_classes, bias=-math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+        self.box = conv3x3(channels, 4)
+        self.centerness = conv3x3(channels, 1)
+        self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
+        self.pixel_branch = PixelBranch(channels, cfg.embed_dim, depth=depth, groups=groups)
+        self.proposal_embed = conv3x3(channels, cfg.embed_dim) if cfg.cluster_center == "proposal" else None
+        self.position_scale = Scale() if cfg.coordinates else None
+        self.margin = make_margin(cfg)
+
+    def forward(self, features: Sequence[Tensor]) -> Predictions:
+        """L maps `[N, channels, Hl, Wl]`, finest first -> `Predictions`."""
+        pixel_embed = self._add_position(self.pixel_branch(features[0]), self.strides[0])
+        class_logits, box_ltrb, centerness, embeds, margins = [], [], [], [], []
+        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+            box_feature = self.box_tower(feature)
+            ltrb = self.box_scales[level](self.box(box_feature).float()).relu() * stride
+            class_logits.append(self.class_logits(self.class_tower(feature)).float())
+            box_ltrb.append(ltrb)
+            centerness.append(self.centerness(box_feature).float())
+            embeds.append(self._proposal_embed(box_feature, pixel_embed, stride))
+            margins.append(self.margin(box_feature, ltrb, level))
+        return Predictions(class_logits, box_ltrb, centerness, embeds, margins, pixel_embed, self.strides)
+
+    def _proposal_embed(self, box_feature: Tensor, pixel_embed: Tensor, stride: int) -> Tensor:
+        """q: predicted from the box tower, or the pixel embedding at the location (Table 2 (b))."""
+        if self.proposal_embed is None:
+            height, width = box_feature.shape[-2:]
+            return _sample_at_locations(pixel_embed, height, width, stride, self.strides[0])
+        return self._add_position(in_float32(self.proposal_embed, box_feature), stride)
+
+    def _add_position(self, embed: Tensor, stride: int) -> Tensor:
+        """Add scale x position to the first two dims (x, then y), one scale for proposals and pixels."""
+        if self.position_scale is None:
+            return embed
+        height, width = embed.shape[-2:]
+        xy = level_locations((height, width), stride, embed.device).T.reshape(1, 2, height, width)
+        spatial = embed[:, :2] + self.position_scale(xy / POSITION_UNIT)
+        return torch.cat([spatial, embed[:, 2:]], 1)
+
+
+def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
+    """The margin of Table 2 (a) and of the two versions."""
+    if cfg.fixed_margin_distance is not None:
+        return FixedMargin(cfg.fixed_margin_distance)
+    bias = math.log(prior_precision(cfg.prior_margin))
+    if cfg.margin_source == "box":
+        return BoxMargin(cfg.margin_input_scale, bias)
+    return TowerMargin(cfg.channels, cfg.embed_dim, cfg.margin_input_scale, bias, len(cfg.strides), cfg.coordinates)
+
+
+class BoxMargin(nn.Module):
+    """2019: one precision a proposal, exp of a 1x1 convolution of the box it predicts; no gradient to the box."""
+
+    def __init__(self, input_scale: float, bias: float) -> None:
+        super().__init__()
+        self.input_scale = input_scale
+        self.conv = conv1x1(4, 1, bias)
+
+    def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
+        """`ltrb` px `[N, 4, H, W]` -> `[N, 1, H, W]`; the other arguments belong to the other margins."""
+        del box_feature, level
+        return in_float32(self.conv, ltrb.detach() / self.input_scale).exp()
+
+
+class TowerMargin(nn.Module):
+    """2021: one precision a dimension from the box tower; the spatial dims have a scale for each level."""
+
+    def __init__(
+        self, channels: int, embed_dim: int, input_scale: float, bias: float, num_levels: int, spatial: bool
+    ) -> None:
+        super().__init__()
+        self.input_scale = input_scale
+        self.conv = conv3x3(channels, embed_dim, bias)
+        self.level_scales = nn.ModuleList(Scale() for _ in range(num_levels)) if spatial else None
+
+    def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
+        """`box_feature` `[N, channels, H, W]` -> `[N, D, H, W]`; `ltrb` belongs to `BoxMargin`."""
+        del ltrb
+        log_margin = in_float32(self.conv, box_feature / self.input_scale)
+        if self.level_scales is not None:
+            log_margin = torch.cat([self.level_scales[level](log_margin[:, :2]), log_margin[:, 2:]], 1)
+        return log_margin.exp()
+
+
+class FixedMargin(nn.Module):
+    """The same precision everywhere: phi = 0.5 at `distance` (ablations of Table 2 (a))."""
+
+    def __init__(self, distance: float) -> None:
+        super().__init__()
+        self.precision = prior_precision(distance)
+
+    def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
+        """-> `[N, 1, H, W]`, a constant."""
+        del box_feature, level
+        return torch.full_like(ltrb[:, :1], self.precision)
+
+
+def _sample_at_locations(pixel_embed: Tensor, height: int, width: int, stride: int, finest: int) -> Tensor:
+    """The pixel embedding of the finest cell in which each location of a level lies: `[N, D, height, width]`."""
+    y = (torch.arange(height, device=pixel_embed.device) * stride + stride // 2) // finest
+    x = (torch.arange(width, device=pixel_embed.device) * stride + stride // 2) // finest
+    rows = pixel_embed.index_select(2, y.clamp(max=pixel_embed.shape[2] - 1))
+    return rows.index_select(3, x.clamp(max=pixel_embed.shape[3] - 1))

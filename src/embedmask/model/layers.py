@@ -1,0 +1,52 @@
+"""Small parts that the head and the pixel branch share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Tower(nn.Sequential):
+    """`depth` times (3x3 convolution, GroupNorm, ReLU), all of one width (section 3.1)."""
+
+    def __init__(self, channels: int, depth: int, groups: int) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [conv3x3(channels, channels), nn.GroupNorm(groups, channels), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class Scale(nn.Module):
+    """One learned factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        return x * self.scale
+
+
+def conv3x3(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+    """3x3 convolution with the head's initialisation: weights N(0, 0.01), constant bias."""
+    return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), bias)
+
+
+def conv1x1(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+    """1x1 convolution, initialised as `conv3x3`."""
+    return _init(nn.Conv2d(in_channels, out_channels, 1), bias)
+
+
+def in_float32(conv: nn.Module, x: Tensor) -> Tensor:
+    """Run a predictor in float32, also under autocast: bfloat16 has too few digits for embeddings and margins."""
+    with torch.autocast(x.device.type, enabled=False):
+        result: Tensor = conv(x.float())
+        return result
+
+
+def _init(conv: nn.Conv2d, bias: float) -> nn.Conv2d:
+    nn.init.normal_(conv.weight, std=0.01)
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, bias)
+    return conv

@@ -1,0 +1,45 @@
+"""The neck: FPN on the backbone's maps, and coarser levels by strided convolutions (section 3.1)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
+
+
+class CoarserLevels(ExtraFPNBlock):
+    """P6, P7, ...: each a stride-2 3x3 convolution of the level before, ReLU between them."""
+
+    def __init__(self, channels: int, count: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count))
+        for conv in self.convs:
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append to the FPN's `results`; `x`, the backbone's maps, is not used (P6 comes from P5)."""
+        del x
+        level = results[-1]
+        for index, conv in enumerate(self.convs):
+            level = conv(F.relu(level) if index else level)
+            results.append(level)
+            names.append(f"extra{index}")
+        return results, names
+
+
+class Neck(nn.Module):
+    """FPN: backbone maps -> one map of `channels` for each of `num_levels` levels, finest first."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int, num_levels: int) -> None:
+        super().__init__()
+        extra = CoarserLevels(channels, num_levels - len(in_channels))
+        self.fpn = FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=extra)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of the backbone, finest first -> maps of all levels."""
+        named = OrderedDict((str(index), feature) for index, feature in enumerate(features))
+        return list(self.fpn(named).values())

@@ -1,0 +1,139 @@
+"""Which location serves which ground truth, and which of them give q and s (sections 3.1 and 3.5). Pure, no gradient."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from embedmask.structures import Assignment
+
+GT_CHUNK = 256
+"""Ground truths looked at together: bounds the [G, K] comparisons on crowded images."""
+
+EmbedSamples = Literal["iou", "all", "best"]
+
+
+@torch.no_grad()
+def assign(
+    locations: Tensor,
+    location_strides: Tensor,
+    location_ranges: Tensor,
+    boxes: Tensor,
+    masks: Tensor,
+    *,
+    center_radius: float | None = 1.5,
+    sample_in_mask: bool = True,
+    box_offset: float = 0.0,
+) -> Assignment:
+    """FCOS assignment with the in-mask rule of section 3.5, for one image and all levels together.
+
+    A location may serve a ground truth when it lies strictly inside the box and inside the centre square, its
+    largest side distance is in its level's range (both ends included), and it lies inside the mask. Among several
+    the smallest box wins, the first of equal ones.
+
+    Args:
+        locations: float32 `[K, 2]` px, on whole pixels.
+        location_strides: `[K]` px.
+        location_ranges: `[K, 2]`, bounds of max(l, t, r, b) px.
+        boxes: float32 `[G, 4]` xyxy px.
+        masks: bool `[G, H, W]`; outside H x W nothing is inside a mask.
+        center_radius: half side of the centre square in strides; None: the whole box.
+        sample_in_mask: Table 2 (c).
+        box_offset: added to box sides when areas are compared.
+    """
+    count = len(boxes)
+    by_area = _areas(boxes, box_offset).sort(stable=True).indices
+    best_rank = torch.full((len(locations),), count, device=locations.device)
+    for start in range(0, count, GT_CHUNK):
+        chosen = by_area[start : start + GT_CHUNK]
+        allowed = _inside_box(locations, location_strides, location_ranges, boxes[chosen], center_radius)
+        if sample_in_mask:
+            allowed &= _inside_mask(locations, masks[chosen])
+        rank = torch.arange(start, start + len(chosen), device=locations.device)
+        best_rank = torch.minimum(best_rank, torch.where(allowed, rank[:, None], count).amin(0))
+    matched = best_rank < count
+    gt_index = torch.full_like(best_rank, -1)
+    gt_index[matched] = by_area[best_rank[matched]]
+    ltrb = locations.new_zeros(len(locations), 4)
+    ltrb[matched] = _side_distances(locations[matched], boxes[gt_index[matched]])
+    return Assignment(gt_index, ltrb)
+
+
+@torch.no_grad()
+def select_samples(
+    pred_boxes: Tensor,
+    gt_boxes: Tensor,
+    gt_of_positive: Tensor,
+    *,
+    mode: EmbedSamples,
+    iou_threshold: float,
+    box_offset: float = 0.0,
+) -> Tensor:
+    """Which positive locations give q and s of their ground truth (section 3.5, Table 2 (c)).
+
+    `iou`: those whose predicted box has IoU above the threshold, and where none has, all that reach the maximum;
+    `best`: the single location with the highest IoU, the first of equal ones; `all`: every positive.
+
+    Args:
+        pred_boxes: `[P, 4]` xyxy px, boxes predicted at the positive locations.
+        gt_boxes: `[G, 4]`.
+        gt_of_positive: int64 `[P]`, index into `gt_boxes`.
+
+    Returns:
+        bool `[P]`.
+    """
+    if mode == "all" or len(pred_boxes) == 0:
+        return torch.ones_like(gt_of_positive, dtype=torch.bool)
+    iou = paired_iou(pred_boxes, gt_boxes[gt_of_positive], box_offset)
+    best = iou.new_zeros(len(gt_boxes)).scatter_reduce(0, gt_of_positive, iou, "amax")[gt_of_positive]
+    at_best = iou == best
+    if mode == "iou":
+        return (iou > iou_threshold) | ((best <= iou_threshold) & at_best)
+    order = torch.arange(len(iou), device=iou.device)
+    first = torch.full((len(gt_boxes),), len(iou), device=iou.device)
+    first = first.scatter_reduce(0, gt_of_positive[at_best], order[at_best], "amin")
+    return order == first[gt_of_positive]
+
+
+def paired_iou(boxes: Tensor, others: Tensor, box_offset: float = 0.0) -> Tensor:
+    """IoU of each row with the same row: `[P, 4]`, `[P, 4]` xyxy -> `[P]`; `box_offset` is added to every side."""
+    top_left = torch.maximum(boxes[:, :2], others[:, :2])
+    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
+    intersection = (bottom_right - top_left + box_offset).clamp(min=0).prod(1)
+    return intersection / (_areas(boxes, box_offset) + _areas(others, box_offset) - intersection)
+
+
+def _areas(boxes: Tensor, box_offset: float) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0] + box_offset) * (boxes[:, 3] - boxes[:, 1] + box_offset)
+
+
+def _side_distances(locations: Tensor, boxes: Tensor) -> Tensor:
+    """l, t, r, b: `[..., 2]`, `[..., 4]` -> `[..., 4]`."""
+    return torch.cat([locations - boxes[..., :2], boxes[..., 2:] - locations], -1)
+
+
+def _inside_box(
+    locations: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, center_radius: float | None
+) -> Tensor:
+    """Box, centre square and size range together: bool `[G, K]`."""
+    distances = _side_distances(locations, boxes[:, None])  # [G, K, 4]
+    largest = distances.amax(-1)
+    nearest = distances.amin(-1)
+    if center_radius is not None:
+        center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+        radius = (strides * center_radius)[None, :, None]
+        to_square = torch.cat([locations - (center - radius), (center + radius) - locations], -1)
+        nearest = torch.minimum(nearest, to_square.amin(-1))
+    return (nearest > 0) & (largest >= ranges[:, 0]) & (largest <= ranges[:, 1])
+
+
+def _inside_mask(locations: Tensor, masks: Tensor) -> Tensor:
+    """Mask value at each location, False outside the mask's frame: bool `[G, K]`."""
+    height, width = masks.shape[-2:]
+    x, y = locations.long().unbind(1)
+    inside = (y < height) & (x < width)
+    values = masks.new_zeros(len(masks), len(locations), dtype=torch.bool)
+    values[:, inside] = masks[:, y[inside], x[inside]].bool()
+    return values
