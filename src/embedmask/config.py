@@ -37,8 +37,8 @@ class ModelConfig:
     # Image -> network
     backbone: str = "resnet50"
     """Any timm model that gives features at strides 4 to 32."""
-    backbone_norm: Literal["frozen", "batch", "group"] = "frozen"
-    """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`, `group`: trained (random weights)."""
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`: trained (random weights)."""
     backbone_norm_eps: float = 1e-5
     frozen_stages: int = 2
     """Stages kept fixed in training, counted from the stem (2: the stem and the first stage, as in section 4.1)."""
@@ -100,6 +100,8 @@ class ModelConfig:
     """lambda_2; 0: no smooth loss."""
     box_expansion: float | None = 1.2
     """Table 2 (d): the mask loss sees the ground-truth box with each side this much longer; None: the whole image."""
+    min_prob: float = 0.0
+    """phi is clamped from below at this in the mask loss; no gradient passes beyond it (2021: 1e-9)."""
     mask_normalizer: Literal["all", "matched"] = "all"
     """K of eq. 4: all ground truths of an image, or those that have a positive location."""
 
@@ -155,6 +157,12 @@ class ModelConfig:
         return {"predicted": None, "constant": self.prior_margin, "hinge": HINGE_MARGIN}[self.margin]
 
     @property
+    def fixed_margin_precision(self) -> float | None:
+        """S = ln 2 / distance^2 of `fixed_margin_distance`; None where the margin is predicted."""
+        distance = self.fixed_margin_distance
+        return None if distance is None else math.log(2) / distance**2
+
+    @property
     def margin_dims(self) -> int:
         """Values of the margin a proposal."""
         return self.embed_dim if self.margin == "predicted" and self.margin_source == "tower" else 1
@@ -179,6 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "embed_samples": "best",
         "smooth_weight": 0.0,
         "box_expansion": None,
+        "min_prob": 1e-9,
         "mask_normalizer": "matched",
         "mask_threshold": 0.53,
         "mask_interpolation": "log_prob",

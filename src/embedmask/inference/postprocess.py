@@ -1,0 +1,65 @@
+"""Predictions of a batch -> finished instances in each picture's own frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+
+from embedmask.config import ModelConfig
+from embedmask.inference.masks import decode_masks
+from embedmask.inference.proposals import decode_proposals
+from embedmask.structures import Instances, Predictions, Size
+
+
+class Postprocessor:
+    """Section 3.6: decode, class-wise NMS, masks inside boxes, restored to the original size, thresholded last."""
+
+    def __init__(self, cfg: ModelConfig, max_detections: int | None = None) -> None:
+        self.cfg = cfg
+        self.max_detections = cfg.max_detections if max_detections is None else max_detections
+
+    @classmethod
+    def from_config(cls, cfg: ModelConfig, max_detections: int | None = None) -> Self:
+        """The post-processing of a model's configuration; `max_detections` overrides the configuration's."""
+        return cls(cfg, max_detections)
+
+    @torch.no_grad()
+    def __call__(
+        self, predictions: Predictions, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Instances]:
+        """Instances of each image.
+
+        Args:
+            predictions: of N images.
+            image_sizes: `(height, width)` of each inside the padded frame.
+            original_sizes: `(height, width)` of each picture; results are in this frame.
+        """
+        sizes = zip(image_sizes, original_sizes, strict=True)
+        return [self._one(predictions, index, *pair) for index, pair in enumerate(sizes)]
+
+    def _one(self, predictions: Predictions, index: int, image_size: Size, original_size: Size) -> Instances:
+        cfg = self.cfg
+        proposals = decode_proposals(
+            predictions,
+            index,
+            image_size,
+            score_threshold=cfg.score_threshold,
+            pre_nms=cfg.pre_nms,
+            nms_threshold=cfg.nms_threshold,
+            max_detections=self.max_detections,
+            box_offset=cfg.box_offset,
+        )
+        masks = decode_masks(
+            predictions.pixel_embed[index],
+            proposals,
+            stride=predictions.strides[0],
+            image_size=image_size,
+            original_size=original_size,
+            threshold=cfg.mask_threshold,
+            interpolation=cfg.mask_interpolation,
+        )
+        scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
+        boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        return Instances(boxes, proposals.scores, proposals.labels, masks, proposals.embed, proposals.margin)

@@ -1,0 +1,108 @@
+"""From predictions to surviving proposals: candidates, boxes, class-wise NMS (section 3.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from embedmask.locations import level_locations, ltrb_to_xyxy
+from embedmask.structures import Predictions, Size
+
+
+@dataclass
+class Proposals:
+    """R proposals of one image, by descending score, in the network's frame.
+
+    Attributes:
+        boxes: float32 `[R, 4]` xyxy px.
+        scores: float32 `[R]`.
+        labels: int64 `[R]`.
+        embed: q, float32 `[R, D]`.
+        margin: s, float32 `[R, 1 or D]`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    embed: Tensor
+    margin: Tensor
+
+    def __getitem__(self, index: Tensor) -> Proposals:
+        return Proposals(
+            self.boxes[index], self.scores[index], self.labels[index], self.embed[index], self.margin[index]
+        )
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def decode_proposals(
+    predictions: Predictions,
+    index: int,
+    image_size: Size,
+    *,
+    score_threshold: float = 0.05,
+    pre_nms: int = 1000,
+    nms_threshold: float = 0.6,
+    max_detections: int = 100,
+    box_offset: float = 0.0,
+) -> Proposals:
+    """Proposals of image `index` after NMS.
+
+    A (location, class) pair is a candidate when its class score is above the threshold; its final score is class
+    score times centerness. Boxes are clipped to the image and those without area dropped.
+
+    Args:
+        image_size: `(height, width)` of the image inside the padded frame.
+        pre_nms: candidates kept a level.
+        box_offset: added to box sides in the IoU of the NMS; 1 means that boxes end on their last pixel, so
+            the image ends there, too.
+    """
+    levels = [
+        _level_candidates(predictions, level, index, score_threshold, pre_nms)
+        for level in range(len(predictions.strides))
+    ]
+    boxes = torch.cat([part.boxes for part in levels])
+    height, width = image_size
+    limits = boxes.new_tensor([width, height, width, height]) - box_offset
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    found = Proposals(
+        boxes,
+        torch.cat([part.scores for part in levels]),
+        torch.cat([part.labels for part in levels]),
+        torch.cat([part.embed for part in levels]),
+        torch.cat([part.margin for part in levels]),
+    )
+    found = found[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    ends = found.boxes.new_tensor([0, 0, box_offset, box_offset])
+    kept = batched_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)
+    return found[kept[:max_detections]]
+
+
+def _level_candidates(
+    predictions: Predictions, level: int, index: int, score_threshold: float, pre_nms: int
+) -> Proposals:
+    """The best candidates of one level, boxes not yet clipped."""
+    probs = predictions.class_logits[level][index].flatten(1).sigmoid()  # [C, K]
+    labels, location = (probs > score_threshold).nonzero(as_tuple=True)
+    centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
+    scores = probs[labels, location] * centerness[location]
+    if len(scores) > pre_nms:
+        scores, best = scores.topk(pre_nms)
+        labels, location = labels[best], location[best]
+    size = predictions.class_logits[level].shape[-2:]
+    xy = level_locations((size[0], size[1]), predictions.strides[level], scores.device)[location]
+
+    def at_location(maps: list[Tensor]) -> Tensor:
+        return maps[level][index].flatten(1)[:, location].T.float()
+
+    return Proposals(
+        boxes=ltrb_to_xyxy(xy, at_location(predictions.box_ltrb)),
+        scores=scores,
+        labels=labels,
+        embed=at_location(predictions.proposal_embed),
+        margin=at_location(predictions.proposal_margin),
+    )

@@ -1,0 +1,131 @@
+"""The authors' files: their names to ours, and the configuration that belongs to them.
+
+Two published repositories' versions are told apart by their keys: arXiv v1 (`paper`) predicts a margin from the box,
+the 2021 version (`ijcai21`) predicts spatial and other embedding dims apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedmask.config import PRESETS, ModelConfig
+from embedmask.errors import BadInput
+from embedmask.model.embedmask import EmbedMask
+
+CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
+"""Mean of the authors' backbones, which see BGR pixels 0..255, not scaled."""
+
+PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"backbone\.body\.stem\.(conv1|bn1)\.(.+)", r"backbone.body.\1.\2"),
+    (r"backbone\.body\.(layer\d\.\d+\..+)", r"backbone.body.\1"),
+    (r"rpn\.head\.cls_tower\.(.+)", r"head.class_tower.\1"),
+    (r"rpn\.head\.bbox_tower\.(.+)", r"head.box_tower.\1"),
+    (r"rpn\.head\.mask_tower\.(.+)", r"head.pixel_branch.tower.\1"),
+    (r"rpn\.head\.cls_logits\.(.+)", r"head.class_logits.\1"),
+    (r"rpn\.head\.bbox_pred\.(.+)", r"head.box.\1"),
+    (r"rpn\.head\.centerness\.(.+)", r"head.centerness.\1"),
+    (r"rpn\.head\.scales\.(\d)\.scale", r"head.box_scales.\1.scale"),
+    (r"rpn\.head\.proposal_embed_pred\.(.+)", r"head.proposal_embed.\1"),
+    (r"rpn\.head\.pixel_embed_pred\.(.+)", r"head.pixel_branch.embed.\1"),
+    (r"rpn\.head\.proposal_margin_pred\.(.+)", r"head.margin.conv.\1"),
+    (r"rpn\.head\.margin_scales\.(\d)\.scale", r"head.margin.level_scales.\1.scale"),
+    (r"rpn\.head\.position_scale\.scale", r"head.position_scale.scale"),
+)
+JOINED = (
+    ("rpn.head.proposal_{}_embed_pred", "head.proposal_embed"),
+    ("rpn.head.pixel_{}_embed_pred", "head.pixel_branch.embed"),
+)
+"""The 2021 version splits these convolutions into `spatial` (2 dims, first) and `other`; here each is one."""
+
+
+def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The authors' state dict -> configuration and state dict of `EmbedMask`.
+
+    Every tensor of the file finds its place and every parameter its tensor. The backbone is set up as theirs:
+    stride in the 1x1 convolutions, BGR pixels minus the Caffe mean, frozen BatchNorm without epsilon.
+
+    Args:
+        state_dict: names as the authors' code saves them, with or without a `module.` prefix.
+
+    Raises:
+        BadInput: not one of the authors' files; the first name that does not fit is told.
+    """
+    official = _strip_module(state_dict)
+    config = _config_of(official)
+    converted: dict[str, Tensor] = {}
+    rest = dict(official)
+    for source, target in JOINED:
+        for kind in ("weight", "bias"):
+            parts = [f"{source.format(part)}.{kind}" for part in ("spatial", "other")]
+            if all(part in rest for part in parts):
+                converted[f"{target}.{kind}"] = torch.cat([rest.pop(part) for part in parts])
+    for name, value in rest.items():
+        converted[_our_name(name)] = value
+    _check_complete(config, converted)
+    return config, converted
+
+
+def _strip_module(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if state_dict and all(name.startswith("module.") for name in state_dict):
+        return {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return dict(state_dict)
+
+
+def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
+    """Version, size and depth, read off the names and shapes."""
+    try:
+        margin = official["rpn.head.proposal_margin_pred.weight"]
+        num_classes = len(official["rpn.head.cls_logits.bias"])
+    except KeyError as error:
+        raise BadInput(f"not a file of the authors' EmbedMask: no tensor {error.args[0]!r}") from None
+    if "rpn.head.position_scale.scale" in official:
+        preset, embed_dim = "ijcai21", len(margin)
+    else:
+        preset, embed_dim = "paper", len(official["rpn.head.pixel_embed_pred.bias"])
+    blocks = {name.split(".")[3] for name in official if name.startswith("backbone.body.layer3.")}
+    depths = {6: "resnet50", 23: "resnet101"}
+    if len(blocks) not in depths:
+        raise BadInput(f"stage 3 of the backbone has {len(blocks)} blocks; ResNet-50 has 6, ResNet-101 23")
+    overrides: dict[str, Any] = {
+        "num_classes": num_classes,
+        "embed_dim": embed_dim,
+        "backbone": depths[len(blocks)],
+        "backbone_norm_eps": 0.0,
+        "stride_in_1x1": True,
+        "channel_order": "bgr",
+        "image_mean": CAFFE_MEAN_BGR,
+        "image_std": (1.0, 1.0, 1.0),
+    }
+    return ModelConfig.preset(preset, **{**PRESETS[preset], **overrides})
+
+
+def _our_name(name: str) -> str:
+    fpn = re.fullmatch(r"backbone\.fpn\.fpn_(inner|layer)(\d)\.(weight|bias)", name)
+    if fpn:
+        block = {"inner": "inner_blocks", "layer": "layer_blocks"}[fpn[1]]
+        return f"neck.fpn.{block}.{int(fpn[2]) - 2}.0.{fpn[3]}"
+    top = re.fullmatch(r"backbone\.fpn\.top_blocks\.p(\d)\.(weight|bias)", name)
+    if top:
+        return f"neck.fpn.extra_blocks.convs.{int(top[1]) - 6}.{top[2]}"
+    for pattern, replacement in PATTERNS:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, replacement, name)
+    raise BadInput(f"tensor {name!r} of the file has no place in EmbedMask; is it another model's?")
+
+
+def _check_complete(config: ModelConfig, converted: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in EmbedMask(config).state_dict().items()}
+    for name, shape in expected.items():
+        if name not in converted:
+            raise BadInput(f"the file has no tensor for {name!r}; is it complete?")
+        if converted[name].shape != shape:
+            raise BadInput(f"{name!r} has shape {tuple(converted[name].shape)}, expected {tuple(shape)}")
+    extra = sorted(set(converted) - set(expected))
+    if extra:
+        raise BadInput(f"the file's {extra[0]!r} has no place in the model it describes")
