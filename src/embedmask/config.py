@@ -50,8 +50,8 @@ class ModelConfig:
     """In the order of `channel_order`, for pixels 0..255."""
     image_std: tuple[float, float, float] = IMAGENET_STD
     channel_order: Literal["rgb", "bgr"] = "rgb"
-    image_short_side: int = 800
-    """Pictures are resized so that the short side has this many px ..."""
+    image_short_side: int | None = 800
+    """Pictures are resized so that the short side has this many px (null: they keep their size) ..."""
     image_long_side: int = 1333
     """... unless the long side would pass this many. EmbedMask-600 of Table 1 is `image_short_side=600`."""
 
@@ -118,7 +118,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("num_classes", "channels", "embed_dim", "norm_groups", "pre_nms", "max_detections",
-                     "image_short_side", "image_long_side"):  # fmt: skip
+                     "image_long_side"):  # fmt: skip
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("score_threshold", "nms_threshold", "mask_threshold", "sample_iou"):
             _require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
@@ -161,11 +161,6 @@ class ModelConfig:
         """S = ln 2 / distance^2 of `fixed_margin_distance`; None where the margin is predicted."""
         distance = self.fixed_margin_distance
         return None if distance is None else math.log(2) / distance**2
-
-    @property
-    def margin_dims(self) -> int:
-        """Values of the margin a proposal."""
-        return self.embed_dim if self.margin == "predicted" and self.margin_source == "tower" else 1
 
     @property
     def level_ranges(self) -> list[tuple[float, float]]:
@@ -294,7 +289,7 @@ class Recipe:
         """`{preset, model, data, train}`, each part optional."""
         unknown = set(values) - {"preset", "model", "data", "train"}
         if unknown:
-            key = sorted(unknown)[0]
+            key = min(unknown, key=str)
             known = ("preset", "model", "data", "train")
             raise BadInput(f"{where}: unknown key {key!r}{_nearest(key, known)}; use {', '.join(known)}")
         parts = {name: values.get(name) or {} for name in ("model", "data", "train")}
@@ -302,7 +297,7 @@ class Recipe:
             if not isinstance(part, Mapping):
                 raise BadInput(f"{where}: {name} must be a mapping of fields, got {part!r}")
         preset = values.get("preset", "paper")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise BadInput(f"{where}: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}")
         return cls(
             model=from_dict(ModelConfig, {**PRESETS[preset], **parts["model"]}, where=f"{where}: model"),

@@ -1,0 +1,12 @@
+"""supervision, without its advice to install OpenCV at every start: it does all we ask without."""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="OpenCV")
+    import supervision as sv
+    from supervision.detection.compact_mask import CompactMask
+
+__all__ = ["CompactMask", "sv"]

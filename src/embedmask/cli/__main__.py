@@ -1,0 +1,7 @@
+"""`python -m embedmask.cli`."""
+
+import sys
+
+from embedmask.cli.entry import main
+
+sys.exit(main())

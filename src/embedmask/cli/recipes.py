@@ -1,0 +1,76 @@
+"""Which recipe a run follows: a name or a file, and what the command line changes in it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from embedmask.config import Recipe, override
+from embedmask.errors import BadInput
+
+Changes = Mapping[str, Mapping[str, Any] | None]
+OPTIONS = {"model": "--model", "data": "--augment", "train": "--train"}
+
+
+def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = None) -> Recipe:
+    """The recipe of a run.
+
+    Args:
+        config: recipe name or file.
+        changes: section of the recipe (`model`, `data`, `train`) -> field -> value.
+        resumed: results folder of a run that goes on; its own recipe is taken where `config` is None.
+
+    Raises:
+        BadInput: no recipe of that name, an unknown field (the nearest is named) or an impossible value.
+    """
+    if config is None and resumed is None:
+        raise BadInput(f"--config is missing; give a YAML file or one of {', '.join(recipe_names())}")
+    path = find_recipe(config) if config is not None else run_recipe(resumed)
+    recipe = Recipe.from_yaml(path)
+    parts = {
+        section: override(getattr(recipe, section), lengths(section, fields or {}), where=OPTIONS[section])
+        for section, fields in changes.items()
+    }
+    return Recipe(**parts)
+
+
+def lengths(section: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`--train.epochs 3` alone replaces `max_steps`, and the other way round: a run has one length."""
+    pair = {"epochs": "max_steps", "max_steps": "epochs"}
+    given = [name for name in pair if section == "train" and fields.get(name) is not None]
+    return {pair[given[0]]: None, **fields} if len(given) == 1 else fields
+
+
+def run_recipe(folder: Path | None) -> Path:
+    """The recipe that a run wrote into its folder."""
+    path = Path(folder or "") / "recipe.yaml"
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file, so there is no run to resume; leave out --resume to start one")
+    return path
+
+
+def find_recipe(name: str) -> Path:
+    """A file, or the recipe of that name (`shapes`, `paper/r50_1x`) that comes with the package."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = recipes_folder() / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = recipe_names()
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise BadInput(f"--config {name}: no such file or recipe{hint}; recipes: {', '.join(names) or 'none'}")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = recipes_folder()
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie."""
+    return Path(str(resources.files("embedmask"))) / "configs"

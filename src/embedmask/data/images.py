@@ -1,0 +1,134 @@
+"""Pictures in: any file that Pillow reads becomes uint8 RGB, upright."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from embedmask.errors import BadInput
+from embedmask.structures import Size
+
+Box = tuple[float, float, float, float]
+Source = str | Path | bytes | Image.Image
+
+GREY_DEPTHS = (8, 10, 12, 14, 16)
+"""Bits a pixel that cameras deliver; files store all but the first in 16."""
+EXIF_ORIENTATION = 0x0112
+TURNED_ORIENTATIONS = (5, 6, 7, 8)
+# What Pillow raises on files that are cut, damaged, or no pictures at all.
+READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def read_image(source: Source, *, upright: bool = True, name: str | None = None) -> Tensor:
+    """Decode a picture.
+
+    Palettes, grey, CMYK and 1-bit pictures become RGB; of several frames the first is taken; an alpha
+    channel is dropped, so a transparent pixel shows the colour stored under it. Grey of more than 8 bits is
+    scaled by the smallest camera depth (8, 10, 12, 14 or 16 bits) that holds its maximum, so that 12-bit
+    microscopy stored in 16 bits is not black; fractional grey up to 1 is scaled by 1. Negative values
+    become 0.
+
+    Args:
+        source: path, the bytes of a file, or an open picture.
+        upright: turn the picture as its EXIF orientation says; False: as stored.
+        name: what messages call the picture; by default its path.
+
+    Returns:
+        uint8 `[3, H, W]`, RGB. The memory is interleaved (channels last).
+
+    Raises:
+        BadInput: no such file, not a picture, or a damaged one; names it.
+    """
+    name = name or _name(source)
+    try:
+        with _open(source) as picture:
+            picture.load()
+            turned = ImageOps.exif_transpose(picture) if upright else picture
+            pixels = _rgb(turned)
+    except FileNotFoundError:
+        raise BadInput(f"{name}: no such picture; check the path") from None
+    except READ_ERRORS as error:
+        raise BadInput(f"{name}: cannot be read as a picture ({_reason(error)}); replace the file") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def read_size(path: str | Path) -> Size:
+    """`(height, width)` of a picture file, upright, from its header: pixels are not decoded.
+
+    Raises:
+        BadInput: no such file, or not a picture; names it.
+    """
+    try:
+        with Image.open(path) as picture:
+            # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
+            turned = Image.Image.getexif(picture).get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
+            width, height = picture.size
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such picture; check the path") from None
+    except READ_ERRORS as error:
+        raise BadInput(f"{path}: cannot be read as a picture ({_reason(error)}); replace the file") from None
+    return (width, height) if turned else (height, width)
+
+
+def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
+    """Bilinear resize with antialiasing, Pillow's own, as the authors' (section 4.1).
+
+    Args:
+        image: uint8 `[3, H, W]`.
+        size: `(height, width)` of the result, px.
+        box: the part of `image` to show, continuous xyxy px inside it; the filter looks beyond its sides,
+            so the result is exactly that part of the whole picture resized. None: all of it.
+
+    Returns:
+        uint8 `[3, h, w]`; `image` itself when nothing changes.
+    """
+    height, width = image.shape[-2:]
+    if size == (height, width) and box in (None, (0, 0, width, height)):
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return str(getattr(source, "filename", "") or "the picture")
+
+
+def _open(source: Source) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source.copy()  # the caller's stays open and unturned
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no known format"
+    return " ".join(str(error).split()) or error.__class__.__name__
+
+
+def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    """`[H, W, 3]`, writable."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey = _to_8_bits(np.asarray(picture))
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
+
+
+def _to_8_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Linear map of deep grey onto 0..255."""
+    values = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0.0)
+    top = float(values.max(initial=0.0))
+    fractional = grey.dtype.kind == "f" and top <= 1
+    depths = [2.0**bits - 1 for bits in GREY_DEPTHS]
+    full = 1.0 if fractional else next((depth for depth in depths if top <= depth), top)
+    return np.rint(values * (255.0 / full)).astype(np.uint8)

@@ -1,0 +1,255 @@
+"""Batches: which items, in which order, with which random draws.
+
+The order and the draws of an epoch follow from the seed and the epoch's number alone. They do not depend on
+the number of workers or on what ran before, so a resumed run goes on as if it had not been stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from embedmask.data.coco import CocoInstances
+from embedmask.data.transforms import EvalTransform
+from embedmask.errors import BadInput
+from embedmask.structures import Size, Target
+
+Draw = tuple[int, int]
+"""Index of an item and the seed of its random draws."""
+TrainBatch = tuple[list[Tensor], list[Target]]
+EvalBatch = tuple[list[Tensor], list[int], list[Size]]
+
+
+def collate(items: Sequence[tuple[Tensor, Target]]) -> TrainBatch:
+    """Images and targets as two lists; normalising and padding happen on the device."""
+    return [image for image, _ in items], [target for _, target in items]
+
+
+def train_loader(
+    dataset: CocoInstances,
+    *,
+    batch_size: int,
+    workers: int,
+    seed: int,
+    group_by_aspect: bool = True,
+    repeat: int = 1,
+    drop_last: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[TrainBatch]:
+    """Shuffled batches of `(list of uint8 images, list of Target)`.
+
+    Call `loader.batch_sampler.sampler.set_epoch(epoch)` before each epoch.
+
+    Args:
+        dataset: items, with their sizes.
+        batch_size: images a step, all processes together.
+        workers: processes that load; 0: this one.
+        seed: of the order and of every item's draws.
+        group_by_aspect: a batch holds landscape pictures only, or none, so that little is padded.
+        repeat: times the dataset is walked in an epoch.
+        drop_last: leave out batches that are not full; otherwise every picture is seen.
+        rank: number of this process.
+        world_size: number of processes; each gets its own share of every batch.
+
+    Raises:
+        BadInput: `batch_size` cannot be shared evenly, or no batch would be left.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise BadInput(f"batch_size {batch_size} cannot be shared by {world_size} processes; use a multiple")
+    groups = [is_landscape(size) if group_by_aspect else True for size in dataset.sizes]
+    order = EpochOrder(len(dataset), seed=seed, repeat=repeat)
+    batches = GroupedBatches(order, groups, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
+    if not len(batches):
+        raise BadInput(
+            f"batch_size {batch_size} leaves no full batch of {len(order)} images; use a smaller one"
+        )
+    items: Any = _Drawn(dataset)  # torch types a loader by its items, we by the batches that it yields
+    return DataLoader(
+        items,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+
+
+def eval_loader(
+    dataset: CocoInstances,
+    transform: EvalTransform,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[EvalBatch]:
+    """Every picture once: `(uint8 images in the network's frame, image ids, original (height, width))`,
+    lists.
+
+    Ground truth is not painted: evaluators read the annotation file. Pictures of one aspect are batched
+    together.
+
+    Args:
+        dataset: items.
+        transform: brings a picture to the network's frame.
+        batch_size: images a batch of this process.
+        workers: processes that load; 0: this one.
+        rank: number of this process.
+        world_size: number of processes; each gets its own share of the pictures.
+    """
+    share = list(range(rank, len(dataset), world_size))
+    batches = group_batches(share, [is_landscape(size) for size in dataset.sizes], batch_size)
+    items: Any = _Pictures(dataset, transform)  # typed by its batches, as above
+    return DataLoader(
+        items,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_collate_pictures,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
+
+
+def is_landscape(size: Size) -> bool:
+    """Strictly wider than high, as the authors group."""
+    return size[1] > size[0]
+
+
+def group_batches(order: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Cut an order into batches that hold one group each.
+
+    Inside a group the order stays; batches are ordered by their first item. The last batch of each group
+    may be short.
+
+    Args:
+        order: item indices, each may come more than once.
+        groups: the group of each item of the dataset.
+        batch_size: items a batch.
+    """
+    places: dict[Hashable, list[int]] = defaultdict(list)
+    for place, index in enumerate(order):
+        places[groups[index]].append(place)
+    cut = [own[i : i + batch_size] for own in places.values() for i in range(0, len(own), batch_size)]
+    return [[order[place] for place in batch] for batch in sorted(cut)]
+
+
+class EpochOrder(Sampler[Draw]):
+    """A shuffled walk over a dataset, with the seed of each item's draws.
+
+    Args:
+        length: items of the dataset.
+        seed: of everything; the epoch is added.
+        repeat: walks an epoch, each in its own order.
+    """
+
+    def __init__(self, length: int, *, seed: int, repeat: int = 1) -> None:
+        self.length = length
+        self.seed = seed
+        self.repeat = repeat
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length * self.repeat
+
+    def __iter__(self) -> Iterator[Draw]:
+        # mixed, so that seed 0, epoch 1 and seed 1, epoch 0 are strangers
+        mixed = np.random.SeedSequence((self.seed % 2**64, self.epoch)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
+        walks = [torch.randperm(self.length, generator=generator) for _ in range(self.repeat)]
+        seeds = torch.randint(2**62, (len(self),), generator=generator)
+        return iter(zip(torch.cat(walks).tolist(), seeds.tolist(), strict=True))
+
+
+class GroupedBatches(Sampler[list[Draw]]):
+    """Batches of one group each, shared out to the processes.
+
+    Every process gets as many batches, each of the same number of items: where a batch does not divide, its
+    items come again.
+
+    Args:
+        sampler: the order of an epoch.
+        groups: the group of each item of the dataset.
+        batch_size: items a batch, all processes together.
+        drop_last: leave out short batches.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        sampler: EpochOrder,
+        groups: Sequence[Hashable],
+        batch_size: int,
+        *,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.sampler = sampler
+        self.groups = groups
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        counts: dict[Hashable, int] = defaultdict(int)
+        for group in self.groups:
+            counts[group] += self.sampler.repeat
+        short = 0 if self.drop_last else self.batch_size - 1
+        return sum((count + short) // self.batch_size for count in counts.values())
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = list(self.sampler)
+        groups = [self.groups[index] for index, _ in draws]
+        for batch in group_batches(range(len(draws)), groups, self.batch_size):
+            if len(batch) == self.batch_size or not self.drop_last:
+                share = -(-len(batch) // self.world_size)
+                own = itertools.islice(itertools.cycle(batch), self.rank * share, (self.rank + 1) * share)
+                yield [draws[place] for place in own]
+
+
+class _Drawn(Dataset[tuple[Tensor, Target]]):
+    """Items asked for by index and seed."""
+
+    def __init__(self, dataset: CocoInstances) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
+        index, seed = draw
+        return self.dataset.sample(index, torch.Generator().manual_seed(seed))
+
+
+class _Pictures(Dataset[tuple[Tensor, int, Size]]):
+    """Pictures in the network's frame, with id and original size."""
+
+    def __init__(self, dataset: CocoInstances, transform: EvalTransform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Size]:
+        image = self.transform.image(self.dataset.image(index))
+        return image, self.dataset.image_ids[index], self.dataset.sizes[index]
+
+
+def _collate_pictures(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
+    images, ids, sizes = zip(*items, strict=True)
+    return list(images), list(ids), list(sizes)

@@ -1,0 +1,1 @@
+"""How good the results are: COCO's AP over boxes, masks and boundaries."""

@@ -1,0 +1,74 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from embedmask.errors import BadInput
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path` (made if need be) to write to, of the same suffix.
+
+    On success the file is flushed to the disk and takes the name `path`; on any failure it is removed and
+    what stood under that name stays as it was.
+
+    Raises:
+        BadInput: the folder or the file cannot be written (permissions, a full disk, a folder of that name).
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # some writers make files that nobody else may read
+        _flush(temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        # an error that names another file is about that file: the caller read something
+        ours = (None, *map(str, (temporary, target, *target.parents)))
+        if error.filename not in ours:
+            raise
+        raise BadInput(
+            f"{target}: cannot be written ({error.strerror or error}); nothing was changed"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text by `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON by `atomic_write`; nan and infinities, which JSON has no word for, become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _flush(path: Path) -> None:
+    # Windows flushes only through a descriptor that may write
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value

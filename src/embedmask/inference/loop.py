@@ -1,0 +1,72 @@
+"""Walk a data set and give finished instances, picture by picture: what evaluation and training share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from embedmask.data.loader import EvalBatch
+from embedmask.inference.postprocess import Postprocessor
+from embedmask.model.embedmask import EmbedMask
+from embedmask.structures import Instances, Size
+
+MAX_WORKERS = 8
+
+
+def predict_batch(
+    model: EmbedMask,
+    postprocess: Postprocessor,
+    images: Sequence[Tensor],
+    original_sizes: Sequence[Size],
+    *,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> list[Instances]:
+    """Instances of each picture, in its original frame.
+
+    Autocast, where it is on, reaches the network alone: boxes and masks are decoded in float32.
+
+    Args:
+        images: uint8 `[3, h, w]` RGB, already in the network's frame; any device.
+        original_sizes: `(height, width)` of each picture's file.
+        memory_format: layout of the pictures; channels_last where the weights are.
+    """
+    batch = model.preprocess(images)
+    batch.tensors = batch.tensors.contiguous(memory_format=memory_format)
+    predictions = model(batch)
+    with torch.autocast(batch.tensors.device.type, enabled=False):
+        return postprocess(predictions, image_sizes=batch.sizes, original_sizes=original_sizes)
+
+
+def predict_dataset(
+    model: EmbedMask,
+    postprocess: Postprocessor,
+    batches: Iterable[EvalBatch],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[int, Instances]]:
+    """`(image_id, instances)` of every picture that `batches` gives; memory holds one batch at a time.
+
+    Args:
+        model: in evaluation mode, on its device; moved to channels_last where `dtype` is not float32.
+        batches: from `eval_loader`.
+        dtype: bfloat16 or float16 run the convolutions under autocast; what needs float32 stays float32.
+    """
+    device = next(model.parameters()).device
+    reduced = dtype != torch.float32
+    memory_format = torch.channels_last if reduced else torch.contiguous_format
+    model.to(memory_format=memory_format)
+    for images, image_ids, original_sizes in batches:
+        with torch.inference_mode(), torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
+            found = predict_batch(model, postprocess, images, original_sizes, memory_format=memory_format)
+        yield from zip(image_ids, found, strict=True)
+
+
+def choose_workers(wanted: int | None) -> int:
+    """Loading processes: as many as wanted; None: one fewer than the cores that we may use, at most 8."""
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores - 1, MAX_WORKERS)

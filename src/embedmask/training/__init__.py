@@ -1,0 +1,1 @@
+"""The engine: what Lightning runs, what it leaves behind, and the function that starts it."""

@@ -1,0 +1,213 @@
+"""Pictures for people: detections drawn, pictures side by side, curves of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from embedmask._supervision import sv
+from embedmask.files import atomic_write
+
+Pixels = npt.NDArray[np.uint8]
+Point = tuple[float, float]
+
+PALETTE = sv.ColorPalette.from_hex(
+    [
+        "#4dabf7",
+        "#ffa94d",
+        "#69db7c",
+        "#f783ac",
+        "#ffe066",
+        "#b197fc",
+        "#38d9a9",
+        "#ff8787",
+        "#a9e34b",
+        "#e599f7",
+    ]
+)
+"""Light, so that black text can be read on it; an object's colour is its place in the list, not its class."""
+MASK_OPACITY = 0.45
+MAX_LABELS = 40
+"""With more objects than this, boxes and text are left out: they would hide what they name."""
+FONT_SHARE = 0.035
+"""Height of the text, as a fraction of the picture's short side ..."""
+FONT_RANGE = (9, 28)
+"""... within these bounds, px."""
+GAP = 4
+"""Between the pictures of a sheet, px."""
+PAPER = 255
+
+
+def draw(image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
+    """Masks with thin outlines, boxes, and class and score where there is room for text.
+
+    Touching objects differ in colour, whatever their classes. Masks are painted one by one, from their crops
+    where they are a `CompactMask`.
+
+    Args:
+        image: uint8 RGB, tensor [3, H, W] or array [H, W, 3]; it is not changed.
+        detections: in the frame of `image`; without `confidence` no score is written.
+        class_names: name of each class id.
+
+    Returns:
+        uint8 RGB [H, W, 3].
+    """
+    pixels = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
+    # supervision takes channels as blue, green, red
+    scene: Pixels = np.array(pixels[..., ::-1], dtype=np.uint8, order="C")
+    if len(detections):
+        scene = _annotate(scene, _inside(detections, scene.shape[:2]), class_names)
+    return np.ascontiguousarray(scene[..., ::-1])
+
+
+def _annotate(scene: Pixels, detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
+    thickness = max(1, round(min(scene.shape[:2]) / 600))
+    by_index = sv.ColorLookup.INDEX
+    scene = sv.MaskAnnotator(PALETTE, MASK_OPACITY, by_index).annotate(scene, detections)
+    scene = sv.PolygonAnnotator(PALETTE, thickness, by_index).annotate(scene, detections)
+    if len(detections) > MAX_LABELS:
+        return scene
+    scene = sv.BoxAnnotator(PALETTE, thickness, by_index).annotate(scene, detections)
+    return _write_labels(scene, detections, class_names)
+
+
+def _write_labels(scene: Pixels, detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
+    """Class and score at each box that is larger than its own text is high."""
+    font_size = int(np.clip(FONT_SHARE * min(scene.shape[:2]), *FONT_RANGE))
+    sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
+    index = np.flatnonzero((sides.max(1) >= 2 * font_size) & (sides.min(1) >= font_size))
+    if not len(index):
+        return scene
+    writer = sv.RichLabelAnnotator(
+        PALETTE,
+        text_color=sv.Color.BLACK,
+        font_size=font_size,
+        text_padding=max(1, font_size // 6),
+        smart_position=True,
+    )
+    shown = cast(sv.Detections, detections[index])
+    written: Pixels = writer.annotate(scene, shown, _labels(shown, class_names), custom_color_lookup=index)
+    return written
+
+
+def _labels(detections: sv.Detections, class_names: Sequence[str]) -> list[str]:
+    ids = [] if detections.class_id is None else detections.class_id.tolist()
+    names = [class_names[label] for label in ids] or [""] * len(detections)
+    if detections.confidence is None:
+        return names
+    pairs = zip(names, detections.confidence, strict=True)
+    return [f"{name} {score:.2f}".lstrip() for name, score in pairs]
+
+
+def _inside(detections: sv.Detections, size: tuple[int, ...]) -> sv.Detections:
+    """Boxes end on their last pixel instead of one beyond it, so that they are seen at the picture's edge."""
+    height, width = size
+    ends = np.array([width - 1, height - 1, width - 1, height - 1], np.float32)
+    first, last = np.floor(detections.xyxy[:, :2]), np.ceil(detections.xyxy[:, 2:]) - 1
+    corners = np.concatenate([first, np.maximum(first, last)], 1)
+    return replace(detections, xyxy=np.clip(corners, 0, ends).astype(np.float32))
+
+
+def side_by_side(left: Pixels, right: Pixels, titles: tuple[str, str] | None = None) -> Pixels:
+    """Two pictures uint8 [H, W, 3] beside each other, each under its title."""
+    pictures = [left, right]
+    if titles is not None:
+        pictures = [_entitle(picture, title) for picture, title in zip(pictures, titles, strict=True)]
+    return contact_sheet(pictures, columns=2)
+
+
+def contact_sheet(pictures: Sequence[Pixels], columns: int) -> Pixels:
+    """Pictures uint8 [h, w, 3] of any sizes, row by row in `columns` on white paper, uint8 [H, W, 3].
+
+    Columns are as wide and rows as high as their largest picture; nothing is scaled.
+    """
+    if not pictures:
+        return np.full((1, 1, 3), PAPER, np.uint8)
+    columns = max(1, min(columns, len(pictures)))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.shape[0] for picture in row) for row in rows]
+    widths = [
+        max(picture.shape[1] for picture in pictures[c::columns]) for c in range(min(columns, len(pictures)))
+    ]
+    total = (sum(heights) + GAP * max(0, len(heights) - 1), sum(widths) + GAP * max(0, len(widths) - 1))
+    sheet = np.full((max(1, total[0]), max(1, total[1]), 3), PAPER, np.uint8)
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        top, left = sum(heights[:row]) + GAP * row, sum(widths[:column]) + GAP * column
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def _entitle(picture: Pixels, title: str) -> Pixels:
+    """The picture under a line of black text; text that is too wide is made smaller."""
+    size = int(np.clip(FONT_SHARE * min(picture.shape[:2]), 12, FONT_RANGE[1]))
+    font = ImageFont.load_default(size)
+    wide = font.getlength(title)
+    if wide > picture.shape[1] - 4:
+        font = ImageFont.load_default(max(4, size * (picture.shape[1] - 4) / wide))
+    line = Image.new("RGB", (picture.shape[1], round(1.6 * size)), (PAPER,) * 3)
+    ImageDraw.Draw(line).text((2, line.height // 2), title, fill=(0, 0, 0), font=font, anchor="lm")
+    return np.concatenate([np.asarray(line), picture])
+
+
+def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Losses, and AP where it was measured, over the steps of a training, as a picture; needs extra `train`.
+
+    Args:
+        history: rows of metrics.csv: `step` (or `epoch`), `loss/...`, and `segm/AP...`, `bbox/AP...` where
+            they were measured. Values that are absent, empty or not finite leave no point.
+        path: picture to write, whole or not at all; the suffix says the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axis = "step" if any("step" in row for row in history) else "epoch"
+    groups = {"loss": _curves(history, axis, "loss/"), "AP": _curves(history, axis, "segm/AP", "bbox/AP")}
+    shown = {name: curves for name, curves in groups.items() if curves or name == "loss"}
+    figure = Figure(figsize=(6.5 * len(shown), 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, (name, curves) in zip(
+        figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
+    ):
+        _plot(panel, name, axis, curves)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _curves(
+    history: Sequence[Mapping[str, Any]], axis: str, *prefixes: str
+) -> dict[str, list[tuple[float, float]]]:
+    """Name -> points (x, y), for the columns that start with one of `prefixes`."""
+    names = dict.fromkeys(name for row in history for name in row if name.startswith(prefixes))
+    curves = {name: [_point(row, axis, name) for row in history] for name in names}
+    finite = {name: [point for point in points if point is not None] for name, points in curves.items()}
+    return {name: points for name, points in finite.items() if points}
+
+
+def _point(row: Mapping[str, Any], axis: str, name: str) -> Point | None:
+    try:
+        x, y = float(row[axis]), float(row[name])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (x, y) if math.isfinite(x) and math.isfinite(y) else None
+
+
+def _plot(panel: Any, name: str, axis: str, curves: Mapping[str, list[Point]]) -> None:
+    for label, points in curves.items():
+        x, y = zip(*points, strict=True)
+        is_main = label in ("loss/total", "segm/AP")
+        style = {"linewidth": 2.4 if is_main else 1.3, "marker": "." if len(x) < 60 else None}
+        panel.plot(x, y, label=label.removeprefix("loss/"), **style)
+    panel.set(title=name, xlabel=axis)
+    panel.grid(alpha=0.3)
+    panel.set_ylim(bottom=0)
+    if curves:
+        panel.legend(fontsize=8, ncols=1 + (len(curves) > 8))

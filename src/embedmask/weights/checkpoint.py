@@ -1,0 +1,221 @@
+"""Checkpoints: one safetensors file that holds the weights, the `ModelConfig` and the class names.
+
+Nothing else is needed to predict. Files of torch, which could carry code, are read by `read_torch_file`
+alone, and only their tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from embedmask.config import ModelConfig, from_dict, to_dict
+from embedmask.errors import BadInput
+from embedmask.files import atomic_write
+from embedmask.model.embedmask import EmbedMask
+
+FORMAT = "embedmask"
+VERSION = 1
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        config: the network and its post-processing.
+        model: the network with its weights, on the CPU, in eval mode.
+        class_names: name of each label, `config.num_classes` of them.
+    """
+
+    config: ModelConfig
+    model: EmbedMask
+    class_names: list[str]
+
+
+def save(model: EmbedMask, path: str | Path, *, class_names: Sequence[str]) -> None:
+    """Write the weights, the config and the class names to one safetensors file, whole or not at all.
+
+    Args:
+        class_names: name of each label, `model.config.num_classes` of them.
+
+    Raises:
+        BadInput: the number of names does not fit, or the file cannot be written.
+    """
+    names, count = list(class_names), model.config.num_classes
+    if isinstance(class_names, str) or len(names) != count:
+        raise BadInput(
+            f"{path}: {len(names)} class names for a model of {count} classes; give one name a class"
+        )
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "config": json.dumps(to_dict(model.config)),
+        "class_names": json.dumps(names),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise BadInput(f"{path}: cannot be written ({error}); nothing was changed") from error
+
+
+def load(path: str | Path) -> EmbedMask:
+    """The network of a checkpoint, on the CPU, in eval mode; errors as `load_checkpoint`."""
+    return load_checkpoint(path).model
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Rebuild the network that `save` wrote.
+
+    Raises:
+        BadInput: no such file; cut short or damaged; not an EmbedMask checkpoint; written by a newer version;
+            or its tensors are not those of its config (the first that differs is named).
+    """
+    path = Path(path)
+    _require_safetensors(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            config, class_names = _parse_metadata(file.metadata() or {}, path)
+            model = EmbedMask(config)
+            state = model.state_dict()
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            _check_tensors({name: tuple(value.shape) for name, value in state.items()}, held, path)
+            model.load_state_dict({name: file.get_tensor(name) for name in held})
+    except SafetensorError as error:
+        raise BadInput(f"{path}: cut short or damaged ({error}); copy or download it again") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
+    return Checkpoint(config=config, model=model.eval(), class_names=class_names)
+
+
+def read_torch_file(path: str | Path) -> dict[str, Tensor]:
+    """Name -> tensor (CPU) of a torch file: a bare state dict, or one under "model" as the authors have it.
+
+    A `module.` prefix that all names share (saved from a data-parallel wrapper) is taken off. Only tensors
+    and plain values are unpickled: a file that asks for anything else is refused before any of it runs.
+
+    Raises:
+        BadInput: no such file; cut short or damaged; wants to execute code; or holds no state dict.
+    """
+    path = Path(path)
+    _require_file(path)
+    values = _load_plain(path)
+    if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
+        values = values["model"]
+    if (
+        not isinstance(values, Mapping)
+        or not values
+        or not all(isinstance(v, Tensor) for v in values.values())
+    ):
+        raise BadInput(f'{path}: holds no state dict; expected tensors by name, alone or under "model"')
+    return _strip_prefix({str(name): value for name, value in values.items()}, "module.")
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise BadInput(f"{path}: a folder; give the weights file in it")
+    if not path.is_file():
+        raise BadInput(f"{path}: no such weights file")
+
+
+def _require_safetensors(path: Path) -> None:
+    _require_file(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
+    # a torch file is a zip archive, or of old a pickle; safetensors has "{" after its 8 bytes of length
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
+        raise BadInput(
+            f"{path}: a torch file, not an EmbedMask checkpoint; "
+            f"convert it: embedmask convert {path.name} --out {path.stem}.safetensors"
+        )
+
+
+def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[ModelConfig, list[str]]:
+    if metadata.get("format") != FORMAT:
+        raise BadInput(
+            f"{path}: safetensors, but not an EmbedMask checkpoint; give a file written by embedmask.save"
+        )
+    try:
+        version, values = int(metadata["version"]), json.loads(metadata["config"])
+        class_names = [str(name) for name in json.loads(metadata["class_names"])]
+        values = dict(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path}: its header is damaged ({error!r}); copy or download it again") from None
+    if version > VERSION:
+        raise BadInput(
+            f"{path}: checkpoint format {version}, this version reads up to {VERSION}; upgrade embedmask"
+        )
+    try:
+        config = from_dict(ModelConfig, values, where=f"{path}: config")
+    except BadInput as error:
+        raise BadInput(f"{error}; if a newer version wrote it, upgrade embedmask") from None
+    if len(class_names) != config.num_classes:
+        raise BadInput(
+            f"{path}: {len(class_names)} class names for {config.num_classes} classes; save it again"
+        )
+    return config, class_names
+
+
+def _check_tensors(expected: Shapes, held: Shapes, path: Path) -> None:
+    """The names and shapes of the file must be those of the network; the first that is not is named."""
+    mend = "the file and its config are of different models, save or convert it again"
+    for name, shape in expected.items():
+        if name not in held:
+            raise BadInput(f"{path}: tensor {name!r} is missing; {mend}")
+        if held[name] != shape:
+            raise BadInput(f"{path}: tensor {name!r} is {list(held[name])}, expected {list(shape)}; {mend}")
+    for name in held:
+        if name not in expected:
+            raise BadInput(f"{path}: tensor {name!r} has no place in the model; {mend}")
+
+
+def _load_plain(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # torch warns of old pickle protocols; what it cannot read it raises
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # an unpickler may meet anything in a file that ends early
+        asked = _asked_for(error)
+        if asked is None:
+            raise BadInput(
+                f"{path}: cut short, damaged or not a torch file; copy or download it again"
+            ) from None
+        raise BadInput(
+            f"{path}: refused, it asks for {asked}, which could run code; give a file that holds tensors only"
+        ) from None
+
+
+def _asked_for(error: Exception) -> str | None:
+    """What a file asked for beyond tensors and plain values; None where it is only unreadable."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return None
+    named = re.search(r"unsupported global:? (?:global )?([\w.]+)", str(error), re.IGNORECASE)
+    if named:
+        return named[1].rstrip(".")
+    foreign = re.search(r"unsupported (operand|class)|unrecognized|can only", str(error), re.IGNORECASE)
+    return "objects other than tensors" if foreign else None
+
+
+def _strip_prefix(values: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    if not all(name.startswith(prefix) for name in values):
+        return values
+    return {name.removeprefix(prefix): value for name, value in values.items()}

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from embedmask.config import DataConfig
+from embedmask.data.coco import CocoInstances
+from embedmask.data.loader import EpochOrder, GroupedBatches, eval_loader, group_batches, train_loader
+from embedmask.data.transforms import EvalTransform, TrainTransform
+from embedmask.errors import BadInput
+
+from .conftest import MakeFolder, annotation, polygon
+
+# The authors' grouped sampler, number for number.
+GROUP_IDS = [0, 1, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0]
+ORDER = [19, 0, 13, 18, 7, 22, 6, 14, 1, 17, 15, 2, 5, 9, 16, 21, 12, 3, 10, 8]
+BATCHES = [[19, 0, 18, 7], [13, 6, 1, 15], [22, 14, 17, 2], [5, 9, 16, 21], [12, 3], [10, 8]]
+
+
+def make_dataset(make_folder: MakeFolder, count: int = 11, **config: Any) -> CocoInstances:
+    """Every third picture is landscape; picture i has i % 3 objects."""
+    sizes = {i: (40, 60) if i % 3 == 0 else (50, 44) for i in range(1, count + 1)}
+    objects = [
+        annotation(10 * i + k, i, segmentation=[polygon(5 + 9 * k, 8, 7, 20)], bbox=[5 + 9 * k, 8, 7, 20])
+        for i in sizes
+        for k in range(i % 3)
+    ]
+    pixels = {
+        i: np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8) for i, size in sizes.items()
+    }
+    transform = TrainTransform(DataConfig(short_sides=(), crop_size=32, rotate90=True, **config))
+    return CocoInstances.open(make_folder(objects, sizes, pixels), "train", transform)
+
+
+def signature(loader: Any, epoch: int) -> list[tuple[list[int | None], int]]:
+    """Ids and a checksum of the pixels of each batch."""
+    loader.batch_sampler.sampler.set_epoch(epoch)
+    return [
+        (
+            [t.image_id for t in targets],
+            sum(int((i.long() * torch.arange(i.numel()).view_as(i)).sum()) for i in images),
+        )
+        for images, targets in loader
+    ]
+
+
+def test_grouping_is_the_authors() -> None:
+    assert group_batches(ORDER, GROUP_IDS, 4) == BATCHES
+
+
+def test_batches_are_lists_of_images_and_targets(make_folder: MakeFolder) -> None:
+    loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 3  # 8 that are not landscape, 3 that are
+    for images, targets in batches:
+        assert len(images) == len(targets) <= 4
+        for image, target in zip(images, targets, strict=True):
+            assert image.dtype == torch.uint8
+            assert target.masks.shape[-2:] == image.shape[-2:]
+
+
+def test_every_picture_is_seen_once_and_batches_are_of_one_aspect(make_folder: MakeFolder) -> None:
+    loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0)
+    ids = [batch for batch, _ in signature(loader, 0)]
+    assert sorted(i for batch in ids for i in batch if i) == list(range(1, 12))
+    assert all(len({i % 3 == 0 for i in batch if i}) == 1 for batch in ids)
+    mixed = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0, group_by_aspect=False)
+    assert [len(batch) for batch, _ in signature(mixed, 0)] == [4, 4, 3]
+
+
+def test_order_and_draws_follow_from_seed_and_epoch(make_folder: MakeFolder) -> None:
+    dataset = make_dataset(make_folder, color_jitter=0.3)
+    loader = train_loader(dataset, batch_size=4, workers=0, seed=1)
+    first = [signature(loader, epoch) for epoch in range(3)]
+    resumed = train_loader(dataset, batch_size=4, workers=0, seed=1)
+    assert signature(resumed, 2) == first[2]
+    assert first[0] != first[1] != first[2]
+    assert signature(train_loader(dataset, batch_size=4, workers=0, seed=2), 0) != first[0]
+
+
+def test_workers_do_not_change_the_samples(make_folder: MakeFolder) -> None:
+    dataset = make_dataset(make_folder, color_jitter=0.3)
+    alone = train_loader(dataset, batch_size=4, workers=0, seed=1)
+    helped = train_loader(dataset, batch_size=4, workers=2, seed=1)
+    assert [signature(helped, epoch) for epoch in (0, 1)] == [signature(alone, epoch) for epoch in (0, 1)]
+
+
+def test_repeat_walks_again_with_other_draws(make_folder: MakeFolder) -> None:
+    loader = train_loader(make_dataset(make_folder), batch_size=1, workers=0, seed=0, repeat=3)
+    seen = signature(loader, 0)
+    assert len(seen) == len(loader) == 33
+    ids = sorted(batch[0] for batch, _ in seen if batch[0])
+    assert ids == sorted([*range(1, 12)] * 3)
+    assert len(set(map(str, seen))) > 30
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_processes_share_every_batch(world_size: int, drop_last: bool, repeat: int) -> None:
+    groups = [index % 5 == 0 for index in range(23)]
+
+    def share(rank: int) -> list[list[tuple[int, int]]]:
+        order = EpochOrder(23, seed=4, repeat=repeat)
+        options: dict[str, Any] = {"drop_last": drop_last, "rank": rank, "world_size": world_size}
+        batches = GroupedBatches(order, groups, 6, **options)
+        drawn = list(batches)
+        assert len(drawn) == len(batches)
+        return drawn
+
+    shares = [share(rank) for rank in range(world_size)]
+    assert len({tuple(map(len, own)) for own in shares}) == 1  # as many steps, as many images a step
+    whole = [[draw for part in step for draw in part] for step in zip(*shares, strict=True)]
+    for batch in whole:
+        assert len({groups[index] for index, _ in batch}) == 1
+    draws = [draw for batch in whole for draw in batch]
+    if drop_last:
+        assert all(len(set(batch)) == 6 for batch in whole)
+    else:
+        assert set(draws) == set(EpochOrder(23, seed=4, repeat=repeat))
+        assert (
+            len(draws) - len(set(draws)) < 2 * world_size
+        )  # padding: less than one a process for each group
+
+
+def test_loaders_can_be_sent_to_another_process(make_folder: MakeFolder) -> None:
+    loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0)
+    pickle.loads(pickle.dumps((loader.dataset, loader.batch_sampler, loader.collate_fn)))
+
+
+def test_impossible_batches_are_refused(make_folder: MakeFolder) -> None:
+    dataset = make_dataset(make_folder)
+    with pytest.raises(BadInput, match="cannot be shared by 3 processes"):
+        train_loader(dataset, batch_size=4, workers=0, seed=0, world_size=3)
+    with pytest.raises(BadInput, match="leaves no full batch of 11 images"):
+        train_loader(dataset, batch_size=64, workers=0, seed=0, drop_last=True)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 20])
+def test_evaluation_sees_every_picture_once(make_folder: MakeFolder, world_size: int) -> None:
+    dataset = make_dataset(make_folder)
+    seen = []
+    for rank in range(world_size):
+        loader = eval_loader(
+            dataset, EvalTransform(80, 133), batch_size=4, workers=0, rank=rank, world_size=world_size
+        )
+        for images, image_ids, sizes in loader:
+            assert len(images) == len(image_ids) == len(sizes)
+            assert len({height < width for height, width in sizes}) == 1
+            seen += [
+                (i, size, tuple(image.shape)) for i, size, image in zip(image_ids, sizes, images, strict=True)
+            ]
+    expected = [
+        (i, (40, 60), (3, 80, 120)) if i % 3 == 0 else (i, (50, 44), (3, 90, 80)) for i in range(1, 12)
+    ]
+    assert sorted(seen) == expected

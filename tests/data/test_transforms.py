@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from embedmask.config import DataConfig
+from embedmask.data.annotations import Annotations
+from embedmask.data.coco import CocoInstances
+from embedmask.data.segmentation import parse_segmentation
+from embedmask.data.transforms import EvalTransform, TrainTransform, View, change_colors, resized_size
+from embedmask.structures import Target
+
+from .conftest import run_lengths
+
+# width, height, short side, long side -> height, width; the authors' code
+RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640 1333 640 853
+640 427 800 1333 800 1199 | 640 427 240 400 240 359 | 333 500 800 1333 1201 800
+1000 200 800 1333 267 1335 | 200 1000 640 1333 1335 267 | 800 800 800 1333 800 800
+1333 800 800 1333 800 1333 | 612 612 640 1333 640 640 | 640 361 800 1333 752 1333
+51 640 240 400 401 32 | 1024 31 240 400 12 396 | 502 1141 800 1333 1331 586
+70 588 240 400 403 48 | 924 927 800 1333 802 800 | 465 841 640 1333 1157 640
+1363 508 800 1333 497 1333 | 1148 234 240 400 82 402"""
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def scene(masks: np.ndarray) -> tuple[Tensor, Annotations]:
+    """A black picture with white objects `[G, H, W]`, stored as run lengths."""
+    size = (masks.shape[1], masks.shape[2])
+    objects = [parse_segmentation(run_lengths(mask), size) for mask in masks]
+    white = masks.any(0)[None].repeat(3, 0) * np.uint8(255)
+    return torch.from_numpy(white), Annotations(np.arange(len(masks)), objects, size, 11)
+
+
+def rectangles(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (60, 80)) -> np.ndarray:
+    masks = np.zeros((len(boxes), *size), dtype=bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = True
+    return masks
+
+
+def slow_boxes(masks: Tensor) -> list[list[int]]:
+    where = [mask.nonzero() for mask in masks]
+    return [[*w.min(0).values.flip(0).tolist(), *(w.max(0).values + 1).flip(0).tolist()] for w in where]
+
+
+@pytest.mark.parametrize("row", [tuple(map(int, r.split())) for r in RESIZED.replace("\n", "|").split("|")])
+def test_resized_size_is_the_authors(row: tuple[int, ...]) -> None:
+    width, height, short_side, long_side, new_height, new_width = row
+    assert resized_size((height, width), short_side, long_side) == (new_height, new_width)
+
+
+def test_resized_size_agrees_with_all_reference_rows(shared: Path) -> None:
+    with np.load(shared / "golden" / "visible" / "layers.npz") as layers:
+        rows = layers["resize.w_h_min_max_oh_ow"].tolist()
+    assert len(rows) > 50
+    for width, height, short_side, long_side, *expected in rows:
+        assert list(resized_size((height, width), short_side, long_side)) == expected
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1500), st.integers(1, 1500))
+def test_resized_size_always_has_pixels(height: int, width: int, short_side: int, extra: int) -> None:
+    new_height, new_width = resized_size((height, width), short_side, short_side + extra)
+    assert min(new_height, new_width) >= 1
+    assert (new_height <= new_width) == (height <= width) or new_height == new_width
+
+
+views = st.fixed_dictionaries(
+    {
+        "flip_horizontal": st.booleans(),
+        "flip_vertical": st.booleans(),
+        "turns": st.integers(0, 3),
+    }
+)
+
+
+@settings(deadline=None)
+@given(turned=views, seed=st.integers(0, 1000))
+def test_picture_masks_and_boxes_move_together(turned: dict[str, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = rng.random((3, 20, 31)) < 0.02
+    masks[np.arange(3), rng.integers(0, 20, 3), rng.integers(0, 31, 3)] = True
+    image, annotations = scene(masks)
+    left, top = int(rng.integers(0, 10)), int(rng.integers(0, 10))
+    window = (left, top, left + int(rng.integers(5, 20)), top + int(rng.integers(5, 10)))
+    view = View((20, 31), (20, 31), window, **turned)  # type: ignore[arg-type]
+    seen, target = view.image(image), view.target(annotations, min_box_side=1)
+    assert torch.equal(seen[0] > 0, target.masks.any(0))
+    assert target.masks.shape[-2:] == seen.shape[-2:]
+    assert target.boxes.tolist() == slow_boxes(target.masks)
+
+
+def test_orientation_follows_its_definition() -> None:
+    image, annotations = scene(rectangles((10, 20, 30, 25)))
+    for view, box in [
+        (View((60, 80), (60, 80), (0, 0, 80, 60)), [10, 20, 30, 25]),
+        (View((60, 80), (60, 80), (0, 0, 80, 60), flip_horizontal=True), [50, 20, 70, 25]),
+        (View((60, 80), (60, 80), (0, 0, 80, 60), flip_vertical=True), [10, 35, 30, 40]),
+        (View((60, 80), (60, 80), (0, 0, 80, 60), turns=1), [20, 50, 25, 70]),
+        (View((60, 80), (60, 80), (5, 10, 25, 50)), [5, 10, 20, 15]),
+        (View((60, 80), (120, 240), (0, 0, 240, 120)), [30, 40, 90, 50]),
+    ]:
+        assert view.target(annotations, 1).boxes.tolist() == [box]
+        x1, y1, x2, y2 = box
+        seen = view.image(image)
+        assert (seen[:, y1 + 1 : y2 - 1, x1 + 2 : x2 - 2] > 200).all()
+        assert abs(int((seen[0] > 127).sum()) - (x2 - x1) * (y2 - y1)) == 0
+
+
+def test_a_crop_carries_no_pixels_of_the_rest_to_other_processes() -> None:
+    image, annotations = scene(rectangles((10, 20, 30, 25)))
+    for view in (
+        View((60, 80), (60, 80), (4, 8, 20, 30)),
+        View((60, 80), (60, 80), (4, 8, 20, 30), turns=2),
+        View((60, 80), (90, 120), (4, 8, 20, 30)),
+    ):
+        seen, masks = view.image(image), view.target(annotations, 1).masks
+        assert seen.untyped_storage().nbytes() == seen.numel()
+        assert masks.untyped_storage().nbytes() == masks.numel()
+
+
+def test_objects_too_small_to_be_seen_are_left_out() -> None:
+    _, annotations = scene(rectangles((0, 0, 10, 10), (38, 38, 50, 50), (60, 5, 61, 25)))
+    view = View((60, 80), (60, 80), (0, 0, 40, 40))
+    assert view.target(annotations, 1).labels.tolist() == [0, 1]  # the third is outside
+    assert view.target(annotations, 2).boxes.tolist() == [[0, 0, 10, 10], [38, 38, 40, 40]]
+    assert view.target(annotations, 2.5).labels.tolist() == [0]
+    assert View.whole((60, 80), (60, 80)).target(annotations, 1.5).labels.tolist() == [0, 1]
+    assert len(View((60, 80), (60, 80), (62, 52, 70, 60)).target(annotations, 1)) == 0
+
+
+def test_training_items_depend_on_the_generator_alone() -> None:
+    image, annotations = scene(rectangles((5, 5, 40, 30), (50, 20, 79, 55)))
+    config = DataConfig(
+        short_sides=(48, 64), long_side=100, scale_range=(0.8, 1.3), crop_size=40, flip_vertical=0.5,
+        rotate90=True, color_jitter=0.5, invert=0.5,
+    )  # fmt: skip
+    transform = TrainTransform(config)
+    first, again, other = (transform(image, annotations, seeded(s)) for s in (3, 3, 4))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1].masks, again[1].masks)
+    assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    transform(image, annotations, seeded(5))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_crops_lie_inside_and_reach_everywhere() -> None:
+    transform = TrainTransform(DataConfig(short_sides=(), crop_size=32, flip_horizontal=0))
+    generator = seeded()
+    drawn = [transform.draw((34, 90), generator).window for _ in range(400)]
+    assert {(right - left, bottom - top) for left, top, right, bottom in drawn} == {(32, 32)}
+    assert {top for _, top, _, _ in drawn} == {0, 1, 2}
+    assert min(left for left, *_ in drawn) == 0
+    assert max(right for _, _, right, _ in drawn) == 90
+    assert transform.draw((20, 50), generator).window_size == (
+        20,
+        32,
+    )  # a small picture is taken whole, not padded
+
+
+def test_draws_cover_their_choices() -> None:
+    config = DataConfig(short_sides=(30, 60), scale_range=(0.5, 2), flip_vertical=0.5, rotate90=True)
+    generator = seeded()
+    drawn = [TrainTransform(config).draw((60, 80), generator) for _ in range(300)]
+    heights = np.array([view.resized[0] for view in drawn])
+    assert heights.min() < 18
+    assert heights.max() > 110
+    assert (
+        abs(np.log(heights).mean() - np.log(np.sqrt(30 * 60))) < 0.1
+    )  # log-uniform: centred in the logarithm
+    assert {view.turns for view in drawn} == {0, 1, 2, 3}
+    for name in ("flip_horizontal", "flip_vertical"):
+        assert 0.4 < np.mean([getattr(view, name) for view in drawn]) < 0.6
+
+
+def test_default_recipe_resizes_and_sometimes_mirrors() -> None:
+    drawn = [TrainTransform(DataConfig()).draw((480, 640), seeded(seed)) for seed in range(60)]
+    assert {view.resized for view in drawn} == {(800, 1066)}
+    assert {view.window for view in drawn} == {(0, 0, 1066, 800)}
+    assert {view.flip_horizontal for view in drawn} == {True, False}
+    assert not any(view.flip_vertical or view.turns for view in drawn)
+
+
+def test_colours_stay_uint8_and_zero_strength_changes_nothing() -> None:
+    image = torch.randint(0, 256, (3, 17, 13), dtype=torch.uint8, generator=seeded())
+    assert torch.equal(change_colors(image, 0, 0, seeded()), image)
+    assert torch.equal(change_colors(image, 0, 1, seeded()), 255 - image)
+    changed = change_colors(image, 0.5, 0, seeded(1))
+    assert changed.dtype == torch.uint8
+    assert changed.shape == image.shape
+    assert not torch.equal(changed, image)
+    assert torch.equal(changed, change_colors(image, 0.5, 0, seeded(1)))
+
+
+def test_grey_pictures_stay_grey() -> None:
+    image = torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(3, 16, 16)
+    for seed in range(5):
+        changed = change_colors(image, 1.0, 0.5, seeded(seed))
+        assert torch.equal(changed[0], changed[1])
+        assert torch.equal(changed[1], changed[2])
+
+
+def test_eval_transform_is_the_whole_picture_resized() -> None:
+    image, annotations = scene(rectangles((10, 20, 30, 40)))
+    transform = EvalTransform(90, 1333)
+    seen, target = transform(image, annotations, seeded())
+    assert seen.shape == (3, 90, 120)
+    assert torch.equal(seen, transform.image(image))
+    assert target.boxes.tolist() == [[15, 30, 45, 60]]
+    kept, same = EvalTransform(None, 0)(image, annotations, seeded())
+    assert torch.equal(kept, image)
+    assert same.boxes.tolist() == [[10, 20, 30, 40]]
+
+
+def reference_folder(data: dict[str, np.ndarray], folder: Path) -> CocoInstances:
+    content = json.loads(bytes(data["coco_json"]).decode())
+    (folder / "images").mkdir()
+    for image in content["images"]:
+        Image.fromarray(data[f"image{image['id']}_rgb"]).save(folder / "images" / image["file_name"])
+    (folder / "train.json").write_text(json.dumps(content))
+    return CocoInstances.open(folder, "train")
+
+
+BGR_MEAN = np.array([102.9801, 115.9465, 122.7717]).reshape(3, 1, 1)
+
+
+def test_items_agree_with_the_authors(shared: Path, tmp_path: Path) -> None:
+    with np.load(shared / "golden" / "visible" / "data.npz") as file:
+        data = dict(file)
+    dataset = reference_folder(data, tmp_path)
+    short_side, long_side = int(data["min_size"]), int(data["max_size"])
+    compared = 0
+    for image_id in (4, 9, 30):
+        index = dataset.image_ids.index(image_id)
+        size = resized_size(dataset.sizes[index], short_side, long_side)
+        for flip in (0, 1):
+            view = View(dataset.sizes[index], size, (0, 0, size[1], size[0]), flip_horizontal=bool(flip))
+            seen, target = view.image(dataset.image(index)), view.target(dataset.annotations(index), 1)
+            key = f"id{image_id}.flip{flip}"
+            if f"{key}.image" in data:
+                rgb = (data[f"{key}.image"] + BGR_MEAN)[::-1]
+                np.testing.assert_allclose(seen.numpy(), rgb, atol=1e-3)
+            compared += compare_objects(data, key, target, size)
+    assert compared >= 10
+
+
+def compare_objects(data: dict[str, np.ndarray], key: str, target: Target, size: tuple[int, int]) -> int:
+    """Theirs drops what ours may keep (a sliver at the border), so each of theirs is looked up in ours.
+
+    They mirror corners to W - 1 - x, ours to W - x: their mirrored masks lie one column further left.
+    """
+    shape = data[f"{key}.masks_shape"].tolist()
+    packed = data[f"{key}.masks_packed"]
+    masks = np.unpackbits(packed, axis=1)[:, : shape[1] * shape[2]].reshape(shape).astype(bool)
+    shift = 1 if key.endswith("flip1") else 0
+    for mask, box, label in zip(masks, data[f"{key}.boxes"], data[f"{key}.labels"], strict=True):
+        (match,) = np.flatnonzero(target.labels.numpy() == label - 1)
+        ours = target.masks[match].numpy()[:, shift:]
+        height = box[3] - box[1]
+        assert (ours != mask[:, : size[1] - shift]).sum() <= shift * 0.2 * height
+        inclusive = (box + np.array([0, 0, 1, 1])).clip(0, [size[1], size[0]] * 2)
+        assert np.abs(target.boxes[match].numpy() - inclusive).max() <= 2
+    return len(masks)

@@ -1,0 +1,107 @@
+"""Reading the golden fixtures: small ones lie in tests/golden, the complete set beside the checkout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from embedmask import ModelConfig, Predictions, Target
+from golden import weights_rule
+
+HERE = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared" / "golden" / "visible"
+STRIDES = (8, 16, 32, 64, 128)
+PRESET = {"v1": "paper", "v3": "ijcai21"}
+OUTPUTS = ("logits", "bbox_reg", "centerness", "proposal_embed", "proposal_margin", "pixel_embed")
+
+
+def fixture(name: str) -> np.lib.npyio.NpzFile:
+    """A fixture from the repository."""
+    return np.load(HERE / name)
+
+
+def shared_fixture(name: str) -> np.lib.npyio.NpzFile:
+    """A fixture of the complete set; skips where it is not at hand."""
+    if not (SHARED / name).is_file():
+        pytest.skip(f"the complete golden set is not beside the checkout: no {name}")
+    return np.load(SHARED / name)
+
+
+def official_state(version: str, depth: str, seed: int = 0) -> dict[str, Tensor]:
+    """The authors' state dict with the rule's values."""
+    entries = json.loads((HERE / f"state_dict_{version}_{depth}.json").read_text())["entries"]
+    return {name: torch.tensor(weights_rule.make_tensor(name, shape, seed)) for name, shape, _ in entries}
+
+
+def official_trainable(version: str, depth: str) -> dict[str, bool]:
+    entries = json.loads((HERE / f"state_dict_{version}_{depth}.json").read_text())["entries"]
+    return {name: trained for name, _, trained in entries}
+
+
+def text(array: np.ndarray) -> list[str]:
+    """A JSON list kept as bytes."""
+    return json.loads(bytes(array).decode())
+
+
+def unpack(z: np.lib.npyio.NpzFile, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Packed masks -> bool `shape`."""
+    count, height, width = shape
+    bits = np.unpackbits(z[key], axis=1)[:, : height * width]
+    return torch.tensor(bits.reshape(count, height, width).astype(bool))
+
+
+def split_levels(flat: Tensor, level_hw: np.ndarray) -> list[Tensor]:
+    """`[N, C, K]` -> L maps."""
+    parts = flat.split([int(h * w) for h, w in level_hw], dim=2)
+    return [part.unflatten(2, (int(h), int(w))) for part, (h, w) in zip(parts, level_hw, strict=True)]
+
+
+def location_strides(level_hw: np.ndarray) -> Tensor:
+    return torch.cat([torch.full((int(h * w),), float(s)) for (h, w), s in zip(level_hw, STRIDES, strict=True)])
+
+
+def golden_inputs(z: np.lib.npyio.NpzFile) -> dict[str, Tensor]:
+    return {name: torch.tensor(z[f"in.{name}"]).requires_grad_() for name in OUTPUTS}
+
+
+def golden_predictions(z: np.lib.npyio.NpzFile, inputs: dict[str, Tensor], box_unit: Tensor | float) -> Predictions:
+    """Flattened official outputs as `Predictions`; `box_unit` brings `bbox_reg` to px."""
+    hw = z["level_hw"]
+    return Predictions(
+        class_logits=split_levels(inputs["logits"], hw),
+        box_ltrb=split_levels(inputs["bbox_reg"] * box_unit, hw),
+        centerness_logits=split_levels(inputs["centerness"], hw),
+        proposal_embed=split_levels(inputs["proposal_embed"], hw),
+        proposal_margin=split_levels(inputs["proposal_margin"], hw),
+        pixel_embed=inputs["pixel_embed"],
+        strides=STRIDES,
+    )
+
+
+def golden_targets(z: np.lib.npyio.NpzFile) -> list[Target]:
+    targets = []
+    for index, (height, width) in enumerate(z["image_sizes_hw"].tolist()):
+        boxes = torch.tensor(z[f"gt{index}.boxes"])
+        masks = unpack(z, f"gt{index}.masks_packed", (len(boxes), height, width))
+        targets.append(Target(boxes, torch.tensor(z[f"gt{index}.labels"]) - 1, masks))
+    return targets
+
+
+def preset(version: str, **overrides: object) -> ModelConfig:
+    return ModelConfig.preset(PRESET[version], **overrides)  # type: ignore[arg-type]
+
+
+def assert_near(actual: Tensor, expected: np.ndarray | Tensor, relative: float, what: str) -> None:
+    """Largest difference, relative to the largest expected value."""
+    wanted = torch.as_tensor(expected)
+    assert actual.shape == wanted.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(wanted.shape)}"
+    if wanted.numel() == 0:
+        return
+    error = (actual.detach() - wanted).abs().max().item()
+    scale = max(wanted.abs().max().item(), 1e-12)
+    assert error <= relative * scale, f"{what}: off by {error:.3g}, largest value {scale:.3g}"

@@ -1,0 +1,111 @@
+"""Instances to `sv.Detections` and COCO results: the same masks, whatever their place and shape."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from faster_coco_eval.core import mask as mask_api
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedmask.inference.results import coco_results, coco_rles, compact_masks, run_lengths, to_detections
+from embedmask.structures import CropMasks, Instances
+
+
+@st.composite
+def crop_masks(draw: st.DrawFn) -> CropMasks:
+    """Up to five masks in a picture of any small size; crops may be empty, and may fill the picture."""
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    crops, offsets = [], []
+    for _ in range(draw(st.integers(0, 5))):
+        y, x = draw(st.integers(0, height)), draw(st.integers(0, width))
+        size = (draw(st.integers(0, height - y)), draw(st.integers(0, width - x)))
+        bits = draw(st.lists(st.booleans(), min_size=size[0] * size[1], max_size=size[0] * size[1]))
+        crops.append(torch.tensor(bits, dtype=torch.bool).view(size))
+        offsets.append((y, x))
+    return CropMasks(crops, offsets, (height, width))
+
+
+def instances(masks: CropMasks) -> Instances:
+    count = len(masks)
+    boxes = torch.tensor([[1.5, 2.0, 4.0, 7.25]]).repeat(count, 1)
+    return Instances(boxes, torch.linspace(0.9, 0.1, count), torch.arange(count) % 3, masks)
+
+
+@given(crop_masks())
+@settings(deadline=None)
+def test_compact_masks_read_as_the_dense_ones(masks: CropMasks) -> None:
+    compact = compact_masks(masks)
+    dense = masks.to_dense().numpy()
+    assert compact.shape == dense.shape
+    assert np.array_equal(compact.to_dense(), dense)
+    assert compact.area.tolist() == masks.areas()
+    assert all(np.array_equal(compact[i], dense[i]) for i in range(len(dense)))
+
+
+@given(crop_masks())
+@settings(deadline=None)
+def test_coco_rles_are_those_of_the_dense_masks(masks: CropMasks) -> None:
+    for rle, dense in zip(coco_rles(masks), masks.to_dense().numpy(), strict=True):
+        expected = mask_api.encode(np.asfortranarray(dense.astype(np.uint8)))
+        assert rle == {"size": list(masks.image_size), "counts": expected["counts"].decode()}
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_run_lengths_against_counting(bits: list[bool]) -> None:
+    runs, last = [0], False
+    for bit in bits:
+        if bit != last:
+            runs.append(0)
+            last = bit
+        runs[-1] += 1
+    assert run_lengths(np.array(bits, dtype=bool)[:, None]).tolist() == runs
+
+
+def test_memory_does_not_grow_with_the_picture() -> None:
+    """A thousand dense masks of this picture would be 100 GB."""
+    masks = CropMasks([torch.ones(3, 3, dtype=torch.bool)] * 1000, [(9000, 9000)] * 1000, (10_000, 10_000))
+    assert compact_masks(masks).area.tolist() == [9] * 1000
+    assert mask_api.area(coco_rles(masks.select([0]))).tolist() == [9]
+
+
+def test_detections() -> None:
+    masks = CropMasks([torch.ones(2, 3, dtype=torch.bool)] * 4, [(1, 2)] * 4, (10, 20))
+    found = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
+    assert len(found) == 3
+    assert found.xyxy.dtype == np.float32
+    assert found.class_id is not None
+    assert found.class_id.dtype == np.int64
+    assert found.class_id.tolist() == [0, 1, 2]
+    assert found.data["class_name"].tolist() == ["a", "b", "c"]
+    assert found.confidence is not None
+    assert found.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3])
+    assert found.mask is not None
+    assert found.mask.shape == (3, 10, 20)
+    assert len(found[found.confidence > 0.5]) == 2
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_no_detections(count: int) -> None:
+    masks = CropMasks([torch.ones(1, 1, dtype=torch.bool)] * count, [(0, 0)] * count, (5, 6))
+    found = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
+    assert found.is_empty()
+    assert found.mask is not None
+    assert found.mask.shape == (0, 5, 6)
+    assert np.asarray(found.mask).shape == (0, 5, 6)
+    assert found.xyxy.shape == (0, 4)
+    assert len(found.data["class_name"]) == 0
+
+
+def test_coco_results() -> None:
+    masks = CropMasks([torch.ones(2, 3, dtype=torch.bool)] * 2, [(1, 2), (0, 0)], (10, 20))
+    results = coco_results(instances(masks), image_id=7, category_ids=[90, 3, 5])
+    assert json.loads(json.dumps(results)) == results
+    assert [r["category_id"] for r in results] == [90, 3]
+    assert {r["image_id"] for r in results} == {7}
+    assert results[0]["bbox"] == [1.5, 2.0, 2.5, 5.25]
+    assert mask_api.toBbox([r["segmentation"] for r in results]).tolist() == [[2, 1, 3, 2], [0, 0, 3, 2]]
+    assert coco_results(instances(masks.select([])), 7, [1]) == []

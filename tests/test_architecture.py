@@ -1,0 +1,155 @@
+"""The arrows of ARCHITECTURE.md, read from the imports: who may know whom, and who may do what."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import embedmask
+
+ROOT = Path(embedmask.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+MAX_LINES = 400
+
+RANKS = {
+    "errors": 0,
+    "structures": 1,
+    "config": 1,
+    "files": 1,
+    "_supervision": 1,
+    "locations": 2,
+    "coupling": 2,
+    "objective.losses": 2,
+    "visualize": 2,
+    "model": 3,
+    "data": 3,
+    "weights": 4,
+    "objective": 5,
+    "inference": 5,
+    "evaluation": 6,
+    "export": 6,
+    "training": 7,
+    "cli": 8,
+    "": 9,
+}
+"""A module may import its own unit and units of a lower rank: those of one rank do not know each other."""
+
+
+def module_name(path: Path) -> str:
+    """Dotted name inside the package; "" for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def unit(module: str) -> str:
+    """The longest prefix of a module's name that has a rank."""
+    parts = module.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in RANKS), "" if module == "" else parts[0])
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Absolute names of all imported modules, inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            assert node.module is not None
+            # "from embedmask import config" names a module, "from embedmask.config import X" an object of one
+            if node.module == "embedmask":
+                yield from (f"embedmask.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def calls(tree: ast.AST) -> Iterator[ast.Call]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: module_name(path) or "embedmask")
+
+
+def test_every_file_has_a_rank() -> None:
+    assert {unit(module_name(path)) for path in FILES} <= set(RANKS)
+    assert unit("objective.losses") == "objective.losses"
+    assert unit("objective.criterion") == unit("objective") == "objective"
+
+
+@each_file
+def test_arrows(path: Path) -> None:
+    own = unit(module_name(path))
+    for name in imported(parse(path)):
+        if name.split(".")[0] != "embedmask":
+            continue
+        other = unit(name.removeprefix("embedmask").removeprefix("."))
+        assert other == own or RANKS[other] < RANKS[own], f"{own or 'embedmask'} must not import {name}"
+
+
+@each_file
+def test_only_the_command_line_talks(path: Path) -> None:
+    if unit(module_name(path)) == "cli":
+        return
+    tree = parse(path)
+    printing = [
+        c.lineno for c in calls(tree) if isinstance(c.func, ast.Name) and c.func.id in ("print", "exit")
+    ]
+    assert printing == [], "print outside cli"
+    parsers = {name.split(".")[0] for name in imported(tree)} & {"argparse", "jsonargparse"}
+    assert parsers == set(), "argument parsing outside cli"
+
+
+@each_file
+def test_devices_are_chosen_not_assumed(path: Path) -> None:
+    if unit(module_name(path)) in ("cli", "training"):
+        return
+    found = [
+        c.lineno for c in calls(parse(path)) if isinstance(c.func, ast.Attribute) and c.func.attr == "cuda"
+    ]
+    assert found == [], ".cuda() outside cli and training; use .to(device)"
+
+
+@each_file
+def test_public_functions_are_annotated(path: Path) -> None:
+    for node in ast.walk(parse(path)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or node.name.startswith("_"):
+            continue
+        given = node.args
+        arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        bare = [a.arg for a in arguments if a and a.annotation is None and a.arg not in ("self", "cls")]
+        assert bare == [], f"{node.name}: {bare}"
+        assert node.returns is not None, f"{node.name} does not say what it returns"
+
+
+@each_file
+def test_files_fit_in_a_head(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_LINES, f"{lines} lines: make it two files"
+
+
+@each_file
+def test_torch_files_are_read_with_weights_only(path: Path) -> None:
+    for call in calls(parse(path)):
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func) == "torch.load":
+            assert "weights_only=True" in ast.unparse(call)
+
+
+def test_predicting_needs_no_extra() -> None:
+    """What the `train` extra brings is not imported before it is used."""
+    script = (
+        "import sys\n"
+        "for name in ('lightning', 'matplotlib', 'tensorboard', 'pycocotools'): sys.modules[name] = None\n"
+        "import embedmask, embedmask.visualize, embedmask.evaluation.run, embedmask.cli\n"
+        "for name in embedmask.__all__: getattr(embedmask, name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,307 @@
+"""Recipes say only what differs, mistakes are named with their mend, and every field is read."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import embedmask
+import embedmask.config as config_module
+from embedmask.config import (
+    PRESETS,
+    DataConfig,
+    ModelConfig,
+    Recipe,
+    TrainConfig,
+    from_dict,
+    override,
+    read_yaml,
+    to_dict,
+)
+from embedmask.errors import BadInput
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = (ModelConfig, DataConfig, TrainConfig)
+
+
+def refused(action: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(BadInput) as caught:
+        action(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- presets ----------------------------------------------------------------
+
+
+def test_paper_is_the_default() -> None:
+    assert ModelConfig.preset("paper") == ModelConfig.preset() == ModelConfig()
+
+
+def test_presets_are_the_published_versions() -> None:
+    published = {
+        "embed_dim": (32, 16),
+        "coordinates": (False, True),
+        "margin_source": ("box", "tower"),
+        "embed_samples": ("iou", "best"),
+        "smooth_weight": (0.1, 0.0),
+        "box_expansion": (1.2, None),
+        "mask_threshold": (0.5, 0.53),
+    }
+    paper, ijcai = ModelConfig.preset("paper"), ModelConfig.preset("ijcai21")
+    assert {name: (getattr(paper, name), getattr(ijcai, name)) for name in published} == published
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_can_be_overridden(name: Any) -> None:
+    config = ModelConfig.preset(name, num_classes=3, backbone="resnet101", box_expansion=None)
+    assert (config.num_classes, config.backbone, config.box_expansion) == (3, "resnet101", None)
+    assert dataclasses.replace(config, num_classes=80, backbone="resnet50") == ModelConfig.preset(
+        name, box_expansion=None
+    )
+
+
+def test_margins_follow_from_the_switch() -> None:
+    """Table 2 (a)."""
+    found = {m: ModelConfig(margin=m) for m in ("predicted", "constant", "hinge")}
+    assert [c.mask_loss for c in found.values()] == ["lovasz", "lovasz", "hinge"]
+    assert [c.fixed_margin_distance for c in found.values()] == [None, 2.0, config_module.HINGE_MARGIN]
+
+
+def test_level_ranges_cover_every_size_once() -> None:
+    ranges = ModelConfig().level_ranges
+    assert len(ranges) == len(ModelConfig().strides)
+    assert ranges[0][0] < 0
+    assert ranges[-1][1] == math.inf
+    assert [high for _, high in ranges[:-1]] == [low for low, _ in ranges[1:]] == [64, 128, 256, 512]
+
+
+def test_configs_cannot_be_changed() -> None:
+    for cls in CONFIGS:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            cls().seed = 1
+
+
+# --- mistakes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "nearest"),
+    [
+        (ModelConfig, "embed_dims", "embed_dim"),
+        (ModelConfig, "numclasses", "num_classes"),
+        (DataConfig, "flip_horizontl", "flip_horizontal"),
+        (TrainConfig, "batchsize", "batch_size"),
+        (TrainConfig, "warmup_step", "warmup_steps"),
+    ],
+)
+def test_unknown_fields_name_the_nearest(cls: Any, name: str, nearest: str) -> None:
+    message = refused(from_dict, cls, {name: 1}, where="recipe.yaml: part")
+    assert message == f"recipe.yaml: part: unknown field {name!r} (did you mean {nearest!r}?)"
+
+
+def test_far_off_names_get_no_guess() -> None:
+    message = refused(from_dict, ModelConfig, {"zzz": 1}, where="here")
+    assert message == "here: unknown field 'zzz'"
+
+
+def test_unknown_presets_and_sections() -> None:
+    assert "did you mean 'paper'?" in refused(ModelConfig.preset, "papers")
+    assert "did you mean 'ijcai21'?" in refused(Recipe.from_mapping, {"preset": "ijcai"}, where="a.yaml")
+    message = refused(Recipe.from_mapping, {"modle": {}}, where="a.yaml")
+    assert "a.yaml" in message
+    assert "did you mean 'model'?" in message
+    for bad in ({"preset": ["paper"]}, {"preset": 3}, {"model": [1]}, {"train": "fast"}, {3: 4, "x": 5}):
+        assert "a.yaml" in refused(Recipe.from_mapping, bad, where="a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "rule"),
+    [
+        (ModelConfig, "num_classes", 0, "at least 1"),
+        (ModelConfig, "num_classes", 2.5, "a whole number"),
+        (ModelConfig, "num_classes", True, "a whole number"),
+        (ModelConfig, "num_classes", "many", "a whole number"),
+        (ModelConfig, "num_classes", None, "a whole number"),
+        (ModelConfig, "backbone", 50, "text"),
+        (ModelConfig, "coordinates", 1, "true or false"),
+        (ModelConfig, "margin", "learned", "one of predicted, constant, hinge"),
+        (ModelConfig, "mask_threshold", 1.5, "between 0 and 1"),
+        (ModelConfig, "mask_threshold", "half", "a number"),
+        (ModelConfig, "mask_threshold", math.nan, "between 0 and 1"),
+        (ModelConfig, "prior_margin", 0, "above 0"),
+        (ModelConfig, "box_expansion", 0.9, "at least 1, or null"),
+        (ModelConfig, "tower_convs", -1, "at least 0"),
+        (ModelConfig, "channels", 100, "a multiple of norm_groups 32"),
+        (ModelConfig, "strides", [8, 16, 33, 64, 128], "doubling"),
+        (ModelConfig, "strides", [16, 32, 64, 128, 256], "4 or 8"),
+        (ModelConfig, "strides", [], "4 or 8"),
+        (ModelConfig, "size_ranges", [64, 128, 256], "4 ascending bounds"),
+        (ModelConfig, "size_ranges", [64, 128, 100, 512], "4 ascending bounds"),
+        (ModelConfig, "image_mean", [1.0, 2.0], "3 values of a number"),
+        (ModelConfig, "image_mean", [1, "x", 3], "3 values of a number"),
+        (DataConfig, "scale_range", [2.0, 1.0], "0 < low <= high"),
+        (DataConfig, "flip_horizontal", -0.1, "between 0 and 1"),
+        (DataConfig, "crop_size", 8, "at least 32, or null"),
+        (DataConfig, "repeat", 0, "at least 1"),
+        (DataConfig, "short_sides", [800.5], "a list of a whole number"),
+        (TrainConfig, "batch_size", 0, "at least 1"),
+        (TrainConfig, "lr", 0, "above 0"),
+        (TrainConfig, "lr", "fast", "a number"),
+        (TrainConfig, "epochs", 3, "null"),
+        (TrainConfig, "max_steps", None, "null"),
+        (TrainConfig, "warmup_steps", -1, "at least 0"),
+        (TrainConfig, "optimizer", "adam", "one of sgd, adamw"),
+        (TrainConfig, "precision", "int8", "one of auto, float32"),
+    ],
+)
+def test_impossible_values_name_field_and_rule(cls: Any, name: str, value: Any, rule: str) -> None:
+    message = refused(from_dict, cls, {name: value}, where="a.yaml: part")
+    assert message.startswith("a.yaml: part: ")
+    assert name in message or {name} == {"epochs"}
+    assert rule in message
+
+
+# --- plain values -----------------------------------------------------------
+
+
+def test_plain_values_become_the_fields_types() -> None:
+    train = from_dict(TrainConfig, {"lr": "1e-3", "milestones": [0.5, 1], "clip_norm": 10}, where="")
+    assert (train.lr, train.milestones, train.clip_norm) == (0.001, (0.5, 1.0), 10.0)
+    assert isinstance(train.clip_norm, float)
+    model = from_dict(ModelConfig, {"strides": [8, 16, 32, 64, 128], "num_classes": "7"}, where="")
+    assert (model.strides, model.num_classes) == ((8, 16, 32, 64, 128), 7)
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_configs_come_back_from_json(cls: Any) -> None:
+    config = cls()
+    assert from_dict(cls, json.loads(json.dumps(to_dict(config))), where="") == config
+
+
+@given(
+    lr=st.floats(1e-12, 1e3),
+    milestones=st.lists(st.floats(0, 1), max_size=4),
+    clip=st.none() | st.floats(1e-3, 1e3),
+    seed=st.integers(-5, 2**40),
+)
+def test_any_values_come_back_from_yaml(
+    lr: float, milestones: list[float], clip: float | None, seed: int
+) -> None:
+    """YAML writes 1e-05 and reads it as text."""
+    train = TrainConfig(lr=lr, milestones=tuple(milestones), clip_norm=clip, seed=seed)
+    text = yaml.safe_dump(Recipe(train=train).to_dict())
+    assert Recipe.from_mapping(yaml.safe_load(text), where="").train == train
+
+
+def test_override_changes_and_checks() -> None:
+    train = override(TrainConfig(), {"epochs": 3, "max_steps": None}, where="--train")
+    assert (train.epochs, train.max_steps, train.lr) == (3, None, TrainConfig().lr)
+    assert "--train" in refused(override, TrainConfig(), {"epochs": 3}, where="--train")
+    assert "did you mean 'lr'" in refused(override, TrainConfig(), {"lrr": 3}, where="--train")
+
+
+# --- recipes ----------------------------------------------------------------
+
+
+def test_recipes_exist() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_load_and_come_back(path: Path, tmp_path: Path) -> None:
+    recipe = Recipe.from_yaml(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+    assert Recipe.from_yaml(copy) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_say_only_what_differs(path: Path) -> None:
+    values = read_yaml(path)
+    default = Recipe.from_mapping({"preset": values.get("preset", "paper")}, where="")
+    for section in ("model", "data", "train"):
+        base = to_dict(getattr(default, section))
+        same = [name for name, value in (values.get(section) or {}).items() if base[name] == value]
+        assert same == [], f"{section}: already the default"
+
+
+def test_a_preset_is_the_base_of_a_recipe() -> None:
+    recipe = Recipe.from_mapping({"preset": "ijcai21", "model": {"num_classes": 3}, "train": None}, where="")
+    assert recipe.model == ModelConfig.preset("ijcai21", num_classes=3)
+    assert (recipe.data, recipe.train) == (DataConfig(), TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [", "not YAML"),
+        (b"- 1", "expected a mapping"),
+        (b"text", "expected a mapping"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"model: {nmu_classes: 3}", "did you mean 'num_classes'?"),
+    ],
+)
+def test_bad_recipe_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+    found = refused(Recipe.from_yaml, path)
+    assert "recipe.yaml" in found
+    assert message in found
+
+
+def test_missing_and_empty_recipe_files(tmp_path: Path) -> None:
+    assert "no such recipe file" in refused(Recipe.from_yaml, tmp_path / "none.yaml")
+    assert "cannot be read" in refused(Recipe.from_yaml, tmp_path)
+    (tmp_path / "empty.yaml").write_text("")
+    assert Recipe.from_yaml(tmp_path / "empty.yaml") == Recipe()
+
+
+# --- no field that nothing reads ---------------------------------------------
+
+HOLDERS = {"cfg", "config", "model", "data", "train"}
+"""Names under which the code keeps a config; an attribute of anything else is not a field."""
+
+
+def _attributes(source: str, holders: set[str]) -> set[str]:
+    """Attributes read from a name, or an attribute, called like a holder."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in nodes if ast.unparse(node.value).split(".")[-1] in holders}
+
+
+def _read_outside_config() -> set[str]:
+    root = Path(embedmask.__file__).parent
+    sources = [path.read_text(encoding="utf-8") for path in root.rglob("*.py") if path.name != "config.py"]
+    return set().union(*(_attributes(source, HOLDERS) for source in sources))
+
+
+def _properties_of(cls: type) -> dict[str, set[str]]:
+    """Property -> the fields it is made of."""
+    found = {name: value.fget for name, value in vars(cls).items() if isinstance(value, property)}
+    return {
+        name: _attributes(inspect.cleandoc("\n" + inspect.getsource(get)), {"self"})
+        for name, get in found.items()
+    }
+
+
+@pytest.mark.parametrize("cls", CONFIGS)
+def test_every_field_is_read(cls: Any) -> None:
+    read = _read_outside_config()
+    derived = [fields for name, fields in _properties_of(cls).items() if name in read]
+    unread = {field.name for field in dataclasses.fields(cls)} - read - set().union(*derived)
+    assert unread == set(), "a setting that nothing reads"
+
+
+def test_every_derived_value_is_read() -> None:
+    assert set(_properties_of(ModelConfig)) <= _read_outside_config()

@@ -1,0 +1,99 @@
+"""A reader meets the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from embedmask.errors import BadInput
+from embedmask.files import atomic_write, write_json, write_text
+
+
+def test_new_content_takes_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.txt"
+    write_text(path, "one")
+    write_text(path, "zwölf")
+    assert path.read_text(encoding="utf-8") == "zwölf"
+    assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_the_old_file_stands_until_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with atomic_write(path) as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".png")
+        temporary.write_bytes(b"half")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), BadInput("no")])
+def test_a_failure_leaves_no_trace(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fill() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(BadInput, match=r"a\.txt: cannot be written \(No space left on device\)"):
+        fill()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
+    def read_another() -> None:
+        with atomic_write(tmp_path / "a.txt"):
+            (tmp_path / "missing.txt").read_text()
+
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        read_another()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_or_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "folder", tmp_path / "file" / "a.txt"):
+        with pytest.raises(BadInput, match="cannot be written") as caught:
+            write_text(path, "x")
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_the_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with atomic_write(tmp_path / "a") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    write_json(path, {"segm/AP": math.nan, "rows": [1, 0.5, math.inf, "text", None, True], "size": (2, 3)})
+    expected = {"segm/AP": None, "rows": [1, 0.5, None, "text", None, True], "size": [2, 3]}
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected

@@ -1,0 +1,203 @@
+"""A whole training on ten tiny pictures: what it leaves behind, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from embedmask.config import Recipe
+from embedmask.data.shapes import make_shapes
+from embedmask.errors import BadInput
+from embedmask.training import fit
+from embedmask.training.callbacks import ResultsFolder
+from embedmask.weights.checkpoint import load_checkpoint
+
+TINY: dict[str, Any] = {
+    "model": {
+        "backbone": "test_resnet",
+        "backbone_norm": "batch",
+        "frozen_stages": 0,
+        "channels": 32,
+        "norm_groups": 8,
+        "tower_convs": 1,
+        "embed_dim": 8,
+        "image_short_side": 64,
+        "image_long_side": 64,
+    },
+    "data": {"short_sides": []},
+    "train": {
+        "batch_size": 4,
+        "max_steps": None,
+        "epochs": 2,
+        "lr": 0.002,
+        "warmup_steps": 2,
+        "pretrained": False,
+        "precision": "float32",
+        "workers": 0,
+        "ema_decay": 0.9,
+    },
+}
+
+
+def tiny(**train: Any) -> Recipe:
+    return Recipe.from_mapping({**TINY, "train": {**TINY["train"], **train}}, where="test")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=10, val=3, size=64, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], list[str]]:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    lines: list[str] = []
+    metrics = fit.train(tiny(), shapes, out, report=lines.append)
+    return out, metrics, lines
+
+
+def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -> None:
+    out, metrics, lines = run
+    wanted = {"recipe.yaml", "metrics.csv", "metrics.json", "curves.png", "samples", "last.ckpt"}
+    wanted |= {"model.safetensors", "best.safetensors", "last.safetensors", "tensorboard"}
+    assert {path.name for path in out.iterdir()} == wanted
+    kept = json.loads((out / "metrics.json").read_text())
+    assert kept["segm/AP"] == metrics["segm/AP"]
+    assert 0 <= kept["segm/AP"] <= 1
+    assert (kept["steps"], kept["epochs"]) == (6, 2)
+    assert len(lines) == 2
+    assert all("\n" not in line for line in lines)
+
+
+def test_csv_has_a_row_an_epoch(run: tuple[Path, dict[str, float], list[str]]) -> None:
+    rows = list(csv.DictReader((run[0] / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["step"] for row in rows] == ["3", "6"]
+    for row in rows:
+        terms = ("classification", "box", "centerness", "mask", "smooth")
+        total = sum(float(row[f"loss/{term}"]) for term in terms)
+        assert float(row["loss/total"]) == pytest.approx(total, rel=1e-4)
+        assert row["segm/AP"]
+
+
+def test_pictures_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -> None:
+    out = run[0]
+    for path in [out / "curves.png", *(out / "samples").iterdir()]:
+        with Image.open(path) as picture:
+            assert min(picture.size) >= 64
+    assert len(list((out / "samples").iterdir())) == 3
+
+
+def test_classes_follow_the_data(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:
+    names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
+    checkpoint = load_checkpoint(run[0] / "model.safetensors")
+    assert sorted(checkpoint.class_names) == sorted(names)
+    assert checkpoint.config.num_classes == len(names)
+    assert yaml.safe_load((run[0] / "recipe.yaml").read_text())["model"]["num_classes"] == len(names)
+    assert Recipe.from_yaml(run[0] / "recipe.yaml").train == tiny().train
+
+
+def test_resumed_run_equals_one_that_never_stopped(
+    run: tuple[Path, dict[str, float], list[str]],
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "stopped"
+    whole_epochs = ResultsFolder.on_train_epoch_start
+
+    def stop_in_second_epoch(self: ResultsFolder, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power failure")
+        whole_epochs(self, trainer, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultsFolder, "on_train_epoch_start", stop_in_second_epoch)
+        with pytest.raises(RuntimeError, match="power failure"):
+            fit.train(tiny(), shapes, out)
+    torch.rand(100)  # what happened between must not matter
+    fit.train(tiny(), shapes, out, resume=True)
+
+    straight, resumed = (list(csv.DictReader((path / "metrics.csv").open())) for path in (run[0], out))
+    for a, b in zip(straight, resumed, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
+    first, second = (load_file(path / "last.safetensors") for path in (run[0], out))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_finished_run_can_be_resumed_to_nothing_new(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path
+) -> None:
+    out, metrics, _ = run
+    again = fit.train(tiny(), shapes, out, resume=True)
+    assert again["steps"] == 6
+    assert again["segm/AP"] == metrics["segm/AP"]
+
+
+def test_averaged_weights_are_the_ones_that_are_saved(run: tuple[Path, dict[str, float], list[str]]) -> None:
+    out = run[0]
+    state = torch.load(out / "last.ckpt", weights_only=True)
+    saved = load_file(out / "last.safetensors")
+    name = "head.class_logits.weight"
+    assert torch.equal(state["state_dict"][f"model.{name}"], saved[name])
+    assert not torch.equal(state["current_model_state"][f"model.{name}"], saved[name])
+
+
+def test_evaluation_comes_at_the_end_where_no_epoch_had_one(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny(epochs=None, max_steps=2, eval_every=5, ema_decay=None)
+    metrics = fit.train(recipe, shapes, tmp_path / "run")
+    assert metrics["steps"] == 2
+    assert "segm/AP" in metrics
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
+    assert row["segm/AP"]
+
+
+def test_time_limit_stops_the_run_and_still_evaluates(shapes: Path, tmp_path: Path) -> None:
+    metrics = fit.train(tiny(epochs=500, max_minutes=0.001), shapes, tmp_path / "run")
+    assert metrics["steps"] < 100
+    assert "segm/AP" in metrics
+
+
+def test_a_run_is_never_overwritten(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run[0].rglob("*")}
+    with pytest.raises(BadInput, match="--resume"):
+        fit.train(tiny(), shapes, run[0])
+    assert before == {path: path.stat().st_mtime_ns for path in run[0].rglob("*")}
+
+
+def test_resume_without_a_run_says_so(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no run to resume"):
+        fit.train(tiny(), shapes, tmp_path / "nothing", resume=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_resume_from_half_a_checkpoint_is_refused(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
+) -> None:
+    half = (run[0] / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(half[: len(half) // 2])
+    with pytest.raises(BadInput, match="damaged"):
+        fit.train(tiny(), shapes, tmp_path, resume=True)
+
+
+def test_a_broken_picture_leaves_no_folder(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    make_shapes(data, train=4, val=1, size=64, seed=1)
+    name = json.loads((data / "train.json").read_text())["images"][0]["file_name"]
+    whole = (data / "images" / name).read_bytes()
+    (data / "images" / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match=Path(name).name):
+        fit.train(tiny(), data, out)
+    assert not out.exists()
