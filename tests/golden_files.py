@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import weights_rule
 from torch import Tensor
 
 from embedmask import ModelConfig, Predictions, Target
-from golden import weights_rule
 
 HERE = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "visible"
@@ -62,14 +62,18 @@ def split_levels(flat: Tensor, level_hw: np.ndarray) -> list[Tensor]:
 
 
 def location_strides(level_hw: np.ndarray) -> Tensor:
-    return torch.cat([torch.full((int(h * w),), float(s)) for (h, w), s in zip(level_hw, STRIDES, strict=True)])
+    return torch.cat(
+        [torch.full((int(h * w),), float(s)) for (h, w), s in zip(level_hw, STRIDES, strict=True)]
+    )
 
 
 def golden_inputs(z: np.lib.npyio.NpzFile) -> dict[str, Tensor]:
     return {name: torch.tensor(z[f"in.{name}"]).requires_grad_() for name in OUTPUTS}
 
 
-def golden_predictions(z: np.lib.npyio.NpzFile, inputs: dict[str, Tensor], box_unit: Tensor | float) -> Predictions:
+def golden_predictions(
+    z: np.lib.npyio.NpzFile, inputs: dict[str, Tensor], box_unit: Tensor | float
+) -> Predictions:
     """Flattened official outputs as `Predictions`; `box_unit` brings `bbox_reg` to px."""
     hw = z["level_hw"]
     return Predictions(
@@ -99,7 +103,9 @@ def preset(version: str, **overrides: object) -> ModelConfig:
 def assert_near(actual: Tensor, expected: np.ndarray | Tensor, relative: float, what: str) -> None:
     """Largest difference, relative to the largest expected value."""
     wanted = torch.as_tensor(expected)
-    assert actual.shape == wanted.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(wanted.shape)}"
+    assert actual.shape == wanted.shape, (
+        f"{what}: shape {tuple(actual.shape)}, expected {tuple(wanted.shape)}"
+    )
     if wanted.numel() == 0:
         return
     error = (actual.detach() - wanted).abs().max().item()

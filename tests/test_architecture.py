@@ -18,8 +18,9 @@ MAX_LINES = 400
 
 RANKS = {
     "errors": 0,
+    "fields": 1,
     "structures": 1,
-    "config": 1,
+    "config": 2,
     "files": 1,
     "_supervision": 1,
     "locations": 2,

@@ -22,7 +22,7 @@ from embedmask.cli.commands import metrics_table
 from embedmask.cli.entry import one_line
 from embedmask.cli.pictures import find_pictures, unique_names
 from embedmask.cli.recipes import recipe_names, resolve_recipe
-from embedmask.config import ModelConfig
+from embedmask.config import ModelConfig, Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
@@ -171,6 +171,10 @@ class TestRecipes:
         built = resolve_recipe(recipe, changes)
         assert (built.model.embed_dim, built.data.short_sides, built.train.lr) == (4, (64, 96), 1.0)
         assert built.model.channels == 32
+
+    def test_what_is_not_overridden_stays(self, recipe: str) -> None:
+        assert resolve_recipe(recipe, {}) == Recipe.from_yaml(recipe)
+        assert resolve_recipe(recipe, {"train": {"lr": 1}}).data.short_sides == ()
 
     def test_one_length_replaces_the_other(self, recipe: str) -> None:
         built = resolve_recipe(recipe, {"train": {"max_steps": 7}})

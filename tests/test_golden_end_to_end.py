@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from golden_files import PRESET, assert_near, fixture, golden_targets, official_state, preset, shared_fixture, text, unpack
+from golden_files import (
+    PRESET,
+    assert_near,
+    fixture,
+    golden_targets,
+    official_state,
+    preset,
+    shared_fixture,
+    text,
+    unpack,
+)
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -50,7 +60,9 @@ def test_evaluation(version: str) -> None:
     postprocess = Postprocessor.from_config(model.config, max_detections=100)
     for image, found in enumerate(postprocess(predictions, batch.sizes, sizes)):
         boxes, scores = torch.tensor(z[f"im{image}.boxes"]), torch.tensor(z[f"im{image}.scores"])
-        same = (torch.tensor(z[f"im{image}.labels"])[:, None] - 1 == found.labels) & (box_iou(boxes, found.boxes) > 0.99)
+        same = (torch.tensor(z[f"im{image}.labels"])[:, None] - 1 == found.labels) & (
+            box_iou(boxes, found.boxes) > 0.99
+        )
         same &= (scores[:, None] - found.scores).abs() < 2e-6
         assert same.any(1).float().mean() >= 0.99
         ours = same.float().argmax(1)
@@ -78,7 +90,9 @@ def test_evaluation_masks_and_maps(version: str) -> None:
         pair = ((scores[:, None] - found.scores).abs() < 2e-6) & (labels[:, None] == found.labels)
         assert pair.any(1).float().mean() >= 0.99
         ours = pair.float().argmax(1)
-        expected = unpack(z, f"im{image}.coco_raw.masks_packed", tuple(z[f"im{image}.coco_masks_shape"].tolist()))
+        expected = unpack(
+            z, f"im{image}.coco_raw.masks_packed", tuple(z[f"im{image}.coco_masks_shape"].tolist())
+        )
         different = (found.masks.to_dense()[ours] != expected).flatten(1).sum(1)
         assert int(different[pair.any(1)].max()) <= 2
 

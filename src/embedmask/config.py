@@ -7,20 +7,19 @@ instances. `DataConfig` and `TrainConfig` matter in training only. A recipe (`co
 
 from __future__ import annotations
 
-import difflib
+import itertools
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, Union
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 
 from embedmask.errors import BadInput
+from embedmask.fields import check_types, coerce, nearest, require
 
-PresetName = Literal["paper", "ijcai21"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -116,35 +115,47 @@ class ModelConfig:
     """What is resized to the original image before thresholding: phi (2019) or log phi (2021)."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name in ("num_classes", "channels", "embed_dim", "norm_groups", "pre_nms", "max_detections",
                      "image_long_side"):  # fmt: skip
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("score_threshold", "nms_threshold", "mask_threshold", "sample_iou"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        _require(self, "prior_margin", self.prior_margin > 0, "above 0")
+            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        require(self, "prior_margin", self.prior_margin > 0, "above 0")
         expansion_ok = self.box_expansion is None or self.box_expansion >= 1
-        _require(self, "box_expansion", expansion_ok, "at least 1, or null for the whole image")
-        _require(self, "tower_convs", self.tower_convs >= 0, "at least 0")
-        _require(self, "channels", self.channels % self.norm_groups == 0, f"a multiple of norm_groups {self.norm_groups}")
-        doubling = all(b == 2 * a for a, b in zip(self.strides, self.strides[1:], strict=False))
+        require(self, "box_expansion", expansion_ok, "at least 1, or null for the whole image")
+        require(self, "tower_convs", self.tower_convs >= 0, "at least 0")
+        require(
+            self,
+            "channels",
+            self.channels % self.norm_groups == 0,
+            f"a multiple of norm_groups {self.norm_groups}",
+        )
+        doubling = all(b == 2 * a for a, b in itertools.pairwise(self.strides))
         strides_ok = bool(self.strides) and self.strides[0] in (4, 8) and self.strides[-1] >= 32 and doubling
-        _require(self, "strides", strides_ok, "4 or 8, then doubling, up to 32 or more")
-        ranges_ok = len(self.size_ranges) == len(self.strides) - 1 and list(self.size_ranges) == sorted(self.size_ranges)
-        _require(self, "size_ranges", ranges_ok, f"{len(self.strides) - 1} ascending bounds, one between two levels")
+        require(self, "strides", strides_ok, "4 or 8, then doubling, up to 32 or more")
+        ranges_ok = len(self.size_ranges) == len(self.strides) - 1 and list(self.size_ranges) == sorted(
+            self.size_ranges
+        )
+        require(
+            self,
+            "size_ranges",
+            ranges_ok,
+            f"{len(self.strides) - 1} ascending bounds, one between two levels",
+        )
         min_dim = 3 if self.coordinates else 1
-        _require(self, "embed_dim", self.embed_dim >= min_dim, f"at least {min_dim}")
+        require(self, "embed_dim", self.embed_dim >= min_dim, f"at least {min_dim}")
 
     @classmethod
-    def preset(cls, name: PresetName = "paper", **overrides: Any) -> Self:
+    def preset(cls, name: str = "paper", **overrides: Any) -> ModelConfig:
         """One of the published versions, whole; any field can be overridden by keyword.
 
         Raises:
             BadInput: unknown preset, unknown field (the nearest is named) or impossible value.
         """
         if name not in PRESETS:
-            raise BadInput(f"unknown preset {name!r}{_nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
-        return from_dict(cls, {**PRESETS[name], **overrides}, where=f"preset {name}")
+            raise BadInput(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
+        return from_dict(ModelConfig, {**PRESETS[name], **overrides}, where=f"preset {name}")
 
     @property
     def mask_loss(self) -> Literal["lovasz", "hinge"]:
@@ -157,20 +168,14 @@ class ModelConfig:
         return {"predicted": None, "constant": self.prior_margin, "hinge": HINGE_MARGIN}[self.margin]
 
     @property
-    def fixed_margin_precision(self) -> float | None:
-        """S = ln 2 / distance^2 of `fixed_margin_distance`; None where the margin is predicted."""
-        distance = self.fixed_margin_distance
-        return None if distance is None else math.log(2) / distance**2
-
-    @property
     def level_ranges(self) -> list[tuple[float, float]]:
         """(low, high) of max(l, t, r, b) for each level, px, both ends included."""
         bounds = (-1.0, *self.size_ranges, math.inf)
-        return list(zip(bounds[:-1], bounds[1:], strict=True))
+        return list(itertools.pairwise(bounds))
 
 
 HINGE_MARGIN = 1.0
-"""delta of eq. 1 for the hinge ablation; eq. 2 pulls below 0.5 and pushes above 1.5 (our figures: the paper's are lost)."""
+"""delta of eq. 1 for the hinge ablation (delta_a and delta_b of eq. 2 are in objective/losses.py)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -195,7 +200,7 @@ class DataConfig:
     """How training pictures are changed before the network sees them. The defaults are section 4.1."""
 
     short_sides: tuple[int, ...] = (800,)
-    """The short side is drawn from these, px; empty: pictures keep their size. Inference: `ModelConfig.image_short_side`."""
+    """The short side is drawn from these, px; empty: pictures keep their size. (Inference: `image_short_side`.)"""
     long_side: int = 1333
     scale_range: tuple[float, float] = (1.0, 1.0)
     """Further random scale, log-uniform (large-scale jitter)."""
@@ -216,14 +221,14 @@ class DataConfig:
     """Times the training set is walked in one epoch (small sets: fewer, longer epochs)."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         low, high = self.scale_range
-        _require(self, "scale_range", 0 < low <= high, "(low, high) with 0 < low <= high")
-        _require(self, "repeat", self.repeat >= 1, "at least 1")
+        require(self, "scale_range", 0 < low <= high, "(low, high) with 0 < low <= high")
+        require(self, "repeat", self.repeat >= 1, "at least 1")
         for name in ("flip_horizontal", "flip_vertical", "invert", "color_jitter"):
-            _require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         crop_ok = self.crop_size is None or self.crop_size >= 32
-        _require(self, "crop_size", crop_ok, "at least 32, or null")
+        require(self, "crop_size", crop_ok, "at least 32, or null")
 
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -267,13 +272,13 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         lengths = sum(value is not None for value in (self.max_steps, self.epochs))
-        _require(self, "max_steps", lengths == 1, "set while epochs is null, or null while epochs is set")
+        require(self, "max_steps", lengths == 1, "set while epochs is null, or null while epochs is set")
         for name in ("batch_size", "eval_every"):
-            _require(self, name, getattr(self, name) >= 1, "at least 1")
-        _require(self, "lr", self.lr > 0, "above 0")
-        _require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "lr", self.lr > 0, "above 0")
+        require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,14 +296,14 @@ class Recipe:
         if unknown:
             key = min(unknown, key=str)
             known = ("preset", "model", "data", "train")
-            raise BadInput(f"{where}: unknown key {key!r}{_nearest(key, known)}; use {', '.join(known)}")
+            raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}; use {', '.join(known)}")
         parts = {name: values.get(name) or {} for name in ("model", "data", "train")}
         for name, part in parts.items():
             if not isinstance(part, Mapping):
                 raise BadInput(f"{where}: {name} must be a mapping of fields, got {part!r}")
         preset = values.get("preset", "paper")
         if not isinstance(preset, str) or preset not in PRESETS:
-            raise BadInput(f"{where}: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}")
+            raise BadInput(f"{where}: unknown preset {preset!r}{nearest(str(preset), PRESETS)}")
         return cls(
             model=from_dict(ModelConfig, {**PRESETS[preset], **parts["model"]}, where=f"{where}: model"),
             data=from_dict(DataConfig, parts["data"], where=f"{where}: data"),
@@ -342,8 +347,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     built: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
-            raise BadInput(f"{where}: unknown field {name!r}{_nearest(name, known)}")
-        built[name] = _coerce(value, hints[name])
+            raise BadInput(f"{where}: unknown field {name!r}{nearest(name, known)}")
+        built[name] = coerce(value, hints[name])
     try:
         return cls(**built)
     except BadInput as error:
@@ -352,88 +357,12 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
 
 def to_dict(config: ModelConfig | DataConfig | TrainConfig) -> dict[str, Any]:
     """Plain values for JSON or YAML: tuples become lists."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
+    }
 
 
 def override(config: Config, values: Mapping[str, Any], where: str) -> Config:
     """A copy with some fields changed, checked like a new one."""
     changed = {f.name: getattr(config, f.name) for f in fields(config)}
     return from_dict(type(config), {**changed, **values}, where=where)
-
-
-def _nearest(name: str, known: typing.Iterable[str]) -> str:
-    match = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def _require(config: object, name: str, condition: bool, rule: str) -> None:
-    if not condition:
-        raise BadInput(f"{name} must be {rule}, got {getattr(config, name)!r}")
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """Bring YAML's and the command line's plain values to the field's type; what does not fit is left to the check."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if any(typing.get_origin(option) is tuple for option in options) and isinstance(value, (list, tuple)):
-        item = next(typing.get_args(o)[0] for o in options if typing.get_origin(o) is tuple)
-        return tuple(_coerce(v, item) for v in value)
-    if float in options and int not in options and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (float in options or int in options) and isinstance(value, str):
-        # YAML reads 1e-3 as text
-        try:
-            return float(value) if float in options else int(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _check_types(config: object) -> None:
-    """Each field must be of its declared type: the door through which files and the command line come in."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _fits(value, hint):
-            raise BadInput(f"{name} must be {_describe(hint)}, got {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in args)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        if not isinstance(value, tuple) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            return False
-        return all(_fits(v, args[0]) for v in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in args)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if origin is tuple:
-        count = "a list" if args[-1] is Ellipsis else f"{len(args)} values"
-        return f"{count} of {_describe(args[0])}"
-    if hint is type(None):
-        return "null"
-    return {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}[hint.__name__]
-
-
-__all__ = [
-    "DataConfig",
-    "ModelConfig",
-    "Recipe",
-    "TrainConfig",
-    "from_dict",
-    "override",
-    "read_yaml",
-    "to_dict",
-]

@@ -23,7 +23,9 @@ def level_locations(size: Size, stride: int, device: torch.device | str = "cpu")
     return torch.stack([grid_x, grid_y], -1).reshape(-1, 2).float()
 
 
-def all_locations(sizes: Sequence[Size], strides: Sequence[int], device: torch.device | str) -> tuple[Tensor, Tensor]:
+def all_locations(
+    sizes: Sequence[Size], strides: Sequence[int], device: torch.device | str
+) -> tuple[Tensor, Tensor]:
     """Locations of all levels, finest first, and the level of each: float32 `[K, 2]` and int64 `[K]`."""
     per_level = [level_locations(size, stride, device) for size, stride in zip(sizes, strides, strict=True)]
     counts = torch.tensor([len(part) for part in per_level], device=device)

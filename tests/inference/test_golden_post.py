@@ -21,11 +21,15 @@ def instances_of(version: str, original: bool, max_detections: int = 100) -> tup
     return z, postprocess(golden_predictions(z, inputs, 1.0), sizes, originals)
 
 
-def match(z: object, image: int, found: Instances, scale: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def match(
+    z: object, image: int, found: Instances, scale: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(row of the fixture, row of ours) for detections that agree in class, box and score."""
     boxes = torch.tensor(z[f"im{image}.boxes"])
     boxes = boxes if scale is None else boxes * scale
-    same = (torch.tensor(z[f"im{image}.labels"])[:, None] - 1 == found.labels) & (box_iou(boxes, found.boxes) > 0.99)
+    same = (torch.tensor(z[f"im{image}.labels"])[:, None] - 1 == found.labels) & (
+        box_iou(boxes, found.boxes) > 0.99
+    )
     same &= (torch.tensor(z[f"im{image}.scores"])[:, None] - found.scores).abs() < 1e-3
     theirs = same.any(1).nonzero()[:, 0]
     return theirs, same[theirs].float().argmax(1)
@@ -40,7 +44,9 @@ def test_detections_and_masks(version: str, image: int, original: bool) -> None:
     size = z["original_sizes_hw" if original else "image_sizes_hw"][image]
     scale = torch.tensor(size[::-1].copy()) / torch.tensor(z["image_sizes_hw"][image][::-1].copy())
     theirs, ours = match(z, image, found, scale.repeat(2).float())
-    has_area = (torch.tensor(z[f"im{image}.boxes"])[:, 2:] > torch.tensor(z[f"im{image}.boxes"])[:, :2]).all(1)
+    has_area = (torch.tensor(z[f"im{image}.boxes"])[:, 2:] > torch.tensor(z[f"im{image}.boxes"])[:, :2]).all(
+        1
+    )
     # Named difference: boxes that clipping leaves without area are dropped
     assert theirs.tolist() == has_area.nonzero()[:, 0].tolist()
     assert len(theirs) >= 0.99 * len(has_area)

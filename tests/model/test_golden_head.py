@@ -39,11 +39,23 @@ def run(request: pytest.FixtureRequest) -> dict[str, object]:
     total = predictions.pixel_embed.new_zeros(())
     for name, outputs in official.items():
         for level, output in zip(LEVELS, outputs, strict=True):
-            total = total + (output * torch.tensor(weights_rule.normal(f"head_cot.{name}.{level}", output.shape, 0))).sum()
+            total = (
+                total
+                + (
+                    output * torch.tensor(weights_rule.normal(f"head_cot.{name}.{level}", output.shape, 0))
+                ).sum()
+            )
     cotangent = weights_rule.normal("head_cot.pixel_embed", predictions.pixel_embed.shape, 0)
     total = total + (predictions.pixel_embed * torch.tensor(cotangent)).sum()
     total.backward()
-    return {"z": z, "model": model, "maps": maps, "predictions": predictions, "official": official, "total": total}
+    return {
+        "z": z,
+        "model": model,
+        "maps": maps,
+        "predictions": predictions,
+        "official": official,
+        "total": total,
+    }
 
 
 def test_outputs(run: dict) -> None:

@@ -48,7 +48,9 @@ def test_losses_and_gradients(name: str, version: str, expansion: float | None) 
     z = fixture(name)
     inputs = golden_inputs(z)
     predictions = golden_predictions(z, inputs, location_strides(z["level_hw"]))
-    losses = Criterion.from_config(preset(version, box_expansion=expansion))(predictions, golden_targets(z)).as_dict()
+    losses = Criterion.from_config(preset(version, box_expansion=expansion))(
+        predictions, golden_targets(z)
+    ).as_dict()
     assert {f"loss.{OFFICIAL[key]}" for key in losses} == {key for key in z.files if key.startswith("loss.")}
     zero = set(text(z["grad_zero"]))
     for key, value in losses.items():
@@ -109,7 +111,9 @@ def test_samples(name: str, mode: str) -> None:
 )
 def test_assignment_on_large_images(case: str, options: dict[str, object]) -> None:
     z = fixture("assign.npz")
-    locations, level = all_locations([tuple(hw) for hw in z["level_hw"].tolist()], (8, 16, 32, 64, 128), "cpu")
+    locations, level = all_locations(
+        [tuple(hw) for hw in z["level_hw"].tolist()], (8, 16, 32, 64, 128), "cpu"
+    )
     strides = torch.tensor((8.0, 16, 32, 64, 128))[level]
     ranges = torch.tensor(preset("v1").level_ranges)[level]
     for index, target in enumerate(golden_targets(z)):
@@ -123,7 +127,15 @@ def test_assignment_on_large_images(case: str, options: dict[str, object]) -> No
         np.testing.assert_allclose(centerness.numpy(), z[f"{case}.centerness"][here], rtol=1e-5)
 
 
-LOVASZ = ["logits", "prob", "prob_masked", "logits_masked", "all_background", "all_foreground", "single_pixel_fg"]
+LOVASZ = [
+    "logits",
+    "prob",
+    "prob_masked",
+    "logits_masked",
+    "all_background",
+    "all_foreground",
+    "single_pixel_fg",
+]
 LOVASZ += ["single_pixel_bg", "empty_mask", "extreme_easy", "extreme_hard", "one_prob_on_fg"]
 
 
@@ -175,7 +187,9 @@ def test_giou(weighting: str) -> None:
 
 def test_centerness() -> None:
     z = fixture("layers.npz")
-    assert_near(centerness_targets(torch.tensor(z["centerness.reg_targets"])), z["centerness.out"], 1e-6, "centerness")
+    assert_near(
+        centerness_targets(torch.tensor(z["centerness.reg_targets"])), z["centerness.out"], 1e-6, "centerness"
+    )
 
 
 @pytest.mark.parametrize(("key", "expansion"), [("pad00", 1.0), ("pad01", 1.2), ("pad05", 2.0)])

@@ -22,7 +22,9 @@ def test_every_tensor_has_its_place(version: str, depth: str) -> None:
     assert sum(t.numel() for t in state.values()) == sum(t.numel() for t in official.values())
     model = EmbedMask(config)
     model.load_state_dict(state, strict=True)
-    frozen = sum(not trained for name, trained in official_trainable(version, depth).items() if "conv" in name)
+    frozen = sum(
+        not trained for name, trained in official_trainable(version, depth).items() if "conv" in name
+    )
     assert frozen > 0
     stem_and_first = [p for n, p in model.named_parameters() if not p.requires_grad]
     buffers = {name for name, _ in model.named_buffers()}
@@ -41,7 +43,11 @@ def test_caffe_backbone_is_honoured() -> None:
     block = model.backbone.body["layer2"][0]
     assert block.conv1.stride == (2, 2)
     assert block.conv2.stride == (1, 1)
-    assert (config.channel_order, config.image_mean, config.image_std) == ("bgr", CAFFE_MEAN_BGR, (1.0, 1.0, 1.0))
+    assert (config.channel_order, config.image_mean, config.image_std) == (
+        "bgr",
+        CAFFE_MEAN_BGR,
+        (1.0, 1.0, 1.0),
+    )
     pixel = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)  # R, G, B
     first = model.preprocess([pixel]).tensors[0, :, 0, 0]
     torch.testing.assert_close(first, torch.tensor([30.0, 20.0, 10.0]) - torch.tensor(CAFFE_MEAN_BGR))

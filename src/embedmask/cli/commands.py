@@ -51,11 +51,7 @@ def train(
 
     from embedmask.training.fit import train as fit
 
-    metrics = fit(
-        recipe, data, out, resume=resume, max_detections=max_detections, device=device, report=tqdm.write
-    )
-    aps = f"mask AP {metrics['segm/AP']:.3f}, box AP {metrics['bbox/AP']:.3f} on val"
-    print(f"{aps} · {out / 'model.safetensors'}")
+    fit(recipe, data, out, resume=resume, max_detections=max_detections, device=device, report=tqdm.write)
 
 
 def evaluate(

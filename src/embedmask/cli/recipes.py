@@ -31,8 +31,10 @@ def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = 
     path = find_recipe(config) if config is not None else run_recipe(resumed)
     recipe = Recipe.from_yaml(path)
     parts = {
-        section: override(getattr(recipe, section), lengths(section, fields or {}), where=OPTIONS[section])
-        for section, fields in changes.items()
+        section: override(
+            getattr(recipe, section), lengths(section, changes.get(section) or {}), where=option
+        )
+        for section, option in OPTIONS.items()
     }
     return Recipe(**parts)
 

@@ -1,4 +1,4 @@
-"""Masks of the surviving proposals: couple inside each box, resize to the original image, threshold last (section 3.6)."""
+"""Masks of the surviving proposals: coupled inside each box, resized to the picture, thresholded last (section 3.6)."""
 
 from __future__ import annotations
 
@@ -59,12 +59,18 @@ def decode_masks(
             continue
         window = pixels[:, y1:y2, x1:x2]
         one = slice(row, row + 1)
-        values = log_prob(window.flatten(1), proposals.embed[one], proposals.margin[one]).view(window.shape[1:])
+        values = log_prob(window.flatten(1), proposals.embed[one], proposals.margin[one]).view(
+            window.shape[1:]
+        )
         values = values if in_log else values.exp()
         outside = OUTSIDE_LOG_PROB if in_log else 0.0
-        values, top = _resize_axis(values, y1, grid[0], scales[0], original_size[0], outside)
-        values, left = _resize_axis(values.T, x1, grid[1], scales[1], original_size[1], outside)
-        crops.append(values.T > limit)
+        values, top = _resize_axis(
+            values, y1, cells=grid[0], scale=scales[0], length=original_size[0], outside=outside
+        )
+        values, left = _resize_axis(
+            values.T, x1, cells=grid[1], scale=scales[1], length=original_size[1], outside=outside
+        )
+        crops.append(limit < values.T)
         offsets.append((top, left))
     return CropMasks(crops, offsets, original_size)
 
@@ -102,7 +108,7 @@ def _source_scale(cells: int, cell: float, original: int, network: int) -> float
 
 
 def _resize_axis(
-    values: Tensor, first: int, cells: int, scale: float, length: int, outside: float
+    values: Tensor, first: int, *, cells: int, scale: float, length: int, outside: float
 ) -> tuple[Tensor, int]:
     """Bilinear resize of the first axis from cells `first`.. to original pixels, half-pixel centres.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
-from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from embedmask.config import ModelConfig
@@ -37,20 +38,24 @@ class Backbone(nn.Module):
         super().__init__()
         self.name = name
         body = _create(name)
+        if str(getattr(body, "output_fmt", "NCHW")).upper().endswith("NHWC"):
+            raise BadInput(f"backbone {name!r} gives maps with channels last, not supported; choose another")
         for module in body.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = norm_eps
         if stride_in_1x1:
             _move_stride_to_1x1(body, name)
-        self._freeze_stages(body, frozen_stages)
-        self.body = freeze_batch_norm_2d(body) if norm == "frozen" else body
+        _freeze_stages(body, frozen_stages)
+        self.body = freeze_batch_norm_2d(body) if norm == "frozen" else body  # type: ignore[no-untyped-call]
         reductions = body.feature_info.reduction()
         self._outputs = [i for i, r in enumerate(reductions) if finest_stride <= r <= COARSEST_STRIDE]
         self.strides = [reductions[i] for i in self._outputs]
         self.channels = [body.feature_info.channels()[i] for i in self._outputs]
         wanted = [s for s in (4, 8, 16, 32) if s >= finest_stride]
         if self.strides != wanted:
-            raise BadInput(f"backbone {name!r} gives strides {reductions}, {wanted} are needed; choose another")
+            raise BadInput(
+                f"backbone {name!r} gives strides {reductions}, {wanted} are needed; choose another"
+            )
 
     @classmethod
     def from_config(cls, cfg: ModelConfig) -> Backbone:
@@ -85,25 +90,35 @@ class Backbone(nn.Module):
             ) from None
         self.body.load_state_dict(source.state_dict(), strict=False)
 
-    @staticmethod
-    def _freeze_stages(body: nn.Module, count: int) -> None:
-        """Fix all parameters up to the end of the `count`-th stage; a timm feature net is an ordered dict of parts."""
-        ends = list(body.return_layers)[:count]
-        if not ends:
+
+def _freeze_stages(body: Any, count: int) -> None:
+    """Fix all parameters up to the end of the `count`-th stage, the one that ends at stride 2^count."""
+    info = body.feature_info
+    ends = [m for m, r in zip(info.module_name(), info.reduction(), strict=True) if r <= 2**count]
+    if not ends:
+        return
+    # timm either flattens the dotted names of its parts or keeps the whole model as one of them
+    spellings = (ends[-1], ends[-1].replace(".", "_"), f"model.{ends[-1]}")
+    reached = False
+    for name, module in body.named_modules():
+        inside = name.startswith(tuple(f"{end}." for end in spellings)) or name in spellings
+        if reached and not inside:
             return
-        for name, part in body.items():  # type: ignore[operator]
-            part.requires_grad_(False)
-            if name == ends[-1]:
-                return
+        reached |= inside
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
-def _create(name: str) -> nn.Module:
+def _create(name: str) -> Any:
+    """A timm feature net: an ordered dict of the backbone's parts that knows the stride of each output."""
     try:
-        body: nn.Module = timm.create_model(name, pretrained=False, features_only=True)
+        body = timm.create_model(name, pretrained=False, features_only=True)
     except RuntimeError as error:
-        near = timm.list_models(f"*{name.split('.')[0][:6]}*")[:3]
+        near = timm.list_models(f"*{name.split('.', maxsplit=1)[0][:6]}*")[:3]
         hint = f"; perhaps {', '.join(near)}" if near else "; see timm.list_models()"
-        raise BadInput(f"backbone {name!r} cannot be made by timm ({str(error).splitlines()[0][:80]}){hint}") from None
+        raise BadInput(
+            f"backbone {name!r} cannot be made by timm ({str(error).splitlines()[0][:80]}){hint}"
+        ) from None
     return body
 
 
@@ -112,11 +127,10 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
     moved = 0
     for block in body.modules():
         first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and hasattr(block, "conv3"):
-            if second.stride == (2, 2):
-                first.stride, second.stride = second.stride, first.stride
-                moved += 1
+        if not (isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d) and hasattr(block, "conv3")):
+            continue
+        if second.stride == (2, 2):
+            first.stride, second.stride = second.stride, first.stride
+            moved += 1
     if not moved:
         raise BadInput(f"stride_in_1x1 is for bottleneck ResNets, not for backbone {name!r}; leave it false")
-
-

@@ -64,7 +64,9 @@ class EmbedMask(nn.Module):
             A batch on the model's device.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = (-(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, strict=True))
+        height, width = (
+            -(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, strict=True)
+        )
         tensors = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image, (h, w) in zip(tensors, images, sizes, strict=True):
             slot[:, :h, :w] = self._normalize(image)
@@ -79,5 +81,6 @@ class EmbedMask(nn.Module):
         if self.config.channel_order == "bgr":
             pixels = pixels.flip(0)
         if self.config.image_norm == "image":
-            return (pixels - pixels.mean()) / (pixels.std() + 1.0)  # + 1 grey level: a blank image stays blank
+            # one grey level more: a blank image stays blank
+            return (pixels - pixels.mean()) / (pixels.std() + 1.0)
         return (pixels - self.mean) / self.std

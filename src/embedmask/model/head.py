@@ -34,7 +34,9 @@ class Head(nn.Module):
         self.strides = cfg.strides
         self.class_tower = Tower(channels, depth, groups)
         self.box_tower = Tower(channels, depth, groups)
-        self.class_logits = conv3x3(channels, cfg.num_classes, bias=-math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+        self.class_logits = conv3x3(
+            channels, cfg.num_classes, bias=-math.log((1 - CLASS_PRIOR) / CLASS_PRIOR)
+        )
         self.box = conv3x3(channels, 4)
         self.centerness = conv3x3(channels, 1)
         self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
@@ -81,7 +83,13 @@ def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
     bias = math.log(prior_precision(cfg.prior_margin))
     if cfg.margin_source == "box":
         return BoxMargin(cfg.margin_input_scale, bias)
-    return TowerMargin(cfg.channels, cfg.embed_dim, cfg.margin_input_scale, bias, len(cfg.strides), cfg.coordinates)
+    return TowerMargin(
+        cfg.channels,
+        cfg.embed_dim,
+        input_scale=cfg.margin_input_scale,
+        bias=bias,
+        spatial_levels=len(cfg.strides) if cfg.coordinates else 0,
+    )
 
 
 class BoxMargin(nn.Module):
@@ -102,12 +110,12 @@ class TowerMargin(nn.Module):
     """2021: one precision a dimension from the box tower; the spatial dims have a scale for each level."""
 
     def __init__(
-        self, channels: int, embed_dim: int, input_scale: float, bias: float, num_levels: int, spatial: bool
+        self, channels: int, embed_dim: int, *, input_scale: float, bias: float, spatial_levels: int
     ) -> None:
         super().__init__()
         self.input_scale = input_scale
         self.conv = conv3x3(channels, embed_dim, bias)
-        self.level_scales = nn.ModuleList(Scale() for _ in range(num_levels)) if spatial else None
+        self.level_scales = nn.ModuleList(Scale() for _ in range(spatial_levels)) if spatial_levels else None
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
         """`box_feature` `[N, channels, H, W]` -> `[N, D, H, W]`; `ltrb` belongs to `BoxMargin`."""

@@ -39,7 +39,7 @@ def conv1x1(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d
 
 
 def in_float32(conv: nn.Module, x: Tensor) -> Tensor:
-    """Run a predictor in float32, also under autocast: bfloat16 has too few digits for embeddings and margins."""
+    """Run a convolution in float32, also under autocast: bfloat16 has too few digits for embeddings and margins."""
     with torch.autocast(x.device.type, enabled=False):
         result: Tensor = conv(x.float())
         return result

@@ -9,23 +9,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
+from embedmask.model.layers import in_float32
+
 
 class CoarserLevels(ExtraFPNBlock):
     """P6, P7, ...: each a stride-2 3x3 convolution of the level before, ReLU between them."""
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(count))
-        for conv in self.convs:
-            nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+        self.convs = nn.ModuleList(_strided_conv(channels) for _ in range(count))
 
-    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
         """Append to the FPN's `results`; `x`, the backbone's maps, is not used (P6 comes from P5)."""
         del x
         level = results[-1]
         for index, conv in enumerate(self.convs):
-            level = conv(F.relu(level) if index else level)
+            # float32: on a 1x1 map the CPU's bfloat16 kernel (torch 2.15) leaves garbage in this weight's gradient
+            level = in_float32(conv, F.relu(level) if index else level)
             results.append(level)
             names.append(f"extra{index}")
         return results, names
@@ -43,3 +45,11 @@ class Neck(nn.Module):
         """Maps of the backbone, finest first -> maps of all levels."""
         named = OrderedDict((str(index), feature) for index, feature in enumerate(features))
         return list(self.fpn(named).values())
+
+
+def _strided_conv(channels: int) -> nn.Conv2d:
+    conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
+    return conv

@@ -1,4 +1,4 @@
-"""Which location serves which ground truth, and which of them give q and s (sections 3.1 and 3.5). Pure, no gradient."""
+"""Which location serves which ground truth, and which of them give q and s (sections 3.1 and 3.5). Pure."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def select_samples(
     best = iou.new_zeros(len(gt_boxes)).scatter_reduce(0, gt_of_positive, iou, "amax")[gt_of_positive]
     at_best = iou == best
     if mode == "iou":
-        return (iou > iou_threshold) | ((best <= iou_threshold) & at_best)
+        return (iou > iou_threshold) | at_best
     order = torch.arange(len(iou), device=iou.device)
     first = torch.full((len(gt_boxes),), len(iou), device=iou.device)
     first = first.scatter_reduce(0, gt_of_positive[at_best], order[at_best], "amin")

@@ -73,7 +73,10 @@ class Criterion:
         """
         self._validate(predictions, targets)
         device = predictions.pixel_embed.device
-        targets = [Target(t.boxes.to(device).float(), t.labels.to(device), t.masks.to(device)) for t in targets]
+        targets = [
+            Target(t.boxes.to(device).float(), t.labels.to(device), t.masks.to(device).bool())
+            for t in targets
+        ]
         with torch.autocast(device.type, enabled=False):
             positives = self._assign(predictions, targets)
             return self._losses(predictions, targets, positives)
@@ -98,7 +101,9 @@ class Criterion:
             num_positives=count,
         )
 
-    def _classification(self, predictions: Predictions, targets: Sequence[Target], positives: Positives) -> Tensor:
+    def _classification(
+        self, predictions: Predictions, targets: Sequence[Target], positives: Positives
+    ) -> Tensor:
         """Sum of the focal loss over all locations and classes."""
         logits = flatten_levels(predictions.class_logits)
         labels = torch.cat([target.labels for target in targets])
@@ -126,16 +131,22 @@ class Criterion:
         )
         gt_image = _repeat_index([len(target) for target in targets], embed.device)
         embed, margin, sample_gt = embed[sampled], margin[sampled], positives.gt[sampled]
-        gt, inverse = sample_gt.unique(return_inverse=True)
-        matched = Matched(gt, gt_image[gt], _group_means(embed, inverse, len(gt)), _group_means(margin, inverse, len(gt)))
+        gt, inverse = torch.unique(sample_gt, return_inverse=True)
+        matched = Matched(
+            gt, gt_image[gt], _group_means(embed, inverse, len(gt)), _group_means(margin, inverse, len(gt))
+        )
         smooth = None
         if self.cfg.smooth_weight > 0:
             spread = smooth_loss(embed, matched.embed[inverse]) + smooth_loss(margin, matched.margin[inverse])
             counts = torch.tensor([len(target) for target in targets], device=embed.device).clamp(min=1)
             smooth = self.cfg.smooth_weight * (spread / counts[gt_image[sample_gt]]).sum() / len(targets)
-        return self.cfg.mask_weight * self._mask_loss(predictions.pixel_embed, targets, matched, predictions.strides[0]), smooth
+        return self.cfg.mask_weight * self._mask_loss(
+            predictions.pixel_embed, targets, matched, predictions.strides[0]
+        ), smooth
 
-    def _mask_loss(self, pixel_embed: Tensor, targets: Sequence[Target], matched: Matched, stride: int) -> Tensor:
+    def _mask_loss(
+        self, pixel_embed: Tensor, targets: Sequence[Target], matched: Matched, stride: int
+    ) -> Tensor:
         """Eq. 4 over all instances of the batch in one sort; the mean over K of each image, then over images."""
         pixels = F.interpolate(
             pixel_embed.float(), scale_factor=MASK_UPSAMPLING, mode="bilinear", align_corners=False
@@ -149,7 +160,9 @@ class Criterion:
             first_gt += len(target)
             if len(local) == 0:
                 continue
-            distances.append(weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here]))
+            distances.append(
+                weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here])
+            )
             wanted.append(mask_targets(target.masks[local], grid, mask_stride).flatten(1))
             if self.cfg.box_expansion is not None:
                 box_region = box_regions(target.boxes[local], grid, mask_stride, self.cfg.box_expansion)
@@ -158,15 +171,13 @@ class Criterion:
             weights.append(distances[-1].new_full((len(local),), 1 / (normalizer * len(targets))))
         if not distances:
             return pixels.sum() * 0
+        distance, masks = torch.cat(distances), torch.cat(wanted)
         region = torch.cat(regions) if regions else None
-        return (self._per_instance(torch.cat(distances), torch.cat(wanted), region) * torch.cat(weights)).sum()
-
-    def _per_instance(self, distance: Tensor, wanted: Tensor, region: Tensor | None) -> Tensor:
-        """L of eq. 4, or eq. 2: `[M, P]` d = -log phi -> `[M]`."""
         if self.cfg.mask_loss == "lovasz":
-            return lovasz_hinge(logit(distance, self.cfg.min_prob), wanted, region)
-        margin = self.cfg.fixed_margin_precision
-        return hinge_loss((distance / margin).clamp(min=1e-12).sqrt(), wanted, region)
+            loss = lovasz_hinge(logit(distance, self.cfg.min_prob), masks, region)
+        else:  # every margin is the same constant: taken out again, the distance of eq. 2 remains
+            loss = hinge_loss((distance / matched.margin).clamp(min=1e-12).sqrt(), masks, region)
+        return (loss * torch.cat(weights)).sum()
 
     def _assign(self, predictions: Predictions, targets: Sequence[Target]) -> Positives:
         cfg, strides = self.cfg, predictions.strides
@@ -205,11 +216,14 @@ class Criterion:
         if len(targets) != count:
             raise BadInput(f"{count} images but {len(targets)} targets; give one target an image")
         height, width = predictions.padded_size
-        for target in targets:
+        for index, target in enumerate(targets):
             target.validate(self.cfg.num_classes)
             if target.masks.shape[1] > height or target.masks.shape[2] > width:
+                name = (
+                    f"of image {target.image_id}" if target.image_id is not None else f"{index} of the batch"
+                )
                 raise BadInput(
-                    f"target of image {target.image_id}: masks are {tuple(target.masks.shape[1:])}, larger than the "
+                    f"target {name}: masks are {tuple(target.masks.shape[1:])}, larger than the "
                     f"batch's frame {(height, width)}; resize them with their image"
                 )
 

@@ -96,20 +96,21 @@ class ResultsFolder(Callback):
         self._results.extend(outputs["results"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute AP and save the weights that were just evaluated."""
-        results = gather_results(self._results)
-        self._results = []
-        self.evaluated_step = trainer.global_step
-        if not trainer.is_global_zero:
-            return
+        """Compute AP, on every process alike, and save the weights that were just evaluated."""
         evaluator = CocoEvaluator(self.annotations, self.max_detections)
-        evaluator.add(results)
+        evaluator.add(gather_results(self._results))
+        self._results = []
         self._metrics = evaluator.compute()
+        self.evaluated_step = trainer.global_step
+        improved = not self.best or _rank(self._metrics) > _rank(self.best)
+        if improved:
+            self.best = dict(self._metrics)
         for logger in trainer.loggers:
             logger.log_metrics(self._metrics, step=trainer.global_step)
-        self._save_weights(pl_module)
+        if trainer.is_global_zero:
+            self._save_weights(pl_module, improved)
         if trainer.state.fn != TrainerFn.FITTING:
-            self._close_last_row()
+            self._close_last_row(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row in metrics.csv, one line on the screen."""
@@ -118,24 +119,24 @@ class ResultsFolder(Callback):
         row = epoch_row(trainer, seconds) | self._metrics
         self._metrics = {}
         self.history.append(row)
+        self._tell(trainer)
+
+    def _close_last_row(self, trainer: Trainer) -> None:
+        """The evaluation after training belongs to the epoch that training ended in."""
+        self.history[-1] = self.history[-1] | self._metrics
+        self._metrics = {}
+        self._tell(trainer)
+
+    def _tell(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             write_csv(self.history, self.out / "metrics.csv")
-            self.report(summary_line(row))
+            self.report(summary_line(self.history[-1]))
 
-    def _close_last_row(self) -> None:
-        """The evaluation after training belongs to the epoch that training ended in."""
-        row = self.history[-1] | self._metrics
-        self.history[-1] = row
-        self._metrics = {}
-        write_csv(self.history, self.out / "metrics.csv")
-        self.report(summary_line(row))
-
-    def _save_weights(self, pl_module: LightningModule) -> None:
+    def _save_weights(self, pl_module: LightningModule, improved: bool) -> None:
         assert isinstance(pl_module, EmbedMaskModule)
-        save(pl_module.model, self.out / "last.safetensors", class_names=self.class_names)
-        if not self.best or _rank(self._metrics) > _rank(self.best):
-            self.best = dict(self._metrics)
-            save(pl_module.model, self.out / "best.safetensors", class_names=self.class_names)
+        names = ("last", "best") if improved else ("last",)
+        for name in names:
+            save(pl_module.model, self.out / f"{name}.safetensors", class_names=self.class_names)
 
 
 class MovingAverage(WeightAveraging):
@@ -219,8 +220,13 @@ def write_csv(rows: list[Row], path: Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
     write_text(path, text.getvalue())
+
+
+def _short(value: float) -> str:
+    """Six digits; whole numbers whole."""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
 def _rank(metrics: Row) -> float:

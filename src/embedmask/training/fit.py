@@ -62,7 +62,7 @@ def train(
         resume: go on from the end of the last whole epoch in `out`.
         max_detections: per image in evaluation; None: what the model's configuration says.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        report: takes one line a time: a summary of each epoch.
+        report: takes one line a time: a summary of each epoch, and the result.
 
     Returns:
         What `metrics.json` holds: the metrics of `model.safetensors` on val, `seconds`, `steps`, `epochs`.
@@ -239,6 +239,8 @@ def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Traine
         precision=splits.recipe.train.precision,
     )
     write_samples(predictor, splits.val_set, out / "samples")
+    aps = f"mask AP {results.best['segm/AP']:.3f}, box AP {results.best['bbox/AP']:.3f} on val"
+    results.report(f"{aps} · {out / 'model.safetensors'}")
 
 
 def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:

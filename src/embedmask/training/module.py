@@ -57,7 +57,7 @@ class EmbedMaskModule(LightningModule):
         total = losses.total
         named = {"total": total, **losses.as_dict()}
         logged = {f"loss/{name}": term.detach() for name, term in named.items()}
-        self.log_dict(logged, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log_dict(logged, on_step=True, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
         self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(images))
         return total

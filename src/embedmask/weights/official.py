@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embedmask.config import PRESETS, ModelConfig
+from embedmask.config import ModelConfig
 from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
 
@@ -101,7 +101,7 @@ def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
         "image_mean": CAFFE_MEAN_BGR,
         "image_std": (1.0, 1.0, 1.0),
     }
-    return ModelConfig.preset(preset, **{**PRESETS[preset], **overrides})
+    return ModelConfig.preset(preset, **overrides)
 
 
 def _our_name(name: str) -> str:

@@ -1,0 +1,81 @@
+"""The stages of section 3.6 together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import random_predictions, small_config
+
+from embedmask import Postprocessor
+from embedmask.inference.masks import decode_masks
+from embedmask.inference.proposals import decode_proposals
+
+SIZES = [(40, 56), (64, 33)]
+
+
+def test_each_image_is_its_own_stages() -> None:
+    cfg = small_config(embed_dim=4, max_detections=20)
+    predictions = random_predictions((64, 64), images=2)
+    originals = [(80, 112), (31, 17)]
+    results = Postprocessor.from_config(cfg)(predictions, SIZES, originals)
+    assert len(results) == 2
+    for index, (found, size, original) in enumerate(zip(results, SIZES, originals, strict=True)):
+        proposals = decode_proposals(predictions, index, size, max_detections=20, box_offset=cfg.box_offset)
+        masks = decode_masks(
+            predictions.pixel_embed[index],
+            proposals,
+            stride=8,
+            image_size=size,
+            original_size=original,
+            threshold=0.5,
+            interpolation="prob",
+        )
+        scale = torch.tensor([original[1] / size[1], original[0] / size[0]]).repeat(2)
+        assert len(found) == len(proposals) > 0
+        assert torch.allclose(found.boxes, proposals.boxes * scale)
+        assert torch.equal(found.scores, proposals.scores)
+        assert torch.equal(found.proposal_embed, proposals.embed)
+        assert torch.equal(found.masks.to_dense(), masks.to_dense())
+        assert (found.scores.diff() <= 0).all()
+        assert found.masks.to_dense().shape == (len(found), *original)
+
+
+def test_boxes_scale_with_the_picture_and_masks_follow() -> None:
+    predictions = random_predictions((64, 64), seed=3)
+    postprocess = Postprocessor.from_config(small_config(embed_dim=4))
+    small, large = (postprocess(predictions, [(64, 64)], [(s, s)])[0] for s in (64, 192))
+    assert torch.allclose(small.boxes * 3, large.boxes)
+    areas = torch.tensor([small.masks.areas(), large.masks.areas()], dtype=torch.float32)
+    big = areas[0] > 200
+    assert big.any()
+    assert ((areas[1] / areas[0])[big] - 9).abs().max() < 1.5
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+def test_max_detections_is_a_setting(limit: int) -> None:
+    cfg = small_config(embed_dim=4, score_threshold=0.0, pre_nms=5000, nms_threshold=1.0)
+    predictions = random_predictions((160, 160))
+    found = Postprocessor.from_config(cfg, max_detections=limit)(predictions, [(160, 160)], [(40, 40)])[0]
+    assert len(found) == len(found.masks) == limit
+    assert Postprocessor.from_config(cfg).max_detections == cfg.max_detections
+
+
+def test_no_detections() -> None:
+    cfg = small_config(embed_dim=4, score_threshold=1.0)
+    found = Postprocessor.from_config(cfg)(random_predictions((32, 32)), [(20, 30)], [(200, 300)])[0]
+    assert len(found) == 0
+    assert found.boxes.shape == (0, 4)
+    assert found.masks.to_dense().shape == (0, 200, 300)
+
+
+def test_results_carry_no_graph() -> None:
+    predictions = random_predictions((32, 32), requires_grad=True)
+    found = Postprocessor.from_config(small_config(embed_dim=4))(predictions, [(32, 32)], [(32, 32)])[0]
+    assert len(found) > 0
+    assert not found.boxes.requires_grad
+    assert not found.scores.requires_grad
+
+
+def test_as_many_sizes_as_images() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Postprocessor.from_config(small_config(embed_dim=4))(random_predictions((32, 32)), [(32, 32)], [])

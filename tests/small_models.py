@@ -1,0 +1,96 @@
+"""Networks, predictions and targets small enough for tests."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embedmask import ModelConfig, Predictions, Target
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def small_config(**changes: Any) -> ModelConfig:
+    """A whole EmbedMask of half a million parameters, mostly backbone; BatchNorm with random weights must adapt."""
+    small = {
+        "num_classes": 3,
+        "backbone": "resnet10t",
+        "backbone_norm": "batch",
+        "frozen_stages": 0,
+        "channels": 32,
+        "norm_groups": 8,
+        "tower_convs": 1,
+        "embed_dim": 8,
+        "image_short_side": None,
+    }
+    return ModelConfig.preset(changes.pop("preset", "paper"), **{**small, **changes})
+
+
+def random_predictions(
+    size: tuple[int, int],
+    *,
+    images: int = 1,
+    classes: int = 3,
+    dims: int = 4,
+    margins: int = 1,
+    seed: int = 0,
+    strides: tuple[int, ...] = STRIDES,
+    requires_grad: bool = False,
+) -> Predictions:
+    """Seeded maps for a frame of `size` px; boxes of some cells around each location."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(channels: int, stride: int) -> Tensor:
+        return torch.randn(images, channels, *(math.ceil(s / stride) for s in size), generator=rng)
+
+    def leaf(value: Tensor) -> Tensor:
+        return value.requires_grad_(requires_grad)
+
+    return Predictions(
+        class_logits=[leaf(draw(classes, s) - 1) for s in strides],
+        box_ltrb=[leaf((draw(4, s).abs() + 0.5) * s * 1.5) for s in strides],
+        centerness_logits=[leaf(draw(1, s)) for s in strides],
+        proposal_embed=[leaf(draw(dims, s)) for s in strides],
+        proposal_margin=[leaf((draw(margins, s) * 0.3 - 1).exp()) for s in strides],
+        pixel_embed=leaf(draw(dims, strides[0])),
+        strides=strides,
+    )
+
+
+def maps_of(predictions: Predictions) -> list[Tensor]:
+    """Every map, in a fixed order."""
+    p = predictions
+    lists = (p.class_logits, p.box_ltrb, p.centerness_logits, p.proposal_embed, p.proposal_margin)
+    return [level for maps in lists for level in maps] + [p.pixel_embed]
+
+
+def no_objects(size: tuple[int, int], image_id: int | None = None) -> Target:
+    """An image with nothing on it."""
+    return Target(
+        torch.zeros(0, 4),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0, *size, dtype=torch.bool),
+        image_id,
+    )
+
+
+def rectangles(boxes: list[list[float]], size: tuple[int, int], classes: int = 3) -> Target:
+    """Objects that fill their boxes; labels 0, 1, 2, 0, ..."""
+    if not boxes:
+        return no_objects(size)
+    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[math.floor(y1) : math.ceil(y2), math.floor(x1) : math.ceil(x2)] = True
+    return Target(torch.tensor(boxes, dtype=torch.float32), torch.arange(len(boxes)) % classes, masks)
+
+
+def random_rectangles(count: int, size: tuple[int, int], seed: int = 0) -> Target:
+    """Seeded objects of any size that fits."""
+    rng = torch.Generator().manual_seed(seed)
+    limits = torch.tensor([size[1], size[0]])
+    low = torch.rand(count, 2, generator=rng) * (limits - 4)
+    high = low + 2 + torch.rand(count, 2, generator=rng) * (limits - low - 2)
+    return rectangles(torch.cat([low, high], 1).tolist(), size)

@@ -1,0 +1,237 @@
+"""ARCHITECTURE.md and docs/paper_map.md say what stands: names, paths, values, the tree and the arrows."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import embedmask
+from embedmask.config import PRESETS, DataConfig, ModelConfig, TrainConfig, from_dict
+from embedmask.errors import BadInput
+
+SRC = Path(embedmask.__file__).parent
+ROOT = Path(__file__).parents[1]
+ARCHITECTURE, PAPER_MAP = ROOT / "ARCHITECTURE.md", ROOT / "docs" / "paper_map.md"
+DOCS = [ARCHITECTURE, PAPER_MAP]
+CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
+COMMANDS = ("train", "eval", "predict", "convert", "data shapes", "data show")
+BASE = {"errors", "fields", "config", "structures", "files"}
+"""Units that all may import: the table of arrows leaves them out."""
+MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def assigned(node: ast.stmt) -> list[str]:
+    """Names that a statement of a module or class binds."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    names = [
+        part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])
+    ]
+    return [name.id for name in names if isinstance(name, ast.Name)]
+
+
+def defined(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+    """Dotted names of a module's or class's members, and of theirs."""
+    for node in body:
+        yield from (f"{prefix}.{name}" for name in assigned(node))
+        if isinstance(node, ast.ClassDef):
+            yield from defined(node.body, f"{prefix}.{node.name}")
+
+
+def all_names() -> set[str]:
+    """Every name of the package in full, and every dotted end of it."""
+    full: set[str] = set()
+    for path, parts in MODULES.items():
+        module = ".".join(["embedmask", *(parts[:-1] if parts[-1] == "__init__" else parts)])
+        full |= {module, module.rpartition(".")[0] or module, *defined(parse(path).body, module)}
+    return {".".join(name.split(".")[start:]) for name in full for start in range(name.count(".") + 1)}
+
+
+def literal_words() -> set[str]:
+    """The choices of all fields and parameters: what stands in some `Literal[...]`, and the presets."""
+    words = set(PRESETS)
+    for path in MODULES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
+                constants = (c.value for c in ast.walk(node.slice) if isinstance(c, ast.Constant))
+                words |= {value for value in constants if isinstance(value, str)}
+    return words
+
+
+NAMES, WORDS = all_names(), literal_words()
+
+
+def without_fences(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def spans(path: Path) -> list[str]:
+    """Everything between back-ticks in running text and tables."""
+    return sorted(set(re.findall(r"`([^`\n]+)`", without_fences(path.read_text(encoding="utf-8")))))
+
+
+def section(path: Path, title: str) -> str:
+    """What stands between a heading of the second rank and the next."""
+    found = re.search(
+        rf"^## {title}\n(.*?)(?=^## |\Z)", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert found is not None, f"{path.name} has no section {title!r}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """Cells of the tables in a text, heads left out."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    heads = {index - 1 for index, row in enumerate(cells) if set("".join(row)) <= set("- ")}
+    return [row for i, row in enumerate(cells) if i not in heads and i - 1 not in heads]
+
+
+def is_accepted(field: str, value: str) -> bool:
+    """Whether a config has this field and takes this value."""
+    for config in CONFIGS:
+        if field in {f.name for f in dataclasses.fields(config)}:
+            try:
+                from_dict(config, {field: yaml.safe_load(value)}, where="docs")
+            except BadInput:
+                return False
+            return True
+    return False
+
+
+def is_true(span: str) -> bool:
+    """Whether what stands between back-ticks exists: a command, a setting, a path or a name."""
+    if span.startswith("embedmask "):
+        return span.removeprefix("embedmask ") in COMMANDS
+    setting = re.fullmatch(r"(\w+): (.+)", span)
+    if setting is not None:
+        return is_accepted(setting[1], setting[2])
+    if "/" in span or re.search(r"\.(py|md|ya?ml|toml|npz|json)$", span):
+        return (ROOT / span).exists() or (SRC / span).exists()
+    return span in NAMES or span in WORDS
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_what_is_named_exists(path: Path) -> None:
+    found = spans(path)
+    assert len(found) > 50
+    assert [span for span in found if not is_true(span)] == []
+
+
+FALSE = """objective/nothing.py docs/none.md nothing.yaml coupling.no_such ModelConfig.lovasz_hinge no_such_name"""
+
+
+@pytest.mark.parametrize(
+    "span", [*FALSE.split(), "margin: predict", "embed_dims: 8", "box_expansion: 0.5", "embedmask fly"]
+)
+def test_what_does_not_exist_is_found(span: str) -> None:
+    assert not is_true(span)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (path.parent / link.partition("#")[0]).exists(), link
+
+
+def test_commands_are_those_of_the_command_line() -> None:
+    from embedmask.cli.commands import COMMANDS as table
+
+    flat = [
+        f"{name} {inner}".rstrip()
+        for name, entry in table.items()
+        for inner in (entry if isinstance(entry, dict) else [""])
+    ]
+    assert flat == list(COMMANDS)
+
+
+def listed_files() -> list[Path]:
+    """The tree of ARCHITECTURE.md as paths."""
+    fence = re.search(r"```\n(.*?)```", section(ARCHITECTURE, "The tree"), re.DOTALL)
+    assert fence is not None
+    found: list[Path] = []
+    folders: dict[int, Path] = {}
+    for line in fence[1].splitlines():
+        name = line.split()[0]
+        depth = len(line) - len(line.lstrip())
+        path = folders.get(depth - 2, ROOT) / name
+        if name.endswith("/"):
+            folders[depth] = path
+        found.append(path)
+        assert len(line.split()) > 1, f"{name}: nothing is said of it"
+    return found
+
+
+def test_tree_is_the_tree() -> None:
+    listed = listed_files()
+    assert [path for path in listed if not path.exists()] == []
+    assert len(set(listed)) == len(listed)
+    # the line of a folder speaks for the __init__.py in it
+    packages = {path / "__init__.py" for path in listed if path.is_dir()}
+    assert [str(path.relative_to(SRC)) for path in MODULES if path not in {*listed, *packages}] == []
+
+
+def imports() -> dict[str, set[str]]:
+    """Unit (folder or file of the package's root) -> units that it imports, the base left out."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path, parts in MODULES.items():
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embedmask."):
+                assert node.module is not None
+                found[parts[0]].add(node.module.split(".")[1])
+    found.pop("__init__")
+    return {unit: others - {unit} for unit, others in found.items()}
+
+
+def test_arrows_are_the_imports() -> None:
+    said: dict[str, set[str]] = {}
+    for units, others in rows(section(ARCHITECTURE, "The arrows")):
+        for unit in re.findall(r"`(\w+)`", units):
+            said[unit] = set(re.findall(r"`(\w+)`", others))
+    found = imports()
+    for unit in {parts[0] for parts in MODULES.values()} - BASE - {"__init__"}:
+        assert said[unit] == found.get(unit, set()) - BASE, f"arrows of {unit}"
+    for unit in BASE:
+        assert found.get(unit, set()) <= BASE, f"{unit} is below everything"
+
+
+def test_versions_have_the_values_of_the_presets() -> None:
+    presets = {name: ModelConfig.preset(name) for name in ("paper", "ijcai21")}
+    table = rows(section(PAPER_MAP, "The versions"))
+    for field, paper, ijcai21, _ in table:
+        said = {"paper": yaml.safe_load(paper), "ijcai21": yaml.safe_load(ijcai21)}
+        assert said == {name: getattr(config, field.strip("`")) for name, config in presets.items()}, field
+    listed = {row[0].strip("`") for row in table}
+    values = [dataclasses.asdict(config) for config in presets.values()]
+    assert {name for name in values[0] if values[0][name] != values[1][name]} <= listed
+    assert set(PRESETS) == set(presets), "a preset without a column"
+
+
+def test_every_part_of_the_paper_is_mapped() -> None:
+    first = {title: " ".join(row[0] for row in rows(section(PAPER_MAP, title))) for title in PARTS}
+    for title, parts in PARTS.items():
+        for part in parts:
+            assert re.search(rf"(?<![\w.]){re.escape(part)}(?![\w.])", first[title]), f"{title}: {part}"
+
+
+PARTS = {
+    "Equations": [str(number) for number in range(1, 9)],
+    "Sections": ["3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "4.1", "4.2", "4.3"],
+    "Figures": ["1", "2", "3", "4"],
+    "Tables": ["1", "2a", "2b", "2c", "2d", "2e"],
+}

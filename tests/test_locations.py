@@ -1,0 +1,44 @@
+"""Where cells lie, and the one order of all levels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from embedmask.locations import all_locations, flatten_levels, level_locations, ltrb_to_xyxy
+
+
+@pytest.mark.parametrize("stride", [4, 8, 128])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (5, 1), (0, 4)])
+def test_level_locations(size: tuple[int, int], stride: int) -> None:
+    expected = [
+        [x * stride + stride // 2, y * stride + stride // 2] for y in range(size[0]) for x in range(size[1])
+    ]
+    found = level_locations(size, stride)
+    assert found.dtype == torch.float32
+    assert found.shape == (size[0] * size[1], 2)
+    assert found.tolist() == expected
+
+
+def test_all_levels_in_the_order_of_the_flattened_maps() -> None:
+    sizes, strides = [(4, 6), (2, 3), (1, 2)], (8, 16, 32)
+    locations, level = all_locations(sizes, strides, "cpu")
+    assert level.tolist() == [0] * 24 + [1] * 6 + [2] * 2
+    # Each map holds its own locations, so flattening must give them back
+    maps = [level_locations(s, t).T.reshape(1, 2, *s) for s, t in zip(sizes, strides, strict=True)]
+    assert torch.equal(flatten_levels(maps)[0].T, locations)
+
+
+def test_boxes_from_distances_and_back() -> None:
+    locations = torch.rand(50, 2) * 100
+    ltrb = torch.rand(50, 4) * 30
+    boxes = ltrb_to_xyxy(locations, ltrb)
+    assert torch.allclose(locations - boxes[:, :2], ltrb[:, :2], atol=1e-4)
+    assert torch.allclose(boxes[:, 2:] - locations, ltrb[:, 2:], atol=1e-4)
+    assert torch.equal(ltrb_to_xyxy(locations, torch.zeros(50, 4)), locations.repeat(1, 2))
+    assert ltrb_to_xyxy(torch.zeros(0, 2), torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_different_numbers_of_sizes_and_strides() -> None:
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        all_locations([(1, 1)], (8, 16), "cpu")
