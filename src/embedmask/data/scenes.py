@@ -24,7 +24,7 @@ Distance = Callable[[Floats, Floats, float, Rng], Floats]
 MIN_SIZE = 32
 MIN_RADIUS = 4.0
 """Half of the smallest object's extent, px."""
-MAX_OBJECTS = 12
+MAX_OBJECTS = 8
 EMPTY_SHARE = 0.03
 """Share of pictures without any object."""
 NEIGHBOUR_SHARE = 0.5
@@ -161,7 +161,7 @@ def _draw_shapes(size: int, rng: Rng) -> list[Shape]:
     placed: list[Place] = []
     shapes = []
     for _ in range(count):
-        radius = MIN_RADIUS * (largest / MIN_RADIUS) ** (rng.random() ** 0.7)
+        radius = MIN_RADIUS * (largest / MIN_RADIUS) ** (rng.random() ** 0.4)
         center_x, center_y = _place(size, radius, placed, rng)
         placed.append((center_x, center_y, radius))
         shapes.append(_shape(placed[-1], size, rng))
