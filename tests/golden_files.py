@@ -32,10 +32,16 @@ def shared_fixture(name: str) -> np.lib.npyio.NpzFile:
     return np.load(SHARED / name)
 
 
+def official_shapes(version: str, depth: str) -> dict[str, list[int]]:
+    """Names and shapes of the authors' state dict."""
+    entries = json.loads((HERE / f"state_dict_{version}_{depth}.json").read_text())["entries"]
+    return {name: shape for name, shape, _ in entries}
+
+
 def official_state(version: str, depth: str, seed: int = 0) -> dict[str, Tensor]:
     """The authors' state dict with the rule's values."""
-    entries = json.loads((HERE / f"state_dict_{version}_{depth}.json").read_text())["entries"]
-    return {name: torch.tensor(weights_rule.make_tensor(name, shape, seed)) for name, shape, _ in entries}
+    shapes = official_shapes(version, depth)
+    return {name: torch.tensor(weights_rule.make_tensor(name, shape, seed)) for name, shape in shapes.items()}
 
 
 def official_trainable(version: str, depth: str) -> dict[str, bool]:

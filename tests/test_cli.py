@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from faster_coco_eval.core import mask as mask_api
+from golden_files import official_shapes
 from PIL import Image
 
 from embedmask.cli import main
@@ -278,6 +279,17 @@ class TestEval:
         trained = json.loads((run / "metrics.json").read_text())
         assert json.loads(out.read_text())["segm/AP"] == pytest.approx(trained["segm/AP"], abs=1e-6)
 
+    def test_only_some_images(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        data = copy_with(shapes, tmp_path, lambda a: a["images"][0].update(modality="night"))
+        whole, part = tmp_path / "whole.json", tmp_path / "part.json"
+        words = ["eval", "--weights", str(eager), "--data", str(data), "--json"]
+        assert main([*words, str(whole)]) == 0
+        assert main([*words, str(part), "--where", "modality=night"]) == 0
+        assert json.loads(whole.read_text()) != json.loads(part.read_text())
+        assert "modality" in fails(
+            capsys, "eval", "--weights", eager, "--data", data, "--where", "modality=dusk"
+        )
+
     def test_a_class_that_the_model_lacks(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
@@ -380,6 +392,17 @@ class TestConvert:
             assert name in fails(capsys, "convert", tmp_path / name, "--out", out)
             assert not out.exists()
             assert not trap.exists()
+
+    def test_a_file_of_the_authors(self, tmp_path: Path) -> None:
+        """As they save it: under "model", each name with a prefix."""
+        official = {
+            f"module.{name}": torch.zeros(shape) for name, shape in official_shapes("v3", "r50").items()
+        }
+        torch.save({"model": official, "iteration": 90000}, tmp_path / "R50.pth")
+        assert main(["convert", str(tmp_path / "R50.pth"), "--out", str(tmp_path / "o.safetensors")]) == 0
+        checkpoint = load_checkpoint(tmp_path / "o.safetensors")
+        assert checkpoint.config.coordinates
+        assert len(checkpoint.class_names) == 80
 
     def test_not_a_file_of_the_authors(self, tmp_path: Path, capsys: Any) -> None:
         torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")

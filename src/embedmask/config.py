@@ -37,7 +37,8 @@ class ModelConfig:
     backbone: str = "resnet50"
     """Any timm model that gives features at strides 4 to 32."""
     backbone_norm: Literal["frozen", "batch"] = "frozen"
-    """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`: trained (random weights)."""
+    """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`: trained (random weights).
+    With `batch` the running statistics of frozen stages move on; set `frozen_stages` to 0."""
     backbone_norm_eps: float = 1e-5
     frozen_stages: int = 2
     """Stages kept fixed in training, counted from the stem (2: the stem and the first stage, as in section 4.1)."""
@@ -121,7 +122,13 @@ class ModelConfig:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("score_threshold", "nms_threshold", "mask_threshold", "sample_iou"):
             require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        require(self, "prior_margin", self.prior_margin > 0, "above 0")
+        require(self, "mask_threshold", self.mask_threshold > 0, "above 0")
+        for name in ("prior_margin", "margin_input_scale"):
+            require(self, name, getattr(self, name) > 0, "above 0")
+        short_ok = self.image_short_side is None or self.image_short_side >= 1
+        require(self, "image_short_side", short_ok, "at least 1, or null")
+        for name in ("frozen_stages", "box_offset", "mask_weight", "smooth_weight", "min_prob"):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
         expansion_ok = self.box_expansion is None or self.box_expansion >= 1
         require(self, "box_expansion", expansion_ok, "at least 1, or null for the whole image")
         require(self, "tower_convs", self.tower_convs >= 0, "at least 0")
@@ -225,6 +232,8 @@ class DataConfig:
         low, high = self.scale_range
         require(self, "scale_range", 0 < low <= high, "(low, high) with 0 < low <= high")
         require(self, "repeat", self.repeat >= 1, "at least 1")
+        require(self, "short_sides", all(side >= 1 for side in self.short_sides), "sides of at least 1 px")
+        require(self, "long_side", self.long_side >= 1, "at least 1")
         for name in ("flip_horizontal", "flip_vertical", "invert", "color_jitter"):
             require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         crop_ok = self.crop_size is None or self.crop_size >= 32
@@ -277,8 +286,24 @@ class TrainConfig:
         require(self, "max_steps", lengths == 1, "set while epochs is null, or null while epochs is set")
         for name in ("batch_size", "eval_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_steps", "epochs", "max_minutes", "clip_norm"):
+            value = getattr(self, name)
+            require(self, name, value is None or value > 0, "above 0, or null")
         require(self, "lr", self.lr > 0, "above 0")
-        require(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+        for name in (
+            "warmup_steps",
+            "seed",
+            "momentum",
+            "weight_decay",
+            "bias_weight_decay",
+            "bias_lr_factor",
+        ):
+            require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "workers", self.workers is None or self.workers >= 0, "at least 0, or null")
+        decay_ok = self.ema_decay is None or 0 <= self.ema_decay < 1
+        require(self, "ema_decay", decay_ok, "from 0 to below 1, or null")
+        milestones_ok = all(0 < m < 1 for m in self.milestones)
+        require(self, "milestones", milestones_ok, "fractions of the training, between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,19 +120,19 @@ class Assignment:
 class Losses:
     """The weighted terms of eq. 8, scalars that carry a graph.
 
-    `semantic` is the auxiliary term of the `fused` version; None where a version has none.
+    `smooth` is 0 in versions without it. `semantic` is for a version with an auxiliary term; None elsewhere.
     """
 
     classification: Tensor
     box: Tensor
     centerness: Tensor
     mask: Tensor
-    smooth: Tensor | None = None
+    smooth: Tensor
     semantic: Tensor | None = None
     num_positives: int = 0
 
     def as_dict(self) -> dict[str, Tensor]:
-        """Name -> weighted term, terms that the version lacks left out."""
+        """Name -> weighted term."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_positives"}
         return {name: value for name, value in named.items() if value is not None}
 

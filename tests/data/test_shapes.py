@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 from pathlib import Path
 
@@ -126,7 +127,7 @@ class TestScene:
         made = [scenes.make_scene(128, np.random.default_rng([1, n])) for n in range(150)]
         counts = [len(scene.masks) for scene in made]
         assert min(counts) == 0
-        assert max(counts) >= 8
+        assert max(counts) >= 6
         extents = [max(np.ptp(axis) + 1 for axis in np.nonzero(m)) for s in made for m in s.masks]
         assert min(extents) <= 10
         assert max(extents) >= 80
@@ -134,16 +135,15 @@ class TestScene:
         assert len(labels) == len(scenes.SHAPES)
         assert labels.min() > 0.5 * labels.mean()
 
-    def test_colour_does_not_tell_the_class(self) -> None:
-        """The mean colours of the classes lie closer together than a class's own colours spread."""
-        colours: dict[int, list[np.ndarray]] = {}
+    def test_colour_is_a_hint_only(self) -> None:
+        """The nearest colour family names many objects rightly, but far from all."""
+        right = []
         for seed in range(150):
             scene = scenes.make_scene(64, np.random.default_rng(seed))
             for label, mask in zip(scene.labels, scene.masks, strict=True):
-                colours.setdefault(label, []).append(scene.image[mask].mean(0))
-        means = np.stack([np.mean(values, 0) for values in colours.values()])
-        spread = np.mean([np.std(values, 0) for values in colours.values()])
-        assert means.std(0).max() < 0.6 * spread
+                hue = colorsys.rgb_to_hsv(*scene.image[mask].mean(0) / 255)[0]
+                right.append(round(hue * len(scenes.CLASS_NAMES)) % len(scenes.CLASS_NAMES) == label)
+        assert 0.3 < np.mean(right) < 0.9
 
 
 class TestMakeShapes:

@@ -17,6 +17,8 @@ from golden_files import (
     text,
     unpack,
 )
+from timm.layers.norm_act import FrozenBatchNormAct2d
+from torchvision.ops import sigmoid_focal_loss
 
 from embedmask import Criterion
 from embedmask.coupling import logit
@@ -51,6 +53,8 @@ def test_losses_and_gradients(name: str, version: str, expansion: float | None) 
     losses = Criterion.from_config(preset(version, box_expansion=expansion))(
         predictions, golden_targets(z)
     ).as_dict()
+    if version == "v3":  # no smooth loss in the 2021 version: ours is 0
+        assert losses.pop("smooth") == 0
     assert {f"loss.{OFFICIAL[key]}" for key in losses} == {key for key in z.files if key.startswith("loss.")}
     zero = set(text(z["grad_zero"]))
     for key, value in losses.items():
@@ -183,6 +187,27 @@ def test_giou(weighting: str) -> None:
     total.backward()
     assert_near(total, z[f"iou.giou.{weighting}.loss"], RELATIVE, "giou")
     assert_near(pred.grad, z[f"iou.giou.{weighting}.grad"], RELATIVE, "giou gradient")
+
+
+@pytest.mark.parametrize(("case", "gamma", "alpha"), [("default", 2.0, 0.25), ("g15_a60", 1.5, 0.6)])
+def test_focal(case: str, gamma: float, alpha: float) -> None:
+    z = fixture("layers.npz")
+    labels = torch.tensor(z["focal.targets"]).long()
+    known = labels >= 0  # theirs passes over negative labels; ours has none
+    logits = torch.tensor(z["focal.logits"])[known].requires_grad_()
+    wanted = torch.nn.functional.one_hot(labels[known], logits.shape[1] + 1)[:, 1:].float()
+    loss = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma, reduction="sum")
+    loss.backward()
+    assert_near(loss, z[f"focal.{case}.loss"], RELATIVE, "focal")
+    assert_near(logits.grad, z[f"focal.{case}.grad"][known.numpy()], RELATIVE, "focal gradient")
+
+
+def test_frozen_batch_norm() -> None:
+    """Without epsilon, as `backbone_norm_eps: 0` of converted files sets it."""
+    z = fixture("layers.npz")
+    layer = FrozenBatchNormAct2d(6, eps=0.0, apply_act=False)
+    layer.load_state_dict({k: torch.tensor(z[f"frozen_bn.{k}"]) for k in layer.state_dict()})
+    assert_near(layer(torch.tensor(z["frozen_bn.in"])), z["frozen_bn.out"], RELATIVE, "frozen BatchNorm")
 
 
 def test_centerness() -> None:

@@ -33,12 +33,12 @@ def train(
     Args:
         data: COCO-style folder: train.json and val.json beside images/, or COCO's own layout.
         out: Results folder, new or empty (or the run's own, with --resume).
-        config: Recipe: a name such as shapes or paper/r50_1x, or a YAML file. With --resume: the run's own.
+        config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume: the run's own.
         model: Changes a FIELD of the model; they are listed below.
         augment: Changes a FIELD of the recipe's data section.
         train: Changes a FIELD of the solver.
         resume: Go on from the last whole epoch in the results folder.
-        max_detections: Detections kept an image in evaluation; by default what the model says.
+        max_detections: Detections kept an image, also by the model that is kept; by default what the recipe says.
         precision: auto, float32, bfloat16 or float16; the same as --train.precision.
         device: auto, cpu, cuda, cuda:N or mps.
     """
@@ -60,6 +60,7 @@ def evaluate(
     data: Path,
     split: Split = "val",
     json: Path | None = None,
+    where: str | None = None,
     max_detections: int | None = None,
     precision: Precision = "auto",
     device: str = "auto",
@@ -71,10 +72,12 @@ def evaluate(
         data: COCO-style folder.
         split: train or val.
         json: Write the metrics to this file as well.
+        where: Only the images whose record in the annotation file says KEY=VALUE, as modality=fluorescence.
         max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         device: auto, cpu, cuda, cuda:N or mps.
     """
+    from embedmask.data.coco import find_split
     from embedmask.evaluation.run import evaluate_weights
     from embedmask.files import write_json
 
@@ -82,11 +85,13 @@ def evaluate(
         weights,
         data,
         split,
+        where=where,
         max_detections=max_detections,
         precision=precision,
         device=device,
         progress=is_watched(),
     )
+    print(f"{data}: {find_split(data, split).layout}")
     print(metrics_table(metrics))
     if json is not None:
         write_json(json, metrics)

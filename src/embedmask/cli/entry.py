@@ -15,6 +15,7 @@ from embedmask.cli.parser import build_parser, find_command
 from embedmask.errors import BadInput
 
 FAILED, BAD = 1, 2
+TRAIN_EXTRA = ("lightning", "matplotlib", "tensorboard")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return fail(one_line(error), BAD if isinstance(error, (BadInput, ArgumentError)) else FAILED)
+        return fail(
+            one_line(error),
+            BAD if isinstance(error, (BadInput, ArgumentError, ModuleNotFoundError)) else FAILED,
+        )
 
 
 def run(words: list[str]) -> int:
@@ -60,6 +64,8 @@ def fail(line: str, code: int) -> int:
 def one_line(error: Exception) -> str:
     """What an error says, in one line."""
     text = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_EXTRA:
+        return f"{error.name} is not installed; training needs: pip install 'embedmask[train]'"
     if isinstance(error, BadInput):
         return worker_message(text)
     if isinstance(error, ArgumentError):

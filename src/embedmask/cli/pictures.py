@@ -73,6 +73,7 @@ def predict_files(
     predictor = Predictor.load(weights, device=device, precision=precision)
     outcome = Outcome()
     names = unique_names(files)
+    refuse_overwriting(files, [out / name for name in names])
     for path, name in tqdm(list(zip(files, names, strict=True)), unit="picture", disable=not progress):
         try:
             image = read_image(path)
@@ -80,7 +81,7 @@ def predict_files(
             outcome.broken.append(str(error))
             continue
         image_id = outcome.num_images + 1
-        found = predictor.instances(image, max_detections)
+        found = predictor.instances(image, max_detections, score_threshold)
         outcome.images.append(
             {"id": image_id, "file_name": str(path), "height": image.shape[1], "width": image.shape[2]}
         )
@@ -124,6 +125,14 @@ def _pictures_of(source: str) -> list[Path]:
 def is_picture(path: Path) -> bool:
     """Whether the suffix is that of a picture format."""
     return path.suffix.lower() in Image.registered_extensions()
+
+
+def refuse_overwriting(files: Sequence[Path], results: Sequence[Path]) -> None:
+    """A drawn picture must not take the place of a picture that it was made from."""
+    sources = {file.resolve() for file in files}
+    for result in results:
+        if result.resolve() in sources:
+            raise BadInput(f"{result}: is one of the pictures and would be overwritten; choose another --out")
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:

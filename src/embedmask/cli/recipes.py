@@ -55,7 +55,7 @@ def run_recipe(folder: Path | None) -> Path:
 
 
 def find_recipe(name: str) -> Path:
-    """A file, or the recipe of that name (`shapes`, `paper/r50_1x`) that comes with the package."""
+    """A file, or the recipe of that name (`shapes`, `nuclei`) that comes with the package."""
     if Path(name).is_file():
         return Path(name)
     shipped = recipes_folder() / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"

@@ -97,6 +97,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         category_ids: the file's category id of each label, ascending.
         image_ids: the file's id of each item.
         sizes: `(height, width)` of each item's picture, from the annotation file.
+        layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from (the evaluator reads it again, with its crowds).
     """
 
@@ -113,6 +114,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         self.annotations_file = Path(annotations)
         self.images_dir = Path(images)
+        self.layout = ""
         self.transform: Transform = transform or EvalTransform(None, 0)
         content = read_annotations(self.annotations_file)
         self.class_names = content.class_names
@@ -127,7 +129,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
     def open(cls, data_dir: str | Path, split: Split, transform: Transform | None = None) -> CocoInstances:
         """The split of a folder, see `find_split`."""
         files = find_split(data_dir, split)
-        return cls(files.annotations, files.images, transform)
+        dataset = cls(files.annotations, files.images, transform)
+        dataset.layout = files.layout
+        return dataset
 
     def __len__(self) -> int:
         return len(self.image_ids)

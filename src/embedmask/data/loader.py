@@ -90,6 +90,7 @@ def eval_loader(
     workers: int,
     rank: int = 0,
     world_size: int = 1,
+    wanted: Sequence[int] | None = None,
 ) -> DataLoader[EvalBatch]:
     """Every picture once: `(uint8 images in the network's frame, image ids, original (height, width))`,
     lists.
@@ -104,8 +105,9 @@ def eval_loader(
         workers: processes that load; 0: this one.
         rank: number of this process.
         world_size: number of processes; each gets its own share of the pictures.
+        wanted: positions of the pictures that are wanted; None: all.
     """
-    share = list(range(rank, len(dataset), world_size))
+    share = list(range(len(dataset)) if wanted is None else wanted)[rank::world_size]
     batches = group_batches(share, [is_landscape(size) for size in dataset.sizes], batch_size)
     items: Any = _Pictures(dataset, transform)  # typed by its batches, as above
     return DataLoader(

@@ -1,11 +1,12 @@
 """Pictures of textured shapes that overlap and hide each other, with exact masks of what can be seen of each.
 
-Thin, concave and holed classes, so that boxes alone do not give the masks away; colours and textures are
-drawn without looking at the class.
+Thin, concave and holed classes, so that boxes alone do not give the masks away. A class has a colour family, as many
+real things have, but a share of its objects is painted in any colour: colour is a hint, the outline decides.
 """
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ EMPTY_SHARE = 0.03
 """Share of pictures without any object."""
 NEIGHBOUR_SHARE = 0.5
 """Share of objects that are put next to another one, so that many touch and hide each other."""
+FAMILY_SHARE = 0.8
+"""Share of objects painted in their class's colour family."""
 MIN_VISIBLE_PIXELS = 16
 MIN_VISIBLE_SHARE = 0.3
 """An object of which less can be seen is not drawn at all: what is in a picture is in its annotations."""
@@ -144,7 +147,7 @@ class Scene:
 
 
 def make_scene(size: int, rng: Rng) -> Scene:
-    """Draw one square picture of `size` px: 0 to 12 objects, back to front, and what is visible of each."""
+    """Draw one square picture of `size` px: 0 to `MAX_OBJECTS` objects, back to front, and what is visible of each."""
     shapes, masks = _keep_visible(_draw_shapes(size, rng), size)
     image = _background(size, rng)
     for shape in reversed(shapes):
@@ -278,7 +281,8 @@ def _shift(part: slice, step: int, size: int) -> slice:
 
 def _surface(canvas: Floats, shape: Shape, rng: Rng) -> Floats:
     """Colours of the object's whole crop: textured, lit from one side, darker at its rim; float [h, w, 3]."""
-    base = _visible_color(canvas[shape.mask].mean(0), rng)
+    family = shape.label if rng.random() < FAMILY_SHARE else None
+    base = _visible_color(canvas[shape.mask].mean(0), rng, family)
     surface = np.broadcast_to(base, canvas.shape).astype(np.float32)
     if rng.random() < 0.6:
         pattern = _pattern(shape.x, shape.y, max(4.0, shape.radius * rng.uniform(0.2, 0.8)), rng)
@@ -289,14 +293,20 @@ def _surface(canvas: Floats, shape: Shape, rng: Rng) -> Floats:
     return surface
 
 
-def _visible_color(behind: Floats, rng: Rng) -> Floats:
+def _visible_color(behind: Floats, rng: Rng, family: int | None) -> Floats:
     """A colour that stands off from `behind`; the last of a few draws when none is far enough."""
-    color = _color(rng)
     for _ in range(8):
+        color = _color(rng) if family is None else _family_color(family, rng)
         if np.abs(color - behind).max() > 60:
             break
-        color = _color(rng)
     return color
+
+
+def _family_color(family: int, rng: Rng) -> Floats:
+    """Families share out the colour circle; neighbours meet."""
+    hue = (family + rng.uniform(-0.5, 0.5)) / len(CLASS_NAMES)
+    rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.5, 1), rng.uniform(0.45, 0.95))
+    return np.array(rgb, np.float32) * 255
 
 
 def _color(rng: Rng) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,6 +25,7 @@ def evaluate_weights(
     data: Path,
     split: Split = "val",
     *,
+    where: str | None = None,
     max_detections: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
@@ -36,6 +38,7 @@ def evaluate_weights(
         weights: written by `embedmask.weights.checkpoint.save`.
         data: COCO-style folder.
         split: which split of it.
+        where: `KEY=VALUE`, only the images whose record in the annotation file says so; None: all.
         max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: of the convolutions.
@@ -51,7 +54,12 @@ def evaluate_weights(
     checkpoint = load_checkpoint(weights)
     dataset = CocoInstances.open(data, split)
     category_ids = match_classes(checkpoint.class_names, dataset)
-    where = choose_device(device)
+    image_ids = None if where is None else images_where(dataset.annotations_file, where)
+    items = None
+    if image_ids is not None:
+        wanted = set(image_ids)
+        items = [item for item, image_id in enumerate(dataset.image_ids) if image_id in wanted]
+    on = choose_device(device)
     config = checkpoint.config
     limit = config.max_detections if max_detections is None else max_detections
     evaluator = CocoEvaluator(dataset.annotations_file, limit)
@@ -60,17 +68,35 @@ def evaluate_weights(
         EvalTransform(config.image_short_side, config.image_long_side),
         batch_size=1,
         workers=choose_workers(workers),
+        wanted=items,
     )
     found = predict_dataset(
-        checkpoint.model.to(where),
+        checkpoint.model.to(on),
         Postprocessor.from_config(config, max_detections=limit),
         batches,
-        dtype=choose_precision(where, precision),
+        dtype=choose_precision(on, precision),
     )
-    for image_id, instances in tqdm(found, total=len(dataset), unit="picture", disable=not progress):
+    for image_id, instances in tqdm(found, total=len(items or dataset), unit="picture", disable=not progress):
         results = coco_results(instances, image_id, category_ids)
         evaluator.add(result for result in results if result["category_id"] in dataset.category_ids)
-    return evaluator.compute()
+    return evaluator.compute(image_ids)
+
+
+def images_where(annotations: Path, condition: str) -> list[int]:
+    """Ids of the images whose record says `KEY=VALUE`, for example `modality=fluorescence`.
+
+    Raises:
+        BadInput: no equals sign, or no such image.
+    """
+    key, equals, value = condition.partition("=")
+    images = json.loads(annotations.read_text(encoding="utf-8"))["images"]
+    chosen = [int(image["id"]) for image in images if str(image.get(key)) == value]
+    if not equals or not chosen:
+        keys = sorted({name for image in images for name in image})
+        raise BadInput(
+            f"--where {condition}: no image of {annotations} is so; give KEY=VALUE, keys: {', '.join(keys)}"
+        )
+    return chosen
 
 
 def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
+from torchvision.ops import nms
 
 from embedmask.locations import level_locations, ltrb_to_xyxy
 from embedmask.structures import Predictions, Size
@@ -53,7 +53,7 @@ def decode_proposals(
     """Proposals of image `index` after NMS.
 
     A (location, class) pair is a candidate when its class score is above the threshold; its final score is class
-    score times centerness. Boxes are clipped to the image and those without area dropped.
+    score times centerness. Boxes are clipped to the image; at the end those that are left without area are dropped.
 
     Args:
         image_size: `(height, width)` of the image inside the padded frame.
@@ -76,10 +76,33 @@ def decode_proposals(
         torch.cat([part.embed for part in levels]),
         torch.cat([part.margin for part in levels]),
     )
-    found = found[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-    ends = found.boxes.new_tensor([0, 0, box_offset, box_offset])
-    kept = batched_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)
-    return found[kept[:max_detections]]
+    ends = boxes.new_tensor([0, 0, box_offset, box_offset])
+    kept = class_wise_nms(boxes + ends, found.scores, found.labels, nms_threshold)
+    best = found[kept[:max_detections]]
+    return best[(best.boxes[:, 2:] > best.boxes[:, :2]).all(1)]
+
+
+def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Survivors by descending score; boxes of different classes never suppress each other.
+
+    Each class on its own: torchvision's `batched_nms` moves classes apart by adding to their coordinates, which
+    costs float32 its last digits and with them some decisions near the threshold.
+
+    Args:
+        boxes: `[P, 4]` xyxy.
+        scores: `[P]`.
+        labels: int64 `[P]`.
+        threshold: a box whose IoU with a better one is above this is suppressed.
+
+    Returns:
+        int64 `[R]`.
+    """
+    survives = torch.zeros_like(labels, dtype=torch.bool)
+    for label in torch.unique(labels):
+        members = (labels == label).nonzero()[:, 0]
+        survives[members[nms(boxes[members], scores[members], threshold)]] = True
+    kept = survives.nonzero()[:, 0]
+    return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
 def _level_candidates(

@@ -88,7 +88,13 @@ class Backbone(nn.Module):
                 f"ImageNet weights of {self.name!r} could not be loaded ({reason}); connect to the internet once, "
                 "or train from random weights with --train.pretrained false"
             ) from None
-        self.body.load_state_dict(source.state_dict(), strict=False)
+        loaded = self.body.load_state_dict(source.state_dict(), strict=False)
+        # frozen BatchNorm does not count its batches; anything else that is missing would stay random
+        strange = [
+            name for name in (*loaded.missing_keys, *loaded.unexpected_keys) if "num_batches" not in name
+        ]
+        if strange:
+            raise BadInput(f"ImageNet weights of {self.name!r} do not fit the backbone: {strange[0]!r}")
 
 
 def _freeze_stages(body: Any, count: int) -> None:

@@ -51,7 +51,7 @@ class Head(nn.Module):
         class_logits, box_ltrb, centerness, embeds, margins = [], [], [], [], []
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             box_feature = self.box_tower(feature)
-            ltrb = self.box_scales[level](self.box(box_feature).float()).relu() * stride
+            ltrb = self.box_scales[level](in_float32(self.box, box_feature)).relu() * stride
             class_logits.append(self.class_logits(self.class_tower(feature)).float())
             box_ltrb.append(ltrb)
             centerness.append(self.centerness(box_feature).float())

@@ -16,7 +16,14 @@ from embedmask.coupling import logit, weighted_distance
 from embedmask.errors import BadInput
 from embedmask.locations import all_locations, flatten_levels, ltrb_to_xyxy
 from embedmask.objective.assignment import assign, select_samples
-from embedmask.objective.losses import centerness_targets, giou_loss, hinge_loss, lovasz_hinge, smooth_loss
+from embedmask.objective.losses import (
+    centerness_targets,
+    giou_loss,
+    hinge_loss,
+    lovasz_hinge,
+    pack_rows,
+    smooth_loss,
+)
 from embedmask.objective.regions import box_regions, mask_targets
 from embedmask.structures import Losses, Predictions, Target
 
@@ -82,8 +89,8 @@ class Criterion:
             return self._losses(predictions, targets, positives)
 
     def _losses(self, predictions: Predictions, targets: Sequence[Target], positives: Positives) -> Losses:
-        ltrb = positives.pick(flatten_levels(predictions.box_ltrb))
-        centerness = positives.pick(flatten_levels(predictions.centerness_logits))[:, 0]
+        ltrb = positives.pick(flatten_levels(predictions.box_ltrb)).float()
+        centerness = positives.pick(flatten_levels(predictions.centerness_logits))[:, 0].float()
         centerness_target = centerness_targets(positives.ltrb)
         count = len(positives.gt)
         totals = _mean_over_processes(torch.stack([ltrb.new_tensor(float(count)), centerness_target.sum()]))
@@ -105,7 +112,7 @@ class Criterion:
         self, predictions: Predictions, targets: Sequence[Target], positives: Positives
     ) -> Tensor:
         """Sum of the focal loss over all locations and classes."""
-        logits = flatten_levels(predictions.class_logits)
+        logits = flatten_levels(predictions.class_logits).float()
         labels = torch.cat([target.labels for target in targets])
         wanted = torch.zeros_like(logits)
         wanted[positives.image, labels[positives.gt], positives.location] = 1
@@ -116,10 +123,10 @@ class Criterion:
 
     def _mask_losses(
         self, predictions: Predictions, targets: Sequence[Target], positives: Positives, ltrb: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         """lambda_1 and lambda_2 terms: eq. 4 (or 2) and 7."""
-        embed = positives.pick(flatten_levels(predictions.proposal_embed))
-        margin = positives.pick(flatten_levels(predictions.proposal_margin))
+        embed = positives.pick(flatten_levels(predictions.proposal_embed)).float()
+        margin = positives.pick(flatten_levels(predictions.proposal_margin)).float()
         gt_boxes = torch.cat([target.boxes for target in targets])
         sampled = select_samples(
             ltrb_to_xyxy(positives.xy, ltrb),
@@ -135,7 +142,7 @@ class Criterion:
         matched = Matched(
             gt, gt_image[gt], _group_means(embed, inverse, len(gt)), _group_means(margin, inverse, len(gt))
         )
-        smooth = None
+        smooth = embed.sum() * 0
         if self.cfg.smooth_weight > 0:
             spread = smooth_loss(embed, matched.embed[inverse]) + smooth_loss(margin, matched.margin[inverse])
             counts = torch.tensor([len(target) for target in targets], device=embed.device).clamp(min=1)
@@ -160,24 +167,32 @@ class Criterion:
             first_gt += len(target)
             if len(local) == 0:
                 continue
-            distances.append(
-                weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here])
-            )
-            wanted.append(mask_targets(target.masks[local], grid, mask_stride).flatten(1))
+            distance = weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here])
+            masks = mask_targets(target.masks[local], grid, mask_stride).flatten(1)
+            region = torch.ones_like(masks)
             if self.cfg.box_expansion is not None:
-                box_region = box_regions(target.boxes[local], grid, mask_stride, self.cfg.box_expansion)
-                regions.append(box_region.flatten(1))
+                # what follows costs by the pixels inside boxes, not by instances x image
+                region = box_regions(target.boxes[local], grid, mask_stride, self.cfg.box_expansion).flatten(
+                    1
+                )
+                distance, masks = pack_rows(distance, region), pack_rows(masks, region)
+                region = pack_rows(region, region)
+            distances.append(distance)
+            wanted.append(masks)
+            regions.append(region)
             normalizer = len(target) if self.cfg.mask_normalizer == "all" else len(local)
-            weights.append(distances[-1].new_full((len(local),), 1 / (normalizer * len(targets))))
+            weights.append(distance.new_full((len(local),), 1 / (normalizer * len(targets))))
         if not distances:
             return pixels.sum() * 0
-        distance, masks = torch.cat(distances), torch.cat(wanted)
-        region = torch.cat(regions) if regions else None
+        rows = _stack_rows(distances), _stack_rows(wanted), _stack_rows(regions)
+        return (self._per_instance(*rows, matched.margin) * torch.cat(weights)).sum()
+
+    def _per_instance(self, distance: Tensor, wanted: Tensor, region: Tensor, margin: Tensor) -> Tensor:
+        """L of eq. 4, or eq. 2: `[M, P]` d = -log phi -> `[M]`."""
         if self.cfg.mask_loss == "lovasz":
-            loss = lovasz_hinge(logit(distance, self.cfg.min_prob), masks, region)
-        else:  # every margin is the same constant: taken out again, the distance of eq. 2 remains
-            loss = hinge_loss((distance / matched.margin).clamp(min=1e-12).sqrt(), masks, region)
-        return (loss * torch.cat(weights)).sum()
+            return lovasz_hinge(logit(distance, self.cfg.min_prob), wanted, region)
+        # every margin is the same constant: taken out again, the distance of eq. 2 remains
+        return hinge_loss((distance / margin).clamp(min=1e-12).sqrt(), wanted, region)
 
     def _assign(self, predictions: Predictions, targets: Sequence[Target]) -> Positives:
         cfg, strides = self.cfg, predictions.strides
@@ -232,6 +247,12 @@ def _group_means(values: Tensor, group: Tensor, count: int) -> Tensor:
     """Mean of each group (eq. 5 and 6): `[P, D]`, int64 `[P]` -> `[count, D]`."""
     sums = values.new_zeros(count, values.shape[1]).index_add(0, group, values)
     return sums / torch.bincount(group, minlength=count)[:, None]
+
+
+def _stack_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of several images, `[m, W]` each, as one `[M, W]`; shorter ones end in 0."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 def _repeat_index(counts: Sequence[int], device: torch.device) -> Tensor:

@@ -52,21 +52,31 @@ def lovasz_hinge(logits: Tensor, targets: Tensor, region: Tensor | None = None) 
         active &= region
         targets = targets & region
     foreground = targets.sum(1, keepdim=True)
-    counts = active.sum(1, keepdim=True)
+    ordered, order = pack_rows(errors, active).sort(1, descending=True)
+    ordered_targets = pack_rows(targets, active).gather(1, order)
+    return (ordered * _jaccard_steps(ordered_targets, foreground)).sum(1)
+
+
+def pack_rows(values: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen values of each row, moved to its front; the rest of the row is 0.
+
+    Args:
+        values: `[M, P]`.
+        chosen: bool `[M, P]`.
+
+    Returns:
+        `[M, W]`, W the most that a row has chosen (0 where none has).
+    """
+    counts = chosen.sum(1, keepdim=True)
     width = int(counts.max()) if len(counts) else 0
-    if width == 0:
-        return errors.sum(1) * 0
-    filled = torch.arange(width, device=logits.device) < counts
-    packed = errors.new_zeros(filled.shape).masked_scatter(filled, errors[active])
-    packed_targets = targets.new_zeros(filled.shape).masked_scatter(filled, targets[active])
-    ordered, order = packed.sort(1, descending=True)
-    return (ordered * _jaccard_steps(packed_targets.gather(1, order), foreground)).sum(1)
+    filled = torch.arange(width, device=values.device) < counts
+    return values.new_zeros(filled.shape).masked_scatter(filled, values.masked_select(chosen))
 
 
 def _jaccard_steps(targets: Tensor, foreground: Tensor) -> Tensor:
     """Growth of the Jaccard loss as one more pixel of each row, in order, is taken for wrong: `[M, P]`."""
-    hits = targets.cumsum(1)
-    misses = (~targets).cumsum(1)
+    hits = targets.cumsum(1, dtype=torch.int32)
+    misses = (~targets).cumsum(1, dtype=torch.int32)
     jaccard = 1 - (foreground - hits) / (foreground + misses)
     return torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], 1)
 

@@ -60,7 +60,7 @@ def train(
         data: folder with the splits `train` and `val`.
         out: results folder; new or empty, unless `resume`.
         resume: go on from the end of the last whole epoch in `out`.
-        max_detections: per image in evaluation; None: what the model's configuration says.
+        max_detections: per image, in evaluation and in the model that is kept; None: as the recipe says.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         report: takes one line a time: a summary of each epoch, and the result.
 
@@ -73,13 +73,13 @@ def train(
     check_folder(out, resume)
     seed_everything(recipe.train.seed, workers=True, verbose=False)
     splits = SplitPair(data, recipe)
-    recipe = with_classes(recipe, len(splits.train_set.class_names))
+    report(f"{data}: {splits.train_set.layout}")
+    recipe = with_classes(recipe, len(splits.train_set.class_names), max_detections)
     where = choose_device(device)
     dtype = choose_precision(where, recipe.train.precision)
     module = EmbedMaskModule(
         recipe,
         splits.val_set.category_ids,
-        max_detections=max_detections,
         channels_last=dtype == torch.bfloat16,
     )
     if recipe.train.pretrained and not resume:
@@ -88,14 +88,19 @@ def train(
         out,
         splits.val_set.annotations_file,
         splits.val_set.class_names,
-        max_detections or recipe.model.max_detections,
+        recipe.model.max_detections,
         report,
     )
     with results_folder(out):
         write_recipe(recipe, out / "recipe.yaml")
         with quiet():
             trainer = make_trainer(recipe, out, where, dtype, results)
-            trainer.fit(module, datamodule=splits, ckpt_path=out / LAST_CHECKPOINT if resume else None)
+            trainer.fit(
+                module,
+                datamodule=splits,
+                ckpt_path=out / LAST_CHECKPOINT if resume else None,
+                weights_only=True,
+            )
             if results.evaluated_step != trainer.global_step:
                 trainer.validate(module, datamodule=splits, verbose=False)
         if trainer.is_global_zero:
@@ -128,9 +133,12 @@ def check_checkpoint(path: Path) -> None:
         ) from None
 
 
-def with_classes(recipe: Recipe, num_classes: int) -> Recipe:
-    """The recipe for a data set of `num_classes` classes."""
-    model: ModelConfig = override(recipe.model, {"num_classes": num_classes}, where="model")
+def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -> Recipe:
+    """The recipe for a data set of `num_classes` classes, and so many detections an image."""
+    changes = {"num_classes": num_classes}
+    if max_detections is not None:
+        changes["max_detections"] = max_detections
+    model: ModelConfig = override(recipe.model, changes, where="model")
     return Recipe(model=model, data=recipe.data, train=recipe.train)
 
 
@@ -187,7 +195,7 @@ def last_checkpoint(out: Path) -> ModelCheckpoint:
 @contextmanager
 def results_folder(out: Path) -> Iterator[None]:
     """Make `out`; where training fails before its first checkpoint, take it away again."""
-    made = not out.exists() or not any(out.iterdir())
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -28,7 +28,6 @@ class EmbedMaskModule(LightningModule):
     Args:
         recipe: the whole experiment; `recipe.model.num_classes` is already that of the data set.
         category_ids: the data set's category id of each class, for the results of validation.
-        max_detections: per image in validation; None: what the model's configuration says.
         channels_last: keep weights and pictures in the layout that fast bfloat16 convolutions want.
     """
 
@@ -37,7 +36,6 @@ class EmbedMaskModule(LightningModule):
         recipe: Recipe,
         category_ids: Sequence[int],
         *,
-        max_detections: int | None = None,
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -46,7 +44,7 @@ class EmbedMaskModule(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = EmbedMask(recipe.model).to(memory_format=self.memory_format)
         self.criterion = Criterion.from_config(recipe.model)
-        self.postprocess = Postprocessor.from_config(recipe.model, max_detections=max_detections)
+        self.postprocess = Postprocessor.from_config(recipe.model)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """The total loss (eq. 8); every term is logged by step and as the mean of the epoch."""

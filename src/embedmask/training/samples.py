@@ -11,6 +11,7 @@ from PIL import Image
 
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform
+from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.results import to_detections
@@ -59,6 +60,12 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def write_picture(picture: NDArray[np.uint8], path: Path) -> None:
-    """Write uint8 `[H, W, 3]`, whole or not at all; the suffix says the format."""
+    """Write uint8 `[H, W, 3]`, whole or not at all; the suffix says the format.
+
+    Raises:
+        BadInput: a suffix that is no picture format's.
+    """
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise BadInput(f"{path}: not the name of a picture; end it in .png or .jpg")
     with atomic_write(path) as temporary:
         Image.fromarray(picture).save(temporary)

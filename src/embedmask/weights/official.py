@@ -78,15 +78,17 @@ def _strip_module(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
     """Version, size and depth, read off the names and shapes."""
+    if any(name.startswith("proposal_generator.") for name in official):
+        raise BadInput("a file of the authors' second repository (preset fused), which is not supported yet")
     try:
         margin = official["rpn.head.proposal_margin_pred.weight"]
         num_classes = len(official["rpn.head.cls_logits.bias"])
+        if "rpn.head.position_scale.scale" in official:
+            preset, embed_dim = "ijcai21", len(margin)
+        else:
+            preset, embed_dim = "paper", len(official["rpn.head.pixel_embed_pred.bias"])
     except KeyError as error:
         raise BadInput(f"not a file of the authors' EmbedMask: no tensor {error.args[0]!r}") from None
-    if "rpn.head.position_scale.scale" in official:
-        preset, embed_dim = "ijcai21", len(margin)
-    else:
-        preset, embed_dim = "paper", len(official["rpn.head.pixel_embed_pred.bias"])
     blocks = {name.split(".")[3] for name in official if name.startswith("backbone.body.layer3.")}
     depths = {6: "resnet50", 23: "resnet101"}
     if len(blocks) not in depths:
