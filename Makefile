@@ -16,10 +16,10 @@ $(BIN)/embedmask: pyproject.toml constraints.txt
 # Make a data set, train a small model, evaluate it, find objects in pictures: about 6 minutes on 2 cores.
 quickstart: $(BIN)/embedmask
 	rm -rf $(RUN)
-	$(BIN)/embedmask data shapes $(RUN)/shapes --train 1500 --val 150 --size 160
+	$(BIN)/embedmask data shapes $(RUN)/shapes --train 2000 --val 150 --size 128
 	$(BIN)/embedmask train --config shapes --data $(RUN)/shapes --out $(RUN)/train
 	$(BIN)/embedmask eval --weights $(RUN)/train/model.safetensors --data $(RUN)/shapes --json $(RUN)/metrics.json
-	$(BIN)/embedmask predict $(RUN)/shapes/images/val_0000* --weights $(RUN)/train/model.safetensors --out $(RUN)/pictures
+	$(BIN)/embedmask predict $(RUN)/shapes/images/val_00000* --weights $(RUN)/train/model.safetensors --out $(RUN)/pictures
 	@$(BIN)/python -c 'import json; print("mask AP on val: %.3f" % json.load(open("$(RUN)/metrics.json"))["segm/AP"])'
 	@echo "pictures: $(RUN)/pictures and $(RUN)/train/samples"
 

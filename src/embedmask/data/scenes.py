@@ -25,15 +25,15 @@ Distance = Callable[[Floats, Floats, float, Rng], Floats]
 MIN_SIZE = 32
 MIN_RADIUS = 4.0
 """Half of the smallest object's extent, px."""
-MAX_OBJECTS = 8
+MAX_OBJECTS = 5
 EMPTY_SHARE = 0.03
 """Share of pictures without any object."""
-NEIGHBOUR_SHARE = 0.5
+NEIGHBOUR_SHARE = 0.4
 """Share of objects that are put next to another one, so that many touch and hide each other."""
-FAMILY_SHARE = 0.8
+FAMILY_SHARE = 0.9
 """Share of objects painted in their class's colour family."""
 MIN_VISIBLE_PIXELS = 16
-MIN_VISIBLE_SHARE = 0.3
+MIN_VISIBLE_SHARE = 0.4
 """An object of which less can be seen is not drawn at all: what is in a picture is in its annotations."""
 
 
@@ -164,7 +164,7 @@ def _draw_shapes(size: int, rng: Rng) -> list[Shape]:
     placed: list[Place] = []
     shapes = []
     for _ in range(count):
-        radius = MIN_RADIUS * (largest / MIN_RADIUS) ** (rng.random() ** 0.4)
+        radius = MIN_RADIUS * (largest / MIN_RADIUS) ** (rng.random() ** 0.2)
         center_x, center_y = _place(size, radius, placed, rng)
         placed.append((center_x, center_y, radius))
         shapes.append(_shape(placed[-1], size, rng))
@@ -224,7 +224,7 @@ def _background(size: int, rng: Rng) -> Floats:
     field = (
         0.5 + slope * np.float32(rng.uniform(0, 1)) + _noise(size, rng) * np.float32(rng.uniform(0.1, 0.6))
     )
-    first, second, third = _color(rng), _color(rng), _color(rng)
+    first, second, third = (_muted_color(rng) for _ in range(3))
     image = _mix(first, second, np.clip(field, 0, 1))
     if rng.random() < 0.5:
         pattern = _pattern(x * size, y * size, rng.uniform(0.02, 0.15) * size, rng)
@@ -303,10 +303,17 @@ def _visible_color(behind: Floats, rng: Rng, family: int | None) -> Floats:
 
 
 def _family_color(family: int, rng: Rng) -> Floats:
-    """Families share out the colour circle; neighbours meet."""
-    hue = (family + rng.uniform(-0.5, 0.5)) / len(CLASS_NAMES)
+    """Families share out the colour circle, a little apart."""
+    hue = (family + rng.uniform(-0.3, 0.3)) / len(CLASS_NAMES)
     rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.5, 1), rng.uniform(0.45, 0.95))
     return np.array(rgb, np.float32) * 255
+
+
+def _muted_color(rng: Rng) -> Floats:
+    """Half way to grey: backgrounds are duller than most objects."""
+    color = _color(rng)
+    muted: Floats = (color + color.mean()) / 2
+    return muted
 
 
 def _color(rng: Rng) -> Floats:
