@@ -302,8 +302,8 @@ class TrainConfig:
         require(self, "workers", self.workers is None or self.workers >= 0, "at least 0, or null")
         decay_ok = self.ema_decay is None or 0 <= self.ema_decay < 1
         require(self, "ema_decay", decay_ok, "from 0 to below 1, or null")
-        milestones_ok = all(0 < m < 1 for m in self.milestones)
-        require(self, "milestones", milestones_ok, "fractions of the training, between 0 and 1")
+        milestones_ok = all(0 <= m <= 1 for m in self.milestones)
+        require(self, "milestones", milestones_ok, "fractions of the training, from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def test_the_best_sample_alone_has_nothing_to_smooth() -> None:
     assert best is not None
     assert every is not None
     assert best.item() == 0 < every.item()
-    assert losses_with(smooth_weight=0.0).smooth is None
+    assert losses_with(smooth_weight=0.0).smooth == 0
 
 
 def test_hinge_sees_distances_without_the_margin() -> None:

@@ -182,7 +182,7 @@ def test_without_positives_all_but_classification_is_zero(preset: str, kind: str
     )
     assert losses.num_positives == 0
     found = numbers(losses)
-    assert set(found) == set(TERMS) - ({"smooth"} if preset == "ijcai21" else set())
+    assert set(found) == set(TERMS)
     assert found.pop("classification") > 0
     assert set(found.values()) == {0.0}
     losses.total.backward()

@@ -75,7 +75,8 @@ def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -
     assert kept["segm/AP"] == metrics["segm/AP"]
     assert 0 <= kept["segm/AP"] <= 1
     assert (kept["steps"], kept["epochs"]) == (6, 2)
-    assert [line.split()[:2] for line in lines] == [["epoch", "1"], ["epoch", "2"], ["mask", "AP"]]
+    assert [line.split()[:2] for line in lines[1:]] == [["epoch", "1"], ["epoch", "2"], ["mask", "AP"]]
+    assert lines[0].endswith("train.json beside images/")
     assert all("\n" not in line for line in lines)
 
 

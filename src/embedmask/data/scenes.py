@@ -26,6 +26,8 @@ MIN_SIZE = 32
 MIN_RADIUS = 4.0
 """Half of the smallest object's extent, px."""
 MAX_OBJECTS = 5
+ANY_SCALE_SHARE = 0.1
+"""Share of objects that are as likely small as large; the others are mostly large."""
 EMPTY_SHARE = 0.03
 """Share of pictures without any object."""
 NEIGHBOUR_SHARE = 0.4
@@ -164,7 +166,8 @@ def _draw_shapes(size: int, rng: Rng) -> list[Shape]:
     placed: list[Place] = []
     shapes = []
     for _ in range(count):
-        radius = MIN_RADIUS * (largest / MIN_RADIUS) ** (rng.random() ** 0.2)
+        scale = rng.random() if rng.random() < ANY_SCALE_SHARE else rng.random() ** 0.2
+        radius = MIN_RADIUS * (largest / MIN_RADIUS) ** scale
         center_x, center_y = _place(size, radius, placed, rng)
         placed.append((center_x, center_y, radius))
         shapes.append(_shape(placed[-1], size, rng))

@@ -53,7 +53,7 @@ def decode_proposals(
     """Proposals of image `index` after NMS.
 
     A (location, class) pair is a candidate when its class score is above the threshold; its final score is class
-    score times centerness. Boxes are clipped to the image; at the end those that are left without area are dropped.
+    score times centerness. Boxes are clipped to the image and those without area dropped.
 
     Args:
         image_size: `(height, width)` of the image inside the padded frame.
@@ -76,10 +76,10 @@ def decode_proposals(
         torch.cat([part.embed for part in levels]),
         torch.cat([part.margin for part in levels]),
     )
+    found = found[(boxes[:, 2:] > boxes[:, :2]).all(1)]
     ends = boxes.new_tensor([0, 0, box_offset, box_offset])
-    kept = class_wise_nms(boxes + ends, found.scores, found.labels, nms_threshold)
-    best = found[kept[:max_detections]]
-    return best[(best.boxes[:, 2:] > best.boxes[:, :2]).all(1)]
+    kept = class_wise_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)
+    return found[kept[:max_detections]]
 
 
 def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
