@@ -17,6 +17,14 @@ HERE = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "visible"
 STRIDES = (8, 16, 32, 64, 128)
 PRESET = {"v1": "paper", "v3": "ijcai21"}
+OFFICIAL = {
+    "classification": "loss_cls",
+    "box": "loss_reg",
+    "centerness": "loss_centerness",
+    "mask": "mask_loss",
+    "smooth": "smooth_loss",
+}
+"""Our loss names and theirs."""
 OUTPUTS = ("logits", "bbox_reg", "centerness", "proposal_embed", "proposal_margin", "pixel_embed")
 
 

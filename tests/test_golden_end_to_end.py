@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_files import (
+    OFFICIAL,
     PRESET,
     assert_near,
     fixture,
@@ -22,14 +23,6 @@ from torchvision.ops import box_iou
 
 from embedmask import Criterion, EmbedMask, Postprocessor
 from embedmask.weights.official import _our_name, convert
-
-OFFICIAL = {
-    "classification": "loss_cls",
-    "box": "loss_reg",
-    "centerness": "loss_centerness",
-    "mask": "mask_loss",
-    "smooth": "smooth_loss",
-}
 
 
 def build(version: str) -> EmbedMask:

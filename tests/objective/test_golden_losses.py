@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from golden_files import (
+    OFFICIAL,
     assert_near,
     fixture,
     golden_inputs,
@@ -28,13 +29,6 @@ from embedmask.objective.losses import centerness_targets, giou_loss, lovasz_hin
 from embedmask.objective.regions import box_regions, mask_targets
 
 RELATIVE = 1e-4
-OFFICIAL = {
-    "classification": "loss_cls",
-    "box": "loss_reg",
-    "centerness": "loss_centerness",
-    "mask": "mask_loss",
-    "smooth": "smooth_loss",
-}
 CASES = [
     ("loss_v1_pad10.npz", "v1", 1.2),
     ("loss_v1_half.npz", "v1", 1.0),
