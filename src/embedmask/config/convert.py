@@ -1,0 +1,45 @@
+"""Configs to and from plain values."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from embedmask.errors import BadInput
+from embedmask.fields import coerce, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+"""A config dataclass."""
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """Build a config from plain values (lists become tuples, integers floats where the field says so)."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            raise BadInput(f"{where}: unknown field {name!r}{nearest(name, known)}")
+        built[name] = coerce(value, hints[name])
+    try:
+        return cls(**built)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values for JSON or YAML: tuples become lists."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
+    }
+
+
+def override(config: Config, values: Mapping[str, Any], where: str) -> Config:
+    """A copy with some fields changed, checked like a new one."""
+    changed = {f.name: getattr(config, f.name) for f in fields(config)}
+    return from_dict(type(config), {**changed, **values}, where=where)
