@@ -1,0 +1,256 @@
+"""The five ablations of the paper's Table 2 at a size that two cores can carry; writes docs/ablations.md.
+
+    python benchmarks/table2.py run --set shapes --set nuclei --nuclei DIR --runs runs/table2
+    python benchmarks/table2.py report --runs runs/table2
+
+A cell is what `configs/ablations/CELL.yaml` says of the model, on top of `benchmarks/table2_SET.yaml`: every cell of a
+set has the same data, steps and schedule. Cells that are the same model (the paper's table repeats its best one) are
+trained once. A finished run leaves one JSON file and is not repeated: the script can be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import math
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedmask.config import Recipe, override, read_yaml
+from embedmask.data.shapes import make_shapes
+from embedmask.files import write_json, write_text
+from embedmask.training.fit import train
+
+HERE = Path(__file__).parent
+CELLS = HERE.parent / "configs" / "ablations"
+SETS = ("shapes", "nuclei")
+METRICS = ("segm/AP", "segm/AP50", "segm/AP75")
+NUCLEI_SIDE = 360
+"""Only nuclei pictures whose sides are at most this are used, px: evaluation costs as much as training otherwise."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the five ablations: its question, and its settings in the paper's ascending order of mask AP."""
+
+    letter: str
+    question: str
+    cells: dict[str, str]
+
+
+TABLES = (
+    Table(
+        "a",
+        "margin",
+        {
+            "a_hinge": "hinge loss, fixed margins",
+            "a_constant": "mask loss, constant margin",
+            "a_predicted": "mask loss, predicted margin",
+        },
+    ),
+    Table(
+        "b",
+        "cluster centre",
+        {"b_pixel": "pixel embedding at the location", "b_proposal": "proposal embedding"},
+    ),
+    Table(
+        "c",
+        "samples for q and s",
+        {
+            "c_neither": "neither in mask nor IoU > 0.5",
+            "c_in_mask": "in mask",
+            "c_in_mask_iou": "in mask and IoU > 0.5",
+        },
+    ),
+    Table(
+        "d", "pixels of the mask loss", {"d_box_1.5": "box x1.5", "d_box_1.0": "box", "d_box_1.2": "box x1.2"}
+    ),
+    Table("e", "embedding dimension", {"e_dim_8": "8", "e_dim_16": "16", "e_dim_32": "32"}),
+)
+
+PAPER = {
+    "a_hinge": (30.0, 52.0, 30.2),
+    "a_constant": (33.1, 53.8, 34.7),
+    "a_predicted": (33.3, 54.0, 35.0),
+    "b_pixel": (30.9, 52.0, 31.9),
+    "b_proposal": (33.3, 54.0, 35.0),
+    "c_neither": (32.6, 53.9, 34.0),
+    "c_in_mask": (32.9, 53.7, 34.3),
+    "c_in_mask_iou": (33.3, 54.0, 35.0),
+    "d_box_1.0": (33.3, 54.0, 35.0),
+    "d_box_1.2": (33.5, 54.1, 35.3),
+    "d_box_1.5": (33.1, 53.7, 34.9),
+    "e_dim_8": (33.0, 54.0, 34.6),
+    "e_dim_16": (33.2, 54.0, 34.8),
+    "e_dim_32": (33.3, 54.0, 35.0),
+}
+"""Mask AP, AP50, AP75 on COCO minival, R-50, 1x (Table 2)."""
+
+
+def recipe_of(cell: str, dataset: str, seed: int = 0) -> Recipe:
+    """The cell's model fields and the seed, on top of the set's recipe."""
+    base = Recipe.from_yaml(HERE / f"table2_{dataset}.yaml")
+    method = {"box_expansion": 1.2, **(read_yaml(CELLS / f"{cell}.yaml").get("model") or {})}
+    return Recipe(
+        model=override(base.model, method, where=cell),
+        data=base.data,
+        train=override(base.train, {"seed": seed}, where=cell),
+    )
+
+
+def trained_as(cell: str, dataset: str) -> str:
+    """The first cell that is the same model: its runs are this cell's runs."""
+    return next(other for other in PAPER if recipe_of(other, dataset) == recipe_of(cell, dataset))
+
+
+def prepare(dataset: str, runs: Path, nuclei: Path | None) -> Path:
+    """The folder of a set's data, made where it is missing."""
+    folder = runs / "data" / dataset
+    if not folder.exists():
+        if dataset == "shapes":
+            make_shapes(folder, train=2000, val=150, size=128, seed=0)
+        else:
+            write_small_nuclei(nuclei, folder)
+    return folder
+
+
+def write_small_nuclei(source: Path | None, folder: Path) -> None:
+    """Fluorescence pictures of bounded size, of both splits; the pictures are linked."""
+    if source is None:
+        raise SystemExit(
+            "--nuclei DIR is missing: the folder of nuclei with train.json, val.json and images/"
+        )
+    folder.mkdir(parents=True)
+    (folder / "images").symlink_to((source / "images").resolve())
+    for split in ("train", "val"):
+        content = json.loads((source / f"{split}.json").read_text(encoding="utf-8"))
+        kept = [image for image in content["images"] if is_small(image)]
+        ids = {image["id"] for image in kept}
+        own = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
+        write_json(folder / f"{split}.json", {**content, "images": kept, "annotations": own})
+
+
+def is_small(image: dict[str, Any]) -> bool:
+    """Whether a record of nuclei is used here."""
+    return image["modality"] == "fluorescence" and max(image["width"], image["height"]) <= NUCLEI_SIDE
+
+
+def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, device: str) -> None:
+    """Train every cell that has no result yet: all cells of a seed before the next seed."""
+    for seed in range(seeds):
+        for dataset in sets:
+            data = prepare(dataset, runs, nuclei)
+            for cell in PAPER:
+                if trained_as(cell, dataset) == cell and not result_file(runs, dataset, cell, seed).exists():
+                    run_one(cell, dataset, seed, runs=runs, data=data, device=device)
+
+
+def result_file(runs: Path, dataset: str, cell: str, seed: int) -> Path:
+    """Where a run's metrics are kept."""
+    return runs / "results" / dataset / f"{cell}_{seed}.json"
+
+
+def run_one(cell: str, dataset: str, seed: int, *, runs: Path, data: Path, device: str) -> None:
+    """One training; only its metrics are kept."""
+    work = runs / f"work_{dataset}_{cell}_{seed}"
+    shutil.rmtree(work, ignore_errors=True)
+    start = time.monotonic()
+    metrics = train(recipe_of(cell, dataset, seed), data, work, device=device)
+    write_json(result_file(runs, dataset, cell, seed), metrics)
+    shutil.rmtree(work)
+    logging.info(
+        "%s %s seed %d: AP %.4f, %.0f s", dataset, cell, seed, metrics["segm/AP"], time.monotonic() - start
+    )
+
+
+def read_results(runs: Path, dataset: str, cell: str) -> list[dict[str, float]]:
+    """Metrics of every finished seed of a cell, in the order of seeds."""
+    folder = runs / "results" / dataset
+    files = sorted(
+        folder.glob(f"{trained_as(cell, dataset)}_*.json"), key=lambda f: int(f.stem.rpartition("_")[2])
+    )
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; the latter is nan for fewer than two values."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def verdict(low: list[float], high: list[float]) -> str:
+    """Whether `high` really is above `low`: by two standard errors of the mean of the differences seed by seed."""
+    differences = [b - a for a, b in zip(low, high, strict=False)]
+    if len(differences) < 2:
+        return "one seed says nothing"
+    mean, spread = mean_and_spread(differences)
+    error = spread / math.sqrt(len(differences))
+    told = f"{100 * mean:+.1f} ± {100 * error:.1f}"
+    if abs(mean) <= 2 * error:
+        return f"spread can't tell ({told})"
+    return f"{'holds' if mean > 0 else 'does not hold'} ({told})"
+
+
+def cell_text(results: list[dict[str, float]], metric: str) -> str:
+    """`mean ± spread` in AP points."""
+    if not results:
+        return "-"
+    mean, spread = mean_and_spread([result[metric] for result in results])
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+
+
+def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
+    """One ablation: the paper's figures beside ours, and what becomes of each step of its ordering."""
+    results = {(cell, name): read_results(runs, name, cell) for cell in table.cells for name in sets}
+    head = ["setting", "paper AP / AP50 / AP75", *(f"{name} AP | {name} AP50 | {name} AP75" for name in sets)]
+    lines = [f"## ({table.letter}) {table.question}", "", f"| {' | '.join(head)} |"]
+    lines.append("| --- | --- |" + " --- |" * (3 * len(sets)))
+    for cell, label in table.cells.items():
+        ours = [cell_text(results[cell, name], metric) for name in sets for metric in METRICS]
+        paper = " / ".join(f"{value:.1f}" for value in PAPER[cell])
+        lines.append(f"| {label} | {paper} | {' | '.join(ours)} |")
+    lines += ["", f"| the paper's order | {' | '.join(sets)} |", "| --- |" + " --- |" * len(sets)]
+    cells = list(table.cells)
+    for low, high in itertools.pairwise(cells):
+        said = [
+            verdict(*([r["segm/AP"] for r in results[cell, name]] for cell in (low, high))) for name in sets
+        ]
+        gain = PAPER[high][0] - PAPER[low][0]
+        lines.append(f"| {table.cells[high]} above {table.cells[low]} (+{gain:.1f}) | {' | '.join(said)} |")
+    return [*lines, ""]
+
+
+def report(runs: Path, sets: list[str], out: Path, introduction: str) -> None:
+    """Write the page."""
+    lines = [line for table in TABLES for line in table_lines(table, runs, sets)]
+    write_text(out, introduction.rstrip() + "\n\n" + "\n".join(lines).rstrip() + "\n")
+
+
+def main() -> None:
+    """Read the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("--set", action="append", choices=SETS, dest="sets", help="default: both")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/table2"))
+    parser.add_argument("--nuclei", type=Path, help="folder with nuclei's train.json, val.json and images/")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "ablations.md")
+    given = parser.parse_args()
+    sets = given.sets or list(SETS)
+    if given.action == "run":
+        run(sets, given.seeds, given.runs, given.nuclei, given.device)
+    else:
+        report(given.runs, sets, given.out, (HERE / "table2_introduction.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
