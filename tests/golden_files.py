@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from golden import weights_rule
+from golden import weights_rule, weights_rule_fused
 from torch import Tensor
 
 from embedmask import ModelConfig, Predictions, Target
@@ -16,7 +17,7 @@ from embedmask import ModelConfig, Predictions, Target
 HERE = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "visible"
 STRIDES = (8, 16, 32, 64, 128)
-PRESET = {"v1": "paper", "v3": "ijcai21"}
+PRESET = {"v1": "paper", "v3": "ijcai21", "fused": "fused"}
 OFFICIAL = {
     "classification": "loss_cls",
     "box": "loss_reg",
@@ -25,6 +26,14 @@ OFFICIAL = {
     "smooth": "smooth_loss",
 }
 """Our loss names and theirs."""
+OFFICIAL_FUSED = {
+    "classification": "loss_fcos_cls",
+    "box": "loss_fcos_loc",
+    "centerness": "loss_fcos_ctr",
+    "mask": "loss_mask",
+    "semantic": "loss_sem",
+}
+"""The same in the second repository, which has no smooth loss."""
 OUTPUTS = ("logits", "bbox_reg", "centerness", "proposal_embed", "proposal_margin", "pixel_embed")
 
 
@@ -47,9 +56,15 @@ def official_shapes(version: str, depth: str) -> dict[str, list[int]]:
 
 
 def official_state(version: str, depth: str, seed: int = 0) -> dict[str, Tensor]:
-    """The authors' state dict with the rule's values."""
+    """The authors' state dict with the rule's values; the dict is the caller's own, its tensors are shared."""
+    return dict(_official_state(version, depth, seed))
+
+
+@functools.lru_cache(maxsize=2)
+def _official_state(version: str, depth: str, seed: int) -> dict[str, Tensor]:
     shapes = official_shapes(version, depth)
-    return {name: torch.tensor(weights_rule.make_tensor(name, shape, seed)) for name, shape in shapes.items()}
+    rule = weights_rule_fused if version == "fused" else weights_rule
+    return {name: torch.tensor(rule.make_tensor(name, shape, seed)) for name, shape in shapes.items()}
 
 
 def official_trainable(version: str, depth: str) -> dict[str, bool]:
@@ -82,7 +97,8 @@ def location_strides(level_hw: np.ndarray) -> Tensor:
 
 
 def golden_inputs(z: np.lib.npyio.NpzFile) -> dict[str, Tensor]:
-    return {name: torch.tensor(z[f"in.{name}"]).requires_grad_() for name in OUTPUTS}
+    names = [*OUTPUTS, *(["semantic_logits"] if "in.semantic_logits" in z.files else [])]
+    return {name: torch.tensor(z[f"in.{name}"]).requires_grad_() for name in names}
 
 
 def golden_predictions(
@@ -98,6 +114,7 @@ def golden_predictions(
         proposal_margin=split_levels(inputs["proposal_margin"], hw),
         pixel_embed=inputs["pixel_embed"],
         strides=STRIDES,
+        semantic_logits=inputs.get("semantic_logits"),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from embedmask import ModelConfig, Predictions, Target
+from embedmask.config import MaskRCNNConfig, from_dict
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -27,6 +28,20 @@ def small_config(**changes: Any) -> ModelConfig:
         "image_short_side": None,
     }
     return ModelConfig.preset(changes.pop("preset", "paper"), **{**small, **changes})
+
+
+def small_baseline(**changes: Any) -> MaskRCNNConfig:
+    """A whole Mask R-CNN with the same backbone; its heads are torchvision's, so they are not small."""
+    small = {
+        "num_classes": 3,
+        "backbone": "resnet10t",
+        "backbone_norm": "batch",
+        "frozen_stages": 0,
+        "channels": 16,
+        "image_short_side": None,
+        "anchor_sizes": (8, 16, 32, 64, 128),
+    }
+    return from_dict(MaskRCNNConfig, {**small, **changes}, where="small baseline")
 
 
 def random_predictions(

@@ -137,4 +137,3 @@ def check_gradients(z: np.lib.npyio.NpzFile, parameters: dict[str, torch.nn.Para
         assert np.abs(gradient.flatten()[:count].numpy() - first[:count]).max() <= tolerance, name
         compared += 1
     assert compared >= 115
-    assert set(PRESET) == {"v1", "v3"}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from embedmask.structures import Size
 
@@ -40,3 +41,19 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 def ltrb_to_xyxy(locations: Tensor, ltrb: Tensor) -> Tensor:
     """Boxes from distances to their sides: `[..., 2]` and `[..., 4]` px -> `[..., 4]` px."""
     return torch.cat([locations - ltrb[..., :2], locations + ltrb[..., 2:]], -1)
+
+
+def resize_aligned(maps: Tensor, factor: int) -> Tensor:
+    """Enlarge maps so that every cell keeps its location: `[N, C, h, w]` -> `[N, C, factor h, factor w]`.
+
+    Cell i of stride s lies at s i + s // 2, not at the middle of its s pixels as half-pixel resizing takes it. Output
+    o so reads the input at (o - factor // 2) / factor, clamped to the map; bilinear.
+    """
+    height, width = maps.shape[-2:]
+    # one more cell than there is, so that interpolation from corner to corner has steps of exactly 1 / factor
+    longer = F.pad(maps, (0, 1, 0, 1), mode="replicate")
+    size = (factor * height + 1, factor * width + 1)
+    resized = F.interpolate(longer, size=size, mode="bilinear", align_corners=True)
+    before = factor // 2
+    shifted = F.pad(resized, (before, 0, before, 0), mode="replicate")
+    return shifted[..., : factor * height, : factor * width]

@@ -45,6 +45,8 @@ class Predictions:
         proposal_margin: s > 0, a precision, per level `[N, 1 or D, Hl, Wl]`.
         pixel_embed: p, `[N, D, H, W]` on the finest level's grid.
         strides: px per cell of each level, finest first.
+        semantic_logits: `[N, C, H, W]` on the finest level's grid, from a network in training mode that has a
+            semantic head; else None.
     """
 
     class_logits: list[Tensor]
@@ -54,6 +56,7 @@ class Predictions:
     proposal_margin: list[Tensor]
     pixel_embed: Tensor
     strides: tuple[int, ...]
+    semantic_logits: Tensor | None = None
 
     @property
     def padded_size(self) -> Size:
@@ -69,23 +72,40 @@ class Target:
     Attributes:
         boxes: float32 `[G, 4]` xyxy px.
         labels: int64 `[G]`, 0..C-1.
-        masks: bool `[G, H, W]`.
+        masks: bool `[G, H, W]`, or G crops of the same frame (memory then grows with the boxes).
         image_id: the dataset's id, for messages.
     """
 
     boxes: Tensor
     labels: Tensor
-    masks: Tensor
+    masks: Tensor | CropMasks
     image_id: int | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def dense_masks(self) -> Tensor:
+        """All masks, bool `[G, H, W]`: memory grows with objects x image, ask for it knowingly."""
+        dense = self.masks.to_dense() if isinstance(self.masks, CropMasks) else self.masks
+        return dense.to(self.boxes.device)
+
+    def crop_masks(self) -> CropMasks:
+        """All masks as crops."""
+        if isinstance(self.masks, CropMasks):
+            return self.masks
+        return CropMasks(list(self.masks), [(0, 0)] * len(self), self.mask_size)
+
+    @property
+    def mask_size(self) -> Size:
+        """`(height, width)` of the masks' frame."""
+        height, width = self.masks.shape[-2:]
+        return height, width
+
     def validate(self, num_classes: int) -> None:
         """Raise `BadInput` naming the image, the box and the mend; called once, at the door of the criterion."""
         where = f"target of image {self.image_id}" if self.image_id is not None else "target"
         count = len(self.boxes)
-        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or self.masks.ndim != 3:
+        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or len(self.masks.shape) != 3:
             raise BadInput(
                 f"{where}: expected boxes [G, 4], labels [G] and masks [G, H, W], got {tuple(self.boxes.shape)}, "
                 f"{tuple(self.labels.shape)} and {tuple(self.masks.shape)}"
@@ -117,8 +137,23 @@ class Assignment:
 
 
 @dataclass
-class Losses:
-    """The weighted terms of eq. 8, scalars that carry a graph.
+class LossTerms:
+    """Named, weighted terms of an objective, scalars that carry a graph."""
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Name -> weighted term."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_positives"}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the terms (eq. 8)."""
+        return torch.stack(list(self.as_dict().values())).sum()
+
+
+@dataclass
+class Losses(LossTerms):
+    """The terms of eq. 8.
 
     `smooth` is 0 in versions without it. `semantic` is for a version with an auxiliary term; None elsewhere.
     """
@@ -131,15 +166,16 @@ class Losses:
     semantic: Tensor | None = None
     num_positives: int = 0
 
-    def as_dict(self) -> dict[str, Tensor]:
-        """Name -> weighted term."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_positives"}
-        return {name: value for name, value in named.items() if value is not None}
 
-    @property
-    def total(self) -> Tensor:
-        """Sum of the terms (eq. 8)."""
-        return torch.stack(list(self.as_dict().values())).sum()
+@dataclass
+class TwoStageLosses(LossTerms):
+    """The terms of Mask R-CNN: of its second stage (class, box, mask), then of its region proposals."""
+
+    classification: Tensor
+    box: Tensor
+    mask: Tensor
+    objectness: Tensor
+    rpn_box: Tensor
 
 
 @dataclass
@@ -158,6 +194,17 @@ class CropMasks:
 
     def __len__(self) -> int:
         return len(self.crops)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(R, height, width)`, as of the dense masks."""
+        return len(self), *self.image_size
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # one tensor, not one a mask: another process is sent a file descriptor for each
+        shapes = [tuple(crop.shape) for crop in self.crops]
+        flat = torch.cat([torch.zeros(0, dtype=torch.bool), *(crop.reshape(-1) for crop in self.crops)])
+        return _unpacked, (flat, shapes, self.offsets, self.image_size)
 
     def select(self, index: Sequence[int]) -> CropMasks:
         """The masks of `index`, in that order; the crops are shared."""
@@ -180,6 +227,14 @@ class CropMasks:
         for index, (crop, (y, x)) in enumerate(zip(self.crops, self.offsets, strict=True)):
             full[index, y : y + crop.shape[0], x : x + crop.shape[1]] = crop.cpu()
         return full
+
+
+def _unpacked(
+    flat: Tensor, shapes: list[Size], offsets: list[tuple[int, int]], image_size: Size
+) -> CropMasks:
+    parts = torch.split(flat, [height * width for height, width in shapes])
+    crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    return CropMasks(crops, offsets, image_size)
 
 
 @dataclass

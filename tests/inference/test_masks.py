@@ -49,7 +49,7 @@ def assert_equal_to_whole_maps(
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from(["prob", "log_prob"]),
+    st.sampled_from(["prob", "log_prob", "aligned"]),
     st.sampled_from([4, 8]),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.tuples(st.integers(1, 110), st.integers(1, 110)),
@@ -91,7 +91,7 @@ def test_boxes_at_borders_and_of_one_pixel(interpolation: str, original_size: Si
     assert found[:-1].flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("interpolation", ["prob", "log_prob"])
+@pytest.mark.parametrize("interpolation", ["prob", "log_prob", "aligned"])
 def test_no_detections(interpolation: str) -> None:
     none = proposals_of([], torch.zeros(0, 2), torch.zeros(0, 1))
     found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), none, interpolation, 8, ((25, 20), (50, 40)))
@@ -103,6 +103,30 @@ def test_a_picture_of_one_pixel(original_size: Size) -> None:
     proposals = proposals_of([[0, 0, 1, 1]], torch.zeros(1, 2), torch.ones(1, 1))
     found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), proposals, "prob", 8, ((1, 1), original_size))
     assert found.all()
+
+
+def test_aligned_masks_know_no_boxes() -> None:
+    """A mask far from its box, cut to what it spans; and one that is nowhere."""
+    pixels = torch.full((1, 16, 16), 9.0)
+    pixels[0, 2:5, 10:14] = 0
+    proposals = proposals_of([[0, 0, 8, 8], [0, 0, 8, 8]], torch.tensor([[0.0], [-9.0]]), torch.ones(2, 1))
+    sizes = ((120, 128), (240, 256))
+    found = assert_equal_to_whole_maps(pixels, proposals, "aligned", 8, sizes)
+    assert found[0].any()
+    assert not found[0, :, :100].any()
+    masks = decode_masks(
+        pixels,
+        proposals,
+        stride=8,
+        image_size=sizes[0],
+        original_size=sizes[1],
+        threshold=0.5,
+        interpolation="aligned",
+    )
+    # three by four cells and what resizing reaches around them, twice as large
+    assert masks.crops[0].shape[0] <= (3 + 4) * 16
+    assert masks.crops[0].shape[1] <= (4 + 4) * 16
+    assert masks.crops[1].numel() == 0
 
 
 def test_a_thousand_instances_cost_the_pixels_of_their_boxes() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from embedmask.locations import flatten_levels
 
 
 def assert_equal_to_loop(
-    predictions: Predictions, index: int, size: tuple[int, int], **options: float
+    predictions: Predictions, index: int, size: tuple[int, int], **options: Any
 ) -> Proposals:
     found = decode_proposals(predictions, index, size, **options)
     expected = slow.decode_proposals(predictions, index, size, **options)
@@ -36,11 +38,11 @@ def assert_equal_to_loop(
     st.integers(0, 10**6),
     st.tuples(st.integers(1, 50), st.integers(1, 50)),
     st.sampled_from([0.05, 0.3, 0.99]),
-    st.sampled_from([3, 1000]),
     st.sampled_from([0.0, 1.0]),
+    st.tuples(st.sampled_from(["product", "root"]), st.booleans()),
 )
 def test_against_the_loop(
-    seed: int, size: tuple[int, int], score_threshold: float, pre_nms: int, box_offset: float
+    seed: int, size: tuple[int, int], score_threshold: float, box_offset: float, version: tuple[str, bool]
 ) -> None:
     predictions = random_predictions(size, images=2, seed=seed, margins=4)
     for index in range(2):
@@ -49,10 +51,12 @@ def test_against_the_loop(
             index,
             size,
             score_threshold=score_threshold,
-            pre_nms=pre_nms,
+            pre_nms=3 if seed % 2 else 1000,
             nms_threshold=0.5,
             max_detections=12,
             box_offset=box_offset,
+            score=version[0],
+            clip_before_nms=version[1],
         )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import objective as slow
 
-from embedmask.objective.regions import box_regions, mask_targets
+from embedmask.objective.regions import box_regions, mask_targets, semantic_targets
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,6 +30,30 @@ def test_mask_targets(stride: int, size: tuple[int, int], extra: int, share: flo
     assert found.dtype == torch.bool
     assert found.shape == (count, *grid)
     assert torch.equal(found, slow.mask_targets(masks, grid, stride))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([2, 4, 8]),
+    st.tuples(st.integers(1, 37), st.integers(1, 37)),
+    st.integers(0, 5),
+    st.booleans(),
+)
+def test_the_pixel_at_each_location(stride: int, size: tuple[int, int], count: int, ties: bool) -> None:
+    height, width = size
+    rng = torch.Generator().manual_seed(height * width + count)
+    masks = torch.rand(count, height, width, generator=rng) < 0.4
+    if ties and count > 1:
+        masks[1] = masks[0]
+    grid = (math.ceil(height / stride) + 1, math.ceil(width / stride))
+    found = mask_targets(masks, grid, stride, aligned=True)
+    padded = torch.nn.functional.pad(masks, (0, grid[1] * stride - width, 0, grid[0] * stride - height))
+    assert torch.equal(found, padded[:, stride // 2 :: stride, stride // 2 :: stride])
+    some = torch.arange(count).flip(0).repeat(2)
+    assert torch.equal(mask_targets(masks, grid, stride, aligned=True, index=some), found[some])
+    labels = torch.randint(0, 9, (count,), generator=rng)
+    classes = semantic_targets(masks, labels, grid, stride)
+    assert torch.equal(classes, slow.semantic_targets(masks, labels, grid, stride))
 
 
 def test_one_pixel_counts_only_beside_a_cells_centre() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from embedmask import Predictions
 from embedmask.inference.proposals import Proposals
 from reference.coupling import weighted_distance
+from reference.locations import resize_aligned
 from reference.objective import iou
 
 Size = tuple[int, int]
@@ -30,6 +31,8 @@ def mask_values(
     The whole padded map for each instance, filled outside its box, and one resize. The fast way holds only the
     pixels inside boxes: for 100 instances of 100 x 100 px in a picture of 4000 x 3000 px, 1 MB instead of 4.8 GB.
     """
+    if interpolation == "aligned":
+        return _aligned_values(pixel_embed, proposals, stride, image_size, original_size)
     pixels = F.interpolate(pixel_embed[None].double(), scale_factor=2, mode="bilinear", align_corners=False)[
         0
     ]
@@ -57,6 +60,19 @@ def mask_values(
     return maps[:, : original_size[0], : original_size[1]]
 
 
+def _aligned_values(
+    pixel_embed: Tensor, proposals: Proposals, stride: int, image_size: Size, original_size: Size
+) -> Tensor:
+    """The second repository's three steps, whole maps each: to half the stride, to the frame, to the picture."""
+    height, width = pixel_embed.shape[1:]
+    phi = (-weighted_distance(pixel_embed.double().flatten(1), proposals.embed, proposals.margin)).exp()
+    frame = resize_aligned(resize_aligned(phi.view(-1, height, width), 2), stride // 2)
+    image = frame[:, : image_size[0], : image_size[1]]
+    if len(image) == 0:
+        return image.new_zeros(0, *original_size)
+    return F.interpolate(image[:, None], size=original_size, mode="bilinear", align_corners=False)[:, 0]
+
+
 def coupled(cell: int, low: float, high: float, interpolation: str) -> bool:
     """Whether a cell is judged at all: 2021 two cells around the box's whole cells, 2019 from low - 1 to high + 1."""
     if interpolation == "log_prob":
@@ -74,12 +90,19 @@ def decode_proposals(
     nms_threshold: float,
     max_detections: int,
     box_offset: float,
+    score: str = "product",
+    clip_before_nms: bool = True,
 ) -> list[tuple[float, int, list[float], int, int]]:
     """(score, label, box, level, cell) of each survivor, location by location, with its own greedy NMS.
 
     The fast way thresholds whole maps and calls torchvision's NMS.
     """
     height, width = image_size
+
+    def clip(box: list[float]) -> list[float]:
+        limits = (width, height, width, height)
+        return [min(max(side, 0.0), limit - box_offset) for side, limit in zip(box, limits, strict=True)]
+
     candidates: list[tuple[float, int, list[float], int, int]] = []
     for level, stride in enumerate(predictions.strides):
         of_level = []
@@ -90,21 +113,24 @@ def decode_proposals(
                 left, top, right, bottom = predictions.box_ltrb[level][index, :, y, x].tolist()
                 px, py = x * stride + stride // 2, y * stride + stride // 2
                 box = [px - left, py - top, px + right, py + bottom]
-                box = [
-                    min(max(side, 0.0), limit - box_offset)
-                    for side, limit in zip(box, (width, height, width, height), strict=True)
-                ]
+                box = clip(box) if clip_before_nms else box
                 for label, prob in enumerate(predictions.class_logits[level][index, :, y, x].sigmoid()):
-                    if prob > score_threshold:
-                        of_level.append(((prob * centerness).item(), label, box, level, y * columns + x))
+                    product = (prob * centerness).item()
+                    if (product if score == "root" else prob) > score_threshold:
+                        final = math.sqrt(product) if score == "root" else product
+                        of_level.append((final, label, box, level, y * columns + x))
         of_level.sort(key=lambda c: -c[0])
         candidates += of_level[:pre_nms]
     kept: list[tuple[float, int, list[float], int, int]] = []
     for candidate in sorted(candidates, key=lambda c: -c[0]):
         _, label, box, _, _ = candidate
-        has_area = box[2] > box[0] and box[3] > box[1]
-        if has_area and all(
+        if (not clip_before_nms or _has_area(box)) and all(
             label != other[1] or iou(box, other[2], box_offset) <= nms_threshold for other in kept
         ):
             kept.append(candidate)
-    return kept[:max_detections]
+    kept = [(final, label, clip(box), *place) for final, label, box, *place in kept[:max_detections]]
+    return [candidate for candidate in kept if _has_area(candidate[2])]
+
+
+def _has_area(box: list[float]) -> bool:
+    return box[2] > box[0] and box[3] > box[1]

@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_models import small_baseline
 from torch import Tensor
 
 from embedmask.config import ModelConfig, to_dict
 from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
+from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.weights import load, load_checkpoint, read_torch_file, save
 
 NAMES = ["cat", "Hündin", 'a "quoted", name']
@@ -58,6 +60,26 @@ def refused(action: Callable[[Path], object], path: Path) -> str:
 
 
 # --- round trip -------------------------------------------------------------
+
+
+def test_the_baseline_comes_back_too(tmp_path: Path) -> None:
+    model = MaskRCNN(small_baseline(max_detections=17))
+    save(model, tmp_path / "model.safetensors", class_names=NAMES)
+    checkpoint = load_checkpoint(tmp_path / "model.safetensors")
+    assert checkpoint.config == model.config
+    assert checkpoint.class_names == NAMES
+    assert not checkpoint.model.training
+    state = checkpoint.model.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_kind_of_model_from_the_future_is_named(path: Path) -> None:
+    tensors, metadata = parts(path)
+    config = {**json.loads(metadata["config"]), "kind": "yolo"}
+    save_file(tensors, path, metadata={**metadata, "config": json.dumps(config)})
+    assert "unknown kind of model 'yolo'" in refused(load, path)
+    assert "upgrade embedmask" in refused(load, path)
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])

@@ -8,7 +8,7 @@ from golden_files import PRESET, official_state, official_trainable
 
 from embedmask import EmbedMask, ModelConfig
 from embedmask.errors import BadInput
-from embedmask.weights.official import CAFFE_MEAN_BGR, convert
+from embedmask.weights.official import CAFFE_MEAN_BGR, DETECTRON_MEAN_BGR, UNUSED, convert
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
@@ -35,6 +35,42 @@ def test_every_tensor_has_its_place(version: str, depth: str) -> None:
     ]
     assert len(stem_and_first) == len(official_frozen)
     assert "backbone.body.bn1.weight" in buffers
+
+
+@pytest.mark.parametrize(("depth", "backbone"), [("r50", "resnet50"), ("r101", "resnet101")])
+def test_every_tensor_of_the_second_repository_has_its_place(depth: str, backbone: str) -> None:
+    official = official_state("fused", depth, seed=3)
+    config, state = convert(official)
+    expected = ModelConfig.preset(
+        "fused",
+        backbone=backbone,
+        stride_in_1x1=True,
+        channel_order="bgr",
+        image_mean=DETECTRON_MEAN_BGR,
+        image_std=(1.0, 1.0, 1.0),
+    )
+    assert config == expected
+    left_out = {name: official.pop(name) for name in UNUSED}
+    assert set(left_out) == {"mask_pred._iter", "mask_pred.sizes_of_interest"}
+    assert sum(t.numel() for t in state.values()) == sum(t.numel() for t in official.values())
+    model = EmbedMask(config)
+    model.load_state_dict(state, strict=True)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    trained = official_trainable("fused", depth)
+    assert len(frozen) == sum(not trained[name] and len(official[name].shape) == 4 for name in official)
+    assert model.backbone.body["layer2"][0].conv1.stride == (2, 2)
+    assert model.backbone.body["layer2"][0].bn1.eps == 1e-5
+
+
+def test_a_file_of_the_second_repository_that_is_cut_short() -> None:
+    official = official_state("fused", "r50")
+    del official["proposal_head.embed_conv.bias"]
+    with pytest.raises(BadInput, match=r"no tensor 'proposal_head\.embed_conv\.bias'"):
+        convert(official)
+    official = official_state("fused", "r50")
+    del official["pixel_head.spatial_embed_head.weight"]
+    with pytest.raises(BadInput, match=r"has no place|no tensor"):
+        convert(official)
 
 
 def test_caffe_backbone_is_honoured() -> None:

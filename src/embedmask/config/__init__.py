@@ -1,12 +1,16 @@
 """Typed configuration: the only place that holds defaults.
 
-`ModelConfig` is what a checkpoint carries: all that is needed to rebuild the network and to turn pictures into
-instances. `DataConfig` and `TrainConfig` matter in training only. A recipe (`configs/*.yaml`) is
-`{preset: NAME, model: {...}, data: {...}, train: {...}}` and says only what differs from the defaults.
+`ModelConfig`, or `MaskRCNNConfig` for the baseline, is what a checkpoint carries: all that is needed to rebuild the
+network and to turn pictures into instances. `DataConfig` and `TrainConfig` matter in training only. A recipe
+(`configs/*.yaml`) is `{preset: NAME, model: {...}, data: {...}, train: {...}}` and says only what differs from the
+defaults; `model: maskrcnn` makes it one of the baseline.
 """
 
 from embedmask.config.convert import from_dict, override, to_dict
 from embedmask.config.data import DataConfig
+from embedmask.config.detector import DetectorConfig
+from embedmask.config.kinds import model_from_dict, model_to_dict
+from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import HINGE_MARGIN, PRESETS, ModelConfig
 from embedmask.config.recipe import Recipe, read_yaml
 from embedmask.config.train import Precision, TrainConfig
@@ -15,11 +19,15 @@ __all__ = [
     "HINGE_MARGIN",
     "PRESETS",
     "DataConfig",
+    "DetectorConfig",
+    "MaskRCNNConfig",
     "ModelConfig",
     "Precision",
     "Recipe",
     "TrainConfig",
     "from_dict",
+    "model_from_dict",
+    "model_to_dict",
     "override",
     "read_yaml",
     "to_dict",

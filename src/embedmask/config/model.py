@@ -8,50 +8,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from embedmask.config.convert import from_dict
+from embedmask.config.detector import DetectorConfig
 from embedmask.errors import BadInput
-from embedmask.fields import check_types, nearest, require
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+from embedmask.fields import nearest, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(DetectorConfig):
     """The network and its post-processing. The defaults are preset `paper` (arXiv v1).
 
     Sections, equations and tables are the paper's; `docs/paper_map.md` lists them all.
     """
-
-    num_classes: int = 80
-
-    # Image -> network
-    backbone: str = "resnet50"
-    """Any timm model that gives features at strides 4 to 32."""
-    backbone_norm: Literal["frozen", "batch"] = "frozen"
-    """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`: trained (random weights).
-    With `batch` the running statistics of frozen stages move on; set `frozen_stages` to 0."""
-    backbone_norm_eps: float = 1e-5
-    frozen_stages: int = 2
-    """Stages kept fixed in training, counted from the stem (2: the stem and the first stage, as in section 4.1)."""
-    stride_in_1x1: bool = False
-    """Caffe-style ResNet: stride 2 in the first 1x1 convolution of a stage instead of its 3x3."""
-    image_norm: Literal["fixed", "image"] = "fixed"
-    """`fixed`: subtract `image_mean`, divide by `image_std`; `image`: each image's own mean and deviation."""
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    """In the order of `channel_order`, for pixels 0..255."""
-    image_std: tuple[float, float, float] = IMAGENET_STD
-    channel_order: Literal["rgb", "bgr"] = "rgb"
-    image_short_side: int | None = 800
-    """Pictures are resized so that the short side has this many px (null: they keep their size) ..."""
-    image_long_side: int = 1333
-    """... unless the long side would pass this many. EmbedMask-600 of Table 1 is `image_short_side=600`."""
 
     # Neck
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Pyramid levels, finest (4 or 8) first, each twice the one before."""
     size_ranges: tuple[float, ...] = (64, 128, 256, 512)
     """A level serves objects whose max(l, t, r, b) lies between its two neighbouring bounds, px."""
-    channels: int = 256
 
     # Head (section 3.1) and pixel branch
     tower_convs: int = 4
@@ -59,7 +32,14 @@ class ModelConfig:
     embed_dim: int = 32
     """D, Table 2 (e)."""
     coordinates: bool = False
-    """Add pixel position x learned scale / 100 to the first two dims of p and q (2021)."""
+    """Add pixel position x scale / 100 to the first two dims of p and q (2021)."""
+    coordinate_scale: Literal["learned", "fixed"] = "learned"
+    """That scale: one learned number, or 1 (second repository)."""
+    pixel_branch: Literal["tower", "fused"] = "tower"
+    """p from a tower on the finest level, or from the backbone's levels fused, with BatchNorm (second repository)."""
+    embed_channels: int | None = None
+    """Width in front of the embeddings: of a 1x1 convolution before q and before s, and of the fused pixel branch and
+    the semantic head throughout; null: `channels`, and no 1x1 convolution."""
     margin: Literal["predicted", "constant", "hinge"] = "predicted"
     """Table 2 (a): mask loss with the predicted or a constant margin, or the hinge loss with two fixed ones (eq. 2)."""
     margin_source: Literal["box", "tower"] = "box"
@@ -76,8 +56,11 @@ class ModelConfig:
     """Centre sampling, in strides; None: anywhere in the box."""
     sample_in_mask: bool = True
     """Table 2 (c): a positive location must lie inside its ground-truth mask."""
-    embed_samples: Literal["iou", "all", "best"] = "iou"
-    """Table 2 (c): Q, S are means over positives with box IoU > `sample_iou`, over all, or the best one alone."""
+    sampling_center: Literal["box", "mass"] = "box"
+    """Centre sampling around the centre of the box, or of the mask's mass (second repository)."""
+    embed_samples: Literal["iou", "all", "best", "each"] = "iou"
+    """Table 2 (c): Q, S are means over positives with box IoU > `sample_iou`, over all, or the best one alone;
+    `each`: every positive is an instance of its own in the mask loss (second repository)."""
     sample_iou: float = 0.5
     box_offset: float = 1.0
     """Added to width and height of boxes in areas and IoUs: 1 as the authors' inclusive pixel ends, 0 continuous."""
@@ -89,37 +72,55 @@ class ModelConfig:
     """lambda_1."""
     smooth_weight: float = 0.1
     """lambda_2; 0: no smooth loss."""
+    semantic_weight: float = 0.0
+    """Of the semantic loss, for which an auxiliary head says the class of every cell in training; 0: none."""
+    mask_loss: Literal["lovasz", "dice"] = "lovasz"
+    """L of eq. 4; `margin: hinge` has eq. 2 instead."""
     box_expansion: float | None = 1.2
     """Table 2 (d): the mask loss sees the ground-truth box with each side this much longer; None: the whole image."""
     min_prob: float = 0.0
-    """phi is clamped from below at this in the mask loss; no gradient passes beyond it (2021: 1e-9)."""
-    mask_normalizer: Literal["all", "matched"] = "all"
-    """K of eq. 4: all ground truths of an image, or those that have a positive location."""
+    """phi is clamped from below at this in the mask loss; no gradient passes beyond it (2021: 1e-9). With
+    `mask_interpolation: aligned` also from above, at 1 - `min_prob`."""
+    mask_normalizer: Literal["all", "matched", "batch"] = "all"
+    """K of eq. 4: all ground truths of an image, or those that have a positive location. `batch`: one mean over all
+    instances of the batch, however they spread over its images (second repository)."""
+    max_mask_instances: int | None = 500
+    """The mask loss looks at no more instances than this in a process's batch, drawn anew in every step; null: all.
+    Its memory grows with instances x cells: 500 take 0.8 to 1.4 GB on pictures of 1024 px, however many objects there
+    are. Each is as likely as any other and the sum is scaled up to all of them: on average over the draws nothing
+    changes. The other losses see every object. (500 is the second repository's; the first had no such limit.)"""
 
     # Inference (section 3.6)
-    score_threshold: float = 0.05
     pre_nms: int = 1000
     """Candidates kept a level."""
-    nms_threshold: float = 0.6
-    max_detections: int = 100
-    mask_threshold: float = 0.5
-    mask_interpolation: Literal["prob", "log_prob"] = "prob"
-    """What is resized to the original image before thresholding: phi (2019) or log phi (2021)."""
+    score: Literal["product", "root"] = "product"
+    """Class score x centerness, of candidates whose class score passes `score_threshold`; or the square root of that
+    product, which itself must pass (second repository)."""
+    clip_before_nms: bool = True
+    """Boxes are clipped to the image before the NMS or after the best `max_detections` are chosen; boxes without
+    area are dropped there."""
+    mask_interpolation: Literal["prob", "log_prob", "aligned"] = "prob"
+    """From the cells to pixels. `prob` (2019), `log_prob` (2021): p is resized to half the stride and coupled inside
+    the box, then phi or log phi is resized to the original image. `aligned` (second repository): p is coupled as it is,
+    over the whole image, then phi is resized by the rule that keeps cells at their locations, in the mask loss, too."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("num_classes", "channels", "embed_dim", "norm_groups", "pre_nms", "max_detections",
-                     "image_long_side"):  # fmt: skip
+        super().__post_init__()
+        for name in ("embed_dim", "norm_groups", "pre_nms"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("score_threshold", "nms_threshold", "mask_threshold", "sample_iou"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        require(self, "mask_threshold", self.mask_threshold > 0, "above 0")
+        require(self, "sample_iou", 0 <= self.sample_iou <= 1, "between 0 and 1")
         for name in ("prior_margin", "margin_input_scale"):
             require(self, name, getattr(self, name) > 0, "above 0")
-        short_ok = self.image_short_side is None or self.image_short_side >= 1
-        require(self, "image_short_side", short_ok, "at least 1, or null")
-        for name in ("frozen_stages", "box_offset", "mask_weight", "smooth_weight", "min_prob"):
+        for name in ("box_offset", "mask_weight", "smooth_weight", "semantic_weight", "min_prob"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
+        for name in ("embed_channels", "max_mask_instances"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "at least 1, or null")
+        aligned, hinge = self.mask_interpolation == "aligned", self.margin == "hinge"
+        clamp_ok = not aligned or 0 < self.min_prob < 0.5
+        require(self, "min_prob", clamp_ok, "above 0 and below 0.5 with mask_interpolation aligned")
+        require(self, "mask_interpolation", not (aligned and hinge), "prob or log_prob with margin hinge")
+        require(self, "mask_loss", not (hinge and self.mask_loss == "dice"), "lovasz with margin hinge")
         expansion_ok = self.box_expansion is None or self.box_expansion >= 1
         require(self, "box_expansion", expansion_ok, "at least 1, or null for the whole image")
         require(self, "tower_convs", self.tower_convs >= 0, "at least 0")
@@ -156,11 +157,6 @@ class ModelConfig:
         return from_dict(ModelConfig, {**PRESETS[name], **overrides}, where=f"preset {name}")
 
     @property
-    def mask_loss(self) -> Literal["lovasz", "hinge"]:
-        """Eq. 4 or eq. 2, by `margin`."""
-        return "hinge" if self.margin == "hinge" else "lovasz"
-
-    @property
     def fixed_margin_distance(self) -> float | None:
         """Distance at which phi = 0.5 for every proposal (delta of eq. 1 with `hinge`); None: it is predicted."""
         return {"predicted": None, "constant": self.prior_margin, "hinge": HINGE_MARGIN}[self.margin]
@@ -189,5 +185,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mask_normalizer": "matched",
         "mask_threshold": 0.53,
         "mask_interpolation": "log_prob",
+    },
+    "fused": {
+        "embed_dim": 16,
+        "coordinates": True,
+        "coordinate_scale": "fixed",
+        "pixel_branch": "fused",
+        "embed_channels": 128,
+        "margin_source": "tower",
+        "margin_input_scale": 32.0,
+        "sample_in_mask": False,
+        "sampling_center": "mass",
+        "embed_samples": "each",
+        "box_offset": 0.0,
+        "mask_weight": 1.0,
+        "smooth_weight": 0.0,
+        "semantic_weight": 1.0,
+        "box_expansion": None,
+        "min_prob": 1e-6,
+        "mask_normalizer": "batch",
+        "score": "root",
+        "clip_before_nms": False,
+        "mask_interpolation": "aligned",
     },
 }

@@ -11,6 +11,8 @@ import yaml
 
 from embedmask.config.convert import from_dict, to_dict
 from embedmask.config.data import DataConfig
+from embedmask.config.detector import DetectorConfig
+from embedmask.config.kinds import DEFAULT_KIND, model_from_dict, model_to_dict
 from embedmask.config.model import PRESETS, ModelConfig
 from embedmask.config.train import TrainConfig
 from embedmask.errors import BadInput
@@ -21,27 +23,27 @@ from embedmask.fields import nearest
 class Recipe:
     """A whole experiment: what `embedmask train --config` reads and what a results folder keeps."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: DetectorConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
-        """`{preset, model, data, train}`, each part optional."""
+        """`{preset, model, data, train}`, each part optional; `model: maskrcnn` alone names a kind of model."""
         unknown = set(values) - {"preset", "model", "data", "train"}
         if unknown:
             key = min(unknown, key=str)
             known = ("preset", "model", "data", "train")
             raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}; use {', '.join(known)}")
         parts = {name: values.get(name) or {} for name in ("model", "data", "train")}
+        if isinstance(parts["model"], str):
+            parts["model"] = {"kind": parts["model"]}
         for name, part in parts.items():
             if not isinstance(part, Mapping):
                 raise BadInput(f"{where}: {name} must be a mapping of fields, got {part!r}")
-        preset = values.get("preset", "paper")
-        if not isinstance(preset, str) or preset not in PRESETS:
-            raise BadInput(f"{where}: unknown preset {preset!r}{nearest(str(preset), PRESETS)}")
+        preset = _preset(values, where, parts["model"])
         return cls(
-            model=from_dict(ModelConfig, {**PRESETS[preset], **parts["model"]}, where=f"{where}: model"),
+            model=model_from_dict({**preset, **parts["model"]}, where=f"{where}: model"),
             data=from_dict(DataConfig, parts["data"], where=f"{where}: data"),
             train=from_dict(TrainConfig, parts["train"], where=f"{where}: train"),
         )
@@ -53,7 +55,19 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping that `from_mapping` takes back."""
-        return {"model": to_dict(self.model), "data": to_dict(self.data), "train": to_dict(self.train)}
+        return {"model": model_to_dict(self.model), "data": to_dict(self.data), "train": to_dict(self.train)}
+
+
+def _preset(values: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the version of EmbedMask that a recipe starts from; of another kind there is one version."""
+    if model.get("kind", DEFAULT_KIND) != DEFAULT_KIND:
+        if "preset" in values:
+            raise BadInput(f"{where}: a preset is a version of EmbedMask; leave it out for {model['kind']!r}")
+        return {}
+    preset = values.get("preset", "paper")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise BadInput(f"{where}: unknown preset {preset!r}{nearest(str(preset), PRESETS)}")
+    return PRESETS[preset]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from embedmask.config import DetectorConfig, ModelConfig
 from embedmask.data.loader import EvalBatch
 from embedmask.inference.postprocess import Postprocessor
-from embedmask.model.embedmask import EmbedMask
-from embedmask.structures import Instances, Size
+from embedmask.inference.two_stage import finish
+from embedmask.model.detector import Detector
+from embedmask.structures import ImageBatch, Instances, Size
 
 MAX_WORKERS = 8
 
 
 def predict_batch(
-    model: EmbedMask,
-    postprocess: Postprocessor,
+    model: Detector,
+    config: DetectorConfig,
     images: Sequence[Tensor],
     original_sizes: Sequence[Size],
     *,
@@ -26,23 +28,45 @@ def predict_batch(
 ) -> list[Instances]:
     """Instances of each picture, in its original frame.
 
-    Autocast, where it is on, reaches the network alone: boxes and masks are decoded in float32.
-
     Args:
+        config: the model's own, or with other thresholds or `max_detections`.
         images: uint8 `[3, h, w]` RGB, already in the network's frame; any device.
         original_sizes: `(height, width)` of each picture's file.
         memory_format: layout of the pictures; channels_last where the weights are.
     """
     batch = model.preprocess(images)
     batch.tensors = batch.tensors.contiguous(memory_format=memory_format)
-    predictions = model(batch)
-    with torch.autocast(batch.tensors.device.type, enabled=False):
-        return postprocess(predictions, image_sizes=batch.sizes, original_sizes=original_sizes)
+    return find_instances(model, config, batch, original_sizes)
+
+
+def find_instances(
+    model: Detector, config: DetectorConfig, batch: ImageBatch, original_sizes: Sequence[Size]
+) -> list[Instances]:
+    """What a model of any kind finds in a preprocessed batch; arguments as in `predict_batch`.
+
+    Autocast, where it is on, reaches the network alone: boxes and masks are decoded in float32.
+    """
+    in_float32 = torch.autocast(batch.tensors.device.type, enabled=False)
+    if isinstance(config, ModelConfig):
+        predictions = model(batch)
+        with in_float32:
+            return Postprocessor.from_config(config)(predictions, batch.sizes, original_sizes)
+    found = model(
+        batch,
+        score_threshold=config.score_threshold,
+        nms_threshold=config.nms_threshold,
+        max_detections=config.max_detections,
+    )
+    with in_float32:
+        return [
+            finish(one, *sizes, mask_threshold=config.mask_threshold)
+            for one, *sizes in zip(found, batch.sizes, original_sizes, strict=True)
+        ]
 
 
 def predict_dataset(
-    model: EmbedMask,
-    postprocess: Postprocessor,
+    model: Detector,
+    config: DetectorConfig,
     batches: Iterable[EvalBatch],
     *,
     dtype: torch.dtype = torch.float32,
@@ -51,6 +75,7 @@ def predict_dataset(
 
     Args:
         model: in evaluation mode, on its device; moved to channels_last where `dtype` is not float32.
+        config: the model's own, or with other thresholds or `max_detections`.
         batches: from `eval_loader`.
         dtype: bfloat16 or float16 run the convolutions under autocast; what needs float32 stays float32.
     """
@@ -60,7 +85,7 @@ def predict_dataset(
     model.to(memory_format=memory_format)
     for images, image_ids, original_sizes in batches:
         with torch.inference_mode(), torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
-            found = predict_batch(model, postprocess, images, original_sizes, memory_format=memory_format)
+            found = predict_batch(model, config, images, original_sizes, memory_format=memory_format)
         yield from zip(image_ids, found, strict=True)
 
 

@@ -50,6 +50,8 @@ class Postprocessor:
             nms_threshold=cfg.nms_threshold,
             max_detections=self.max_detections,
             box_offset=cfg.box_offset,
+            score=cfg.score,
+            clip_before_nms=cfg.clip_before_nms,
         )
         masks = decode_masks(
             predictions.pixel_embed[index],

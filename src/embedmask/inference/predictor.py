@@ -19,9 +19,8 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.loop import predict_dataset
-from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.results import to_detections
-from embedmask.model.embedmask import EmbedMask
+from embedmask.model.detector import Detector
 from embedmask.structures import Instances
 from embedmask.weights.checkpoint import load_checkpoint
 
@@ -39,7 +38,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: EmbedMask,
+        model: Detector,
         class_names: list[str],
         *,
         device: str | torch.device = "auto",
@@ -132,10 +131,9 @@ class Predictor:
             self.model.config, {k: v for k, v in given.items() if v is not None}, where="predictor"
         )
         resize = EvalTransform(cfg.image_short_side, cfg.image_long_side)
-        postprocess = Postprocessor.from_config(cfg)
         original_size = (int(image.shape[1]), int(image.shape[2]))
         batch = ([resize.image(image.cpu())], [0], [original_size])
-        ((_, found),) = predict_dataset(self.model, postprocess, [batch], dtype=self.dtype)
+        ((_, found),) = predict_dataset(self.model, cfg, [batch], dtype=self.dtype)
         return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,11 +50,15 @@ def decode_proposals(
     nms_threshold: float = 0.6,
     max_detections: int = 100,
     box_offset: float = 0.0,
+    score: Literal["product", "root"] = "product",
+    clip_before_nms: bool = True,
 ) -> Proposals:
     """Proposals of image `index` after NMS.
 
     A (location, class) pair is a candidate when its class score is above the threshold; its final score is class
-    score times centerness. Boxes are clipped to the image and those without area dropped.
+    score times centerness. With `root` it is a candidate when that product is, and its final score is the root of it.
+    Boxes are clipped to the image and those without area dropped: before the NMS, or after the best
+    `max_detections` are chosen, which may leave fewer.
 
     Args:
         image_size: `(height, width)` of the image inside the padded frame.
@@ -62,24 +67,29 @@ def decode_proposals(
             the image ends there, too.
     """
     levels = [
-        _level_candidates(predictions, level, index, score_threshold, pre_nms)
+        _level_candidates(predictions, level, index, score_threshold, pre_nms, root=score == "root")
         for level in range(len(predictions.strides))
     ]
-    boxes = torch.cat([part.boxes for part in levels])
-    height, width = image_size
-    limits = boxes.new_tensor([width, height, width, height]) - box_offset
-    boxes = torch.minimum(boxes.clamp(min=0), limits)
     found = Proposals(
-        boxes,
+        torch.cat([part.boxes for part in levels]),
         torch.cat([part.scores for part in levels]),
         torch.cat([part.labels for part in levels]),
         torch.cat([part.embed for part in levels]),
         torch.cat([part.margin for part in levels]),
     )
-    found = found[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-    ends = boxes.new_tensor([0, 0, box_offset, box_offset])
-    kept = class_wise_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)
-    return found[kept[:max_detections]]
+    if clip_before_nms:
+        found = _clip(found, image_size, box_offset)
+    ends = found.boxes.new_tensor([0, 0, box_offset, box_offset])
+    kept = class_wise_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)[:max_detections]
+    return found[kept] if clip_before_nms else _clip(found[kept], image_size, box_offset)
+
+
+def _clip(proposals: Proposals, image_size: Size, box_offset: float) -> Proposals:
+    """Boxes inside the image; those that have an area there."""
+    height, width = image_size
+    limits = proposals.boxes.new_tensor([width, height, width, height]) - box_offset
+    boxes = torch.minimum(proposals.boxes.clamp(min=0), limits)
+    return replace(proposals, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
 
 def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
@@ -106,13 +116,20 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
 
 
 def _level_candidates(
-    predictions: Predictions, level: int, index: int, score_threshold: float, pre_nms: int
+    predictions: Predictions,
+    level: int,
+    index: int,
+    score_threshold: float,
+    pre_nms: int,
+    *,
+    root: bool,
 ) -> Proposals:
     """The best candidates of one level, boxes not yet clipped."""
     probs = predictions.class_logits[level][index].flatten(1).sigmoid()  # [C, K]
-    labels, location = (probs > score_threshold).nonzero(as_tuple=True)
     centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
-    scores = probs[labels, location] * centerness[location]
+    products = probs * centerness
+    labels, location = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)
+    scores = products[labels, location]
     if len(scores) > pre_nms:
         scores, best = scores.topk(pre_nms)
         labels, location = labels[best], location[best]
@@ -124,7 +141,7 @@ def _level_candidates(
 
     return Proposals(
         boxes=ltrb_to_xyxy(xy, at_location(predictions.box_ltrb)),
-        scores=scores,
+        scores=scores.sqrt() if root else scores,
         labels=labels,
         embed=at_location(predictions.proposal_embed),
         margin=at_location(predictions.proposal_margin),

@@ -9,7 +9,7 @@ import timm
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from embedmask.config import ModelConfig
+from embedmask.config.detector import DetectorConfig
 from embedmask.errors import BadInput
 
 COARSEST_STRIDE = 32
@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         frozen_stages: int = 2,
         stride_in_1x1: bool = False,
     ) -> None:
-        """See `ModelConfig` for the arguments; `finest_stride` is the stride of the first output."""
+        """See `DetectorConfig` for the arguments; `finest_stride` is the stride of the first output."""
         super().__init__()
         self.name = name
         body = _create(name)
@@ -58,11 +58,11 @@ class Backbone(nn.Module):
             )
 
     @classmethod
-    def from_config(cls, cfg: ModelConfig) -> Backbone:
+    def from_config(cls, cfg: DetectorConfig, finest_stride: int) -> Backbone:
         """The backbone that a configuration asks for, with random weights."""
         return cls(
             cfg.backbone,
-            finest_stride=cfg.strides[0],
+            finest_stride=finest_stride,
             norm=cfg.backbone_norm,
             norm_eps=cfg.backbone_norm_eps,
             frozen_stages=cfg.frozen_stages,

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from embedmask.config import ModelConfig
 from embedmask.coupling import prior_precision
 from embedmask.locations import level_locations
-from embedmask.model.layers import Scale, Tower, conv1x1, conv3x3, in_float32
-from embedmask.model.pixel_branch import PixelBranch
+from embedmask.model.layers import ConvNormReLU, Scale, Tower, conv1x1, conv3x3, in_float32
+from embedmask.model.pixel_branch import make_pixel_branch
 from embedmask.structures import Predictions
 
 CLASS_PRIOR = 0.01
 """Initial probability of every class at every location, so that background does not flood the first steps."""
+CLASS_BIAS = -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR)
 POSITION_UNIT = 100.0
 """Pixel positions enter the embedding in hundreds of px."""
 
@@ -34,20 +35,24 @@ class Head(nn.Module):
         self.strides = cfg.strides
         self.class_tower = Tower(channels, depth, groups)
         self.box_tower = Tower(channels, depth, groups)
-        self.class_logits = conv3x3(
-            channels, cfg.num_classes, bias=-math.log((1 - CLASS_PRIOR) / CLASS_PRIOR)
-        )
+        self.class_logits = conv3x3(channels, cfg.num_classes, bias=CLASS_BIAS)
         self.box = conv3x3(channels, 4)
         self.centerness = conv3x3(channels, 1)
         self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
-        self.pixel_branch = PixelBranch(channels, cfg.embed_dim, depth=depth, groups=groups)
-        self.proposal_embed = conv3x3(channels, cfg.embed_dim) if cfg.cluster_center == "proposal" else None
-        self.position_scale = Scale() if cfg.coordinates else None
+        self.pixel_branch = make_pixel_branch(cfg)
+        own = cfg.cluster_center == "proposal"
+        self.proposal_reduce = reduction(cfg) if own else nn.Identity()
+        self.proposal_embed = conv3x3(cfg.embed_channels or channels, cfg.embed_dim) if own else None
+        scale = Scale() if cfg.coordinate_scale == "learned" else nn.Identity()
+        self.position_scale = scale if cfg.coordinates else None
         self.margin = make_margin(cfg)
+        self.semantic = None
+        if cfg.semantic_weight > 0:
+            self.semantic = SemanticHead(channels, cfg.embed_channels or channels, cfg.num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
-        """L maps `[N, channels, Hl, Wl]`, finest first -> `Predictions`."""
-        pixel_embed = self._add_position(self.pixel_branch(features[0]), self.strides[0])
+        """L maps `[N, channels, Hl, Wl]`, finest first -> `Predictions`; semantic logits in training mode alone."""
+        pixel_embed = self._add_position(self.pixel_branch(features), self.strides[0])
         class_logits, box_ltrb, centerness, embeds, margins = [], [], [], [], []
         for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             box_feature = self.box_tower(feature)
@@ -57,14 +62,18 @@ class Head(nn.Module):
             centerness.append(self.centerness(box_feature).float())
             embeds.append(self._proposal_embed(box_feature, pixel_embed, stride))
             margins.append(self.margin(box_feature, ltrb, level))
-        return Predictions(class_logits, box_ltrb, centerness, embeds, margins, pixel_embed, self.strides)
+        semantic = self.semantic(features[0]) if self.semantic is not None and self.training else None
+        return Predictions(
+            class_logits, box_ltrb, centerness, embeds, margins, pixel_embed, self.strides, semantic
+        )
 
     def _proposal_embed(self, box_feature: Tensor, pixel_embed: Tensor, stride: int) -> Tensor:
         """q: predicted from the box tower, or the pixel embedding at the location (Table 2 (b))."""
         if self.proposal_embed is None:
             height, width = box_feature.shape[-2:]
             return _sample_at_locations(pixel_embed, height, width, stride, self.strides[0])
-        return self._add_position(in_float32(self.proposal_embed, box_feature), stride)
+        reduced = in_float32(self.proposal_reduce, box_feature)
+        return self._add_position(in_float32(self.proposal_embed, reduced), stride)
 
     def _add_position(self, embed: Tensor, stride: int) -> Tensor:
         """Add scale x position to the first two dims (x, then y), one scale for proposals and pixels."""
@@ -76,6 +85,11 @@ class Head(nn.Module):
         return torch.cat([spatial, embed[:, 2:]], 1)
 
 
+def reduction(cfg: ModelConfig) -> nn.Module:
+    """1x1 convolution of the box tower to the width of the embeddings; nothing where they have the tower's."""
+    return nn.Identity() if cfg.embed_channels is None else conv1x1(cfg.channels, cfg.embed_channels)
+
+
 def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
     """The margin of Table 2 (a) and of the two versions."""
     if cfg.fixed_margin_distance is not None:
@@ -84,10 +98,9 @@ def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
     if cfg.margin_source == "box":
         return BoxMargin(cfg.margin_input_scale, bias)
     return TowerMargin(
-        cfg.channels,
-        cfg.embed_dim,
+        reduction(cfg),
+        conv3x3(cfg.embed_channels or cfg.channels, cfg.embed_dim, bias),
         input_scale=cfg.margin_input_scale,
-        bias=bias,
         spatial_levels=len(cfg.strides) if cfg.coordinates else 0,
     )
 
@@ -110,20 +123,31 @@ class TowerMargin(nn.Module):
     """2021: one precision a dimension from the box tower; the spatial dims have a scale for each level."""
 
     def __init__(
-        self, channels: int, embed_dim: int, *, input_scale: float, bias: float, spatial_levels: int
+        self, reduce: nn.Module, conv: nn.Module, *, input_scale: float, spatial_levels: int
     ) -> None:
         super().__init__()
         self.input_scale = input_scale
-        self.conv = conv3x3(channels, embed_dim, bias)
+        self.reduce = reduce
+        self.conv = conv
         self.level_scales = nn.ModuleList(Scale() for _ in range(spatial_levels)) if spatial_levels else None
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
         """`box_feature` `[N, channels, H, W]` -> `[N, D, H, W]`; `ltrb` belongs to `BoxMargin`."""
         del ltrb
-        log_margin = in_float32(self.conv, box_feature / self.input_scale)
+        log_margin = in_float32(self.conv, in_float32(self.reduce, box_feature / self.input_scale))
         if self.level_scales is not None:
             log_margin = torch.cat([self.level_scales[level](log_margin[:, :2]), log_margin[:, 2:]], 1)
         return log_margin.exp()
+
+
+class SemanticHead(nn.Sequential):
+    """Second repository: class logits of every cell of the finest level, a task for training alone."""
+
+    def __init__(self, channels: int, width: int, num_classes: int) -> None:
+        logits = nn.Conv2d(width, num_classes, 1)
+        assert logits.bias is not None
+        nn.init.constant_(logits.bias, CLASS_BIAS)
+        super().__init__(ConvNormReLU(channels, width), ConvNormReLU(width, width), logits)
 
 
 class FixedMargin(nn.Module):

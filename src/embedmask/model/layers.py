@@ -16,6 +16,15 @@ class Tower(nn.Sequential):
         super().__init__(*layers)
 
 
+class ConvNormReLU(nn.Sequential):
+    """3x3 convolution without bias, BatchNorm over the process's own batch, ReLU (second repository)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_uniform_(conv.weight, a=1)
+        super().__init__(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
 class Scale(nn.Module):
     """One learned factor."""
 

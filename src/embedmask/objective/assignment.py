@@ -7,12 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from embedmask.objective.lookup import MaskLookup, Masks
 from embedmask.structures import Assignment
 
 GT_CHUNK = 256
 """Ground truths looked at together: bounds the [G, K] comparisons on crowded images."""
 
-EmbedSamples = Literal["iou", "all", "best"]
+LOOKED_UP_TOGETHER = 32
+"""Masks looked up together, at eight bytes a location."""
+
+EmbedSamples = Literal["iou", "all", "best", "each"]
 
 
 @torch.no_grad()
@@ -21,9 +25,10 @@ def assign(
     location_strides: Tensor,
     location_ranges: Tensor,
     boxes: Tensor,
-    masks: Tensor,
+    masks: Masks,
     *,
     center_radius: float | None = 1.5,
+    sampling_center: Literal["box", "mass"] = "box",
     sample_in_mask: bool = True,
     box_offset: float = 0.0,
 ) -> Assignment:
@@ -31,26 +36,36 @@ def assign(
 
     A location may serve a ground truth when it lies strictly inside the box and inside the centre square, its
     largest side distance is in its level's range (both ends included), and it lies inside the mask. Among several
-    the smallest box wins, the first of equal ones.
+    the smallest box wins, the first of equal ones. An object without a mask pixel gets no location, unless neither
+    rule asks for its mask.
 
     Args:
         locations: float32 `[K, 2]` px, on whole pixels.
         location_strides: `[K]` px.
         location_ranges: `[K, 2]`, bounds of max(l, t, r, b) px.
         boxes: float32 `[G, 4]` xyxy px.
-        masks: bool `[G, H, W]`; outside H x W nothing is inside a mask.
+        masks: bool `[G, H, W]`, or crops; outside H x W nothing is inside a mask.
         center_radius: half side of the centre square in strides; None: the whole box.
+        sampling_center: what the square lies around, the box's centre or the mask's centre of mass.
         sample_in_mask: Table 2 (c).
         box_offset: added to box sides when areas are compared.
     """
-    count = len(boxes)
+    count, lookup = len(boxes), MaskLookup.of(masks)
     by_area = _areas(boxes, box_offset).sort(stable=True).indices
     best_rank = torch.full((len(locations),), count, device=locations.device)
+    centers = mass_centers(lookup) if sampling_center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
     for start in range(0, count, GT_CHUNK):
         chosen = by_area[start : start + GT_CHUNK]
-        allowed = _inside_box(locations, location_strides, location_ranges, boxes[chosen], center_radius)
+        allowed = _inside_box(
+            locations,
+            location_strides,
+            location_ranges,
+            boxes[chosen],
+            centers[chosen],
+            center_radius=center_radius,
+        )
         if sample_in_mask:
-            allowed &= _inside_mask(locations, masks[chosen])
+            allowed &= _inside_mask(locations, lookup, chosen)
         rank = torch.arange(start, start + len(chosen), device=locations.device)
         best_rank = torch.minimum(best_rank, torch.where(allowed, rank[:, None], count).amin(0))
     matched = best_rank < count
@@ -74,7 +89,7 @@ def select_samples(
     """Which positive locations give q and s of their ground truth (section 3.5, Table 2 (c)).
 
     `iou`: those whose predicted box has IoU above the threshold, and where none has, all that reach the maximum;
-    `best`: the single location with the highest IoU, the first of equal ones; `all`: every positive.
+    `best`: the single location with the highest IoU, the first of equal ones; `all`, `each`: every positive.
 
     Args:
         pred_boxes: `[P, 4]` xyxy px, boxes predicted at the positive locations.
@@ -84,7 +99,7 @@ def select_samples(
     Returns:
         bool `[P]`.
     """
-    if mode == "all" or len(pred_boxes) == 0:
+    if mode in ("all", "each") or len(pred_boxes) == 0:
         return torch.ones_like(gt_of_positive, dtype=torch.bool)
     iou = paired_iou(pred_boxes, gt_boxes[gt_of_positive], box_offset)
     best = iou.new_zeros(len(gt_boxes)).scatter_reduce(0, gt_of_positive, iou, "amax")[gt_of_positive]
@@ -95,6 +110,23 @@ def select_samples(
     first = torch.full((len(gt_boxes),), len(iou), device=iou.device)
     first = first.scatter_reduce(0, gt_of_positive[at_best], order[at_best], "amin")
     return order == first[gt_of_positive]
+
+
+def mass_centers(masks: Masks) -> Tensor:
+    """Mean (x, y) of each mask's pixels, counted from 0 at the first pixel's location.
+
+    Args:
+        masks: bool `[G, H, W]`, or crops.
+
+    Returns:
+        float32 `[G, 2]` px; nan for a mask without pixels.
+    """
+    lookup = MaskLookup.of(masks)
+    centers = []
+    for crop, row, column in lookup:
+        filled = crop.nonzero()
+        centers.append(filled.sum(0) / len(filled) + filled.new_tensor((row, column)))
+    return torch.stack(centers).flip(1) if centers else torch.zeros(0, 2, device=lookup.pixels.device)
 
 
 def paired_iou(boxes: Tensor, others: Tensor, box_offset: float = 0.0) -> Tensor:
@@ -115,25 +147,27 @@ def _side_distances(locations: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _inside_box(
-    locations: Tensor, strides: Tensor, ranges: Tensor, boxes: Tensor, center_radius: float | None
+    locations: Tensor,
+    strides: Tensor,
+    ranges: Tensor,
+    boxes: Tensor,
+    centers: Tensor,
+    *,
+    center_radius: float | None,
 ) -> Tensor:
-    """Box, centre square and size range together: bool `[G, K]`."""
+    """Box, centre square and size range together: bool `[G, K]`; a square around nan holds nothing."""
     distances = _side_distances(locations, boxes[:, None])  # [G, K, 4]
     largest = distances.amax(-1)
     nearest = distances.amin(-1)
     if center_radius is not None:
-        center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
+        center = centers[:, None]
         radius = (strides * center_radius)[None, :, None]
         to_square = torch.cat([locations - (center - radius), (center + radius) - locations], -1)
         nearest = torch.minimum(nearest, to_square.amin(-1))
     return (nearest > 0) & (largest >= ranges[:, 0]) & (largest <= ranges[:, 1])
 
 
-def _inside_mask(locations: Tensor, masks: Tensor) -> Tensor:
-    """Mask value at each location, False outside the mask's frame: bool `[G, K]`."""
-    height, width = masks.shape[-2:]
+def _inside_mask(locations: Tensor, masks: MaskLookup, chosen: Tensor) -> Tensor:
+    """Value of each chosen mask at each location, False outside the masks' frame: bool `[len(chosen), K]`."""
     x, y = locations.long().unbind(1)
-    inside = (y < height) & (x < width)
-    values = masks.new_zeros(len(masks), len(locations), dtype=torch.bool)
-    values[:, inside] = masks[:, y[inside], x[inside]].bool()
-    return values
+    return torch.cat([masks.at(y, x, part) for part in torch.split(chosen, LOOKED_UP_TOGETHER)])

@@ -14,21 +14,23 @@ from torchvision.ops import sigmoid_focal_loss
 from embedmask.config import ModelConfig
 from embedmask.coupling import logit, weighted_distance
 from embedmask.errors import BadInput
-from embedmask.locations import all_locations, flatten_levels, ltrb_to_xyxy
+from embedmask.locations import all_locations, flatten_levels, ltrb_to_xyxy, resize_aligned
 from embedmask.objective.assignment import assign, select_samples
+from embedmask.objective.lookup import MaskLookup
 from embedmask.objective.losses import (
     centerness_targets,
+    dice_loss,
     giou_loss,
     hinge_loss,
     lovasz_hinge,
     pack_rows,
     smooth_loss,
 )
-from embedmask.objective.regions import box_regions, mask_targets
+from embedmask.objective.regions import box_regions, mask_targets, semantic_targets
 from embedmask.structures import Losses, Predictions, Target
 
 MASK_UPSAMPLING = 2
-"""The pixel embedding is resized this much before coupling: stride 8 -> 4."""
+"""The mask loss is computed on a grid this much finer than the pixel embedding's: stride 8 -> 4."""
 
 
 @dataclass
@@ -49,12 +51,36 @@ class Positives:
 
 @dataclass
 class Matched:
-    """Ground truths of a batch that have a positive location, M of them, with the means of eq. 5 and 6."""
+    """Instances of the mask loss, M of them, image by image: ground truths that have a positive location, with the
+    means of eq. 5 and 6, or with `embed_samples: each` every positive location. `weight` is that of each in the sum."""
 
     gt: Tensor
     image: Tensor
     embed: Tensor
     margin: Tensor
+    weight: Tensor
+
+    def draw(self, most: int | None) -> Matched:
+        """At most `most` at random, each as likely as any other, weighing as much as all of them on average."""
+        count = len(self.gt)
+        if most is None or count <= most:
+            return self
+        # drawn on the CPU: its generator is seeded with the training and kept in checkpoints, on any device
+        kept = torch.randperm(count)[:most].sort().values.to(self.gt.device)
+        weight = self.weight[kept] * (count / most)
+        return Matched(self.gt[kept], self.image[kept], self.embed[kept], self.margin[kept], weight)
+
+
+@dataclass
+class Truth:
+    """A target on the device of the predictions, its masks ready to be looked up."""
+
+    boxes: Tensor
+    labels: Tensor
+    masks: MaskLookup
+
+    def __len__(self) -> int:
+        return len(self.boxes)
 
 
 class Criterion:
@@ -80,51 +106,75 @@ class Criterion:
         """
         self._validate(predictions, targets)
         device = predictions.pixel_embed.device
-        targets = [
-            Target(t.boxes.to(device).float(), t.labels.to(device), t.masks.to(device).bool())
+        truths = [
+            Truth(t.boxes.to(device).float(), t.labels.to(device), MaskLookup.of(t.masks, device))
             for t in targets
         ]
         with torch.autocast(device.type, enabled=False):
-            positives = self._assign(predictions, targets)
-            return self._losses(predictions, targets, positives)
+            positives = self._assign(predictions, truths)
+            return self._losses(predictions, truths, positives)
 
-    def _losses(self, predictions: Predictions, targets: Sequence[Target], positives: Positives) -> Losses:
+    def _losses(self, predictions: Predictions, targets: Sequence[Truth], positives: Positives) -> Losses:
         ltrb = positives.pick(flatten_levels(predictions.box_ltrb)).float()
         centerness = positives.pick(flatten_levels(predictions.centerness_logits))[:, 0].float()
         centerness_target = centerness_targets(positives.ltrb)
         count = len(positives.gt)
-        totals = _mean_over_processes(torch.stack([ltrb.new_tensor(float(count)), centerness_target.sum()]))
-        num_positives, centerness_sum = totals[0].clamp(min=1), totals[1].clamp(min=1e-6)
+        mask, smooth, means = self._mask_losses(predictions, targets, positives, ltrb.detach())
+        semantic, cells = self._semantic(predictions, targets)
+        num_positives, centerness_sum, num_images, num_means, num_cells = _process_share(
+            [float(count), centerness_target.sum(), float(len(targets)), means, cells],
+            least=(1, 1e-6, 1, 1, 1),
+            like=ltrb,
+        )
         stride = positives.stride[:, None]
         box = giou_loss(ltrb / stride, positives.ltrb / stride) * centerness_target
         bce = F.binary_cross_entropy_with_logits(centerness, centerness_target, reduction="sum")
-        mask, smooth = self._mask_losses(predictions, targets, positives, ltrb.detach())
         return Losses(
             classification=self._classification(predictions, targets, positives) / num_positives,
             box=box.sum() / centerness_sum,
             centerness=bce / num_positives,
-            mask=mask + _zero_through(predictions),
-            smooth=smooth,
+            mask=mask / num_means + _zero_through(predictions),
+            smooth=smooth / num_images,
+            semantic=None if semantic is None else semantic / num_cells,
             num_positives=count,
         )
 
     def _classification(
-        self, predictions: Predictions, targets: Sequence[Target], positives: Positives
+        self, predictions: Predictions, targets: Sequence[Truth], positives: Positives
     ) -> Tensor:
         """Sum of the focal loss over all locations and classes."""
         logits = flatten_levels(predictions.class_logits).float()
         labels = torch.cat([target.labels for target in targets])
         wanted = torch.zeros_like(logits)
         wanted[positives.image, labels[positives.gt], positives.location] = 1
+        return self._focal(logits, wanted)
+
+    def _semantic(
+        self, predictions: Predictions, targets: Sequence[Truth]
+    ) -> tuple[Tensor | None, Tensor | float]:
+        """Weighted sum of the focal loss over the finest level's cells and classes, and the cells with an object."""
+        if self.cfg.semantic_weight == 0:
+            return None, 0.0
+        if predictions.semantic_logits is None:
+            raise BadInput("predictions have no semantic_logits: put the network in training mode")
+        logits, stride = predictions.semantic_logits.float(), predictions.strides[0]
+        grid = (logits.shape[2], logits.shape[3])
+        classes = torch.stack([semantic_targets(t.masks, t.labels, grid, stride) for t in targets])
+        wanted = torch.zeros_like(logits)
+        image, y, x = (classes >= 0).nonzero(as_tuple=True)
+        wanted[image, classes[image, y, x], y, x] = 1
+        return self.cfg.semantic_weight * self._focal(logits, wanted), wanted.sum()
+
+    def _focal(self, logits: Tensor, wanted: Tensor) -> Tensor:
         loss: Tensor = sigmoid_focal_loss(
             logits, wanted, alpha=self.cfg.focal_alpha, gamma=self.cfg.focal_gamma, reduction="sum"
         )
         return loss
 
     def _mask_losses(
-        self, predictions: Predictions, targets: Sequence[Target], positives: Positives, ltrb: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """lambda_1 and lambda_2 terms: eq. 4 (or 2) and 7."""
+        self, predictions: Predictions, targets: Sequence[Truth], positives: Positives, ltrb: Tensor
+    ) -> tuple[Tensor, Tensor, float]:
+        """lambda_1 and lambda_2 terms, eq. 4 (or 2) and 7, as sums, and how many means of eq. 4 are in the first."""
         embed = positives.pick(flatten_levels(predictions.proposal_embed)).float()
         margin = positives.pick(flatten_levels(predictions.proposal_margin)).float()
         gt_boxes = torch.cat([target.boxes for target in targets])
@@ -139,62 +189,82 @@ class Criterion:
         gt_image = _repeat_index([len(target) for target in targets], embed.device)
         embed, margin, sample_gt = embed[sampled], margin[sampled], positives.gt[sampled]
         gt, inverse = torch.unique(sample_gt, return_inverse=True)
+        if self.cfg.embed_samples == "each":
+            gt, inverse = sample_gt, torch.arange(len(sample_gt), device=embed.device)
+        counts = torch.tensor([len(target) for target in targets], device=embed.device)
         matched = Matched(
-            gt, gt_image[gt], _group_means(embed, inverse, len(gt)), _group_means(margin, inverse, len(gt))
+            gt,
+            gt_image[gt],
+            _group_means(embed, inverse, len(gt)),
+            _group_means(margin, inverse, len(gt)),
+            self._weights(gt_image[gt], counts),
         )
         smooth = embed.sum() * 0
         if self.cfg.smooth_weight > 0:
             spread = smooth_loss(embed, matched.embed[inverse]) + smooth_loss(margin, matched.margin[inverse])
-            counts = torch.tensor([len(target) for target in targets], device=embed.device).clamp(min=1)
-            smooth = self.cfg.smooth_weight * (spread / counts[gt_image[sample_gt]]).sum() / len(targets)
-        return self.cfg.mask_weight * self._mask_loss(
-            predictions.pixel_embed, targets, matched, predictions.strides[0]
-        ), smooth
+            smooth = self.cfg.smooth_weight * (spread / counts[gt_image[sample_gt]]).sum()
+        means = len(gt) if self.cfg.mask_normalizer == "batch" else len(targets)
+        seen = matched.draw(self.cfg.max_mask_instances)
+        mask = self._mask_loss(predictions.pixel_embed.float(), targets, seen, predictions.strides[0])
+        return self.cfg.mask_weight * mask, smooth, float(means)
 
-    def _mask_loss(
-        self, pixel_embed: Tensor, targets: Sequence[Target], matched: Matched, stride: int
-    ) -> Tensor:
-        """Eq. 4 over all instances of the batch in one sort; the mean over K of each image, then over images."""
-        pixels = F.interpolate(
-            pixel_embed.float(), scale_factor=MASK_UPSAMPLING, mode="bilinear", align_corners=False
-        )
-        grid, mask_stride = (pixels.shape[2], pixels.shape[3]), stride // MASK_UPSAMPLING
+    def _weights(self, image: Tensor, counts: Tensor) -> Tensor:
+        """1 / K of eq. 4 for each instance; 1 where the mean goes over the whole batch."""
+        if self.cfg.mask_normalizer == "batch":
+            return torch.ones(len(image), device=image.device)
+        if self.cfg.mask_normalizer == "matched":
+            counts = torch.bincount(image, minlength=len(counts))
+        return 1 / counts[image]
+
+    def _mask_loss(self, pixels: Tensor, targets: Sequence[Truth], matched: Matched, stride: int) -> Tensor:
+        """Eq. 4 over all instances of the batch in one sort, their weighted sum; `pixels` is p `[N, D, h, w]`."""
+        aligned, mask_stride = self.cfg.mask_interpolation == "aligned", stride // MASK_UPSAMPLING
+        grid = (pixels.shape[2] * MASK_UPSAMPLING, pixels.shape[3] * MASK_UPSAMPLING)
+        if not aligned:
+            pixels = F.interpolate(pixels, size=grid, mode="bilinear", align_corners=False)
         first_gt = 0
-        distances, wanted, regions, weights = [], [], [], []
+        rows, wanted, regions = [], [], []
         for index, target in enumerate(targets):
             here = matched.image == index
             local = matched.gt[here] - first_gt
             first_gt += len(target)
             if len(local) == 0:
                 continue
-            distance = weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here])
-            masks = mask_targets(target.masks[local], grid, mask_stride).flatten(1)
+            values = weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here])
+            if aligned:
+                phi = values.neg().exp().view(len(local), 1, *pixels.shape[2:])
+                values = resize_aligned(phi, MASK_UPSAMPLING).flatten(1)
+            objects, row = torch.unique(local, return_inverse=True)  # with `each` many rows share an object
+            masks = mask_targets(target.masks, grid, mask_stride, index=objects, aligned=aligned)
+            masks = masks.flatten(1)[row]
             region = torch.ones_like(masks)
             if self.cfg.box_expansion is not None:
                 # what follows costs by the pixels inside boxes, not by instances x image
                 region = box_regions(target.boxes[local], grid, mask_stride, self.cfg.box_expansion).flatten(
                     1
                 )
-                distance, masks = pack_rows(distance, region), pack_rows(masks, region)
+                values, masks = pack_rows(values, region), pack_rows(masks, region)
                 region = pack_rows(region, region)
-            distances.append(distance)
+            rows.append(values)
             wanted.append(masks)
             regions.append(region)
-            normalizer = len(target) if self.cfg.mask_normalizer == "all" else len(local)
-            weights.append(distance.new_full((len(local),), 1 / (normalizer * len(targets))))
-        if not distances:
+        if not rows:
             return pixels.sum() * 0
-        rows = _stack_rows(distances), _stack_rows(wanted), _stack_rows(regions)
-        return (self._per_instance(*rows, matched.margin) * torch.cat(weights)).sum()
+        stacked = _stack_rows(rows), _stack_rows(wanted), _stack_rows(regions)
+        return (self._per_instance(*stacked, matched.margin) * matched.weight).sum()
 
-    def _per_instance(self, distance: Tensor, wanted: Tensor, region: Tensor, margin: Tensor) -> Tensor:
-        """L of eq. 4, or eq. 2: `[M, P]` d = -log phi -> `[M]`."""
-        if self.cfg.mask_loss == "lovasz":
-            return lovasz_hinge(logit(distance, self.cfg.min_prob), wanted, region)
-        # every margin is the same constant: taken out again, the distance of eq. 2 remains
-        return hinge_loss((distance / margin).clamp(min=1e-12).sqrt(), wanted, region)
+    def _per_instance(self, values: Tensor, wanted: Tensor, region: Tensor, margin: Tensor) -> Tensor:
+        """L of eq. 4, or eq. 2: `[M, P]` d = -log phi, or phi itself where that was resized -> `[M]`."""
+        cfg, aligned = self.cfg, self.cfg.mask_interpolation == "aligned"
+        if cfg.margin == "hinge":
+            # every margin is the same constant: taken out again, the distance of eq. 2 remains
+            return hinge_loss((values / margin).clamp(min=1e-12).sqrt(), wanted, region)
+        if cfg.mask_loss == "dice":
+            return dice_loss(values if aligned else values.neg().exp(), wanted, region)
+        logits = torch.logit(values, eps=cfg.min_prob) if aligned else logit(values, cfg.min_prob)
+        return lovasz_hinge(logits, wanted, region)
 
-    def _assign(self, predictions: Predictions, targets: Sequence[Target]) -> Positives:
+    def _assign(self, predictions: Predictions, targets: Sequence[Truth]) -> Positives:
         cfg, strides = self.cfg, predictions.strides
         sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
         device = predictions.pixel_embed.device
@@ -209,6 +279,7 @@ class Criterion:
                 target.boxes,
                 target.masks,
                 center_radius=cfg.center_radius,
+                sampling_center=cfg.sampling_center,
                 sample_in_mask=cfg.sample_in_mask,
                 box_offset=cfg.box_offset,
             )
@@ -233,12 +304,13 @@ class Criterion:
         height, width = predictions.padded_size
         for index, target in enumerate(targets):
             target.validate(self.cfg.num_classes)
-            if target.masks.shape[1] > height or target.masks.shape[2] > width:
+            own = target.mask_size
+            if own[0] > height or own[1] > width:
                 name = (
                     f"of image {target.image_id}" if target.image_id is not None else f"{index} of the batch"
                 )
                 raise BadInput(
-                    f"target {name}: masks are {tuple(target.masks.shape[1:])}, larger than the "
+                    f"target {name}: masks are {own}, larger than the "
                     f"batch's frame {(height, width)}; resize them with their image"
                 )
 
@@ -267,9 +339,15 @@ def _zero_through(predictions: Predictions) -> Tensor:
     return torch.stack([m.sum() for m in maps]).sum() * 0
 
 
-def _mean_over_processes(values: Tensor) -> Tensor:
-    """Average over all training processes; the values themselves where there is one."""
+def _process_share(sums: Sequence[Tensor | float], least: Sequence[float], like: Tensor) -> list[Tensor]:
+    """What a process divides its own sums by: the sums of all processes, but at least `least`, over their number.
+
+    The mean of the processes' losses, which is what their averaged gradients follow, is then the loss that one
+    process would find for all images together, also where a process has no object at all.
+    """
+    values = torch.stack([like.new_tensor(value) if isinstance(value, float) else value for value in sums])
+    world_size = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
-        values = values / torch.distributed.get_world_size()
-    return values
+        world_size = torch.distributed.get_world_size()
+    return list((torch.maximum(values, like.new_tensor(least)) / world_size).unbind())

@@ -100,6 +100,23 @@ def hinge_loss(distance: Tensor, targets: Tensor, region: Tensor | None = None) 
     return (value * region).sum(1) / region.sum(1).clamp(min=1)
 
 
+def dice_loss(probs: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
+    """1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 1e-5), an option of the second repository.
+
+    Args:
+        probs: phi, `[M, P]`.
+        targets: bool `[M, P]`.
+        region: bool `[M, P]` B_k; None: all pixels.
+
+    Returns:
+        `[M]`.
+    """
+    if region is not None:
+        probs, targets = probs * region, targets & region
+    common = (probs * targets).sum(1)
+    return 1 - 2 * common / (probs.square().sum(1) + targets.sum(1) + 1e-5)
+
+
 def smooth_loss(values: Tensor, means: Tensor) -> Tensor:
     """Squared distance of each sample to its instance's mean (a term of eq. 7): `[P, D]`, `[P, D]` -> `[P]`."""
     return (values - means).square().sum(1)

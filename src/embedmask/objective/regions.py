@@ -1,33 +1,58 @@
-"""Mask targets and the pixels that the mask loss looks at, on the grid of the upsampled pixel embedding."""
+"""What is wanted of the masks, on the grids of the losses: mask targets, their pixels B_k, classes of cells."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from embedmask.objective.lookup import MaskLookup, Masks
 from embedmask.structures import Size
 
 
-def mask_targets(masks: Tensor, grid: Size, stride: int) -> Tensor:
+def mask_targets(
+    masks: Masks, grid: Size, stride: int, *, index: Tensor | None = None, aligned: bool = False
+) -> Tensor:
     """Ground-truth masks on a grid of `stride` px, zero beyond their own frame.
 
-    The authors resize bilinearly without antialiasing and keep what is above 0. At an even stride that is the OR of
-    the two by two pixels around each cell's centre, which is taken here directly.
+    The authors' first repository resizes bilinearly without antialiasing and keeps what is above 0. At an even stride
+    that is the OR of the two by two pixels around each cell's centre, which is taken here directly. Their second
+    (`aligned`) takes the one pixel at the cell's location.
 
     Args:
-        masks: bool `[G, H, W]`.
+        masks: bool `[G, H, W]`, or crops.
         grid: `(h, w)` cells.
         stride: even, px.
+        index: int64 `[M]`, which masks; None: all, M = G.
 
     Returns:
-        bool `[G, h, w]`.
+        bool `[M, h, w]`.
     """
-    height, width = grid[0] * stride, grid[1] * stride
-    padded = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1]))
-    low, high = stride // 2 - 1, stride // 2
-    rows = padded[:, low::stride] | padded[:, high::stride]
-    return rows[:, :, low::stride] | rows[:, :, high::stride]
+    lookup, low, high = MaskLookup.of(masks), stride // 2 - 1, stride // 2
+    if aligned:
+        return lookup.every((high, high), stride, grid, index)
+    corners = [(y, x) for y in (low, high) for x in (low, high)]
+    values = lookup.every(corners[0], stride, grid, index)
+    for corner in corners[1:]:
+        values |= lookup.every(corner, stride, grid, index)
+    return values
+
+
+def semantic_targets(masks: Masks, labels: Tensor, grid: Size, stride: int) -> Tensor:
+    """The class at each cell's location: that of the mask with the fewest pixels, the first of equal ones.
+
+    Args:
+        masks: bool `[G, H, W]`, or crops.
+        labels: int64 `[G]`.
+
+    Returns:
+        int64 `[h, w]`, -1 where there is no object.
+    """
+    if len(masks) == 0:
+        return torch.full(grid, -1, device=labels.device)
+    lookup = MaskLookup.of(masks)
+    order = lookup.areas().sort(stable=True).indices
+    there = lookup.every((stride // 2, stride // 2), stride, grid, order)
+    return torch.where(there.any(0), labels[order[there.byte().argmax(0)]], -1)
 
 
 def box_regions(boxes: Tensor, grid: Size, stride: int, expansion: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file that holds the weights, the `ModelConfig` and the class names.
+"""Checkpoints: one safetensors file that holds the weights, the config of the model and the class names.
 
 Nothing else is needed to predict. Files of torch, which could carry code, are read by `read_torch_file`
 alone, and only their tensors.
@@ -7,6 +7,7 @@ alone, and only their tensors.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import warnings
@@ -20,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from embedmask.config import ModelConfig, from_dict, to_dict
+from embedmask.config import DetectorConfig, model_from_dict, model_to_dict
 from embedmask.errors import BadInput
 from embedmask.files import atomic_write
-from embedmask.model.embedmask import EmbedMask
+from embedmask.model.build import build_model
+from embedmask.model.detector import Detector
 
 FORMAT = "embedmask"
 VERSION = 1
@@ -41,12 +43,12 @@ class Checkpoint:
         class_names: name of each label, `config.num_classes` of them.
     """
 
-    config: ModelConfig
-    model: EmbedMask
+    config: DetectorConfig
+    model: Detector
     class_names: list[str]
 
 
-def save(model: EmbedMask, path: str | Path, *, class_names: Sequence[str]) -> None:
+def save(model: Detector, path: str | Path, *, class_names: Sequence[str]) -> None:
     """Write the weights, the config and the class names to one safetensors file, whole or not at all.
 
     Args:
@@ -63,7 +65,7 @@ def save(model: EmbedMask, path: str | Path, *, class_names: Sequence[str]) -> N
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "config": json.dumps(to_dict(model.config)),
+        "config": json.dumps(model_to_dict(model.config)),
         "class_names": json.dumps(names),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -71,10 +73,14 @@ def save(model: EmbedMask, path: str | Path, *, class_names: Sequence[str]) -> N
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
-            raise BadInput(f"{path}: cannot be written ({error}); nothing was changed") from error
+            # the library hides what the disk said in a text
+            code = re.search(r"os error (\d+)", str(error))
+            raise (
+                OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
+            ) from error
 
 
-def load(path: str | Path) -> EmbedMask:
+def load(path: str | Path) -> Detector:
     """The network of a checkpoint, on the CPU, in eval mode; errors as `load_checkpoint`."""
     return load_checkpoint(path).model
 
@@ -91,7 +97,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             config, class_names = _parse_metadata(file.metadata() or {}, path)
-            model = EmbedMask(config)
+            model = build_model(config)
             state = model.state_dict()
             held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             _check_tensors({name: tuple(value.shape) for name, value in state.items()}, held, path)
@@ -148,7 +154,7 @@ def _require_safetensors(path: Path) -> None:
         )
 
 
-def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[ModelConfig, list[str]]:
+def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[DetectorConfig, list[str]]:
     if metadata.get("format") != FORMAT:
         raise BadInput(
             f"{path}: safetensors, but not an EmbedMask checkpoint; give a file written by embedmask.save"
@@ -164,7 +170,7 @@ def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[ModelConfi
             f"{path}: checkpoint format {version}, this version reads up to {VERSION}; upgrade embedmask"
         )
     try:
-        config = from_dict(ModelConfig, values, where=f"{path}: config")
+        config = model_from_dict(values, where=f"{path}: config")
     except BadInput as error:
         raise BadInput(f"{error}; if a newer version wrote it, upgrade embedmask") from None
     if len(class_names) != config.num_classes:

@@ -1,7 +1,7 @@
 """The authors' files: their names to ours, and the configuration that belongs to them.
 
-Two published repositories' versions are told apart by their keys: arXiv v1 (`paper`) predicts a margin from the box,
-the 2021 version (`ijcai21`) predicts spatial and other embedding dims apart.
+The published versions are told apart by their keys: arXiv v1 (`paper`) predicts a margin from the box, the 2021 version
+(`ijcai21`) predicts spatial and other embedding dims apart, the second repository (`fused`) has names of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
 
 CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
-"""Mean of the authors' backbones, which see BGR pixels 0..255, not scaled."""
+"""Mean of the first repository's backbones, which see BGR pixels 0..255, not scaled."""
+DETECTRON_MEAN_BGR = (103.53, 116.28, 123.675)
+"""The same of the second repository."""
 
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"backbone\.body\.stem\.(conv1|bn1)\.(.+)", r"backbone.body.\1.\2"),
@@ -35,19 +37,39 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"rpn\.head\.proposal_margin_pred\.(.+)", r"head.margin.conv.\1"),
     (r"rpn\.head\.margin_scales\.(\d)\.scale", r"head.margin.level_scales.\1.scale"),
     (r"rpn\.head\.position_scale\.scale", r"head.position_scale.scale"),
+    (r"backbone\.bottom_up\.stem\.conv1\.weight", r"backbone.body.conv1.weight"),
+    (r"backbone\.bottom_up\.stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
+    (r"proposal_generator\.fcos_head\.cls_tower\.(.+)", r"head.class_tower.\1"),
+    (r"proposal_generator\.fcos_head\.bbox_tower\.(.+)", r"head.box_tower.\1"),
+    (r"proposal_generator\.fcos_head\.cls_logits\.(.+)", r"head.class_logits.\1"),
+    (r"proposal_generator\.fcos_head\.bbox_pred\.(.+)", r"head.box.\1"),
+    (r"proposal_generator\.fcos_head\.ctrness\.(.+)", r"head.centerness.\1"),
+    (r"proposal_generator\.fcos_head\.scales\.(\d)\.scale", r"head.box_scales.\1.scale"),
+    (r"proposal_head\.embed_conv\.(.+)", r"head.proposal_reduce.\1"),
+    (r"proposal_head\.margin_conv\.(.+)", r"head.margin.reduce.\1"),
+    (r"proposal_head\.margin_scales\.(\d)\.scale", r"head.margin.level_scales.\1.scale"),
+    (r"mask_branch\.(refine|tower)\.(.+)", r"head.pixel_branch.\1.\2"),
+    (r"mask_branch\.seg_head\.(.+)", r"head.semantic.\1"),
+    (r"mask_branch\.logits\.(.+)", r"head.semantic.2.\1"),
 )
 JOINED = (
-    ("rpn.head.proposal_{}_embed_pred", "head.proposal_embed"),
-    ("rpn.head.pixel_{}_embed_pred", "head.pixel_branch.embed"),
+    ("rpn.head.proposal_{}_embed_pred", ("spatial", "other"), "head.proposal_embed"),
+    ("rpn.head.pixel_{}_embed_pred", ("spatial", "other"), "head.pixel_branch.embed"),
+    ("proposal_head.embed_head.{}_embed_head", ("spatial", "free"), "head.proposal_embed"),
+    ("proposal_head.{}_margin_head", ("spatial", "free"), "head.margin.conv"),
+    ("pixel_head.{}_embed_head", ("spatial", "free"), "head.pixel_branch.embed"),
 )
-"""The 2021 version splits these convolutions into `spatial` (2 dims, first) and `other`; here each is one."""
+"""Since 2021 these convolutions are split into two spatial dims, first, and the others; here each is one."""
+UNUSED = ("mask_pred._iter", "mask_pred.sizes_of_interest")
+"""Buffers of the second repository: a count of training steps, and constants that nothing reads."""
 
 
 def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
     """The authors' state dict -> configuration and state dict of `EmbedMask`.
 
     Every tensor of the file finds its place and every parameter its tensor. The backbone is set up as theirs:
-    stride in the 1x1 convolutions, BGR pixels minus the Caffe mean, frozen BatchNorm without epsilon.
+    stride in the 1x1 convolutions, BGR pixels minus the mean, frozen BatchNorm (first repository: without epsilon).
+    Two buffers of the second repository that nothing reads are left out.
 
     Args:
         state_dict: names as the authors' code saves them, with or without a `module.` prefix.
@@ -58,10 +80,10 @@ def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Te
     official = _strip_module(state_dict)
     config = _config_of(official)
     converted: dict[str, Tensor] = {}
-    rest = dict(official)
-    for source, target in JOINED:
+    rest = {name: value for name, value in official.items() if name not in UNUSED}
+    for source, halves, target in JOINED:
         for kind in ("weight", "bias"):
-            parts = [f"{source.format(part)}.{kind}" for part in ("spatial", "other")]
+            parts = [f"{source.format(half)}.{kind}" for half in halves]
             if all(part in rest for part in parts):
                 converted[f"{target}.{kind}"] = torch.cat([rest.pop(part) for part in parts])
     for name, value in rest.items():
@@ -78,42 +100,67 @@ def _strip_module(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
     """Version, size and depth, read off the names and shapes."""
-    if any(name.startswith("proposal_generator.") for name in official):
-        raise BadInput("a file of the authors' second repository (preset fused), which is not supported yet")
     try:
-        margin = official["rpn.head.proposal_margin_pred.weight"]
-        num_classes = len(official["rpn.head.cls_logits.bias"])
-        if "rpn.head.position_scale.scale" in official:
-            preset, embed_dim = "ijcai21", len(margin)
+        if any(name.startswith("proposal_generator.") for name in official):
+            preset, sizes, third_stage = "fused", _fused_sizes(official), "backbone.bottom_up.res4."
         else:
-            preset, embed_dim = "paper", len(official["rpn.head.pixel_embed_pred.bias"])
+            preset, sizes = _first_repository_sizes(official)
+            third_stage = "backbone.body.layer3."
     except KeyError as error:
         raise BadInput(f"not a file of the authors' EmbedMask: no tensor {error.args[0]!r}") from None
-    blocks = {name.split(".")[3] for name in official if name.startswith("backbone.body.layer3.")}
+    blocks = {name.split(".")[3] for name in official if name.startswith(third_stage)}
     depths = {6: "resnet50", 23: "resnet101"}
     if len(blocks) not in depths:
         raise BadInput(f"stage 3 of the backbone has {len(blocks)} blocks; ResNet-50 has 6, ResNet-101 23")
     overrides: dict[str, Any] = {
-        "num_classes": num_classes,
-        "embed_dim": embed_dim,
+        **sizes,
         "backbone": depths[len(blocks)],
-        "backbone_norm_eps": 0.0,
+        "backbone_norm_eps": 1e-5 if preset == "fused" else 0.0,
         "stride_in_1x1": True,
         "channel_order": "bgr",
-        "image_mean": CAFFE_MEAN_BGR,
+        "image_mean": DETECTRON_MEAN_BGR if preset == "fused" else CAFFE_MEAN_BGR,
         "image_std": (1.0, 1.0, 1.0),
     }
     return ModelConfig.preset(preset, **overrides)
 
 
+def _first_repository_sizes(official: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+    """Preset, classes and D."""
+    margin = official["rpn.head.proposal_margin_pred.weight"]
+    num_classes = len(official["rpn.head.cls_logits.bias"])
+    if "rpn.head.position_scale.scale" in official:
+        return "ijcai21", {"num_classes": num_classes, "embed_dim": len(margin)}
+    embed_dim = len(official["rpn.head.pixel_embed_pred.bias"])
+    return "paper", {"num_classes": num_classes, "embed_dim": embed_dim}
+
+
+def _fused_sizes(official: Mapping[str, Tensor]) -> dict[str, int]:
+    """Classes, D and the width in front of the embeddings."""
+    halves = [official[f"pixel_head.{half}_embed_head.bias"] for half in ("spatial", "free")]
+    return {
+        "num_classes": len(official["proposal_generator.fcos_head.cls_logits.bias"]),
+        "embed_dim": sum(map(len, halves)),
+        "embed_channels": len(official["proposal_head.embed_conv.bias"]),
+    }
+
+
 def _our_name(name: str) -> str:
-    fpn = re.fullmatch(r"backbone\.fpn\.fpn_(inner|layer)(\d)\.(weight|bias)", name)
+    fpn = re.fullmatch(r"backbone\.(?:fpn\.)?fpn_(inner|layer|lateral|output)(\d)\.(weight|bias)", name)
     if fpn:
-        block = {"inner": "inner_blocks", "layer": "layer_blocks"}[fpn[1]]
-        return f"neck.fpn.{block}.{int(fpn[2]) - 2}.0.{fpn[3]}"
-    top = re.fullmatch(r"backbone\.fpn\.top_blocks\.p(\d)\.(weight|bias)", name)
+        block = "inner_blocks" if fpn[1] in ("inner", "lateral") else "layer_blocks"
+        first = 2 if fpn[1] in ("inner", "layer") else 3  # named after the stage, or after the level
+        return f"neck.fpn.{block}.{int(fpn[2]) - first}.0.{fpn[3]}"
+    top = re.fullmatch(r"backbone\.(?:fpn\.top_blocks|top_block)\.p(\d)\.(weight|bias)", name)
     if top:
         return f"neck.fpn.extra_blocks.convs.{int(top[1]) - 6}.{top[2]}"
+    block_part = re.fullmatch(r"backbone\.bottom_up\.res(\d)\.(\d+)\.(conv\d|shortcut)\.(norm\.)?(.+)", name)
+    if block_part:
+        stage, block, layer, norm, rest = block_part.groups()
+        if layer == "shortcut":
+            layer = "downsample.1" if norm else "downsample.0"
+        elif norm:
+            layer = layer.replace("conv", "bn")
+        return f"backbone.body.layer{int(stage) - 1}.{block}.{layer}.{rest}"
     for pattern, replacement in PATTERNS:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)

@@ -1,0 +1,59 @@
+"""`DetectorConfig`: what the networks here have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from embedmask.fields import check_types, require
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Picture to backbone to pyramid, and what is kept of the results: the same for every kind of model."""
+
+    num_classes: int = 80
+
+    # Image -> network
+    backbone: str = "resnet50"
+    """Any timm model that gives features at strides 4 to 32."""
+    backbone_norm: Literal["frozen", "batch"] = "frozen"
+    """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`: trained (random weights).
+    With `batch` the running statistics of frozen stages move on; set `frozen_stages` to 0."""
+    backbone_norm_eps: float = 1e-5
+    frozen_stages: int = 2
+    """Stages kept fixed in training, counted from the stem (2: the stem and the first stage, as in section 4.1)."""
+    stride_in_1x1: bool = False
+    """Caffe-style ResNet: stride 2 in the first 1x1 convolution of a stage instead of its 3x3."""
+    image_norm: Literal["fixed", "image"] = "fixed"
+    """`fixed`: subtract `image_mean`, divide by `image_std`; `image`: each image's own mean and deviation."""
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    """In the order of `channel_order`, for pixels 0..255."""
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    image_short_side: int | None = 800
+    """Pictures are resized so that the short side has this many px (null: they keep their size) ..."""
+    image_long_side: int = 1333
+    """... unless the long side would pass this many. EmbedMask-600 of Table 1 is `image_short_side=600`."""
+    channels: int = 256
+    """Of every pyramid level."""
+
+    # Inference (section 3.6)
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.6
+    max_detections: int = 100
+    mask_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("num_classes", "channels", "max_detections", "image_long_side"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("score_threshold", "nms_threshold", "mask_threshold"):
+            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        require(self, "mask_threshold", self.mask_threshold > 0, "above 0")
+        short_ok = self.image_short_side is None or self.image_short_side >= 1
+        require(self, "image_short_side", short_ok, "at least 1, or null")
+        require(self, "frozen_stages", self.frozen_stages >= 0, "at least 0")

@@ -1,0 +1,36 @@
+"""The kinds of model, by the name that recipes and model files give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from embedmask.config.convert import from_dict, to_dict
+from embedmask.config.detector import DetectorConfig
+from embedmask.config.maskrcnn import MaskRCNNConfig
+from embedmask.config.model import ModelConfig
+from embedmask.errors import BadInput
+from embedmask.fields import nearest
+
+KINDS: dict[str, type[DetectorConfig]] = {"embedmask": ModelConfig, "maskrcnn": MaskRCNNConfig}
+DEFAULT_KIND = "embedmask"
+
+
+def model_from_dict(values: Mapping[str, Any], where: str) -> DetectorConfig:
+    """The config of the kind that `values["kind"]` names (EmbedMask where it names none).
+
+    Raises:
+        BadInput: no such kind, an unknown field (the nearest is named) or an impossible value.
+    """
+    kind = values.get("kind", DEFAULT_KIND)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise BadInput(
+            f"{where}: unknown kind of model {kind!r}{nearest(str(kind), KINDS)}; use {' or '.join(KINDS)}"
+        )
+    return from_dict(KINDS[kind], {k: v for k, v in values.items() if k != "kind"}, where=where)
+
+
+def model_to_dict(config: DetectorConfig) -> dict[str, Any]:
+    """Plain values that `model_from_dict` takes back; EmbedMask's name no kind."""
+    kind = next(name for name, cls in KINDS.items() if type(config) is cls)
+    return to_dict(config) if kind == DEFAULT_KIND else {"kind": kind, **to_dict(config)}

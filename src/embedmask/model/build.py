@@ -1,0 +1,16 @@
+"""From a config to the network of its kind."""
+
+from __future__ import annotations
+
+from embedmask.config import DetectorConfig, MaskRCNNConfig, ModelConfig
+from embedmask.model.detector import Detector
+from embedmask.model.embedmask import EmbedMask
+from embedmask.model.maskrcnn import MaskRCNN
+
+
+def build_model(config: DetectorConfig) -> Detector:
+    """The network that a config describes, with random weights."""
+    if isinstance(config, MaskRCNNConfig):
+        return MaskRCNN(config)
+    assert isinstance(config, ModelConfig)
+    return EmbedMask(config)

@@ -1,0 +1,67 @@
+"""Masks pasted into crops are torchvision's, pasted into whole images."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import resize_boxes
+
+from embedmask.inference.two_stage import finish, paste
+from embedmask.structures import Size
+
+SIDES = st.integers(1, 60)
+
+
+def random_boxes(count: int, size: Size, seed: int) -> torch.Tensor:
+    """Inside the image, some of them on its border, some narrower than a pixel."""
+    rng = torch.Generator().manual_seed(seed)
+    limits = torch.tensor([size[1], size[0], size[1], size[0]])
+    corners = torch.rand(count, 2, 2, generator=rng) * 1.4 - 0.2
+    low, high = corners.clamp(0, 1).sort(dim=1).values.unbind(1)
+    boxes = torch.cat([low, high], 1) * limits
+    return boxes[(boxes[:, 2:] - boxes[:, :2] >= 0.01).all(1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=SIDES, width=SIDES, seed=st.integers(0, 10_000))
+def test_crops_are_whole_images_cut_out(height: int, width: int, seed: int) -> None:
+    boxes = random_boxes(6, (height, width), seed)
+    grids = torch.rand(len(boxes), 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+    expected = paste_masks_in_image(grids, boxes, (height, width))[:, 0] > 0.5
+    found = paste(grids, boxes, (height, width), 0.5)
+    assert torch.equal(found.to_dense(), expected)
+
+
+def test_memory_grows_with_boxes_not_with_pictures() -> None:
+    boxes = torch.tensor([[10.0, 20.0, 40.0, 60.0], [5000.0, 7000.0, 5030.0, 7040.0]])
+    masks = paste(torch.ones(2, 1, 28, 28), boxes, (8000, 6000), 0.5)
+    assert all(crop.untyped_storage().nbytes() < 36 * 46 for crop in masks.crops)
+    assert all(31 * 41 <= area <= 34 * 44 for area in masks.areas())
+
+
+def test_results_are_in_the_pictures_frame() -> None:
+    boxes = torch.tensor([[8.0, 4.0, 24.0, 20.0]])
+    found = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
+    one = finish({**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.5)
+    assert torch.equal(one.boxes, torch.tensor([[24.0, 8.0, 72.0, 40.0]]))
+    assert torch.equal(one.boxes, resize_boxes(boxes, [32, 40], [64, 120]))
+    assert one.masks.image_size == (64, 120)
+    dense = one.masks.to_dense()[0]
+    assert dense[9:40, 25:72].all()
+    strict = finish(
+        {**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.7
+    )
+    assert strict.masks.areas() == [0]
+
+
+def test_nothing_found_is_nothing_given() -> None:
+    found = {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0, dtype=torch.int64),
+    }
+    one = finish({**found, "masks": torch.zeros(0, 1, 28, 28)}, (32, 40), (64, 120), mask_threshold=0.5)
+    assert len(one) == len(one.masks) == 0
+    assert one.boxes.shape == (0, 4)

@@ -1,0 +1,153 @@
+"""The baseline is torchvision's Mask R-CNN to the last digit; ours are its pictures, its labels and its types."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from small_models import no_objects, random_rectangles, small_baseline
+from torch import Tensor
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from embedmask.config import MaskRCNNConfig
+from embedmask.errors import BadInput
+from embedmask.inference.loop import predict_batch
+from embedmask.model.build import build_model
+from embedmask.model.maskrcnn import MaskRCNN
+from embedmask.structures import Target
+
+CLASSES = 3
+SIZES = [(64, 96), (80, 64)]
+"""One short side, so that torchvision's own resizing has nothing to do."""
+
+
+def pictures() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8) for size in SIZES]
+
+
+def truth() -> list[Target]:
+    return [random_rectangles(4, size, seed=seed) for seed, size in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[MaskRCNN, Any]:
+    """The default baseline, and torchvision's function called plainly, with the same random weights."""
+    torch.manual_seed(0)
+    config = MaskRCNNConfig(num_classes=CLASSES, backbone_norm="batch", frozen_stages=0, max_detections=20)
+    ours = build_model(config)
+    plain = maskrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=CLASSES + 1,
+        min_size=min(SIZES[0]),
+        max_size=1333,
+        box_detections_per_img=config.max_detections,
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
+    state = {name.replace("fpn.", "backbone.fpn.", 1) if name.startswith("fpn.") else name: value
+             for name, value in ours.state_dict().items()}  # fmt: skip
+    plain.load_state_dict(state)
+    plain.transform.torch_choice = min  # draws no random number
+    assert isinstance(ours, MaskRCNN)
+    for model in (ours, plain):
+        model.rpn._post_nms_top_n = {"training": 100, "testing": 100}  # quicker
+    return ours, plain
+
+
+def test_losses_and_gradients_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> None:
+    ours, plain = (copy.deepcopy(model).train() for model in pair)
+    torch.manual_seed(1)
+    losses = ours.losses(ours.preprocess(pictures()), truth())
+    wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks.byte()} for t in truth()]
+    torch.manual_seed(1)
+    expected = plain([picture.float() for picture in pictures()], wanted)
+    names = {"classification": "loss_classifier", "box": "loss_box_reg", "mask": "loss_mask",
+             "objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}  # fmt: skip
+    assert losses.as_dict().keys() == names.keys()
+    for name, value in losses.as_dict().items():
+        assert torch.equal(value, expected[names[name]]), name
+    losses.total.backward()
+    sum(expected.values()).backward()
+    gradients = {name: p.grad for name, p in plain.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        theirs = gradients[f"backbone.{name}" if name.startswith("fpn.") else name]
+        assert torch.allclose(parameter.grad, theirs, rtol=1e-4, atol=1e-6), name
+
+
+def test_boxes_scores_labels_and_masks_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> None:
+    ours, plain = (model.eval() for model in pair)
+    with torch.inference_mode():
+        found = predict_batch(ours, ours.config, pictures(), SIZES)
+        expected = plain([picture.float() for picture in pictures()])
+    for one, theirs in zip(found, expected, strict=True):
+        assert len(one) > 10
+        assert torch.equal(one.boxes, theirs["boxes"])
+        assert torch.equal(one.scores, theirs["scores"])
+        assert torch.equal(one.labels, theirs["labels"] - 1)
+        assert torch.equal(one.masks.to_dense(), theirs["masks"][:, 0] > 0.5)
+
+
+def test_pictures_without_objects_cost_something_and_reach_every_parameter() -> None:
+    model = MaskRCNN(small_baseline())
+    losses = model.losses(model.preprocess(pictures()), [no_objects(size) for size in SIZES])
+    assert losses.box == losses.mask == losses.rpn_box == 0
+    assert losses.classification > 0
+    assert losses.objectness > 0
+    losses.total.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_wrong_labels_are_named() -> None:
+    model = MaskRCNN(small_baseline(num_classes=2))
+    with pytest.raises(BadInput, match=r"labels 0\.\.2, but the model has classes 0\.\.1"):
+        model.losses(model.preprocess(pictures()[:1]), truth()[:1])
+
+
+def test_limits_are_those_of_the_call() -> None:
+    torch.manual_seed(0)
+    model = MaskRCNN(small_baseline()).eval()
+    batch = model.preprocess(pictures()[:1])
+    with torch.inference_mode():
+        few, many = (
+            model(batch, score_threshold=0.0, max_detections=limit)[0]["scores"] for limit in (5, 120)
+        )
+        (none,) = model(batch, score_threshold=1.0)
+        apart = model(batch, score_threshold=0.0, nms_threshold=0.1, max_detections=20)[0]["scores"]
+    assert (len(few), len(many)) == (5, 120)
+    assert torch.equal(few, many[:5])
+    assert apart.sum() < many[:20].sum()
+    assert len(none["boxes"]) == len(none["masks"]) == 0
+
+
+def test_under_autocast_only_the_convolutions_lose_digits() -> None:
+    torch.manual_seed(0)
+    model = MaskRCNN(small_baseline())
+    gradients, totals = [], []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses = model.losses(model.preprocess(pictures()), truth())
+        assert {value.dtype for value in losses.as_dict().values()} == {torch.float32}
+        losses.total.backward()
+        totals.append(losses.total.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert totals[1] == pytest.approx(totals[0], rel=0.02)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+def test_boxes_keep_their_digits_under_autocast() -> None:
+    """bfloat16 has 8 bits: beyond 256 px it would move every corner to a whole, even pixel."""
+    torch.manual_seed(0)
+    model = MaskRCNN(small_baseline()).eval()
+    picture = torch.randint(0, 256, (3, 64, 640), dtype=torch.uint8)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = predict_batch(model, model.config, [picture], [(64, 640)])
+    right = found.boxes[:, 2]
+    inside = right[(right > 256) & (right < 640)]
+    assert len(inside) > 5
+    assert (inside != inside.bfloat16().float()).float().mean() > 0.9

@@ -1,0 +1,291 @@
+"""What preset `fused` asks of the criterion, and the cap on the instances of the mask loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import objective as slow
+from reference.coupling import weighted_distance
+from reference.locations import resize_aligned
+from small_models import (
+    STRIDES,
+    maps_of,
+    no_objects,
+    random_predictions,
+    random_rectangles,
+    rectangles,
+    small_config,
+)
+from torch import Tensor
+
+from embedmask import Criterion, EmbedMask, ModelConfig, Predictions, Target
+from embedmask.errors import BadInput
+from embedmask.locations import all_locations, flatten_levels
+from embedmask.objective.criterion import Matched
+from embedmask.objective.losses import dice_loss
+
+SIZE = (64, 96)
+
+
+def judge_of(**changes: Any) -> Criterion:
+    return Criterion.from_config(small_config(**{"preset": "fused", "embed_dim": 4, **changes}))
+
+
+def predictions_of(seed: int = 0, size: tuple[int, int] = SIZE, images: int = 1) -> Predictions:
+    predictions = random_predictions(size, images=images, seed=seed, margins=4, requires_grad=True)
+    shape = (images, 3, *predictions.pixel_embed.shape[2:])
+    semantic = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return replace(predictions, semantic_logits=semantic)
+
+
+def slow_terms(predictions: Predictions, target: Target, cfg: ModelConfig) -> tuple[float, float]:
+    """Mask and semantic loss of one image in float64, positive by positive and cell by cell."""
+    sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
+    locations, level = all_locations(sizes, predictions.strides, "cpu")
+    index, _ = slow.assign(
+        locations,
+        torch.tensor(predictions.strides)[level].float(),
+        torch.tensor(cfg.level_ranges)[level],
+        target.boxes,
+        target.masks,
+        center_radius=cfg.center_radius,
+        sampling_center="mass",
+        sample_in_mask=False,
+        box_offset=0.0,
+    )
+    pixels = predictions.pixel_embed[0].double()
+    q, s = (flatten_levels(m)[0].T for m in (predictions.proposal_embed, predictions.proposal_margin))
+    losses = []
+    for location, gt in enumerate(index):
+        if gt < 0:
+            continue
+        one = slice(location, location + 1)
+        phi = (-weighted_distance(pixels.flatten(1), q[one], s[one])).exp().view(pixels.shape[1:])
+        prob = resize_aligned(phi, 2)
+        truth = torch.zeros_like(prob, dtype=torch.bool)
+        seen = target.masks[gt, 2::4, 2::4]
+        truth[: seen.shape[0], : seen.shape[1]] = seen
+        if cfg.mask_loss == "dice":
+            union = prob.square().sum() + truth.sum() + 1e-5
+            losses.append((1 - 2 * (prob * truth).sum() / union).item())
+        else:
+            logits = torch.logit(prob.clamp(1e-6, 1 - 1e-6)).flatten()[None]
+            losses.append(slow.lovasz_hinge(logits, truth.flatten()[None]).item())
+    return sum(losses) / max(len(losses), 1), _slow_semantic(predictions, target, cfg)
+
+
+def _slow_semantic(predictions: Predictions, target: Target, cfg: ModelConfig) -> float:
+    assert predictions.semantic_logits is not None
+    logits = predictions.semantic_logits[0].double()
+    classes = slow.semantic_targets(target.masks, target.labels, tuple(logits.shape[1:]), 8)
+    total = 0.0
+    for label in range(len(logits)):
+        prob, wanted = logits[label].sigmoid(), classes == label
+        right = torch.where(wanted, prob, 1 - prob)
+        alpha = torch.where(wanted, cfg.focal_alpha, 1 - cfg.focal_alpha)
+        total += (-alpha * (1 - right) ** cfg.focal_gamma * right.log()).sum().item()
+    return total / max((classes >= 0).sum().item(), 1)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 5), st.sampled_from(["lovasz", "dice"]))
+def test_against_the_formulas(seed: int, count: int, mask_loss: str) -> None:
+    judge = judge_of(mask_loss=mask_loss)
+    predictions, target = predictions_of(seed), random_rectangles(count, SIZE, seed)
+    losses = judge(predictions, [target])
+    assert losses.semantic is not None
+    mask, semantic = slow_terms(predictions, target, judge.cfg)
+    assert losses.mask.item() == pytest.approx(mask, rel=1e-3, abs=1e-5)
+    assert losses.semantic.item() == pytest.approx(semantic, rel=1e-4)
+    assert losses.smooth == 0
+
+
+def test_the_mean_goes_over_the_positives_of_the_batch() -> None:
+    predictions = predictions_of(images=2)
+    targets = [random_rectangles(2, SIZE, 3), random_rectangles(7, SIZE, 4)]
+    judge = judge_of()
+    both = judge(predictions, targets)
+    alone = [
+        judge(predictions, [t if i == k else no_objects(SIZE) for k, t in enumerate(targets)]) for i in (0, 1)
+    ]
+    counts = [one.num_positives for one in alone]
+    assert min(counts) > 0
+    expected = sum(one.mask.item() * n for one, n in zip(alone, counts, strict=True)) / sum(counts)
+    assert both.mask.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["no objects", "no positives"])
+def test_without_positives(kind: str) -> None:
+    """Every parameter is reached; the semantic head still learns that there is nothing."""
+    model = EmbedMask(small_config(preset="fused", embed_dim=4)).train()
+    target = no_objects((32, 40)) if kind == "no objects" else rectangles([[6, 6, 8, 8]], (32, 40))
+    losses = Criterion.from_config(model.config)(
+        model(torch.randn(2, 3, 32, 64)), [target, no_objects((32, 64))]
+    )
+    assert losses.num_positives == 0
+    found = {name: value.item() for name, value in losses.as_dict().items()}
+    assert found.pop("classification") > 0
+    assert found.pop("semantic") > 0
+    assert set(found.values()) == {0.0}
+    losses.total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("counts", [(5, 2), (4, 0)])
+def test_two_processes_are_one_on_the_joined_batch(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]
+) -> None:
+    """The mean of their losses: each divides by what both have seen."""
+    predictions = predictions_of(images=2)
+    targets = [random_rectangles(n, SIZE, n) if n else no_objects(SIZE) for n in counts]
+    judge = judge_of()
+    joined = judge(predictions, targets)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: seen.append(values.clone()))
+    for index in (0, 1):
+        judge(image_of(predictions, index), targets[index : index + 1])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.copy_(seen[0] + seen[1]))
+    parts = [judge(image_of(predictions, i), targets[i : i + 1]).as_dict() for i in (0, 1)]
+    for name, value in joined.as_dict().items():
+        assert (parts[0][name] + parts[1][name]).item() / 2 == pytest.approx(value.item(), rel=1e-5), name
+
+
+def image_of(predictions: Predictions, index: int) -> Predictions:
+    """One image of a batch."""
+    one = slice(index, index + 1)
+    assert predictions.semantic_logits is not None
+    return Predictions(
+        *([level[one] for level in maps] for maps in (
+            predictions.class_logits, predictions.box_ltrb, predictions.centerness_logits,
+            predictions.proposal_embed, predictions.proposal_margin,
+        )),
+        pixel_embed=predictions.pixel_embed[one],
+        strides=predictions.strides,
+        semantic_logits=predictions.semantic_logits[one],
+    )  # fmt: skip
+
+
+def test_the_order_of_ground_truths_does_not_matter() -> None:
+    """Not even when the first has no pixel, where the authors' code has no positive at all."""
+    predictions, target = predictions_of(), random_rectangles(9, SIZE, seed=5)
+    target.masks[0] = False
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    turned = Target(target.boxes[order], target.labels[order], target.masks[order])
+    one, two = (judge_of()(predictions, [t]) for t in (target, turned))
+    assert one.num_positives == two.num_positives > 0
+    for name, value in one.as_dict().items():
+        assert value.item() == pytest.approx(two.as_dict()[name].item(), rel=1e-5), name
+
+
+def test_predictions_of_a_network_in_evaluation_mode_are_refused() -> None:
+    with pytest.raises(BadInput, match="training mode"):
+        judge_of()(random_predictions(SIZE, margins=4), [random_rectangles(2, SIZE)])
+
+
+def test_dice_by_hand() -> None:
+    probs = torch.tensor([[1.0, 0.0, 1.0], [0.5, 0.5, 0.0]])
+    truth = torch.tensor([[True, False, True], [True, False, False]])
+    found = dice_loss(probs, truth)
+    assert found.tolist() == pytest.approx([0, 1 - 1 / 1.5], abs=1e-4)
+    first = torch.tensor([[True, False, False], [True, False, False]])
+    assert dice_loss(probs, truth, first).tolist() == pytest.approx([0, 1 - 1 / 1.25], abs=1e-4)
+
+
+# --- the cap ----------------------------------------------------------------
+
+
+def matched_of(count: int) -> Matched:
+    index = torch.arange(count)
+    return Matched(index, index, torch.zeros(count, 4), torch.ones(count, 1), torch.rand(count))
+
+
+def test_few_instances_are_all_seen() -> None:
+    matched = matched_of(5)
+    state = torch.get_rng_state()
+    assert matched.draw(5) is matched
+    assert matched.draw(None) is matched
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_draw_is_unbiased() -> None:
+    torch.manual_seed(0)
+    matched, rounds = matched_of(6), 4000
+    sums = torch.zeros(6)
+    for _ in range(rounds):
+        drawn = matched.draw(2)
+        assert drawn.gt.diff() > 0  # two different ones, image by image
+        sums[drawn.gt] += drawn.weight
+    assert torch.allclose(sums / rounds, matched.weight, rtol=0.1)
+
+
+@pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
+def test_the_drawn_loss_is_the_whole_on_average(preset: str) -> None:
+    predictions, target = predictions_of(), random_rectangles(8, SIZE, 1)
+    whole = judge_of(preset=preset)(predictions, [target])
+    judge = judge_of(preset=preset, max_mask_instances=4)
+    torch.manual_seed(0)
+    drawn = [judge(predictions, [target]) for _ in range(50)]
+    values = torch.stack([one.mask.detach() for one in drawn])
+    assert values.std() > 0
+    assert (values.mean() - whole.mask).abs() < 4 * values.std() / len(drawn) ** 0.5
+    for name, value in drawn[0].as_dict().items():
+        assert name == "mask" or torch.equal(value, whole.as_dict()[name])
+    torch.manual_seed(0)
+    assert torch.equal(judge(predictions, [target]).mask, drawn[0].mask)
+
+
+@pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
+def test_memory_is_bounded_by_the_cap(preset: str) -> None:
+    """1,964 small objects, as many as the fullest picture of a well known data set has."""
+    side, cells = 192, 48 * 48
+    rng = torch.Generator().manual_seed(0)
+    low = torch.rand(1964, 2, generator=rng) * (side - 24)
+    high = low + 12 + 10 * torch.rand(1964, 2, generator=rng)
+    target = rectangles(torch.cat([low, high], 1).tolist(), (side, side))
+    kept = {
+        cap: bytes_for_backward(judge_of(preset=preset, max_mask_instances=cap), (side, side), target)
+        for cap in (20, 40, 120)
+    }
+    # what an instance costs does not depend on how many there are, and the rest is small
+    each = (kept[120] - kept[40]) / 80
+    assert 0 < each < 40 * cells * 4
+    assert (kept[40] - kept[20]) / 20 == pytest.approx(each, rel=0.5)
+    assert kept[20] < 20 * each + 20e6
+
+
+def bytes_for_backward(judge: Criterion, size: tuple[int, int], target: Target) -> int:
+    """What the graph holds on to."""
+    predictions = predictions_of(size=size)
+    held: dict[int, int] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    torch.manual_seed(0)
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        losses = judge(predictions, [target])
+    losses.total.backward()
+    assert all(m.grad is not None and m.grad.isfinite().all() for m in maps_of(predictions))
+    return sum(held.values())
+
+
+def test_strides_that_begin_at_four() -> None:
+    strides = tuple(stride // 2 for stride in STRIDES)
+    cfg = small_config(preset="fused", embed_dim=4, strides=strides, size_ranges=(32, 64, 128, 256))
+    model = EmbedMask(cfg).train()
+    predictions = model(torch.randn(1, 3, 64, 96))
+    assert predictions.pixel_embed.shape == (1, 4, 16, 24)
+    losses = Criterion.from_config(cfg)(predictions, [random_rectangles(4, SIZE, 2)])
+    assert losses.num_positives > 0
+    assert losses.total.isfinite()

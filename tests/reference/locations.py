@@ -1,0 +1,24 @@
+"""Twin of `embedmask.locations.resize_aligned`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def resize_aligned(maps: Tensor, factor: int) -> Tensor:
+    """Output o reads (o - factor // 2) / factor, clamped to the map, one output cell at a time; any leading dims.
+
+    The fast way is one call of the framework's bilinear kernel on a padded map.
+    """
+    for axis in (-2, -1):
+        length = maps.shape[axis]
+        parts = []
+        for out in range(factor * length):
+            place = min(max((out - factor // 2) / factor, 0), length - 1)
+            low = int(place)
+            high = min(low + 1, length - 1)
+            share = place - low
+            parts.append(maps.select(axis, low) * (1 - share) + maps.select(axis, high) * share)
+        maps = torch.stack(parts, axis)
+    return maps
