@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from embedmask.data.coco import CocoInstances, find_split
+from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 
 from .conftest import MakeFolder, annotation, polygon, run_lengths
@@ -31,9 +31,9 @@ def test_items_have_labels_boxes_and_masks(make_folder: MakeFolder) -> None:
     assert target.labels.dtype == torch.int64
     assert target.boxes.tolist() == [[4, 6, 14, 14], [20, 30, 25, 36]]
     assert target.boxes.dtype == torch.float32
-    assert target.masks.shape == (2, 40, 30)
-    assert target.masks.dtype == torch.bool
-    assert target.masks[0].nonzero().tolist() == [[y, x] for y in range(6, 14) for x in range(4, 14)]
+    assert target.dense_masks().shape == (2, 40, 30)
+    assert target.dense_masks().dtype == torch.bool
+    assert target.dense_masks()[0].nonzero().tolist() == [[y, x] for y in range(6, 14) for x in range(4, 14)]
     assert target.image_id == 5
     target.validate(num_classes=2)
 
@@ -46,7 +46,7 @@ def test_every_kind_of_segmentation_gives_the_same_mask(make_folder: MakeFolder)
     objects = [annotation(i, segmentation=kind) for i, kind in enumerate(kinds)]
     _, target = CocoInstances.open(make_folder(objects), "train")[0]
     assert len(target) == 4
-    for painted in target.masks:
+    for painted in target.dense_masks():
         np.testing.assert_array_equal(painted.numpy(), mask)
 
 
@@ -60,7 +60,7 @@ def test_crowds_are_left_out_and_empty_pictures_kept(make_folder: MakeFolder) ->
     target = dataset[0][1]
     assert target.boxes.shape == (0, 4)
     assert target.labels.shape == (0,)
-    assert target.masks.shape == (0, 12, 8)
+    assert target.dense_masks().shape == (0, 12, 8)
     target.validate(num_classes=2)
     assert len(dataset) == 3
     assert dataset[-1][1].image_id == 3
@@ -76,13 +76,13 @@ def test_many_objects(make_folder: MakeFolder) -> None:
     _, target = CocoInstances.open(make_folder(objects, {5: (90, 90)}), "train")[0]
     assert len(target) == 900
     assert target.boxes.tolist() == [[x, y, x + 1, y + 1] for x, y in spots]
-    assert (target.masks.sum((1, 2)) == 1).all()
+    assert (target.dense_masks().sum((1, 2)) == 1).all()
 
 
 def test_a_dataset_can_be_sent_to_another_process(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[0][1].masks, dataset[0][1].masks)
+    assert torch.equal(copy[0][1].dense_masks(), dataset[0][1].dense_masks())
     assert copy.class_names == dataset.class_names
 
 
@@ -179,33 +179,6 @@ def test_pictures_with_exif_rotation_follow_their_annotations(
     bright = image[:, :, -10:] if annotated_upright else image[:, :10]
     assert (bright == 255).all()
     assert int(image.sum()) == int(stored.sum())
-
-
-def test_layouts_are_found(make_folder: MakeFolder, tmp_path: Path) -> None:
-    folder = make_folder([annotation()], split="val")
-    files = find_split(folder, "val")
-    assert files.annotations == folder / "val.json"
-    assert files.images == folder / "images"
-    for year in (2014, 2017):
-        (folder / f"coco/train{year}").mkdir(parents=True)
-        (folder / "coco/annotations").mkdir(exist_ok=True)
-        (folder / f"coco/annotations/instances_train{year}.json").write_text("{}")
-    files = find_split(str(folder / "coco"), "train")
-    assert files.annotations.name == "instances_train2017.json"
-    assert files.images == folder / "coco/train2017"
-    assert "COCO" in files.layout
-
-
-def test_missing_folders_say_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nowhere: no such data folder"):
-        find_split(tmp_path / "nowhere", "train")
-    with pytest.raises(
-        BadInput, match=r"train\.json beside images/ and annotations/instances_train2017\.json"
-    ):
-        find_split(tmp_path, "train")
-    (tmp_path / "train.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"images: no such folder, but .*train\.json"):
-        find_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize(

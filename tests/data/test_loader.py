@@ -9,7 +9,14 @@ import torch
 
 from embedmask.config import DataConfig
 from embedmask.data.coco import CocoInstances
-from embedmask.data.loader import EpochOrder, GroupedBatches, eval_loader, group_batches, train_loader
+from embedmask.data.loader import (
+    EpochOrder,
+    GroupedBatches,
+    eval_loader,
+    group_batches,
+    process_share,
+    train_loader,
+)
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.errors import BadInput
 
@@ -60,7 +67,7 @@ def test_batches_are_lists_of_images_and_targets(make_folder: MakeFolder) -> Non
         assert len(images) == len(targets) <= 4
         for image, target in zip(images, targets, strict=True):
             assert image.dtype == torch.uint8
-            assert target.masks.shape[-2:] == image.shape[-2:]
+            assert target.dense_masks().shape[-2:] == image.shape[-2:]
 
 
 def test_every_picture_is_seen_once_and_batches_are_of_one_aspect(make_folder: MakeFolder) -> None:
@@ -113,7 +120,9 @@ def test_processes_share_every_batch(world_size: int, drop_last: bool, repeat: i
         return drawn
 
     shares = [share(rank) for rank in range(world_size)]
-    assert len({tuple(map(len, own)) for own in shares}) == 1  # as many steps, as many images a step
+    assert len({len(own) for own in shares}) == 1  # as many steps
+    for step in zip(*shares, strict=True):  # about as many images a step, and at least one
+        assert 1 <= min(map(len, step)) <= max(map(len, step)) <= min(map(len, step)) + 1
     whole = [[draw for part in step for draw in part] for step in zip(*shares, strict=True)]
     for batch in whole:
         assert len({groups[index] for index, _ in batch}) == 1
@@ -122,9 +131,47 @@ def test_processes_share_every_batch(world_size: int, drop_last: bool, repeat: i
         assert all(len(set(batch)) == 6 for batch in whole)
     else:
         assert set(draws) == set(EpochOrder(23, seed=4, repeat=repeat))
-        assert (
-            len(draws) - len(set(draws)) < 2 * world_size
-        )  # padding: less than one a process for each group
+        assert len(draws) == len(set(draws))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("length", [1, 2, 4, 5, 7])
+def test_shares_of_a_batch(length: int, world_size: int) -> None:
+    batch = list(range(length))
+    shares = [list(process_share(batch, rank, world_size)) for rank in range(world_size)]
+    assert all(shares)
+    if length >= world_size:
+        assert [item for share in shares for item in share] == batch
+    else:
+        assert set().union(*shares) == set(batch)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_walk_begins_behind_the_batches_that_are_done(make_folder: MakeFolder, workers: int) -> None:
+    dataset = make_dataset(make_folder, color_jitter=0.3)
+    options: dict[str, Any] = {"batch_size": 4, "workers": workers, "seed": 1}
+    whole = train_loader(dataset, **options)
+    walks = [signature(whole, epoch) for epoch in range(4)]
+    resumed = train_loader(dataset, start=2 * len(whole) + 1, **options)
+    assert len(resumed) == len(whole) == 3
+    assert signature(resumed, 0) == walks[2][1:]  # epochs that are done are not chosen any more
+    assert signature(resumed, 2) == walks[2][1:]
+    assert signature(resumed, 3) == walks[3]
+
+
+def test_batches_that_are_done_are_not_loaded(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[int] = []
+    sample = CocoInstances.sample
+
+    def note(self: CocoInstances, index: int, generator: torch.Generator) -> Any:
+        loaded.append(index)
+        return sample(self, index, generator)
+
+    monkeypatch.setattr(CocoInstances, "sample", note)
+    loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0, start=2)
+    assert sum(len(targets) for _, targets in loader) == len(loaded) <= 4
 
 
 def test_loaders_can_be_sent_to_another_process(make_folder: MakeFolder) -> None:

@@ -9,16 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
 
 from embedmask.config import DataConfig
-from embedmask.data.annotations import Annotations
 from embedmask.data.coco import CocoInstances
-from embedmask.data.segmentation import parse_segmentation
-from embedmask.data.transforms import EvalTransform, TrainTransform, View, change_colors, resized_size
+from embedmask.data.colors import change_colors
+from embedmask.data.transforms import EvalTransform, TrainTransform, resized_size
+from embedmask.data.views import View
 from embedmask.structures import Target
 
-from .conftest import run_lengths
+from .pictures import rectangles, scene, seeded, slow_boxes
 
 # width, height, short side, long side -> height, width; the authors' code
 RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640 1333 640 853
@@ -28,30 +27,6 @@ RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640
 51 640 240 400 401 32 | 1024 31 240 400 12 396 | 502 1141 800 1333 1331 586
 70 588 240 400 403 48 | 924 927 800 1333 802 800 | 465 841 640 1333 1157 640
 1363 508 800 1333 497 1333 | 1148 234 240 400 82 402"""
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def scene(masks: np.ndarray) -> tuple[Tensor, Annotations]:
-    """A black picture with white objects `[G, H, W]`, stored as run lengths."""
-    size = (masks.shape[1], masks.shape[2])
-    objects = [parse_segmentation(run_lengths(mask), size) for mask in masks]
-    white = masks.any(0)[None].repeat(3, 0) * np.uint8(255)
-    return torch.from_numpy(white), Annotations(np.arange(len(masks)), objects, size, 11)
-
-
-def rectangles(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (60, 80)) -> np.ndarray:
-    masks = np.zeros((len(boxes), *size), dtype=bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
-        mask[y1:y2, x1:x2] = True
-    return masks
-
-
-def slow_boxes(masks: Tensor) -> list[list[int]]:
-    where = [mask.nonzero() for mask in masks]
-    return [[*w.min(0).values.flip(0).tolist(), *(w.max(0).values + 1).flip(0).tolist()] for w in where]
 
 
 @pytest.mark.parametrize("row", [tuple(map(int, r.split())) for r in RESIZED.replace("\n", "|").split("|")])
@@ -95,9 +70,9 @@ def test_picture_masks_and_boxes_move_together(turned: dict[str, int], seed: int
     window = (left, top, left + int(rng.integers(5, 20)), top + int(rng.integers(5, 10)))
     view = View((20, 31), (20, 31), window, **turned)  # type: ignore[arg-type]
     seen, target = view.image(image), view.target(annotations, min_box_side=1)
-    assert torch.equal(seen[0] > 0, target.masks.any(0))
-    assert target.masks.shape[-2:] == seen.shape[-2:]
-    assert target.boxes.tolist() == slow_boxes(target.masks)
+    assert torch.equal(seen[0] > 0, target.dense_masks().any(0))
+    assert target.dense_masks().shape[-2:] == seen.shape[-2:]
+    assert target.boxes.tolist() == slow_boxes(target.dense_masks())
 
 
 def test_orientation_follows_its_definition() -> None:
@@ -126,7 +101,7 @@ def test_a_crop_carries_no_pixels_of_the_rest_to_other_processes() -> None:
     ):
         seen, masks = view.image(image), view.target(annotations, 1).masks
         assert seen.untyped_storage().nbytes() == seen.numel()
-        assert masks.untyped_storage().nbytes() == masks.numel()
+        assert all(crop.untyped_storage().nbytes() == crop.numel() for crop in masks.crops)
 
 
 def test_objects_too_small_to_be_seen_are_left_out() -> None:
@@ -148,7 +123,7 @@ def test_training_items_depend_on_the_generator_alone() -> None:
     transform = TrainTransform(config)
     first, again, other = (transform(image, annotations, seeded(s)) for s in (3, 3, 4))
     assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1].masks, again[1].masks)
+    assert torch.equal(first[1].dense_masks(), again[1].dense_masks())
     assert first[0].shape != other[0].shape or not torch.equal(first[0], other[0])
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -267,7 +242,7 @@ def compare_objects(data: dict[str, np.ndarray], key: str, target: Target, size:
     shift = 1 if key.endswith("flip1") else 0
     for mask, box, label in zip(masks, data[f"{key}.boxes"], data[f"{key}.labels"], strict=True):
         (match,) = np.flatnonzero(target.labels.numpy() == label - 1)
-        ours = target.masks[match].numpy()[:, shift:]
+        ours = target.dense_masks()[match].numpy()[:, shift:]
         height = box[3] - box[1]
         assert (ours != mask[:, : size[1] - shift]).sum() <= shift * 0.2 * height
         inclusive = (box + np.array([0, 0, 1, 1])).clip(0, [size[1], size[0]] * 2)

@@ -1,8 +1,9 @@
 """Pictures and ground truth, from a folder to batches."""
 
 from embedmask.data.annotations import Annotations
-from embedmask.data.coco import CocoInstances, SplitFiles, find_split
+from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image, read_size, resize_image
+from embedmask.data.layouts import SplitFiles, find_split
 from embedmask.data.loader import collate, eval_loader, train_loader
 from embedmask.data.transforms import EvalTransform, TrainTransform, resized_size
 

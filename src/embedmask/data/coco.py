@@ -1,90 +1,24 @@
-"""COCO-style datasets: where the files of a split are, and the items that training and evaluation see."""
+"""The data set: the items that training and evaluation see."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedmask.data.annotations import Annotations, read_annotations
+from embedmask.config.data import Degenerate
+from embedmask.data.annotations import Annotations, check_annotations
 from embedmask.data.images import read_image
+from embedmask.data.layouts import Split, SplitFiles, find_split
+from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
+from embedmask.data.segmentation import to_coco
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
 from embedmask.structures import Size, Target
-
-Split = Literal["train", "val"]
-
-
-@dataclass(frozen=True)
-class SplitFiles:
-    """Where a split lies.
-
-    Attributes:
-        annotations: COCO annotation file.
-        images: folder that its file names are relative to.
-        layout: what the folder was recognised as, for one line to the user.
-    """
-
-    annotations: Path
-    images: Path
-    layout: str
-
-
-def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
-    """Find out how a folder is laid out, by looking.
-
-    Known layouts: `{split}.json` beside `images/`; COCO's own `annotations/instances_{split}{year}.json` with
-    `{split}{year}/`.
-
-    Raises:
-        BadInput: no such folder, none of the layouts, or the folder of images is missing; says which.
-    """
-    folder = Path(data_dir)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such data folder; check the path")
-    for finder in LAYOUTS:
-        files = finder(folder, split)
-        if files is not None:
-            return files
-    raise BadInput(
-        f"{folder}: has no {split} split; looked for {split}.json beside images/ and "
-        f"annotations/instances_{split}2017.json (or another year) with {split}2017/"
-    )
-
-
-def _plain_layout(folder: Path, split: Split) -> SplitFiles | None:
-    annotations = folder / f"{split}.json"
-    if not annotations.is_file():
-        return None
-    return _with_images(SplitFiles(annotations, folder / "images", f"{split}.json beside images/"))
-
-
-def _coco_layout(folder: Path, split: Split) -> SplitFiles | None:
-    pattern = re.compile(rf"instances_({split}\d{{4}})\.json")
-    files = sorted((folder / "annotations").glob(f"instances_{split}*.json"))
-    matches = [(file, match[1]) for file in files if (match := pattern.fullmatch(file.name))]
-    if not matches:
-        return None
-    file, name = matches[-1]  # the newest year
-    return _with_images(SplitFiles(file, folder / name, f"COCO, annotations/{file.name} with {name}/"))
-
-
-def _with_images(files: SplitFiles) -> SplitFiles:
-    if not files.images.is_dir():
-        raise BadInput(
-            f"{files.images}: no such folder, but {files.annotations} needs its images there; add it"
-        )
-    return files
-
-
-LAYOUTS: list[Callable[[Path, Split], SplitFiles | None]] = [_plain_layout, _coco_layout]
-"""Tried in this order; each gives the files of a split, or None where the folder is laid out otherwise."""
 
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
@@ -98,40 +32,97 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         image_ids: the file's id of each item.
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
-        annotations_file: where the ground truth comes from (the evaluator reads it again, with its crowds).
+        annotations_file: where the ground truth comes from; for messages.
     """
 
-    def __init__(self, annotations: Path, images: Path, transform: Transform | None = None) -> None:
+    def __init__(self, files: SplitFiles, transform: Transform | None = None, note: Note = refuse) -> None:
         """Read and check the annotations, and that every picture is there.
 
         Args:
-            annotations: COCO annotation file.
-            images: folder of its pictures.
+            files: where the split lies.
             transform: makes the item; None: the whole picture at its own size.
+            note: is told of every problem; by default the first that is fatal is raised.
 
         Raises:
-            BadInput: see `read_annotations`; or a picture is missing.
+            BadInput: see `check_annotations`; or a picture is missing.
         """
-        self.annotations_file = Path(annotations)
-        self.images_dir = Path(images)
-        self.layout = ""
+        self.annotations_file = files.annotations
+        self.images_dir = files.images
+        self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
-        content = read_annotations(self.annotations_file)
+        content = check_annotations(files.read(note), self.annotations_file, note)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
         self.sizes = content.sizes
         self._file_names = content.file_names
         self._annotations = content.annotations
-        self._check_files()
+        self._dropped = content.dropped
+        self._check_files(note)
 
     @classmethod
-    def open(cls, data_dir: str | Path, split: Split, transform: Transform | None = None) -> CocoInstances:
-        """The split of a folder, see `find_split`."""
-        files = find_split(data_dir, split)
-        dataset = cls(files.annotations, files.images, transform)
-        dataset.layout = files.layout
+    def open(
+        cls,
+        data_dir: str | Path,
+        split: Split,
+        transform: Transform | None = None,
+        degenerate: Degenerate = "refuse",
+    ) -> CocoInstances:
+        """The split of a folder, see `find_split`.
+
+        Args:
+            data_dir: the folder.
+            split: which of its splits.
+            transform: makes the item; None: the whole picture at its own size.
+            degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
+
+        Raises:
+            BadInput: see `find_split` and `__init__`.
+        """
+        dataset = cls(
+            find_split(data_dir, split), transform, drop_degenerate if degenerate == "drop" else refuse
+        )
+        if dataset._dropped:
+            dataset.layout += f"; {len(dataset._dropped)} degenerate objects of {split} left out"
         return dataset
+
+    @property
+    def ground_truth(self) -> Path | dict[str, Any]:
+        """What an evaluator compares with: a COCO file's path, or what such a file would hold.
+
+        Crowds are in it; objects that were left out are not.
+        """
+        if self.annotations_file.suffix != ".json":
+            return self._as_coco()
+        if not self._dropped:
+            return self.annotations_file
+        content: dict[str, Any] = json.loads(self.annotations_file.read_text(encoding="utf-8"))
+        dropped = set(self._dropped)
+        kept = [entry for i, entry in enumerate(content["annotations"]) if i not in dropped]
+        return {**content, "annotations": kept}
+
+    def _as_coco(self) -> dict[str, Any]:
+        """The ground truth in the form of a COCO file, made when asked for: as lists it is large."""
+        images = [
+            {"id": image_id, "file_name": name, "height": height, "width": width}
+            for image_id, name, (height, width) in zip(
+                self.image_ids, self._file_names, self.sizes, strict=True
+            )
+        ]
+        annotations = [
+            {
+                "image_id": item.image_id,
+                "category_id": self.category_ids[label],
+                "segmentation": to_coco(mask),
+            }
+            for item in map(self.annotations, range(len(self)))
+            for label, mask in zip(item.labels.tolist(), item.segmentations, strict=True)
+        ]
+        for number, entry in enumerate(annotations, start=1):
+            entry["id"] = number
+        names = zip(self.category_ids, self.class_names, strict=True)
+        categories = [{"id": number, "name": name} for number, name in names]
+        return {"images": images, "annotations": annotations, "categories": categories}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -147,7 +138,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         Raises:
             BadInput: the picture is damaged or has not the size that the annotations say; names the file.
         """
-        return self.transform(self.image(index), self.annotations(index), generator)
+        return self.transform(self.image(index), self.annotations(index), generator, self)
 
     def annotations(self, index: int) -> Annotations:
         """Ground truth of item `index` in the file's frame, masks not painted."""
@@ -175,13 +166,28 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
-    def _check_files(self) -> None:
+    def _check_files(self, note: Note) -> None:
         for index, image_id in enumerate(self.image_ids):
             path = self.image_path(index)
             if not path.is_file():
-                raise BadInput(
+                message = (
                     f"{path}: no such file, but image {image_id} of {self.annotations_file} names it; add it"
                 )
+                note(Problem("missing image", message))
+
+
+def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:
+    """Both splits must have the same categories: labels are places in their list.
+
+    Raises:
+        BadInput: they differ.
+    """
+    ours, theirs = (list(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
+    if ours != theirs:
+        raise BadInput(
+            f"{val.annotations_file}: its categories {theirs[:8]} are not those of train, "
+            f"{ours[:8]}; give both splits the same list"
+        )
 
 
 def _size(image: Tensor) -> Size:

@@ -76,6 +76,11 @@ def read_size(path: str | Path) -> Size:
     return (width, height) if turned else (height, width)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether the name is that of a picture file, and not of a hidden one."""
+    return path.suffix.lower() in Image.registered_extensions() and not path.name.startswith(".")
+
+
 def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
     """Bilinear resize with antialiasing, Pillow's own, as the authors' (section 4.1).
 

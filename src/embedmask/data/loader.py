@@ -6,7 +6,6 @@ the number of workers or on what ran before, so a resumed run goes on as if it h
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -41,6 +40,7 @@ def train_loader(
     group_by_aspect: bool = True,
     repeat: int = 1,
     drop_last: bool = False,
+    start: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[TrainBatch]:
@@ -56,6 +56,7 @@ def train_loader(
         group_by_aspect: a batch holds landscape pictures only, or none, so that little is padded.
         repeat: times the dataset is walked in an epoch.
         drop_last: leave out batches that are not full; otherwise every picture is seen.
+        start: batches that are done, over all epochs: they are passed over without being loaded.
         rank: number of this process.
         world_size: number of processes; each gets its own share of every batch.
 
@@ -66,11 +67,9 @@ def train_loader(
         raise BadInput(f"batch_size {batch_size} cannot be shared by {world_size} processes; use a multiple")
     groups = [is_landscape(size) if group_by_aspect else True for size in dataset.sizes]
     order = EpochOrder(len(dataset), seed=seed, repeat=repeat)
-    batches = GroupedBatches(order, groups, batch_size, drop_last=drop_last, rank=rank, world_size=world_size)
-    if not len(batches):
-        raise BadInput(
-            f"batch_size {batch_size} leaves no full batch of {len(order)} images; use a smaller one"
-        )
+    batches = GroupedBatches(
+        order, groups, batch_size, drop_last=drop_last, start=start, rank=rank, world_size=world_size
+    )
     items: Any = _Drawn(dataset)  # torch types a loader by its items, we by the batches that it yields
     return DataLoader(
         items,
@@ -143,6 +142,13 @@ def group_batches(order: Sequence[int], groups: Sequence[Hashable], batch_size: 
     return [[order[place] for place in batch] for batch in sorted(cut)]
 
 
+def process_share(batch: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+    """The items of a batch that are process `rank`'s; at least one, so that it has something to do."""
+    if len(batch) < world_size:
+        return [batch[rank % len(batch)]]
+    return batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size]
+
+
 class EpochOrder(Sampler[Draw]):
     """A shuffled walk over a dataset, with the seed of each item's draws.
 
@@ -156,11 +162,15 @@ class EpochOrder(Sampler[Draw]):
         self.length = length
         self.seed = seed
         self.repeat = repeat
-        self.epoch = 0
+        self.epoch = self.first_epoch = 0
+
+    def start_at(self, epoch: int) -> None:
+        """Begin with this epoch: those before it are done, and cannot be chosen any more."""
+        self.epoch = self.first_epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next, from 0."""
-        self.epoch = epoch
+        self.epoch = max(epoch, self.first_epoch)
 
     def __len__(self) -> int:
         return self.length * self.repeat
@@ -177,14 +187,15 @@ class EpochOrder(Sampler[Draw]):
 class GroupedBatches(Sampler[list[Draw]]):
     """Batches of one group each, shared out to the processes.
 
-    Every process gets as many batches, each of the same number of items: where a batch does not divide, its
-    items come again.
+    Every process gets as many batches. Where a batch does not divide, the shares differ by one item; where it
+    has fewer items than there are processes, some come again.
 
     Args:
         sampler: the order of an epoch.
         groups: the group of each item of the dataset.
         batch_size: items a batch, all processes together.
         drop_last: leave out short batches.
+        start: batches that are done, over all epochs; the first walk begins after them.
         rank: number of this process.
         world_size: number of processes.
     """
@@ -196,6 +207,7 @@ class GroupedBatches(Sampler[list[Draw]]):
         batch_size: int,
         *,
         drop_last: bool = False,
+        start: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -205,6 +217,12 @@ class GroupedBatches(Sampler[list[Draw]]):
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        if not len(self):
+            raise BadInput(
+                f"batch_size {batch_size} leaves no full batch of {len(sampler)} images; use a smaller one"
+            )
+        first_epoch, self.first_batch = divmod(start, len(self))
+        sampler.start_at(first_epoch)
 
     def __len__(self) -> int:
         counts: dict[Hashable, int] = defaultdict(int)
@@ -216,11 +234,11 @@ class GroupedBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = list(self.sampler)
         groups = [self.groups[index] for index, _ in draws]
-        for batch in group_batches(range(len(draws)), groups, self.batch_size):
-            if len(batch) == self.batch_size or not self.drop_last:
-                share = -(-len(batch) // self.world_size)
-                own = itertools.islice(itertools.cycle(batch), self.rank * share, (self.rank + 1) * share)
-                yield [draws[place] for place in own]
+        batches = group_batches(range(len(draws)), groups, self.batch_size)
+        whole = [batch for batch in batches if len(batch) == self.batch_size or not self.drop_last]
+        done = self.first_batch if self.sampler.epoch == self.sampler.first_epoch else 0
+        for batch in whole[done:]:
+            yield [draws[place] for place in process_share(batch, self.rank, self.world_size)]
 
 
 class _Drawn(Dataset[tuple[Tensor, Target]]):

@@ -16,7 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedmask.errors import BadInput
+from embedmask.data.problems import BadObject
 from embedmask.structures import Size
 
 Bounds = tuple[float, float, float, float]
@@ -24,6 +24,8 @@ Window = tuple[int, int, int, int]
 """left, top, right, bottom px, half-open."""
 Patch = tuple[NDArray[np.bool_], int, int]
 """Part of a mask `[h, w]`, with its first row and column in the window."""
+TINY, THIN = 0.1, 1e-3
+"""Three points that span less, px², may lie on a line; a polygon narrower than this, px, is one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Polygons:
         points = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         return left, top, right, bottom
+
+    def area(self) -> float:
+        """Sum of the parts' areas, px²."""
+        return sum(_area(part) for part in self.parts)
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
         """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
@@ -84,6 +90,10 @@ class RunLengths:
         wraps = bool((first // height != last // height).any())
         top, bottom = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
         return int(first.min()) // height, top, int(last.max()) // height + 1, bottom
+
+    def area(self) -> float:
+        """Number of pixels."""
+        return float(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
         """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
@@ -129,58 +139,93 @@ def parse_segmentation(value: Any, size: Size) -> Segmentation:
 
     Args:
         value: list of polygons `[x1, y1, x2, y2, ...]`, or run lengths `{size, counts}` with counts a list
-            or a string.
+            or a string, or `RunLengths`, which stay as they are.
         size: `(height, width)` of the picture.
 
     Raises:
-        BadInput: what is wrong and how to mend it, without naming the file or the annotation.
+        BadObject: what is wrong and how to mend it, without naming the file or the annotation.
     """
     if isinstance(value, Mapping):
         return _parse_runs(value, size)
-    if isinstance(value, (list, tuple)) and len(value):
-        return Polygons([_parse_polygon(part, size) for part in value])
-    raise BadInput("has no segmentation; add polygons or run lengths, or remove it")
+    if isinstance(value, RunLengths):
+        return value
+    if not isinstance(value, (list, tuple)) or not len(value):
+        raise BadObject("bad mask", "has no segmentation; add polygons or run lengths, or remove it")
+    polygons = Polygons([_parse_polygon(part, size) for part in value])
+    if all(_is_line(part) for part in polygons.parts):
+        raise BadObject("degenerate polygon", "has a polygon without area; correct or remove it")
+    return polygons
 
 
 def _parse_polygon(values: Any, size: Size) -> NDArray[np.float32]:
     try:
         flat = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise BadInput("has a polygon that is not a list of numbers; write [x1, y1, x2, y2, ...]") from None
+        raise BadObject(
+            "bad mask", "has a polygon that is not a list of numbers; write [x1, y1, x2, y2, ...]"
+        ) from None
     if flat.ndim != 1 or len(flat) % 2:
-        raise BadInput("has a polygon that is not a flat list of x, y pairs; write [x1, y1, x2, y2, ...]")
+        raise BadObject(
+            "bad mask", "has a polygon that is not a flat list of x, y pairs; write [x1, y1, x2, y2, ...]"
+        )
     if len(flat) < 6:
-        raise BadInput(f"has a polygon with {len(flat) // 2} points; give at least 3 or remove it")
+        raise BadObject(
+            "degenerate polygon", f"has a polygon with {len(flat) // 2} points; give at least 3 or remove it"
+        )
     points = flat.reshape(-1, 2)
     width, height = size[1], size[0]
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
     # Written so that nan fails too. A little outside is common; far away, painting would need endless memory.
     if not (-width < left <= right < 2 * width and -height < top <= bottom < 2 * height):
-        raise BadInput(
+        raise BadObject(
+            "bad mask",
             f"has a polygon far outside its image {list(size)} (height, width), or not finite; "
-            "correct or remove it"
+            "correct or remove it",
         )
     return points
+
+
+def _area(points: NDArray[np.float32]) -> float:
+    x, y = (points - points[0]).T  # near the origin float32 is exact enough
+    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))) / 2
+
+
+def _is_line(points: NDArray[np.float32]) -> bool:
+    """All points on one line."""
+    (ax, ay), (bx, by), (cx, cy) = points[:: len(points) // 3][:3].tolist()
+    if abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)) > TINY:
+        return False  # three points tell most polygons apart, in a tenth of the time
+    return int(np.linalg.matrix_rank(points - points[0], tol=THIN)) < 2
 
 
 def _parse_runs(value: Mapping[str, Any], size: Size) -> RunLengths:
     stored, counts = value.get("size"), value.get("counts")
     if not isinstance(stored, Sequence) or list(stored) != list(size):
-        raise BadInput(
-            f"has a mask of size {stored}, but its image is {list(size)} (height, width); encode it again"
+        raise BadObject(
+            "wrong size",
+            f"has a mask of size {stored}, but its image is {list(size)} (height, width); encode it again",
         )
     runs = decode_counts(counts) if isinstance(counts, (str, bytes)) else _list_counts(counts)
     if (runs < 0).any() or runs.sum() != size[0] * size[1]:
-        raise BadInput("has run lengths that do not add up to its image; encode the mask again")
+        raise BadObject("bad mask", "has run lengths that do not add up to its image; encode the mask again")
     if not runs[1::2].any():
-        raise BadInput("has an empty mask; remove it")
+        raise BadObject("empty mask", "has an empty mask; remove it")
     return RunLengths(runs, size)
 
 
 def _list_counts(counts: Any) -> NDArray[np.int64]:
     if isinstance(counts, list) and all(type(count) is int for count in counts):
         return np.array(counts, dtype=np.int64)
-    raise BadInput("has run lengths whose counts are neither text nor whole numbers; encode the mask again")
+    raise BadObject(
+        "bad mask", "has run lengths whose counts are neither text nor whole numbers; encode the mask again"
+    )
+
+
+def to_coco(mask: Segmentation) -> list[list[float]] | dict[str, Any]:
+    """The `segmentation` of an annotation, as `parse_segmentation` reads it: polygons, or lists of counts."""
+    if isinstance(mask, Polygons):
+        return [part.ravel().tolist() for part in mask.parts]
+    return {"size": list(mask.size), "counts": mask.counts.tolist()}
 
 
 def decode_counts(text: str | bytes) -> NDArray[np.int64]:
@@ -191,18 +236,18 @@ def decode_counts(text: str | bytes) -> NDArray[np.int64]:
     the last but one is stored.
 
     Raises:
-        BadInput: the text is not such a code.
+        BadObject: the text is not such a code.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
     last = groups & 32 == 0
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or not last[-1]:
-        raise BadInput("has run lengths whose text is damaged; encode the mask again")
+        raise BadObject("bad mask", "has run lengths whose text is damaged; encode the mask again")
     stops = np.flatnonzero(last)
     starts = np.concatenate(([0], stops[:-1] + 1))
     places = np.arange(len(groups)) - np.repeat(starts, stops - starts + 1)
     if places.max() > 7:
-        raise BadInput("has run lengths whose text is damaged; encode the mask again")
+        raise BadObject("bad mask", "has run lengths whose text is damaged; encode the mask again")
     counts = np.add.reduceat((groups & 31) << (5 * places), starts)
     negative = groups[stops] & 16 != 0
     counts -= np.where(negative, np.int64(1) << (5 * (stops - starts + 1)), 0)

@@ -1,0 +1,146 @@
+"""YOLO's segmentation sets: `data.yaml` and a text file of polygons for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from embedmask.data.annotations import Content
+from embedmask.data.images import is_picture, read_size
+from embedmask.data.problems import Note, Problem
+from embedmask.errors import BadInput
+from embedmask.structures import Size
+
+
+def read_data_file(file: Path) -> dict[str, Any]:
+    """Read `data.yaml`; its `names` become a mapping from class number to name.
+
+    Raises:
+        BadInput: not YAML, or without names.
+    """
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); mend it") from None
+    names = data.get("names", data.get("nc")) if isinstance(data, dict) else None
+    if isinstance(names, int):
+        names = [f"class {number}" for number in range(names)]
+    if isinstance(names, list):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not names:
+        raise BadInput(f"{file}: has no 'names'; list the names of the classes")
+    return {**data, "names": names}
+
+
+def find_pictures(data: dict[str, Any], file: Path, split_names: Sequence[str]) -> list[Path] | None:
+    """The pictures of a split; None where the file does not name the split.
+
+    An entry is a folder (with all its subfolders), a text file with a picture a line, or a list of those,
+    relative to `path`, which is relative to the file; where this does not exist, relative to the file itself.
+
+    Raises:
+        BadInput: an entry that does not exist, or without pictures.
+    """
+    entry = next((data[name] for name in split_names if data.get(name)), None)
+    if entry is None:
+        return None
+    root = file.parent / str(data.get("path") or "")
+    entries = [str(item) for item in (entry if isinstance(entry, list) else [entry])]
+    pictures = [picture for item in entries for picture in _pictures_of(_locate(item, root, file))]
+    if not pictures:
+        raise BadInput(f"{file}: {', '.join(entries)} holds no pictures; correct the entry or add them")
+    return sorted(set(pictures))
+
+
+def _locate(entry: str, root: Path, file: Path) -> Path:
+    # some exports write ../train/images for what lies beside the file
+    for base in (root, file.parent):
+        for name in (entry, entry.removeprefix("../")):
+            if (base / name).exists():
+                return base / name
+    raise BadInput(f"{root / entry}: no such folder or list, but {file} names it; correct the entry")
+
+
+def _pictures_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        return [picture for picture in path.rglob("*") if is_picture(picture)]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+def label_file(picture: Path) -> Path:
+    """The text file of a picture: in `labels/` where the picture is in `images/`, otherwise beside it."""
+    parts = list(picture.parts)
+    if "images" in parts[:-1]:
+        place = len(parts) - 2 - parts[-2::-1].index("images")
+        parts[place] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note: Note) -> Content:
+    """Read the polygons of pictures, in the form of a COCO file.
+
+    The class numbers are the category ids; pictures are numbered from 1. A picture without text file has no
+    objects. A line that is a box is refused: there is no mask to learn from.
+
+    Args:
+        pictures: their sizes are read, upright.
+        names: name of each class number.
+        file: the `data.yaml`.
+        note: is told of pictures that cannot be read and of lines that are no polygons.
+    """
+    images, annotations = [], []
+    for number, picture in enumerate(pictures, start=1):
+        try:
+            size = read_size(picture)
+        except BadInput as error:
+            note(Problem("broken image" if picture.exists() else "missing image", f"{file}: {error}"))
+            continue
+        name = str(picture.relative_to(file.parent) if picture.is_relative_to(file.parent) else picture)
+        images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
+        annotations += list(_objects(label_file(picture), number, size, note))
+    _note_orphans(pictures, note)
+    categories = [{"id": number, "name": str(name)} for number, name in names.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _objects(file: Path, image_id: int, size: Size, note: Note) -> Iterator[dict[str, Any]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        note(Problem("bad record", f"{file}: cannot be read as text ({error}); replace it"))
+        return
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}: line {number}"
+        try:
+            category, *values = map(float, line.split())
+        except ValueError:
+            if line.strip():
+                note(Problem("bad record", f"{where} is not all numbers; write class x1 y1 x2 y2 x3 y3 ..."))
+            continue
+        if len(values) == 4:
+            message = "is a box, which has no mask; write class x1 y1 x2 y2 x3 y3 ... or remove it"
+            note(Problem("bad mask", f"{where} {message}"))
+            continue
+        scale = np.resize((size[1], size[0]), len(values))
+        yield {
+            "origin": where,
+            "image_id": image_id,
+            "category_id": int(category) if category.is_integer() else category,
+            "segmentation": [(np.array(values) * scale).astype(np.float32)],
+        }
+
+
+def _note_orphans(pictures: Sequence[Path], note: Note) -> None:
+    folders = {(label_file(picture).parent, picture.parent) for picture in pictures}
+    for labels, images in sorted(folder for folder in folders if folder[0] != folder[1]):
+        known = {path.stem for path in images.iterdir()} if images.is_dir() else set()
+        for file in sorted(file for file in labels.glob("*.txt") if file.stem not in known):
+            message = f"{file}: labels without a picture in {images}; add the picture or remove the file"
+            note(Problem("labels without image", message, fatal=False))

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image
+
+from embedmask.data.coco import CocoInstances
+from embedmask.data.label_images import label_objects
+from embedmask.data.layouts import find_split
+from embedmask.data.problems import Problem
+from embedmask.errors import BadInput
+
+from .folders import SCENES, SIZE, write_label_images
+
+
+@given(
+    labels=npst.arrays(
+        np.uint16,
+        st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        elements=st.sampled_from([0, 0, 1, 2, 300, 65535]),
+    )
+)
+def test_objects_are_the_pixels_of_their_number(labels: np.ndarray) -> None:
+    found = dict(label_objects(labels))
+    assert list(found) == [value for value in np.unique(labels).tolist() if value]
+    for value, mask in found.items():
+        assert mask.size == labels.shape
+        np.testing.assert_array_equal(mask.pixels(0, 0, *labels.shape[::-1]), labels == value)
+        assert mask.area() == (labels == value).sum()
+
+
+@pytest.mark.parametrize("split_first", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "suffix"),
+    [(np.uint8, ".png"), (np.uint16, ".png"), (np.uint8, ".tif"), (np.uint16, ".tiff"), (np.int32, ".tif")],
+)
+def test_formats_and_folders(tmp_path: Path, dtype: type, suffix: str, split_first: bool) -> None:
+    write_label_images(tmp_path, dtype, suffix, split_first)
+    dataset = CocoInstances.open(tmp_path, "val")
+    assert [len(dataset[i][1]) for i in range(2)] == [1, 3]
+    _, target = dataset[1]
+    assert [int(mask.sum()) for mask in target.dense_masks()] == [12, 12, 30]  # the first two touch
+
+
+@pytest.mark.parametrize("ending", ["_masks", "_mask", "_labels"])
+def test_endings_of_names(tmp_path: Path, ending: str) -> None:
+    write_label_images(tmp_path)
+    for path in list((tmp_path / "val/masks").iterdir()):
+        path.rename(path.with_stem(path.stem + ending))
+    assert len(CocoInstances.open(tmp_path, "val")[1][1]) == 3
+
+
+def test_label_images_among_the_pictures(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    for split in SCENES:
+        for path in [*(tmp_path / split).glob("*/*.*")]:
+            path.rename(tmp_path / split / (path.name if path.suffix == ".png" else f"{path.stem}_masks.tif"))
+    dataset = CocoInstances.open(tmp_path, "val")
+    assert [dataset.image_path(i).name for i in range(len(dataset))] == ["c.png", "d.png"]
+    assert [len(dataset[i][1]) for i in range(2)] == [1, 3]
+
+
+def test_pieces_of_one_number_are_one_object(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    labels = np.zeros(SIZE, dtype=np.uint16)
+    labels[2:5, 3:6] = labels[20:25, 10:20] = 40000
+    Image.fromarray(labels).save(tmp_path / "val/masks/c.tif")
+    _, target = CocoInstances.open(tmp_path, "val")[0]
+    assert target.boxes.tolist() == [[3, 2, 20, 25]]
+    np.testing.assert_array_equal(target.dense_masks()[0].numpy(), labels > 0)
+
+
+def test_palette_pictures_are_read_by_number(tmp_path: Path) -> None:
+    write_label_images(tmp_path, np.uint8, ".png")
+    file = tmp_path / "val/masks/d.png"
+    picture = Image.open(file).convert("P")
+    picture.putdata(list(Image.open(file).get_flattened_data()))
+    picture.putpalette([0, 0, 0] * 256)  # every number black
+    picture.save(file)
+    assert len(CocoInstances.open(tmp_path, "val")[1][1]) == 3
+
+
+def test_labels_become_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    truth = CocoInstances.open(tmp_path, "val").ground_truth
+    assert isinstance(truth, dict)
+    assert [image["file_name"] for image in truth["images"]] == ["c.png", "d.png"]
+    assert [entry["image_id"] for entry in truth["annotations"]] == [1, 2, 2, 2]
+    assert sorted(entry["id"] for entry in truth["annotations"]) == [1, 2, 3, 4]
+
+
+def spoil_channels(path: Path) -> None:
+    Image.new("RGB", SIZE[::-1]).save(path)
+
+
+def spoil_fractions(path: Path) -> None:
+    Image.fromarray(np.full(SIZE, 0.5, dtype=np.float32)).save(path)
+
+
+def spoil_sign(path: Path) -> None:
+    Image.fromarray(np.full(SIZE, -1, dtype=np.int32)).save(path)
+
+
+def spoil_bytes(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_channels, "is no label image; write one whole number a pixel"),
+        (spoil_fractions, "is no label image"),
+        (spoil_sign, "is no label image"),
+        (spoil_bytes, "cannot be read as a picture"),
+        (Path.unlink, r"has no label image c\.png or \.tif"),
+    ],
+)
+def test_bad_label_images_are_named(tmp_path: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
+    write_label_images(tmp_path)
+    spoil(tmp_path / "val/masks/c.tif")
+    with pytest.raises(BadInput, match=message) as caught:
+        CocoInstances.open(tmp_path, "val")
+    assert "val/masks" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_image_without_picture_is_named(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    (tmp_path / "val/images/c.png").unlink()
+    with pytest.raises(BadInput, match=r"masks/c\.tif: has no picture of that name in .*images; add it"):
+        CocoInstances.open(tmp_path, "val")
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    (tmp_path / "val/images/c.jpg").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"c\.png: has the name of c\.jpg"):
+        CocoInstances.open(tmp_path, "val")
+
+
+def test_another_size_than_the_pictures_is_named(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    Image.fromarray(np.ones((40, 31), dtype=np.uint16)).save(tmp_path / "val/masks/c.tif")
+    with pytest.raises(BadInput, match=r"c\.png: is \(40, 30\) .*masks says \(40, 31\)"):
+        CocoInstances.open(tmp_path, "val")[0]
+
+
+def test_masks_without_numbers_are_suspected(tmp_path: Path) -> None:
+    """Foreground and background alone: objects that touch would be one."""
+    write_label_images(tmp_path)
+    for name in SCENES["val"]:
+        file = tmp_path / f"val/masks/{name}.tif"
+        Image.fromarray((np.asarray(Image.open(file)) > 0) * np.uint8(255)).save(file)
+    noted: list[Problem] = []
+    dataset = CocoInstances(find_split(tmp_path, "val"), note=noted.append)
+    assert [len(dataset.annotations(i)) for i in range(2)] == [1, 1]
+    assert [(problem.kind, problem.fatal) for problem in noted] == [("one label only", False)]

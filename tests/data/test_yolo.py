@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from embedmask.data.coco import CocoInstances
+from embedmask.data.problems import Problem
+from embedmask.data.yolo import label_file
+from embedmask.errors import BadInput
+
+from .folders import NAMES, write_yolo
+
+LINE = "0 0.1 0.1 0.5 0.1 0.5 0.5\n"
+
+
+def set_data(folder: Path, **changes: Any) -> None:
+    data = {**yaml.safe_load((folder / "data.yaml").read_text()), **changes}
+    kept = {key: value for key, value in data.items() if value is not None}
+    (folder / "data.yaml").write_text(yaml.safe_dump(kept))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"path": None},
+        {"path": "/moved/elsewhere"},
+        {"path": "images", "train": "train"},
+        {"train": "../images/train"},
+        {"train": "./images/train"},
+        {"train": "images/train/"},
+        {"train": ["images/train", "images/train"]},
+        {"train": "train.txt"},
+        {"train": ["train.txt"]},
+        {"names": NAMES},
+    ],
+)
+def test_ways_to_name_the_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "train.txt").write_text("./images/train/a.png\n\nimages/train/b.png\n")
+    set_data(tmp_path, **changes)
+    dataset = CocoInstances.open(tmp_path, "train")
+    assert dataset.class_names == NAMES
+    assert [dataset.image_path(i).stem for i in range(len(dataset))] == ["a", "b"]
+    assert [len(dataset.annotations(i)) for i in range(2)] == [2, 0]
+
+
+def test_absolute_paths_and_pictures_elsewhere(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "pictures")
+    (tmp_path / "set").mkdir()
+    data = yaml.safe_load((tmp_path / "pictures/data.yaml").read_text())
+    data["path"] = str(tmp_path / "pictures")
+    (tmp_path / "set/data.yaml").write_text(yaml.safe_dump(data))
+    assert len(CocoInstances.open(tmp_path / "set", "train")[0][1]) == 2
+
+
+def test_sparse_classes_and_a_number_of_classes(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    set_data(tmp_path, names={7: "seven", 0: "disc", 1: "star"})
+    assert CocoInstances.open(tmp_path, "train").category_ids == [0, 1, 7]
+    set_data(tmp_path, names=None, nc=2)
+    assert CocoInstances.open(tmp_path, "train").class_names == ["class 0", "class 1"]
+
+
+def test_valid_is_val(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    set_data(tmp_path, val=None, valid="images/val")
+    assert len(CocoInstances.open(tmp_path, "val")) == 2
+
+
+def test_pictures_are_seen_upright(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "images/train/a.png", exif=exif)
+    (tmp_path / "labels/train/a.txt").write_text("0 0 0 1 0 1 0.5 0 0.5")
+    dataset = CocoInstances.open(tmp_path, "train")
+    assert dataset.sizes[0] == (40, 20)
+    assert dataset[0][1].boxes.tolist() == [[0, 0, 20, 20]]
+
+
+@pytest.mark.parametrize(
+    ("picture", "labels"),
+    [
+        ("set/images/train/a.b.jpg", "set/labels/train/a.b.txt"),
+        ("images/images/a.jpg", "images/labels/a.txt"),
+        ("set/train/a.jpg", "set/train/a.txt"),
+        ("set/images", "set/images.txt"),
+    ],
+)
+def test_where_labels_are(picture: str, labels: str) -> None:
+    assert label_file(Path(picture)) == Path(labels)
+
+
+BAD_LINES = {
+    "0 0.5 0.5 0.2 0.2": "line 2 is a box, which has no mask",
+    "0 0.1 0.1 0.2": "polygon that is not a flat list",
+    "0 0.1 0.1": "polygon with 1 points",
+    "0": "polygon with 0 points",
+    "0 0.1 0.1 0.2 0.2 0.3 0.3": "polygon without area",
+    "0 0.1 0.1 0.1 0.2 0.1 0.3": "polygon without area",
+    "0 300 200 400 200 400 300": "far outside",
+    "0 nan 0.1 0.2 0.1 0.2 0.3": "not finite",
+    "2 0.1 0.1 0.5 0.1 0.5 0.5": "names category 2, which",
+    "0.5 0.1 0.1 0.5 0.1 0.5 0.5": "names category 0.5, which",
+    "disc 0.1 0.1 0.5 0.1 0.5 0.5": "not all numbers",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
+    write_yolo(tmp_path)
+    file = tmp_path / "labels/train/a.txt"
+    file.write_text(LINE + line + "\n")
+    with pytest.raises(BadInput, match=BAD_LINES[line]) as caught:
+        CocoInstances.open(tmp_path, "train")
+    assert f"{file}: line 2" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: [a", "cannot be read as YAML"),
+        ("train: images/train", "has no 'names'"),
+        ("- a", "has no 'names'"),
+        ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),
+        ("{names: [a], train: labels}", "labels holds no pictures"),
+    ],
+)
+def test_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(BadInput, match=message) as caught:
+        CocoInstances.open(tmp_path, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_that_are_not_there_or_broken(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/gone.png\n")
+    set_data(tmp_path, train="train.txt")
+    with pytest.raises(BadInput, match=r"gone\.png: no such picture"):
+        CocoInstances.open(tmp_path, "train")
+    set_data(tmp_path, train="images/train")
+    (tmp_path / "images/train/b.png").write_bytes(b"no picture")
+    with pytest.raises(BadInput, match=r"b\.png: cannot be read"):
+        CocoInstances.open(tmp_path, "train")
+
+
+def test_labels_without_picture_are_noted(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "labels/train/orphan.txt").write_text(LINE)
+    noted: list[Problem] = []
+    dataset = CocoInstances.open(tmp_path, "train")
+    from embedmask.data.layouts import find_split
+
+    CocoInstances(find_split(tmp_path, "train"), note=noted.append)
+    assert [(problem.kind, problem.fatal) for problem in noted] == [("labels without image", False)]
+    assert "orphan.txt" in noted[0].message
+    assert len(dataset) == 2
