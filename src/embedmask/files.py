@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         if error.filename not in ours:
             raise
         raise BadInput(
-            f"{target}: cannot be written ({error.strerror or error}); nothing was changed"
+            f"{target}: cannot be written ({error.strerror or error}); nothing was changed{_mend(error)}"
         ) from error
     finally:
         if temporary.exists():
@@ -56,6 +58,22 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON by `atomic_write`; nan and infinities, which JSON has no word for, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is one that `atomic_write` writes to."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}(\.\w+)?", path.name) is not None
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder; nobody may be writing there."""
+    for path in filter(is_temporary, folder.iterdir()):
+        path.unlink()
+
+
+def _mend(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "; make room on that disk, or choose another" if full else ""
 
 
 def _flush(path: Path) -> None:

@@ -5,50 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_run import tiny
 
 from embedmask.config import Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.training import fit
-from embedmask.training.callbacks import ResultsFolder
+from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
 from embedmask.weights.checkpoint import load_checkpoint
-
-TINY: dict[str, Any] = {
-    "model": {
-        "backbone": "test_resnet",
-        "backbone_norm": "batch",
-        "frozen_stages": 0,
-        "channels": 32,
-        "norm_groups": 8,
-        "tower_convs": 1,
-        "embed_dim": 8,
-        "image_short_side": 64,
-        "image_long_side": 64,
-    },
-    "data": {"short_sides": []},
-    "train": {
-        "batch_size": 4,
-        "max_steps": None,
-        "epochs": 2,
-        "lr": 0.002,
-        "warmup_steps": 2,
-        "pretrained": False,
-        "precision": "float32",
-        "workers": 0,
-        "ema_decay": 0.9,
-    },
-}
-
-
-def tiny(**train: Any) -> Recipe:
-    return Recipe.from_mapping({**TINY, "train": {**TINY["train"], **train}}, where="test")
 
 
 @pytest.fixture(scope="module")
@@ -108,36 +78,6 @@ def test_classes_follow_the_data(run: tuple[Path, dict[str, float], list[str]], 
     assert Recipe.from_yaml(run[0] / "recipe.yaml").train == tiny().train
 
 
-def test_resumed_run_equals_one_that_never_stopped(
-    run: tuple[Path, dict[str, float], list[str]],
-    shapes: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    out = tmp_path / "stopped"
-    whole_epochs = ResultsFolder.on_train_epoch_start
-
-    def stop_in_second_epoch(self: ResultsFolder, trainer: Any, module: Any) -> None:
-        if trainer.current_epoch == 1:
-            raise RuntimeError("power failure")
-        whole_epochs(self, trainer, module)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ResultsFolder, "on_train_epoch_start", stop_in_second_epoch)
-        with pytest.raises(RuntimeError, match="power failure"):
-            fit.train(tiny(), shapes, out)
-    torch.rand(100)  # what happened between must not matter
-    fit.train(tiny(), shapes, out, resume=True)
-
-    straight, resumed = (list(csv.DictReader((path / "metrics.csv").open())) for path in (run[0], out))
-    for a, b in zip(straight, resumed, strict=True):
-        assert {k: v for k, v in a.items() if k != "seconds"} == {
-            k: v for k, v in b.items() if k != "seconds"
-        }
-    first, second = (load_file(path / "last.safetensors") for path in (run[0], out))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_finished_run_can_be_resumed_to_nothing_new(
     run: tuple[Path, dict[str, float], list[str]], shapes: Path
 ) -> None:
@@ -169,6 +109,55 @@ def test_time_limit_stops_the_run_and_still_evaluates(shapes: Path, tmp_path: Pa
     metrics = fit.train(tiny(epochs=500, max_minutes=0.001), shapes, tmp_path / "run")
     assert metrics["steps"] < 100
     assert "segm/AP" in metrics
+
+
+def test_run_stopped_by_its_time_goes_on_to_the_same_end(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    short = tiny(max_minutes=1e-6, checkpoint_minutes=None)
+    stopped = fit.train(short, shapes, out)
+    assert stopped["steps"] == 1
+    again = fit.train(short, shapes, out, resume=True)  # the time is used up
+    assert {**again, "seconds": 0} == {**stopped, "seconds": 0}
+    assert fit.train(tiny(), shapes, out, resume=True)["steps"] == 6
+    first, second = (load_file(path / "last.safetensors") for path in (run[0], out))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_early_stop_counts_evaluations_without_a_better_one(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aps = iter([0.1, 0.3, 0.2, 0.3, 0.5])
+    monkeypatch.setattr(
+        ResultsFolder, "_measure", lambda self, results: {BEST_METRIC: next(aps), "bbox/AP": 0}
+    )
+    recipe = tiny(epochs=9, early_stop=2)
+    metrics = fit.train(recipe, shapes, tmp_path / "run")
+    assert (metrics["epochs"], metrics[BEST_METRIC]) == (4, 0.3)
+    assert fit.train(recipe, shapes, tmp_path / "run", resume=True)["epochs"] == 4
+
+
+def test_parts_of_a_step_and_reduced_precision_train(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny(accumulate=2, precision="bfloat16", epochs=1, clip_norm=1.0)
+    assert fit.train(recipe, shapes, tmp_path / "run")["steps"] == 3
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
+    assert 0 < float(row["loss/total"]) < 20
+
+
+def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
+    for name, norm in (("free", None), ("bound", 1e-12)):
+        fit.train(tiny(epochs=1, ema_decay=None, weight_decay=0, clip_norm=norm), shapes, tmp_path / name)
+    free, bound = (load_file(tmp_path / name / "last.safetensors") for name in ("free", "bound"))
+    name = "head.class_logits.bias"  # as it was set, where nothing has moved it
+    assert bound[name].unique().numel() == 1
+    assert free[name].unique().numel() > 1
+
+
+def test_float16_is_refused_where_it_cannot_train(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="training on the CPU has bfloat16 and float32"):
+        fit.train(tiny(precision="float16"), shapes, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_never_overwritten(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from embedmask.config import TrainConfig
+from embedmask.errors import BadInput
 from embedmask.training.module import make_optimizer
 from embedmask.training.schedule import lr_factor, parameter_groups
 
@@ -40,7 +41,7 @@ def test_rates_of_weights_and_biases_equal_the_authors(
     figures = np.load(GOLDEN)
     config = schedule_config(total, milestones, warmup=warmup)
     factors = np.array([lr_factor(int(step), total, config) for step in figures["lr.iteration"]])
-    groups = parameter_groups(nn.Linear(2, 2).named_parameters(), config)
+    groups = parameter_groups(nn.Linear(2, 2), config)
     ours = np.stack([group["lr"] * factors for group in groups], axis=1)
     np.testing.assert_allclose(ours, figures[key], rtol=1e-6)
 
@@ -49,7 +50,7 @@ def test_rates_of_a_stepped_scheduler_equal_the_authors() -> None:
     figures = np.load(GOLDEN)["lr.stepped_w4_steps6_9"]
     config = schedule_config(12, (6, 9), warmup_steps=4)
     net = nn.Linear(2, 2)
-    optimizer = make_optimizer(parameter_groups(net.named_parameters(), config), config)
+    optimizer = make_optimizer(parameter_groups(net, config), config)
     scheduler = LambdaLR(optimizer, partial(lr_factor, total_steps=12, config=config))
     rates = []
     for _ in range(12):
@@ -92,7 +93,7 @@ def test_every_name_with_bias_gets_the_bias_rate() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1, bias=False))
     net.add_module("bias_scale", nn.Linear(2, 2, bias=False))  # the rule is the name, not the role
     config = TrainConfig(lr=0.1, bias_lr_factor=2, bias_weight_decay=0, weight_decay=1e-4)
-    weights, biases = parameter_groups(net.named_parameters(), config)
+    weights, biases = parameter_groups(net, config)
     named = dict(net.named_parameters())
     assert {id(p) for p in biases["params"]} == {id(p) for n, p in named.items() if "bias" in n}
     assert len(biases["params"]) == 3
@@ -104,6 +105,21 @@ def test_every_name_with_bias_gets_the_bias_rate() -> None:
 def test_frozen_parameters_are_left_out_and_no_group_is_empty() -> None:
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
     net[0].requires_grad_(False)
-    (only,) = parameter_groups(net.named_parameters(), TrainConfig())
+    (only,) = parameter_groups(net, TrainConfig())
     assert [p.shape for p in only["params"]] == [torch.Size([2, 2])]
     assert only["params"][0] is net[1].weight
+
+
+@pytest.mark.parametrize(
+    ("batch", "meant", "rate"), [(16, 16, 0.01), (8, 16, 0.005), (64, 16, 0.04), (8, None, 0.01)]
+)
+def test_rates_follow_the_batch(batch: int, meant: int | None, rate: float) -> None:
+    config = TrainConfig(lr=0.01, batch_size=batch, lr_batch_size=meant, accumulate=2)
+    weights, biases = parameter_groups(nn.Linear(2, 2), config)
+    assert weights["lr"] == pytest.approx(rate)
+    assert biases["lr"] == pytest.approx(2 * rate)
+
+
+def test_parts_must_divide_the_batch() -> None:
+    with pytest.raises(BadInput, match="accumulate must be a divisor of batch_size 16"):
+        TrainConfig(accumulate=3)

@@ -15,18 +15,35 @@ class TrainConfig:
     """The solver of section 4.1 (defaults: R-50 1x) and the engine's settings."""
 
     batch_size: int = 16
-    """Images a step, all processes together."""
+    """Images a step, all processes and all parts together."""
+    accumulate: int = 1
+    """Go through a step's images in so many parts, one after the other, and add up the gradients: the memory of
+    `batch_size / accumulate` images. Each part is a batch of its own to the losses' normalisers."""
     max_steps: int | None = 90_000
     epochs: int | None = None
     """Train this many epochs instead of `max_steps`; set one of the two to null."""
     max_minutes: float | None = None
-    """Stop after this many minutes, whatever the schedule."""
+    """Stop after this many minutes, whatever the schedule; then the last evaluation follows. The minutes before a
+    `--resume` count."""
+    early_stop: int | None = None
+    """Stop after this many evaluations without a better mask AP; null: never."""
+    checkpoint_minutes: float | None = 10
+    """Write `last.ckpt`, from which `--resume` goes on, this often within an epoch (and after every one); null: not
+    within epochs."""
+    checkpoint_steps: int | None = None
+    """The same in steps; null: by the clock alone."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
+    lr_batch_size: int | None = None
+    """The batch that `lr` is meant for: with another `batch_size` all rates are scaled in proportion (the linear
+    rule); null: `lr` as it stands."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
     bias_lr_factor: float = 2.0
     bias_weight_decay: float = 0.0
+    norm_weight_decay: float | None = None
+    """Of the weights of normalisation layers (the authors' second repository: 0); null: as of other weights. Their
+    biases are biases like any other."""
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     """Drops of the step schedule, as fractions of the whole training (60k and 80k of 90k)."""
@@ -51,9 +68,12 @@ class TrainConfig:
         check_types(self)
         lengths = sum(value is not None for value in (self.max_steps, self.epochs))
         require(self, "max_steps", lengths == 1, "set while epochs is null, or null while epochs is set")
-        for name in ("batch_size", "eval_every"):
+        for name in ("batch_size", "accumulate", "eval_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_steps", "epochs", "max_minutes", "clip_norm"):
+        parts_ok = self.batch_size % self.accumulate == 0
+        require(self, "accumulate", parts_ok, f"a divisor of batch_size {self.batch_size}")
+        for name in ("max_steps", "epochs", "max_minutes", "clip_norm", "early_stop", "lr_batch_size",
+                     "checkpoint_minutes", "checkpoint_steps"):  # fmt: skip
             value = getattr(self, name)
             require(self, name, value is None or value > 0, "above 0, or null")
         require(self, "lr", self.lr > 0, "above 0")
@@ -66,8 +86,15 @@ class TrainConfig:
             "bias_lr_factor",
         ):
             require(self, name, getattr(self, name) >= 0, "at least 0")
+        norm_ok = self.norm_weight_decay is None or self.norm_weight_decay >= 0
+        require(self, "norm_weight_decay", norm_ok, "at least 0, or null")
         require(self, "workers", self.workers is None or self.workers >= 0, "at least 0, or null")
         decay_ok = self.ema_decay is None or 0 <= self.ema_decay < 1
         require(self, "ema_decay", decay_ok, "from 0 to below 1, or null")
         milestones_ok = all(0 <= m <= 1 for m in self.milestones)
         require(self, "milestones", milestones_ok, "fractions of the training, from 0 to 1")
+
+    @property
+    def step_lr(self) -> float:
+        """The rate of a step of `batch_size` images, before the schedule."""
+        return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size

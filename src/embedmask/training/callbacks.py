@@ -7,79 +7,100 @@ import io
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from embedmask.config import Recipe
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import write_text
 from embedmask.training.module import EmbedMaskModule
+from embedmask.training.processes import gather
 from embedmask.weights.checkpoint import save
 
 Row = dict[str, float]
 BEST_METRIC = "segm/AP"
-LAST_CHECKPOINT = "last.ckpt"
 
 
 class ResultsFolder(Callback):
     """Evaluates val, keeps one row an epoch, and writes metrics and weights into the results folder.
 
-    Files: `metrics.csv` after every epoch; after every evaluation `last.safetensors` and, where `segm/AP`
-    improved, `best.safetensors` (the averaged weights, if there is an average).
+    Files: `recipe.yaml`; `metrics.csv` after every epoch; after every evaluation `last.safetensors` and, where
+    `segm/AP` improved, `best.safetensors` (the averaged weights, if there is an average).
 
     Args:
         out: the results folder, it exists.
-        annotations: COCO json of val.
+        recipe: of the run.
+        evaluator: of val; None in all processes but the first.
         class_names: written into the weights.
-        max_detections: per image in evaluation.
         report: takes the one summary line of each epoch.
     """
 
     def __init__(
         self,
         out: Path,
-        annotations: Path,
+        recipe: Recipe,
+        evaluator: CocoEvaluator | None,
         class_names: list[str],
-        max_detections: int,
         report: Callable[[str], None],
     ) -> None:
         self.out = out
-        self.annotations = annotations
+        self.recipe = recipe
+        self.evaluator = evaluator
         self.class_names = class_names
-        self.max_detections = max_detections
         self.report = report
         self.history: list[Row] = []
         self.best: Row = {}
         self.evaluated_step = -1
-        self.seconds = 0.0
+        self.without_better = 0
+        self.epoch = EpochSums()
         self._results: list[dict[str, Any]] = []
         self._metrics: Row = {}
-        self._epoch_start = time.monotonic()
+        self._clock = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far, evaluations in training included."""
+        return sum(row["seconds"] for row in self.history)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as if it had never stopped."""
+        self._stop_clock()
         return {
             "history": self.history,
             "best": self.best,
             "evaluated_step": self.evaluated_step,
-            "seconds": self.seconds,
+            "without_better": self.without_better,
+            "epoch": vars(self.epoch),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Back to the end of the last whole epoch; rows after it are forgotten."""
+        """Back to where the checkpoint was written; what came after it is forgotten."""
         self.history = state_dict["history"]
         self.best = state_dict["best"]
         self.evaluated_step = state_dict["evaluated_step"]
-        self.seconds = state_dict["seconds"]
+        self.without_better = state_dict["without_better"]
+        self.epoch = EpochSums(**state_dict["epoch"])
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._epoch_start = time.monotonic()
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; a run that has stopped early does not begin again."""
+        self._clock = time.monotonic()
+        if trainer.is_global_zero:
+            self.write_recipe()  # a resumed run may have another; that it fits the checkpoint is known by now
+        self._stop_early(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the batch to the epoch."""
+        self.epoch.add(outputs["losses"], outputs["lr"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the results of the evaluation before."""
@@ -96,36 +117,60 @@ class ResultsFolder(Callback):
         self._results.extend(outputs["results"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute AP, on every process alike, and save the weights that were just evaluated."""
-        evaluator = CocoEvaluator(self.annotations, self.max_detections)
-        evaluator.add(gather_results(self._results))
+        """Compute AP in the first process, tell the others, and save the weights that were just evaluated."""
+        results = gather(self._results)
         self._results = []
-        self._metrics = evaluator.compute()
+        self._metrics = trainer.strategy.broadcast(self._measure(results))
         self.evaluated_step = trainer.global_step
         improved = not self.best or _rank(self._metrics) > _rank(self.best)
+        self.without_better = 0 if improved else self.without_better + 1
         if improved:
             self.best = dict(self._metrics)
-        for logger in trainer.loggers:
-            logger.log_metrics(self._metrics, step=trainer.global_step)
+        _log(trainer, self._metrics)
         if trainer.is_global_zero:
             self._save_weights(pl_module, improved)
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._close_last_row(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._stop_early(trainer)
+        elif self.epoch.batches:
+            self._add_row(trainer)  # training ended within this epoch, in a part of the run before this one
+        else:
+            self.history[-1] |= self._metrics  # the epoch that training ended in
+            self._tell(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row in metrics.csv, one line on the screen."""
-        seconds = time.monotonic() - self._epoch_start
-        self.seconds += seconds
-        row = epoch_row(trainer, seconds) | self._metrics
+        self._add_row(trainer)
+
+    def write_recipe(self) -> None:
+        """The whole recipe, every field, as YAML that `Recipe.from_yaml` takes back."""
+        write_text(self.out / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+
+    def _add_row(self, trainer: Trainer) -> None:
+        self._stop_clock()
+        means = self.epoch.means()
+        _log(trainer, {f"epoch_{name}": value for name, value in means.items()})
+        head = {"epoch": len(self.history) + 1, "step": trainer.global_step, "lr": self.epoch.lr}
+        self.history.append({**head, "seconds": round(self.epoch.seconds, 2), **means, **self._metrics})
+        self.epoch = EpochSums()
         self._metrics = {}
-        self.history.append(row)
         self._tell(trainer)
 
-    def _close_last_row(self, trainer: Trainer) -> None:
-        """The evaluation after training belongs to the epoch that training ended in."""
-        self.history[-1] = self.history[-1] | self._metrics
-        self._metrics = {}
-        self._tell(trainer)
+    def _stop_clock(self) -> None:
+        now = time.monotonic()
+        self.epoch.seconds += now - self._clock
+        self._clock = now
+
+    def _stop_early(self, trainer: Trainer) -> None:
+        patience = self.recipe.train.early_stop
+        if patience is not None and self.without_better >= patience:
+            trainer.should_stop = True
+
+    def _measure(self, results: list[dict[str, Any]]) -> Row:
+        if self.evaluator is None:
+            return {}
+        self.evaluator.reset()
+        self.evaluator.add(results)
+        return self.evaluator.compute()
 
     def _tell(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -137,6 +182,44 @@ class ResultsFolder(Callback):
         names = ("last", "best") if improved else ("last",)
         for name in names:
             save(pl_module.model, self.out / f"{name}.safetensors", class_names=self.class_names)
+
+
+@dataclass
+class EpochSums:
+    """An epoch so far, in plain values, which a checkpoint holds: so its row covers all of it after a resume."""
+
+    losses: Row = field(default_factory=dict)
+    batches: int = 0
+    lr: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, losses: Row, lr: float) -> None:
+        """One more batch; the rate of the last one is kept."""
+        self.losses = {name: self.losses.get(name, 0.0) + value for name, value in losses.items()}
+        self.batches += 1
+        self.lr = lr
+
+    def means(self) -> Row:
+        """`loss/NAME` -> mean over the batches."""
+        return {f"loss/{name}": value / self.batches for name, value in self.losses.items()}
+
+
+class StopAfter(Callback):
+    """Ends training after so many steps. (Lightning's own limit begins an empty epoch where a run is resumed.)"""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that is over does not begin again."""
+        self._look(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Look whether it was the last step."""
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.steps
 
 
 class MovingAverage(WeightAveraging):
@@ -173,25 +256,9 @@ class Progress(TQDMProgressBar):
         return {name: value for name, value in shown.items() if name == "loss"}
 
 
-def gather_results(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results of all processes, on every one of them."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return results
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, results)
-    return [result for part in parts for result in part]
-
-
-def epoch_row(trainer: Trainer, seconds: float) -> Row:
-    """Epoch (from 1), step, rate of the last step, seconds, and the mean of every loss over the epoch."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    losses = {
-        name.removesuffix("_epoch"): value
-        for name, value in metrics.items()
-        if name.startswith("loss/") and name.endswith("_epoch")
-    }
-    head = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": metrics["lr"]}
-    return {**head, "seconds": round(seconds, 2), **losses}
+def _log(trainer: Trainer, values: Row) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
 
 
 def summary_line(row: Row) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from embedmask.config import Recipe
-from embedmask.data.coco import CocoInstances
+from embedmask.data.coco import CocoInstances, check_same_classes
 from embedmask.data.loader import EvalBatch, TrainBatch, eval_loader, train_loader
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.errors import BadInput
@@ -21,6 +23,8 @@ class SplitPair(LightningDataModule):
     Attributes:
         train_set: the training split, with the recipe's random views.
         val_set: the validation split, pictures in their own frame.
+        evaluated: positions in val of the pictures that are evaluated; None: all.
+        start: batches that an earlier part of the run has trained on, over all epochs.
 
     Raises:
         BadInput: a split is missing or broken, or the two disagree on the classes.
@@ -29,32 +33,51 @@ class SplitPair(LightningDataModule):
     def __init__(self, data: Path, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
-        self.train_set = CocoInstances.open(data, "train", TrainTransform(recipe.data))
-        self.val_set = CocoInstances.open(data, "val")
+        self.evaluated: Sequence[int] | None = None
+        self.start = 0
+        self._batches_an_epoch: int | None = None
+        self.train_set = CocoInstances.open(
+            data, "train", TrainTransform(recipe.data), degenerate=recipe.data.degenerate
+        )
+        self.val_set = CocoInstances.open(data, "val", degenerate=recipe.data.degenerate)
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val need at least one picture each")
-        ours, theirs = (
-            list(zip(s.category_ids, s.class_names, strict=True)) for s in (self.train_set, self.val_set)
-        )
-        if ours != theirs:
-            raise BadInput(
-                f"{self.val_set.annotations_file}: its categories {theirs[:8]} are not those of train, "
-                f"{ours[:8]}; give both splits the same list"
-            )
+        check_same_classes(self.train_set, self.val_set)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the data the run stands; a part of the checkpoint."""
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.total_batch_idx + 1
+        return {"batches": done, "batches_an_epoch": self.trainer.num_training_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the batches that are done."""
+        self.start, self._batches_an_epoch = state_dict["batches"], state_dict["batches_an_epoch"]
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Shuffled batches; the order depends on the seed and the epoch alone."""
+        """Shuffled batches; the order depends on the seed and the epoch alone.
+
+        Raises:
+            BadInput: the run was begun with batches, or data, of another size.
+        """
         config = self.recipe.train
         world_size, rank = self._processes()
-        return train_loader(
+        loader = train_loader(
             self.train_set,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size // config.accumulate,
             workers=choose_workers(config.workers),
             seed=config.seed,
             repeat=self.recipe.data.repeat,
+            start=self.start,
             rank=rank,
             world_size=world_size,
         )
+        if self._batches_an_epoch not in (None, len(loader)):
+            raise BadInput(
+                f"the run was begun with {self._batches_an_epoch} batches an epoch and cannot go on with "
+                f"{len(loader)}; give the same data, batch_size, accumulate and repeat"
+            )
+        return loader
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         """Pictures of val in the network's frame, one a batch: padding would change what GroupNorm sees."""
@@ -67,6 +90,7 @@ class SplitPair(LightningDataModule):
             workers=choose_workers(self.recipe.train.workers),
             rank=rank,
             world_size=world_size,
+            wanted=self.evaluated,
         )
 
     def _processes(self) -> tuple[int, int]:

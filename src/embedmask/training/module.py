@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from embedmask.config import Recipe, TrainConfig
+from embedmask.config import ModelConfig, Recipe, TrainConfig
 from embedmask.data.loader import EvalBatch, TrainBatch
+from embedmask.errors import TrainingStopped
 from embedmask.inference.loop import predict_batch
-from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.results import coco_results
-from embedmask.model.embedmask import EmbedMask
+from embedmask.model.build import build_model
+from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.objective.criterion import Criterion
+from embedmask.structures import Instances
+from embedmask.training.processes import gather
 from embedmask.training.schedule import lr_factor, parameter_groups
 
 
@@ -42,41 +46,74 @@ class EmbedMaskModule(LightningModule):
         self.recipe = recipe
         self.category_ids = list(category_ids)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = EmbedMask(recipe.model).to(memory_format=self.memory_format)
-        self.criterion = Criterion.from_config(recipe.model)
-        self.postprocess = Postprocessor.from_config(recipe.model)
+        self.model = build_model(recipe.model).to(memory_format=self.memory_format)
+        # the baseline brings its own objective along
+        self.criterion = (
+            Criterion.from_config(recipe.model) if isinstance(recipe.model, ModelConfig) else None
+        )
 
-    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
-        """The total loss (eq. 8); every term is logged by step and as the mean of the epoch."""
+    def compute_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
+        """Every weighted term of the loss of a batch, a scalar each."""
         images, targets = batch
         inputs = self.model.preprocess(images)
         inputs.tensors = inputs.tensors.contiguous(memory_format=self.memory_format)
-        losses = self.criterion(self.model(inputs), targets)  # in float32 whatever the network ran in
-        total = losses.total
-        named = {"total": total, **losses.as_dict()}
-        logged = {f"loss/{name}": term.detach() for name, term in named.items()}
-        self.log_dict(logged, on_step=True, on_epoch=True, batch_size=len(images), sync_dist=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(images))
-        self.log("loss", total.detach(), prog_bar=True, logger=False, batch_size=len(images))
-        return total
+        if isinstance(self.model, MaskRCNN):
+            return self.model.losses(inputs, targets).as_dict()
+        assert self.criterion is not None
+        return self.criterion(self.model(inputs), targets).as_dict()  # in float32 whatever the network ran in
+
+    def predict_batch(self, batch: EvalBatch) -> list[Instances]:
+        """Instances of each picture of a batch, in the picture's own frame."""
+        images, _, original_sizes = batch
+        return predict_batch(
+            self.model, self.recipe.model, images, original_sizes, memory_format=self.memory_format
+        )
+
+    def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
+        """What is drawn on the way follows from seed, batch and process: a resumed run draws the same."""
+        place = (self.recipe.train.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> dict[str, Any]:
+        """`loss`: what is minimised; `losses`: name -> mean over the processes; `lr`: the rate of this step.
+
+        Raises:
+            TrainingStopped: a loss is not finite, in any process.
+        """
+        terms = self.compute_losses(batch)
+        total = torch.stack(list(terms.values())).sum()
+        values = torch.stack([total, *terms.values()]).detach()
+        means = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
+        losses = dict(zip(("total", *terms), means, strict=True))
+        if not np.isfinite(means).all():
+            raise TrainingStopped(self._complaint(losses, [target.image_id for target in batch[1]]))
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({**{f"loss/{name}": value for name, value in losses.items()}, "lr": rate})
+        self.log("loss", losses["total"], prog_bar=True, logger=False)
+        return {"loss": total, "losses": losses, "lr": rate}
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
         """`results`: COCO results of the batch, in the pictures' own frames."""
-        images, image_ids, original_sizes = batch
-        found = predict_batch(
-            self.model, self.postprocess, images, original_sizes, memory_format=self.memory_format
-        )
-        named = zip(image_ids, found, strict=True)
+        named = zip(batch[1], self.predict_batch(batch), strict=True)
         rows = [row for image_id, one in named for row in coco_results(one, image_id, self.category_ids)]
         return {"results": rows}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The solver, with the learning rate set anew before every optimizer step."""
         config = self.recipe.train
-        optimizer = make_optimizer(parameter_groups(self.model.named_parameters(), config), config)
-        total = int(self.trainer.estimated_stepping_batches)
+        optimizer = make_optimizer(parameter_groups(self.model, config), config)
+        total = config.max_steps or int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, partial(lr_factor, total_steps=total, config=config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _complaint(self, losses: dict[str, float], image_ids: list[int | None]) -> str:
+        named = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        images = ", ".join(map(str, gather(image_ids)))
+        return (
+            f"step {self.trainer.global_step + 1}: the loss is not finite ({named}); images {images}; nothing was "
+            "learned from them, and the last checkpoint is kept; lower --train.lr, set --train.clip_norm, or "
+            "look at these images"
+        )
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform
@@ -15,7 +17,7 @@ from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.results import to_detections
-from embedmask.structures import CropMasks, Instances, Target
+from embedmask.structures import Instances, Target
 from embedmask.visualize import draw, side_by_side
 
 SCORE_THRESHOLD = 0.3
@@ -42,16 +44,19 @@ def draw_truth(dataset: CocoInstances, index: int) -> NDArray[np.uint8]:
     """Item `index` in its own frame with its ground truth drawn, uint8 `[H, W, 3]`."""
     whole = EvalTransform(None, 0)
     image, target = whole(dataset.image(index), dataset.annotations(index), torch.Generator())
-    detections = to_detections(target_instances(target), dataset.class_names)
+    return draw_target(image, target, dataset.class_names)
+
+
+def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Ground truth over the uint8 picture `[3, h, w]` that it belongs to, uint8 `[h, w, 3]`."""
+    detections = to_detections(target_instances(target), class_names)
     detections.confidence = None  # the truth has no score
-    return draw(image, detections, dataset.class_names)
+    return draw(image, detections, class_names)
 
 
 def target_instances(target: Target) -> Instances:
     """Ground truth as if it had been predicted, with score 1."""
-    height, width = target.masks.shape[-2:]
-    masks = CropMasks(list(target.masks), [(0, 0)] * len(target), (height, width))
-    return Instances(target.boxes, torch.ones(len(target)), target.labels, masks)
+    return Instances(target.boxes, torch.ones(len(target)), target.labels, target.crop_masks())
 
 
 def spread(length: int, count: int) -> list[int]:

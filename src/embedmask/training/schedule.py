@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from embedmask.config import TrainConfig
+
+NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -46,24 +48,39 @@ def _cosine(step: int, total_steps: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> list[dict[str, Any]]:
+def _norm_weights(model: nn.Module) -> list[nn.Parameter]:
+    layers = [module for module in model.modules() if isinstance(module, NORMS)]
+    return [layer.weight for layer in layers if layer.weight is not None and layer.weight.requires_grad]
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """The authors' groups: every parameter whose name contains "bias" has its own rate and decay.
 
-    Frozen parameters (`requires_grad` False) are left out, and so is a group that would be empty.
+    With `norm_weight_decay` the weights of normalisation layers are a group of their own. Frozen parameters
+    (`requires_grad` False) are left out, and so is a group that would be empty.
     """
+    norms = _norm_weights(model) if config.norm_weight_decay is not None else []
+    apart = set(map(id, norms))
+    named = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in apart]
     trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     groups = (
         {
             "name": "weights",
             "params": [parameter for name, parameter in trained if "bias" not in name],
-            "lr": config.lr,
+            "lr": config.step_lr,
             "weight_decay": config.weight_decay,
         },
         {
             "name": "biases",
             "params": [parameter for name, parameter in trained if "bias" in name],
-            "lr": config.lr * config.bias_lr_factor,
+            "lr": config.step_lr * config.bias_lr_factor,
             "weight_decay": config.bias_weight_decay,
+        },
+        {
+            "name": "norms",
+            "params": norms,
+            "lr": config.step_lr,
+            "weight_decay": config.norm_weight_decay,
         },
     )
     return [group for group in groups if group["params"]]

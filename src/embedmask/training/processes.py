@@ -1,0 +1,80 @@
+"""Several processes: how many, which one this is, and what the others hold."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from embedmask.errors import BadInput
+
+T = TypeVar("T")
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
+"""What launchers tell a process about its place, before the processes have found each other."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How the work is spread.
+
+    Attributes:
+        devices: processes of each machine; or the number of the one CUDA card to use, in a list.
+        nodes: machines.
+    """
+
+    devices: int | list[int] = 1
+    nodes: int = 1
+
+    @property
+    def are_many(self) -> bool:
+        """Whether there may be more than one."""
+        return self.nodes > 1 or (isinstance(self.devices, int) and self.devices > 1)
+
+
+def choose_processes(device: torch.device, devices: int | None, nodes: int) -> Processes:
+    """How the work is spread over `device`s.
+
+    A launcher (torchrun) has decided already, and what it says holds. Else Lightning starts what is missing.
+
+    Args:
+        device: `cuda` means every card, `cuda:N` that one; on the CPU a process is what `devices` counts.
+        devices: processes of each machine; None: one, or one a card.
+        nodes: machines.
+
+    Raises:
+        BadInput: a number below 1, or one that contradicts the launcher or `cuda:N`.
+    """
+    for name, value in (("--devices", devices), ("--nodes", nodes)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name} must be at least 1, got {value}")
+    if distributed.is_available() and distributed.is_torchelastic_launched():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        if devices not in (None, local):
+            raise BadInput(
+                f"--devices {devices}: torchrun has started {local} a machine; leave the option out"
+            )
+        return Processes(local, int(os.environ["WORLD_SIZE"]) // local)
+    if device.type == "cuda" and device.index is not None:
+        if devices not in (None, 1):
+            raise BadInput(f"--devices {devices}: --device {device} is one card; use --device cuda")
+        return Processes([device.index], nodes)
+    every = torch.cuda.device_count() if device.type == "cuda" else 1
+    return Processes(every if devices is None else devices, nodes)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
+
+
+def gather(items: list[T]) -> list[T]:
+    """The items of all processes, on every one of them."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return items
+    parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
+    distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

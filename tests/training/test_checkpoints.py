@@ -1,0 +1,154 @@
+"""Checkpoints are whole or not there, and never of a model that is beyond help."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import start, tiny
+
+from embedmask.data.shapes import make_shapes
+from embedmask.errors import BadInput, TrainingStopped
+from embedmask.training import fit
+from embedmask.training.checkpoints import WholeFiles
+from embedmask.training.module import EmbedMaskModule
+
+LIMIT = 100_000
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=8, val=2, size=64, seed=0)
+    return folder
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """The system refuses to let any file grow beyond `LIMIT` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_is_named_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeFiles().save_checkpoint({"weights": torch.ones(10)}, path)
+    before = path.read_bytes()
+    with no_room(), pytest.raises(BadInput) as caught:
+        WholeFiles().save_checkpoint({"weights": torch.ones(LIMIT)}, path)
+    assert str(path) in str(caught.value)
+    assert "make room on that disk" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def train_without_room(data: Path, out: Path, message: Path) -> None:
+    """In a process of its own: go on with a run on a full disk."""
+    with no_room():
+        try:
+            fit.train(tiny(epochs=2), data, out, resume=True)
+        except BadInput as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            message.write_text(str(error))
+
+
+def test_run_on_a_full_disk_can_go_on_when_there_is_room(shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit.train(tiny(epochs=1), shapes, out)
+    before = {name: (out / name).read_bytes() for name in ("last.ckpt", "best.safetensors", "metrics.csv")}
+    start(train_without_room, shapes, out, tmp_path / "message").join(120)
+    assert (
+        "cannot be written (File too large); nothing was changed; make room"
+        in (tmp_path / "message").read_text()
+    )
+    assert all((out / name).read_bytes() == content for name, content in before.items())
+    assert fit.train(tiny(epochs=2), shapes, out, resume=True)["steps"] == 4
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, number: int, value: float) -> None:
+    """Make the box loss of that step something else."""
+    compute, calls = EmbedMaskModule.compute_losses, [0]
+
+    def spoiled(self: EmbedMaskModule, batch: Any) -> dict[str, torch.Tensor]:
+        terms = compute(self, batch)
+        calls[0] += 1
+        return {**terms, "box": terms["box"] * value} if calls[0] == number else terms
+
+    monkeypatch.setattr(EmbedMaskModule, "compute_losses", spoiled)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_no_number_stops_the_run(
+    value: float, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, seen, out = tiny(checkpoint_steps=1), [], tmp_path / "run"
+    step = EmbedMaskModule.training_step
+
+    def remember(self: EmbedMaskModule, batch: Any, batch_idx: int) -> dict[str, Any]:
+        seen.append([target.image_id for target in batch[1]])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(EmbedMaskModule, "training_step", remember)
+    with monkeypatch.context() as patch:
+        spoil(patch, 4, value)
+        with pytest.raises(TrainingStopped) as caught:
+            fit.train(recipe, shapes, out)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("step 4: ")
+    for name in ("total", "classification", f"box {value}", "centerness", "mask", "smooth"):
+        assert name in message
+    assert f"images {', '.join(map(str, seen[-1]))};" in message
+    state = torch.load(out / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert fit.train(recipe, shapes, out, resume=True)["steps"] == 4  # the step is taken again
+
+
+def test_weights_that_are_no_numbers_are_not_kept(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finite loss may have a gradient that is not: the next loss would tell, but the checkpoint comes first."""
+    step = torch.optim.SGD.step
+    calls = [0]
+
+    def explode(self: torch.optim.SGD, closure: Any = None) -> Any:
+        result = step(self, closure)
+        calls[0] += 1
+        if calls[0] == 3:
+            self.param_groups[0]["params"][0].data.fill_(math.inf)
+        return result
+
+    monkeypatch.setattr(torch.optim.SGD, "step", explode)
+    with pytest.raises(TrainingStopped, match="step 3: weights are no longer finite"):
+        fit.train(tiny(checkpoint_steps=1), shapes, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 2
+
+
+def test_checkpoints_are_written_by_the_clock(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    save = WholeFiles.save_checkpoint
+
+    def note(self: WholeFiles, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
+        written.append(checkpoint["global_step"])
+        save(self, checkpoint, path, **options)
+
+    monkeypatch.setattr(WholeFiles, "save_checkpoint", note)
+    for minutes, steps in ((1e-9, [1, 2]), (60.0, [2])):
+        written.clear()
+        fit.train(tiny(epochs=1, checkpoint_minutes=minutes), shapes, tmp_path / str(minutes))
+        assert written == steps

@@ -1,0 +1,195 @@
+"""Two processes learn what one would learn from their joined batches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import start, tiny
+
+from embedmask.config import Recipe
+from embedmask.data.shapes import make_shapes
+from embedmask.errors import BadInput, TrainingStopped
+from embedmask.training import fit
+from embedmask.training.datamodule import SplitPair
+from embedmask.training.module import EmbedMaskModule
+from embedmask.training.processes import Processes, choose_processes, gather, is_first
+
+TORCHRUN = {
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "TORCHELASTIC_RUN_ID": "test",
+}
+WITHOUT_OBJECTS = 4
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+# trained BatchNorm sees each process's own pictures; all else must not know how many processes there are
+FIXED = tiny({"backbone_norm": "frozen"}, batch_size=4, lr=0.02, ema_decay=None, eval_every=2)
+
+
+def one_of_two(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None:
+    """What torchrun starts; the second process must neither write nor speak."""
+    os.environ.update(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", MASTER_PORT=str(port))
+    lines: list[str] = []
+    fit.train(recipe, data, out, report=lines.append)
+    (out.parent / f"said {rank}").write_text(json.dumps(lines))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven pictures, four of them without objects: batches of 4 and 3, some shares without any object."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=7, val=2, size=64, seed=0)
+    content = json.loads((folder / "train.json").read_text())
+    empty = [image["id"] for image in content["images"][:WITHOUT_OBJECTS]]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in empty]
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+def free_port() -> int:
+    """Where two processes can meet."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return int(server.getsockname()[1])
+    except OSError as error:
+        pytest.skip(f"processes cannot talk to each other here: {error}")
+
+
+@pytest.fixture(scope="module")
+def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Results of one process and of two."""
+    folder = tmp_path_factory.mktemp("runs")
+    port = free_port()
+    ranks = [start(one_of_two, rank, port, FIXED, data, folder / "two") for rank in range(2)]
+    fit.train(FIXED, data, folder / "one")
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    return folder / "one", folder / "two"
+
+
+def test_some_steps_have_a_process_without_objects(data: Path) -> None:
+    splits = SplitPair(data, FIXED)
+    counts = []
+    for epoch in range(2):
+        for rank in range(2):
+            splits._processes = lambda rank=rank: (2, rank)  # type: ignore[method-assign, misc]
+            loader: Any = splits.train_dataloader()
+            loader.batch_sampler.sampler.set_epoch(epoch)
+            counts += [sum(map(len, targets)) for _, targets in loader]
+    assert 0 in counts
+    assert any(counts)
+
+
+def test_losses_are_those_of_the_joined_batch(both: tuple[Path, Path]) -> None:
+    one, two = (list(csv.DictReader((out / "metrics.csv").open())) for out in both)
+    assert [row["step"] for row in two] == ["2", "4"]
+    for a, b in zip(one, two, strict=True):
+        for name in (name for name in a if name.startswith("loss/")):
+            assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-5, abs=1e-5)
+
+
+def test_weights_are_those_of_the_joined_batch(both: tuple[Path, Path]) -> None:
+    one, two = (load_file(out / "last.safetensors") for out in both)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+    momentum = torch.load(both[0] / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    moved = max(float(state["momentum_buffer"].abs().max()) for state in momentum.values())
+    assert moved * 0.02 > 1e-3  # steps large enough for equality to say something
+
+
+def test_the_first_process_alone_writes_and_speaks(both: tuple[Path, Path]) -> None:
+    folder = both[1].parent
+    assert len(json.loads((folder / "said 0").read_text())) == 4  # layout, two epochs, the result
+    assert json.loads((folder / "said 1").read_text()) == []
+    assert {path.name for path in both[0].iterdir()} == {path.name for path in both[1].iterdir()}
+    assert len(list((both[1] / "tensorboard").glob("events*"))) == 1
+
+
+def spoiled(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None:
+    """One of two, of which the second finds a loss that is no number in the second step."""
+    if rank == 1:
+        compute, calls = EmbedMaskModule.compute_losses, [0]
+
+        def spoil(self: EmbedMaskModule, batch: Any) -> dict[str, torch.Tensor]:
+            calls[0] += 1
+            return {
+                name: term * (math.nan if calls[0] == 2 else 1) for name, term in compute(self, batch).items()
+            }
+
+        EmbedMaskModule.compute_losses = spoil  # type: ignore[method-assign]
+    try:
+        one_of_two(rank, port, recipe, data, out)
+    except TrainingStopped as error:
+        (out.parent / f"stopped {rank}").write_text(str(error))
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_both(data: Path, tmp_path: Path) -> None:
+    port = free_port()
+    ranks = [start(spoiled, rank, port, FIXED, data, tmp_path / "run") for rank in range(2)]
+    for process in ranks:
+        process.join(120)
+    said = [(tmp_path / f"stopped {rank}").read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert said[0].startswith("step 2: the loss is not finite")
+    images = said[0].partition("images ")[2].partition(";")[0].split(", ")
+    assert len(images) == 3  # of both processes: the second batch has three
+
+
+def test_evaluation_sees_the_pictures_of_all_processes(both: tuple[Path, Path]) -> None:
+    one, two = (json.loads((out / "metrics.json").read_text()) for out in both)
+    assert two["segm/AP"] == pytest.approx(one["segm/AP"], abs=1e-3)
+
+
+def test_processes_follow_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_processes(CPU, None, 1) == Processes(1, 1)
+    assert choose_processes(CPU, 2, 3) == Processes(2, 3)
+    assert choose_processes(torch.device("cuda:1"), None, 1) == Processes([1], 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_processes(CUDA, None, 1) == Processes(4, 1)
+    assert choose_processes(CUDA, 2, 1) == Processes(2, 1)
+    assert not any(few.are_many for few in (Processes(1), Processes([1])))
+    assert all(many.are_many for many in (Processes(2), Processes(1, 2)))
+
+
+def test_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**TORCHRUN, "WORLD_SIZE": "6"}.items():
+        monkeypatch.setenv(name, value)
+    assert choose_processes(CPU, None, 1) == Processes(2, 3)
+    with pytest.raises(BadInput, match="torchrun has started 2"):
+        choose_processes(CPU, 4, 1)
+
+
+@pytest.mark.parametrize(("devices", "nodes", "name"), [(0, 1, "--devices"), (1, 0, "--nodes")])
+def test_impossible_numbers_are_refused(devices: int, nodes: int, name: str) -> None:
+    with pytest.raises(BadInput, match=f"{name} must be at least 1"):
+        choose_processes(CPU, devices, nodes)
+
+
+def test_one_card_is_one_process() -> None:
+    with pytest.raises(BadInput, match="is one card"):
+        choose_processes(torch.device("cuda:0"), 2, 1)
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_any_launcher_names_the_first_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_first()
+    monkeypatch.setenv(name, "0")
+    assert is_first()
+    monkeypatch.setenv(name, "1")
+    assert not is_first()
+
+
+def test_one_process_gathers_its_own() -> None:
+    items: list[Any] = [1, "a"]
+    assert gather(items) == items

@@ -1,0 +1,132 @@
+"""A dry run finds out what a run would, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import tiny
+
+from embedmask.config import DataConfig
+from embedmask.data.shapes import make_shapes
+from embedmask.errors import BadInput, TrainingStopped
+from embedmask.training.engine import told_when_memory_ends
+from embedmask.training.module import EmbedMaskModule
+from embedmask.training.rehearsal import Estimate, duration, largest_views, rehearse
+
+ESTIMATE = Estimate(
+    step_seconds=0.5,
+    picture_seconds=0.1,
+    steps=90_000,
+    evaluations=12,
+    pictures=5000,
+    minutes_allowed=None,
+    peak_bytes=3 * 2**30,
+)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=10, val=6, size=64, seed=0)
+    return folder
+
+
+def nothing(line: str) -> None:
+    del line
+
+
+def test_it_counts_the_whole_run_and_writes_nothing(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    before = sorted(shapes.rglob("*"))
+    found = rehearse(tiny(epochs=5, eval_every=2), shapes, tmp_path / "out", report=lines.append)
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(shapes.rglob("*")) == before
+    assert (found.steps, found.evaluations, found.pictures) == (15, 3, 6)
+    assert found.step_seconds > 0
+    assert found.picture_seconds > 0
+    assert found.peak_bytes is None or found.peak_bytes > 2**20
+    assert len(lines) == 3
+    assert "the whole takes about" in lines[-1]
+
+
+def test_parts_of_a_step_are_counted_as_one(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    train = EmbedMaskModule.training_step
+
+    def note(self: EmbedMaskModule, batch: Any, batch_idx: int) -> dict[str, Any]:
+        steps.append(len(batch[0]))
+        return train(self, batch, batch_idx)
+
+    monkeypatch.setattr(EmbedMaskModule, "training_step", note)
+    found = rehearse(tiny(accumulate=2, epochs=None, max_steps=70), shapes, report=nothing)
+    assert steps == [2, 2, 2, 2]  # two steps of two parts of two pictures
+    assert found.steps == 70
+    assert found.evaluations == 24  # an epoch has 5 parts, 3 steps
+
+
+def test_the_largest_batch_has_the_picture_with_most_objects(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    compute = EmbedMaskModule.compute_losses
+
+    def note(self: EmbedMaskModule, batch: Any) -> dict[str, torch.Tensor]:
+        counts.append(max(len(target) for target in batch[1]))
+        return compute(self, batch)
+
+    monkeypatch.setattr(EmbedMaskModule, "compute_losses", note)
+    rehearse(tiny(), shapes, report=nothing)
+    annotations = json.loads((shapes / "train.json").read_text())["annotations"]
+    images = [annotation["image_id"] for annotation in annotations]
+    assert counts[0] == max(images.count(image) for image in images)
+
+
+def test_what_stops_a_run_stops_it_too(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    with pytest.raises(BadInput, match="already holds something"):
+        rehearse(tiny(), shapes, tmp_path / "kept", report=nothing)
+    with pytest.raises(BadInput, match="no such data folder"):
+        rehearse(tiny(), tmp_path / "absent", report=nothing)
+    monkeypatch.setattr(
+        EmbedMaskModule, "compute_losses", lambda self, batch: {"box": torch.tensor(math.nan)}
+    )
+    with pytest.raises(TrainingStopped, match="step 1: the loss is not finite"):
+        rehearse(tiny(), shapes, report=nothing)
+
+
+def test_the_estimate_adds_steps_and_evaluations() -> None:
+    assert ESTIMATE.total_seconds == pytest.approx(45_000 + 6_000)
+    assert "14 h 10 min" in ESTIMATE.lines()[1]
+    assert "3 GiB" in ESTIMATE.lines()[0]
+    assert replace(ESTIMATE, minutes_allowed=10).total_seconds == 600
+    assert "GiB" not in replace(ESTIMATE, peak_bytes=None).lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.6, "8 s"), (61, "1 min"), (7_260, "2 h 1 min"), (90_000, "1 d 1 h")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_views_at_their_largest() -> None:
+    config = DataConfig(short_sides=(640, 800), scale_range=(0.5, 2.0), flip_vertical=0.5)
+    assert largest_views(config) == replace(config, short_sides=(800,), scale_range=(2.0, 2.0))
+    assert largest_views(DataConfig(short_sides=())).short_sides == ()
+
+
+def test_memory_that_ends_is_told_with_the_mend() -> None:
+    mend = pytest.raises(BadInput, match=r"16 images in 2 part.*--train.accumulate 4")
+    with mend as caught, told_when_memory_ends(tiny(batch_size=16, accumulate=2).train):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
+    assert "\n" not in str(caught.value)

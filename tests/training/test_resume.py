@@ -1,0 +1,156 @@
+"""A run that is killed and goes on leaves, bit for bit, what one leaves that was never stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import left_behind, same, start, tiny
+
+from embedmask import files
+from embedmask.config import Recipe
+from embedmask.data.shapes import make_shapes
+from embedmask.errors import BadInput
+from embedmask.training import checkpoints, fit
+from embedmask.training.module import EmbedMaskModule
+
+EVERY_TWO = {"checkpoint_steps": 2, "checkpoint_minutes": None}
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=14, val=2, size=64, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of four steps that nobody stops."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    fit.train(tiny(**EVERY_TWO), shapes, out)
+    return out
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_call(owner: Any, name: str, number: int, *, after: bool = False) -> None:
+    """Make the function kill its process when it is called for that time, before or after its work."""
+    work, calls = getattr(owner, name), [0]
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number and not after:
+            die()
+        result = work(*args, **kwargs)
+        if calls[0] == number:
+            die()
+        return result
+
+    setattr(owner, name, deadly)
+
+
+def write_half(number: int) -> None:
+    """Make the process die in the middle of writing that checkpoint."""
+    save, calls = torch.save, [0]
+
+    def half(value: Any, file: Any) -> None:
+        save(value, file)
+        calls[0] += 1
+        if calls[0] == number:
+            file.flush()
+            file.truncate(file.tell() // 2)
+            die()
+
+    checkpoints.torch.save = half  # type: ignore[attr-defined]
+
+
+MOMENTS = {
+    "in the second step, before any checkpoint": lambda: die_at_call(EmbedMaskModule, "training_step", 2),
+    "after the third step's losses": lambda: die_at_call(EmbedMaskModule, "training_step", 3, after=True),
+    "while the second checkpoint is written": lambda: write_half(2),
+    "before the second checkpoint has its name": lambda: die_at_call(os, "replace", 7),
+    "in the second evaluation": lambda: die_at_call(EmbedMaskModule, "validation_step", 3),
+}
+
+
+def killed_run(moment: str, recipe: Recipe, data: Path, out: Path) -> None:
+    """In a process of its own."""
+    MOMENTS[moment]()
+    fit.train(recipe, data, out)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_run_goes_on_as_if_it_had_not_been(
+    moment: str, straight: Path, shapes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(killed_run, moment, tiny(**EVERY_TWO), shapes, out)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    torch.rand(100)  # what happened between must not matter
+    fit.train(tiny(**EVERY_TWO), shapes, out, resume=True)
+    assert same(left_behind(straight), left_behind(out))
+    assert rows(straight) == rows(out)
+    assert not any(files.is_temporary(path) for path in out.iterdir())
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """metrics.csv without what the clock says."""
+    found = csv.DictReader((out / "metrics.csv").open())
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": None, "max_steps": 7},  # ends within an epoch
+        {"accumulate": 2, "ema_decay": None, "eval_every": 2, "workers": 1},
+    ],
+    ids=["steps", "accumulate"],
+)
+def test_every_checkpoint_leads_to_the_same_end(
+    changes: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, kept = tiny(**{**EVERY_TWO, **changes}), []
+    write = checkpoints.LastCheckpoint._write
+
+    def write_and_keep(self: checkpoints.LastCheckpoint, *args: Any) -> None:
+        write(self, *args)
+        kept.append({path.name: path.read_bytes() for path in self.path.parent.iterdir() if path.is_file()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.LastCheckpoint, "_write", write_and_keep)
+        fit.train(recipe, shapes, tmp_path / "straight")
+    assert len(kept) == 4
+    for number, contents in enumerate(kept[1:3]):
+        out = tmp_path / str(number)
+        out.mkdir()
+        for name, content in contents.items():
+            (out / name).write_bytes(content)
+        fit.train(recipe, shapes, out, resume=True)
+        assert same(left_behind(tmp_path / "straight"), left_behind(out))
+        assert rows(tmp_path / "straight") == rows(out)
+
+
+def test_a_seed_is_a_run(straight: Path, shapes: Path, tmp_path: Path) -> None:
+    for name, seed in (("same", 0), ("other", 1)):
+        fit.train(tiny(**EVERY_TWO, seed=seed), shapes, tmp_path / name)
+    assert same(left_behind(straight), left_behind(tmp_path / "same"))
+    assert not same(left_behind(straight), left_behind(tmp_path / "other"))
+
+
+def test_a_run_does_not_go_on_with_other_batches(straight: Path, shapes: Path, tmp_path: Path) -> None:
+    for name in ("last.ckpt", "recipe.yaml"):
+        (tmp_path / name).write_bytes((straight / name).read_bytes())
+    with pytest.raises(BadInput, match="begun with 4 batches an epoch and cannot go on with 7"):
+        fit.train(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True)
+    assert (tmp_path / "recipe.yaml").read_bytes() == (straight / "recipe.yaml").read_bytes()
