@@ -44,6 +44,8 @@ FONT_RANGE = (9, 28)
 GAP = 4
 """Between the pictures of a sheet, px."""
 PAPER = 255
+MAX_CLASSES = 60
+"""More do not fit on a chart."""
 
 
 def draw(image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
@@ -180,6 +182,42 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         _plot(panel, name, axis, curves)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
+
+
+def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | Path) -> None:
+    """Objects by class and size, a panel for each split, as a picture; needs extra `train`.
+
+    Args:
+        splits: of each split, small, medium and large objects of each class; the first split's most frequent
+            `MAX_CLASSES` are shown.
+        path: picture to write, whole or not at all; the suffix says the format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    classes = dict.fromkeys(name for counts in splits.values() for name in counts)
+    first = next(iter(splits.values()), {})
+    names = sorted(classes, key=lambda name: -sum(first.get(name, ())))[:MAX_CLASSES]
+    size = (1 + 4.5 * max(len(splits), 1), 1.5 + 0.25 * len(names))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, max(len(splits), 1), squeeze=False, sharey=True)[0]
+    panels[0].set_ylim(max(len(names), 1) - 0.5, -0.5)  # the first on top
+    if len(classes) > len(names):
+        panels[0].set_ylabel(f"the {len(names)} most frequent of {len(classes)} classes")
+    for panel, (split, counts) in zip(panels, splits.items(), strict=False):
+        _stack(panel, names, np.array([counts.get(name, (0, 0, 0)) for name in names]).reshape(-1, 3))
+        panel.set(title=f"{split}: {sum(map(sum, counts.values()))} objects", xlabel="objects")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _stack(panel: Any, names: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+    left = np.cumsum(counts, axis=1) - counts
+    for column, size in enumerate(("small", "medium", "large")):
+        panel.barh(names, counts[:, column], left=left[:, column], label=size, height=0.7)
+    panel.grid(axis="x", alpha=0.3)
 
 
 def _curves(

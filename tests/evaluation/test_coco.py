@@ -6,12 +6,20 @@ import copy
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as mask_api
-from numpy.typing import NDArray
+from evaluation_scenes import (
+    Record,
+    as_annotation,
+    as_result,
+    ellipse,
+    make_truth,
+    measured,
+    one_object,
+    rle,
+    scene,
+)
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -20,74 +28,7 @@ from embedmask.evaluation.coco import CocoEvaluator
 
 NUCLEI = Path(__file__).parents[2] / ".." / "shared" / "data" / "nuclei" / "val.json"
 STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-Mask = NDArray[np.bool_]
-Record = dict[str, Any]
-
-
-def rle(mask: Mask) -> Record:
-    code = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-    counts = code["counts"]
-    return {"size": list(mask.shape), "counts": counts.decode() if isinstance(counts, bytes) else counts}
-
-
-def ellipse(size: tuple[int, int], center: tuple[float, float], radii: tuple[float, float]) -> Mask:
-    y, x = np.mgrid[: size[0], : size[1]]
-    return ((y - center[0]) / radii[0]) ** 2 + ((x - center[1]) / radii[1]) ** 2 <= 1
-
-
-def as_result(image_id: int, category_id: int, mask: Mask, score: float) -> Record:
-    code = rle(mask)
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [float(v) for v in mask_api.toBbox(code)],
-        "score": score,
-        "segmentation": code,
-    }
-
-
-def as_annotation(number: int, image_id: int, category_id: int, mask: Mask, crowd: bool = False) -> Record:
-    result = as_result(image_id, category_id, mask, 1.0)
-    del result["score"]
-    return {**result, "id": number, "area": float(mask.sum()), "iscrowd": int(crowd)}
-
-
-def truth(annotations: list[Record], sizes: dict[int, tuple[int, int]], categories: list[int]) -> Record:
-    return {
-        "images": [
-            {"id": key, "height": h, "width": w, "file_name": f"{key}.png"} for key, (h, w) in sizes.items()
-        ],
-        "annotations": annotations,
-        "categories": [{"id": key, "name": f"kind {key}"} for key in categories],
-    }
-
-
-def scene(seed: int, images: int = 12, objects: int = 8) -> tuple[Record, list[Record]]:
-    """Random objects of all sizes, crowds among them, and shifted, doubled, missed, invented detections.
-
-    Image 1 has no object, category 90 none at all, and image 3 no detection.
-    """
-    rng = np.random.default_rng(seed)
-    sizes = {3 * i + 1: (int(rng.integers(120, 300)), int(rng.integers(120, 300))) for i in range(images)}
-    annotations: list[Record] = []
-    results: list[Record] = []
-    for image_id, size in sizes.items():
-        for _ in range(objects):
-            category = int(rng.choice([2, 7, 17]))
-            radii = tuple(np.exp(rng.uniform(np.log(2), np.log(120), 2)))
-            center = (rng.uniform(0, size[0]), rng.uniform(0, size[1]))
-            mask = ellipse(size, center, radii)
-            if image_id != 1 and mask.any():
-                crowd = bool(rng.random() < 0.15)
-                annotations.append(as_annotation(len(annotations) + 1, image_id, category, mask, crowd))
-            for _ in range(int(rng.integers(0, 3)) if image_id != 7 else 0):
-                moved = tuple(c + rng.normal(0, 0.1 * min(radii)) for c in center)
-                found = ellipse(size, moved, tuple(r * rng.uniform(0.85, 1.15) for r in radii))
-                if found.any():
-                    guess = int(rng.choice([category, category, 2, 90]))
-                    # few distinct scores, so that ties occur
-                    results.append(as_result(image_id, guess, found, float(rng.integers(1, 20)) / 20))
-    return truth(annotations, sizes, [17, 2, 90, 7]), results
+RECALLS = ("AR", "AR_small", "AR_medium", "AR_large")
 
 
 def reference(
@@ -115,21 +56,17 @@ def reference(
         "AP_medium": precision[..., 2],
         "AP_large": precision[..., 3],
         "AR": recall[..., 0],
+        "AR_small": recall[..., 1],
+        "AR_medium": recall[..., 2],
+        "AR_large": recall[..., 3],
     }
     return {name: float(v[v > -1].mean()) if (v > -1).any() else -1.0 for name, v in cells.items()}
 
 
-def measured(truth: Record, results: list[Record], max_detections: int = 100) -> dict[str, float]:
-    evaluator = CocoEvaluator(truth, max_detections)
-    evaluator.add(results)
-    return evaluator.compute()
-
-
 def assert_equal(found: dict[str, float], expected: dict[str, float], kind: str) -> None:
+    assert {name for name in found if name.startswith(f"{kind}/")} == {f"{kind}/{name}" for name in expected}
     for name, value in expected.items():
-        if f"{kind}/{name}" not in found:
-            assert (kind, name) == ("bbox", "AP90")
-        elif value == -1:
+        if value == -1:
             assert math.isnan(found[f"{kind}/{name}"]), name
         else:
             assert found[f"{kind}/{name}"] == pytest.approx(value, abs=1e-6), name
@@ -169,7 +106,7 @@ def test_equals_pycocotools_summary(kind: str) -> None:
     evaluation.accumulate()
     evaluation.summarize()
     found = measured(truth, results)
-    for name, value in zip((*STATS, None, None, "AR"), evaluation.stats, strict=False):
+    for name, value in zip((*STATS, None, None, *RECALLS), evaluation.stats, strict=False):
         if name:
             assert value > 0
             assert found[f"{kind}/{name}"] == pytest.approx(value, abs=1e-6), name
@@ -190,7 +127,8 @@ def test_no_object_is_nan() -> None:
 def test_only_crowds_is_nan() -> None:
     mask = ellipse((80, 90), (40, 40), (20, 20))
     found = measured(
-        truth([as_annotation(1, 1, 2, mask, crowd=True)], {1: (80, 90)}, [2]), [as_result(1, 2, mask, 0.9)]
+        make_truth([as_annotation(1, 1, 2, mask, crowd=True)], {1: (80, 90)}, [2]),
+        [as_result(1, 2, mask, 0.9)],
     )
     assert math.isnan(found["segm/AP"])
 
@@ -200,7 +138,7 @@ def test_detections_inside_a_crowd_cost_nothing() -> None:
     inside = [ellipse((90, 90), (30, 30 + i), (6, 6)) for i in range(5)]
     annotations = [as_annotation(1, 1, 2, crowd, crowd=True), as_annotation(2, 1, 2, single)]
     results = [as_result(1, 2, mask, 0.9) for mask in inside] + [as_result(1, 2, single, 0.1)]
-    assert measured(truth(annotations, {1: (90, 90)}, [2]), results)["segm/AP"] == 1
+    assert measured(make_truth(annotations, {1: (90, 90)}, [2]), results)["segm/AP"] == 1
 
 
 def test_the_truth_itself_is_perfect() -> None:
@@ -243,7 +181,7 @@ def test_polygons_and_run_lengths_are_read_alike() -> None:
     runs = np.diff(np.concatenate(([0], edges, [flat.size])))
     annotation = as_annotation(1, 1, 2, mask)
     for segmentation in (polygons, {"size": [40, 50], "counts": runs.tolist()}, rle(mask)):
-        given = truth([{**annotation, "segmentation": segmentation}], {1: (40, 50)}, [2])
+        given = make_truth([{**annotation, "segmentation": segmentation}], {1: (40, 50)}, [2])
         assert measured(given, [as_result(1, 2, mask, 0.5)])["segm/AP"] == 1
 
 
@@ -268,7 +206,27 @@ def test_results_may_come_in_parts() -> None:
     assert part["segm/AR"] < evaluator.compute()["segm/AR"]
 
 
-def test_per_class_is_the_reference_of_each_category() -> None:
+def test_after_reset_only_what_is_added_then_counts() -> None:
+    truth, results = scene(2)
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(results)
+    whole = evaluator.compute()
+    evaluator.reset()
+    assert not any(value for value in evaluator.compute().values() if not math.isnan(value))
+    evaluator.add(results)
+    assert evaluator.compute() == pytest.approx(whole, nan_ok=True)
+
+
+def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    truth, results = scene(0)
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(results)
+    evaluator.compute(progress=True)
+    assert "boundary AP: 100%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_per_class_is_the_reference_of_each_category(kind: str) -> None:
     truth, results = scene(4)
     evaluator = CocoEvaluator(truth)
     evaluator.add(results)
@@ -276,10 +234,12 @@ def test_per_class_is_the_reference_of_each_category() -> None:
     assert list(found) == ["kind 2", "kind 7", "kind 17", "kind 90"]
     for key in (2, 7, 17):
         only = {**truth, "annotations": [a for a in truth["annotations"] if a["category_id"] == key]}
-        expected = reference(only, [r for r in results if r["category_id"] == key], "segm", 100)["AP"]
-        assert found[f"kind {key}"] == pytest.approx(expected, abs=1e-6)
-    assert math.isnan(found["kind 90"])
-    assert np.nanmean(list(found.values())) == pytest.approx(evaluator.compute()["segm/AP"])
+        expected = reference(only, [r for r in results if r["category_id"] == key], kind, 100)
+        for name in ("AP", "AP50", "AP75", "AP90"):
+            assert found[f"kind {key}"][f"{kind}/{name}"] == pytest.approx(expected[name], abs=1e-6)
+    assert all(math.isnan(value) for value in found["kind 90"].values())
+    mean = np.nanmean([values[f"{kind}/AP"] for values in found.values()])
+    assert mean == pytest.approx(evaluator.compute()[f"{kind}/AP"])
 
 
 def test_max_detections_counts_an_image() -> None:
@@ -287,7 +247,7 @@ def test_max_detections_counts_an_image() -> None:
     masks = [np.zeros((60, 130), dtype=bool) for _ in range(120)]
     for i, mask in enumerate(masks):
         mask[(i // 20) * 10 : (i // 20) * 10 + 4, (i % 20) * 6 : (i % 20) * 6 + 4] = True
-    given = truth([as_annotation(i + 1, 1, 2, m) for i, m in enumerate(masks)], {1: (60, 130)}, [2])
+    given = make_truth([as_annotation(i + 1, 1, 2, m) for i, m in enumerate(masks)], {1: (60, 130)}, [2])
     results = [as_result(1, 2, mask, 0.9) for mask in masks]
     few, all_of_them = measured(given, results), measured(given, results, 120)
     assert few["segm/AR"] == pytest.approx(100 / 120)
@@ -295,48 +255,7 @@ def test_max_detections_counts_an_image() -> None:
     assert (all_of_them["segm/AR"], all_of_them["segm/AP"], all_of_them["bbox/AP"]) == (1, 1, 1)
 
 
-# --- boundary AP ----------------------------------------------------------------------------------
-
-
-def slow_boundary(mask: Mask, width: int) -> Mask:
-    """Pixels of the mask within `width` steps (8 neighbours) of one outside it; the image ends outside."""
-    padded = np.pad(mask, width)
-    eroded = np.ones_like(mask)
-    for dy in range(-width, width + 1):
-        for dx in range(-width, width + 1):
-            eroded &= padded[width + dy :, width + dx :][: mask.shape[0], : mask.shape[1]]
-    return mask & ~eroded
-
-
-def slow_boundary_iou(a: Mask, b: Mask) -> float:
-    width = max(1, round(0.02 * math.hypot(*a.shape)))
-    edge_a, edge_b = slow_boundary(a, width), slow_boundary(b, width)
-    iou, edge_iou = ((x & y).sum() / (x | y).sum() for x, y in ((a, b), (edge_a, edge_b)))
-    return float(min(iou, edge_iou))
-
-
-@pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 6])
-@pytest.mark.parametrize("size", [(120, 160), (201, 97), (30, 31)])
-def test_boundary_ap_of_one_object_is_its_boundary_iou(size: tuple[int, int], shift: int) -> None:
-    h, w = size
-    mask = ellipse(size, (h / 2, w / 3), (h / 2.5, w / 3))  # touches the left border
-    found = ellipse(size, (h / 2 + shift, w / 3), (h / 2.5, w / 3))
-    iou = slow_boundary_iou(mask, found)
-    metrics = measured(truth([as_annotation(1, 1, 2, mask)], {1: size}, [2]), [as_result(1, 2, found, 0.9)])
-    thresholds = 0.5 + 0.05 * np.arange(10)
-    assert np.abs(thresholds - iou).min() > 1e-6
-    assert metrics["boundary/AP"] == pytest.approx((thresholds <= iou).mean())
-    assert metrics["boundary/AP50"] == (iou >= 0.5)
-    assert metrics["boundary/AP75"] == (iou >= 0.75)
-    assert metrics["boundary/AP"] <= metrics["segm/AP"]
-
-
 # --- bad input ------------------------------------------------------------------------------------
-
-
-def one_object() -> tuple[Record, Record]:
-    mask = ellipse((40, 50), (20, 20), (10, 12))
-    return truth([as_annotation(7, 1, 2, mask)], {1: (40, 50)}, [2]), as_result(1, 2, mask, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -365,37 +284,6 @@ def test_results_must_be_complete(key: str) -> None:
     del result[key]
     with pytest.raises(BadInput, match=f"has no {key}"):
         CocoEvaluator(given).add([result])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_id": 9}, "annotation 7 is of image 9"),
-        ({"category_id": 9}, "annotation 7 is of category 9"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 7 has a polygon with 2 points"),
-        ({"segmentation": {"size": [4, 5], "counts": [20]}}, "annotation 7 has a mask of size"),
-        ({"segmentation": None}, "annotation 7 has no segmentation"),
-    ],
-)
-def test_bad_annotations_are_named(change: Record, message: str) -> None:
-    given, _ = one_object()
-    given["annotations"][0] |= change
-    with pytest.raises(BadInput, match=message) as caught:
-        CocoEvaluator(given)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "not JSON"), ("[]", "not a COCO annotation file"), ('{"images": []}', "no list of annotations")],
-)
-def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "val.json"
-    path.write_text(text)
-    with pytest.raises(BadInput, match=f"val.json.*{message}"):
-        CocoEvaluator(path)
-    with pytest.raises(BadInput, match=r"other\.json: no such annotation file"):
-        CocoEvaluator(tmp_path / "other.json")
 
 
 def test_a_file_is_read_as_its_content(tmp_path: Path) -> None:
@@ -429,8 +317,7 @@ def test_nuclei_need_more_than_100_detections() -> None:
     usual, raised = CocoEvaluator(NUCLEI), CocoEvaluator(NUCLEI, max_detections=1000)
     for evaluator in (usual, raised):
         evaluator.add(results)
-    assert usual.per_class() == {"nucleus": pytest.approx(0.772, abs=5e-4)}
-    assert raised.per_class() == {"nucleus": 1.0}
+    assert usual.compute()["segm/AP"] == pytest.approx(0.772, abs=5e-4)
     fluorescence = [image["id"] for image in values["images"] if image["modality"] == "fluorescence"]
     found = raised.compute(image_ids=fluorescence)
     assert {value for value in found.values() if not math.isnan(value)} == {1.0}

@@ -10,8 +10,8 @@ The figures are those of pycocotools, with three differences that are meant:
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,23 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from embedmask.data.segmentation import parse_segmentation
+from embedmask.data.annotations import collector_paused
 from embedmask.errors import BadInput
+from embedmask.evaluation.overlap import Overlaps, boundary_ious, box_ious, mask_ious
+from embedmask.evaluation.truth import read_truth
 from embedmask.structures import Size
 
 Kind = Literal["bbox", "segm", "boundary"]
+KINDS: tuple[Kind, ...] = ("bbox", "segm", "boundary")
 AREAS = ("all", "small", "medium", "large")
-BOUNDARY_DILATION = 0.02
-"""Width of the boundary band, as a fraction of the image's diagonal (Boundary IoU, Cheng et al. 2021)."""
+Pair = tuple[int, int]
+"""Image and category."""
 
 
 @dataclass(frozen=True)
-class _Curves:
+class Curves:
     """Precision and recall at the largest number of detections; -1 where a category has no ground truth.
 
     Attributes:
@@ -46,25 +50,43 @@ class _Curves:
 
     def ap(self, iou: float | None = None, area: str = "all", category: int | None = None) -> float:
         """Mean precision, at one IoU threshold or all, for one category (its position) or all."""
-        values = self.precision[:, :, :, AREAS.index(area)]
+        values = self.precision[..., AREAS.index(area)]
         if iou is not None:
             values = values[[round((iou - 0.5) / 0.05)]]
         if category is not None:
             values = values[:, :, category]
         return _mean(values)
 
-    def ar(self) -> float:
+    def ar(self, area: str = "all") -> float:
         """Mean recall over IoU thresholds and categories."""
-        return _mean(self.recall[:, :, 0])
+        return _mean(self.recall[..., AREAS.index(area)])
+
+    def at(self, iou: float) -> NDArray[np.float64]:
+        """Precision at recall 0, 0.01 .. 1, mean over the categories, float64 `[101]`; nan without objects."""
+        values = self.precision[round((iou - 0.5) / 0.05), :, :, 0]
+        return np.array([_mean(row) for row in values])
+
+    def metrics(self) -> dict[str, float]:
+        """AP, AP50, AP75, AP90, AR, and AP and AR by size."""
+        by_size = {f"AP_{area}": self.ap(area=area) for area in AREAS[1:]}
+        by_size |= {f"AR_{area}": self.ar(area) for area in AREAS[1:]}
+        thresholds = {f"AP{round(100 * iou)}": self.ap(iou) for iou in (0.5, 0.75, 0.9)}
+        return {"AP": self.ap(), **thresholds, "AR": self.ar(), **by_size}
 
 
 class CocoEvaluator:
-    """Gathers results and measures them against a ground truth.
+    """Gathers results and measures them against a ground truth, which is read once.
+
+    Attributes:
+        max_detections: the highest-scoring results of an image and category that count (maxDets).
+        truth: index of the ground truth; its masks are compressed RLE.
+        results: what has been added.
 
     Example:
         >>> evaluator = CocoEvaluator("val.json", max_detections=1000)
         >>> evaluator.add(results)
         >>> evaluator.compute()["segm/AP"]
+        >>> evaluator.reset()  # the results are forgotten, the ground truth stays
     """
 
     def __init__(self, annotations: str | Path | Mapping[str, Any], max_detections: int = 100) -> None:
@@ -73,19 +95,23 @@ class CocoEvaluator:
         Args:
             annotations: a COCO annotation file or what it holds; any ids, in any order. Objects without
                 `area`, `bbox` or `iscrowd` are completed from their mask.
-            max_detections: the highest-scoring results of an image and category that count (maxDets).
+            max_detections: see the attribute.
 
         Raises:
-            BadInput: a file that cannot be read, or an annotation of an unknown image or category or without
-                a usable mask.
+            BadInput: see `read_truth`; or not a number of detections.
         """
         if max_detections < 1:
             raise BadInput(f"max_detections must be at least 1, got {max_detections}")
         self.max_detections = max_detections
         self._where = str(annotations) if isinstance(annotations, (str, Path)) else "annotations"
-        self._truth = _index(_read(annotations), self._where)
-        self._results: list[dict[str, Any]] = []
-        self._curves: dict[tuple[Kind, tuple[int, ...]], _Curves] = {}
+        self.truth: COCO = read_truth(annotations)
+        self.results: list[dict[str, Any]] = []
+        self._curves: dict[tuple[int, ...], dict[Kind, Curves]] = {}
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the categories, by ascending id."""
+        return [str(self.truth.cats[key].get("name", key)) for key in sorted(self.truth.cats)]
 
     def add(self, results: Iterable[Mapping[str, Any]]) -> None:
         """Add results of any number of images, in COCO's result format; they are not changed.
@@ -98,70 +124,108 @@ class CocoEvaluator:
             BadInput: a result of an unknown image or category, without one of these, or whose mask has
                 another size.
         """
-        checked = [self._checked(result, len(self._results) + i) for i, result in enumerate(results)]
-        self._results.extend(checked)
+        checked = [self._checked(result, len(self.results) + i) for i, result in enumerate(results)]
+        self.results.extend(checked)
         self._curves.clear()
 
-    def compute(self, image_ids: Sequence[int] | None = None) -> dict[str, float]:
+    def reset(self) -> None:
+        """Forget all results."""
+        self.results = []
+        self._curves.clear()
+
+    def compute(self, image_ids: Sequence[int] | None = None, *, progress: bool = False) -> dict[str, float]:
         """Measure what has been added.
 
         Args:
             image_ids: only these images; None: all of the ground truth. Objects of images
                 without results count as missed.
+            progress: show a bar on stderr.
 
         Returns:
-            `bbox/` and `segm/` AP, AP50, AP75, AP_small, AP_medium, AP_large, AR, further `segm/AP90` and
-            `boundary/` AP, AP50, AP75; 0..1, nan where no object of the kind exists.
+            `KIND/METRIC` for bbox, segm and boundary (its band is 2 % of the image's diagonal): AP, AP50,
+            AP75, AP90, AR, AP_small, AP_medium, AP_large, AR_small, AR_medium, AR_large; 0..1, nan where no
+            object of the kind exists.
 
         Raises:
             BadInput: no image, or one that the ground truth lacks.
         """
-        ids = self._ids(image_ids)
-        metrics: dict[str, float] = {}
-        for kind in ("bbox", "segm"):
-            curves = self._measure(kind, ids)
-            metrics |= {
-                f"{kind}/AP": curves.ap(),
-                f"{kind}/AP50": curves.ap(0.5),
-                f"{kind}/AP75": curves.ap(0.75),
-            }
-            metrics |= {f"{kind}/AP_{area}": curves.ap(area=area) for area in AREAS[1:]}
-            metrics[f"{kind}/AR"] = curves.ar()
-        metrics["segm/AP90"] = self._measure("segm", ids).ap(0.9)
-        edges = self._measure("boundary", ids)
-        return metrics | {
-            "boundary/AP": edges.ap(),
-            "boundary/AP50": edges.ap(0.5),
-            "boundary/AP75": edges.ap(0.75),
-        }
+        measured = self.curves(image_ids, progress=progress)
+        return {f"{kind}/{name}": v for kind in KINDS for name, v in measured[kind].metrics().items()}
 
-    def per_class(self, image_ids: Sequence[int] | None = None) -> dict[str, float]:
-        """Mask AP by category name, in the order of the categories' ids; nan where it has no object.
+    def per_class(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
+        """By category name, in the order of the ids: AP, AP50, AP75 and AP90 of each kind, named as in `compute`.
+
+        Returns:
+            nan where the category has no object.
 
         Raises:
             BadInput: as `compute`.
         """
-        curves = self._measure("segm", self._ids(image_ids))
-        names = [str(self._truth.cats[key].get("name", key)) for key in sorted(self._truth.cats)]
-        return {name: curves.ap(category=index) for index, name in enumerate(names)}
+        measured = self.curves(image_ids)
+        thresholds = {"AP": None, "AP50": 0.5, "AP75": 0.75, "AP90": 0.9}
+        return {
+            name: {
+                f"{kind}/{metric}": measured[kind].ap(iou, category=position)
+                for kind in KINDS
+                for metric, iou in thresholds.items()
+            }
+            for position, name in enumerate(self.class_names)
+        }
 
-    def _ids(self, image_ids: Sequence[int] | None) -> tuple[int, ...]:
-        ids = tuple(sorted(self._truth.imgs if image_ids is None else {int(i) for i in image_ids}))
+    def curves(self, image_ids: Sequence[int] | None = None, *, progress: bool = False) -> dict[Kind, Curves]:
+        """Precision and recall of each kind; measured once for what has been added.
+
+        Raises:
+            BadInput: as `compute`.
+        """
+        ids = self.image_ids(image_ids)
+        if ids not in self._curves:
+            with collector_paused(), tqdm(unit="pair", desc="AP", disable=not progress) as bar:
+                self._curves[ids] = self._measure(ids, bar)
+        return self._curves[ids]
+
+    def image_ids(self, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+        """The images to measure, ascending; None: all.
+
+        Raises:
+            BadInput: no image, or one that the ground truth lacks.
+        """
+        ids = tuple(sorted(self.truth.imgs if wanted is None else {int(i) for i in wanted}))
         if not ids:
             raise BadInput(f"{self._where}: no images to evaluate")
         for image_id in ids:
-            if image_id not in self._truth.imgs:
+            if image_id not in self.truth.imgs:
                 raise BadInput(f"{self._where}: no image {image_id} to evaluate")
         return ids
+
+    def size_of(self, image_id: int) -> Size:
+        """`(height, width)` of an image."""
+        image = self.truth.imgs[image_id]
+        return image["height"], image["width"]
+
+    def truths_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+        """The ground truth of each image, crowds included, in the file's order."""
+        return {image_id: self.truth.imgToAnns.get(image_id, []) for image_id in image_ids}
+
+    def results_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
+        """The results of each image by descending score, of each category no more than count."""
+        grouped: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in image_ids}
+        counts: Counter[Pair] = Counter()
+        for result in sorted(self.results, key=lambda result: -result["score"]):
+            pair = result["image_id"], result["category_id"]
+            counts[pair] += 1
+            if pair[0] in grouped and counts[pair] <= self.max_detections:
+                grouped[pair[0]].append(result)
+        return grouped
 
     def _checked(self, result: Mapping[str, Any], index: int) -> dict[str, Any]:
         missing = [k for k in ("image_id", "category_id", "bbox", "score", "segmentation") if k not in result]
         if missing:
             raise BadInput(f"result {index} has no {missing[0]}; see COCO's result format")
-        image = self._truth.imgs.get(result["image_id"])
+        image = self.truth.imgs.get(result["image_id"])
         if image is None:
             raise BadInput(f"result {index}: {self._where} has no image {result['image_id']}")
-        if result["category_id"] not in self._truth.cats:
+        if result["category_id"] not in self.truth.cats:
             raise BadInput(f"result {index}: {self._where} has no category {result['category_id']}")
         size = [image["height"], image["width"]]
         if not isinstance(result["segmentation"], Mapping) or list(result["segmentation"]["size"]) != size:
@@ -170,97 +234,67 @@ class CocoEvaluator:
             raise BadInput(f"result {index}: score {result['score']} is not a number")
         return dict(result)
 
-    def _measure(self, kind: Kind, ids: tuple[int, ...]) -> _Curves:
-        if (kind, ids) not in self._curves:
-            self._curves[kind, ids] = self._run(kind, ids)
-        return self._curves[kind, ids]
+    def _measure(self, ids: tuple[int, ...], bar: tqdm[Any]) -> dict[Kind, Curves]:
+        boxes = _Evaluation(self.truth, self._found("bbox"), ids, self.max_detections, bar)
+        measured: dict[Kind, Curves] = {"bbox": boxes.measure("bbox")}
+        del boxes
+        masks = _Evaluation(self.truth, self._found("segmentation"), ids, self.max_detections, bar)
+        return {**measured, "segm": masks.measure("segm"), "boundary": masks.measure("boundary")}
 
-    def _run(self, kind: Kind, ids: tuple[int, ...]) -> _Curves:
-        evaluation: Any = COCOeval_faster(
-            self._truth,
-            self._truth.loadRes([_of_kind(result, kind) for result in self._results]),
-            kind,
-            boundary_dilation_ratio=BOUNDARY_DILATION,
-        )
-        evaluation.params.imgIds = list(ids)
-        evaluation.params.maxDets = [self.max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        return _Curves(evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1])
+    def _found(self, shape: Literal["bbox", "segmentation"]) -> COCO:
+        """The library's index over the results, with the area of their box or of their mask."""
+        shapes = [result[shape] for result in self.results]
+        areas = [w * h for _, _, w, h in shapes] if shape == "bbox" else mask_api.area(shapes).tolist()
+        keys = ("image_id", "category_id", "score", shape)
+        found = [
+            {**{key: result[key] for key in keys}, "id": number, "area": area}
+            for number, (result, area) in enumerate(zip(self.results, areas, strict=True), start=1)
+        ]
+        return COCO({"images": [], "categories": [], "annotations": found})
 
 
-def _of_kind(result: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-    """A copy that the library may write to; it takes the area from the box where there is one."""
-    drop = "segmentation" if kind == "bbox" else "bbox"
-    return {key: value for key, value in result.items() if key != drop}
+class _Evaluation(COCOeval_faster):
+    """The library's matching and accumulation over our overlaps.
+
+    The library would encode every mask anew, draw the boundary of each over the whole image, and hold all of
+    it once for every kind of AP. Here masks and boundaries share one index and one set of mask overlaps.
+    """
+
+    def __init__(
+        self, truth: COCO, found: COCO, ids: tuple[int, ...], max_detections: int, bar: tqdm[Any]
+    ) -> None:
+        super().__init__(truth, found, "bbox")
+        self.params.imgIds = list(ids)
+        self.params.maxDets = [max_detections]
+        self._kind: Kind = "bbox"
+        self._bar = bar
+        self._mask_ious: dict[Pair, Overlaps] = {}
+        super()._prepare()  # type: ignore[no-untyped-call]
+
+    def measure(self, kind: Kind) -> Curves:
+        """One kind of AP; boundaries after masks."""
+        self._kind = kind
+        self._bar.set_description(f"{kind} AP")
+        self._bar.reset(total=len(self._nonempty_iou_pairs))
+        self.evaluate()  # type: ignore[no-untyped-call]
+        return Curves(self.eval["precision"][..., -1], self.eval["recall"][..., -1])
+
+    def _prepare(self) -> None:
+        """Done once, for all kinds."""
+
+    def computeIoU(self, imgId: int, catId: int) -> Overlaps:
+        """Overlaps of one image's objects of one category, the results by descending score."""
+        self._bar.update()
+        truths = self.gt_dataset.get(imgId, catId)
+        found = sorted(self.dt_dataset.get(imgId, catId), key=lambda result: -result["score"])
+        found = found[: self.params.maxDets[-1]]
+        if self._kind == "bbox":
+            return box_ious(found, truths)
+        if self._kind == "boundary":
+            return boundary_ious(found, truths, self._mask_ious[imgId, catId])
+        return self._mask_ious.setdefault((imgId, catId), mask_ious(found, truths))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan
-
-
-def _read(annotations: str | Path | Mapping[str, Any]) -> Mapping[str, Any]:
-    if isinstance(annotations, Mapping):
-        return annotations
-    try:
-        values = json.loads(Path(annotations).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{annotations}: no such annotation file") from None
-    except OSError as error:
-        raise BadInput(f"{annotations}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise BadInput(f"{annotations}: not JSON ({error}); give a COCO annotation file") from None
-    if not isinstance(values, Mapping):
-        raise BadInput(f"{annotations}: not a COCO annotation file (images, annotations, categories)")
-    return values
-
-
-def _index(values: Mapping[str, Any], where: str) -> COCO:
-    """The library's index over a copy, annotations numbered from 1.
-
-    The library, like pycocotools, marks "unmatched" by id 0 and keeps one annotation an id: a file that
-    counts from 0, or has an id twice, would be measured wrongly.
-    """
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(values.get(key), Sequence):
-            raise BadInput(f"{where}: no list of {key}; give a COCO annotation file")
-    images = {_require(image, "id", f"{where}: image"): image for image in values["images"]}
-    categories = {_require(entry, "id", f"{where}: category"): entry for entry in values["categories"]}
-    annotations = []
-    for number, annotation in enumerate(values["annotations"], start=1):
-        name = f"{where}: annotation {annotation.get('id', f'number {number}')}"
-        for key, known in (("image", images), ("category", categories)):
-            if annotation.get(f"{key}_id") not in known:
-                raise BadInput(f"{name} is of {key} {annotation.get(f'{key}_id')}, which the file lacks")
-        annotations.append({**_completed(annotation, images[annotation["image_id"]], name), "id": number})
-    return COCO(
-        {"images": [*images.values()], "categories": [*categories.values()], "annotations": annotations}
-    )
-
-
-def _require(entry: Mapping[str, Any], key: str, name: str) -> Any:
-    if key not in entry:
-        raise BadInput(f"{name} {entry.get('id', '')} has no {key}; see COCO's annotation format")
-    return entry[key]
-
-
-def _completed(annotation: Mapping[str, Any], image: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy with the mask as compressed RLE, and with `area`, `bbox` and `iscrowd`."""
-    size = (_require(image, "height", f"{name}: image"), _require(image, "width", f"{name}: image"))
-    segmentation = annotation.get("segmentation")
-    try:
-        parse_segmentation(segmentation, size)
-    except BadInput as error:
-        raise BadInput(f"{name} {error}") from None
-    rle = _to_rle(segmentation, size)
-    area, bbox = float(mask_api.area(rle)), [float(value) for value in mask_api.toBbox(rle)]
-    return {"area": area, "bbox": bbox, "iscrowd": 0, **annotation, "segmentation": rle}
-
-
-def _to_rle(segmentation: Any, size: Size) -> dict[str, Any]:
-    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], (str, bytes)):
-        return dict(segmentation)
-    rles = mask_api.frPyObjects(segmentation, *size)
-    merged: dict[str, Any] = mask_api.merge(rles) if isinstance(rles, list) else rles
-    return merged

@@ -1,0 +1,210 @@
+"""One page that shows how good a model is, and where it errs: figures, curves, errors, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedmask.data.coco import CocoInstances
+from embedmask.evaluation import page
+from embedmask.evaluation.coco import KINDS, CocoEvaluator
+from embedmask.evaluation.errors import ERROR_KINDS, ErrorKind, ImageFindings, ap50, count_errors, judge
+from embedmask.evaluation.overlap import crop_of
+from embedmask.files import write_text
+from embedmask.inference.results import to_detections
+from embedmask.structures import CropMasks, Instances
+from embedmask.visualize import draw
+
+Record = Mapping[str, Any]
+PICTURES = 6
+"""Shown of the worst and of the best images."""
+KIND_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
+ERROR_HEAD = ("error", "count", "share", "gain", "")
+DEFINITIONS: dict[ErrorKind, str] = {
+    "classification": "overlaps an object of another class (IoU at least 0.5)",
+    "localisation": "overlaps an object of its class, but too little (IoU 0.1 to 0.5)",
+    "both": "overlaps an object of another class, and too little (IoU 0.1 to 0.5)",
+    "duplicate": "an object that a surer result has found already",
+    "background": "no object there (IoU below 0.1)",
+    "missed": "an object that no result is about",
+}
+
+
+def write_report(
+    folder: Path,
+    evaluator: CocoEvaluator,
+    dataset: CocoInstances,
+    metrics: Mapping[str, float],
+    *,
+    title: str,
+    score_threshold: float,
+    image_ids: Sequence[int] | None = None,
+) -> Path:
+    """Write `index.html`, which holds its pictures and needs no network.
+
+    Args:
+        folder: made where it is missing.
+        evaluator: holds the results.
+        dataset: the pictures; its ids and classes are the evaluator's.
+        metrics: what stands in the table, by `KIND/METRIC`.
+        title: of the page.
+        score_threshold: results from here on are drawn, counted as errors, and decide how good an image is.
+        image_ids: as in `CocoEvaluator.compute`.
+
+    Raises:
+        BadInput: as `CocoEvaluator.compute`, or a picture cannot be read.
+    """
+    images = judge(evaluator, score_threshold, image_ids)
+    sections = [
+        _summary(evaluator, images, score_threshold),
+        _metrics(metrics),
+        _curves(evaluator, image_ids),
+        _classes(evaluator, images, image_ids),
+        _errors(images, score_threshold),
+        *_pictures(evaluator, dataset, images, score_threshold),
+    ]
+    path = folder / "index.html"
+    write_text(path, page.document(title, sections))
+    return path
+
+
+def _summary(evaluator: CocoEvaluator, images: list[ImageFindings], score_threshold: float) -> str:
+    facts = {
+        "images": len(images),
+        "objects": sum(len(image.truths) for image in images),
+        "classes": len(evaluator.class_names),
+        "results": sum(len(image.findings) for image in images),
+        f"results that score at least {score_threshold:g}": sum(image.num_decided for image in images),
+        "results of an image and class that count, at most": evaluator.max_detections,
+    }
+    return page.table(("", ""), [(name, str(value)) for name, value in facts.items()])
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    """One table for each group of kinds that have their metrics in common."""
+    kinds: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        kind, _, metric = name.partition("/")
+        kinds.setdefault(kind, {})[metric] = value
+    heads = dict.fromkeys(tuple(values) for values in kinds.values())
+    tables = [
+        page.table(
+            ("", *head),
+            [
+                (KIND_NAMES.get(kind, kind.replace("_", ", ")), *map(page.number, values.values()))
+                for kind, values in kinds.items()
+                if tuple(values) == head
+            ],
+        )
+        for head in heads
+    ]
+    text = (
+        "AP is the mean over IoU 0.5 to 0.95, AP50 at 0.5 alone; small is below 32 x 32 px, large from 96 x 96. "
+        "Boundary AP looks at a band along the outline, 2 % of the image's diagonal wide. "
+        "Matching is TP / (TP + FP + FN) of the decided results, mean over images, or of all images pooled."
+    )
+    return page.section("Figures", text, *tables)
+
+
+def _curves(evaluator: CocoEvaluator, image_ids: Sequence[int] | None) -> str:
+    measured = evaluator.curves(image_ids)
+    charts = [
+        page.chart(
+            KIND_NAMES[kind],
+            [(f"IoU {iou}", measured[kind].at(iou)) for iou in (0.5, 0.75, 0.9)],
+        )
+        for kind in KINDS
+    ]
+    text = "Precision at each recall, mean over the classes; AP is the area below."
+    return page.section("Precision and recall", text, f'<div class="row">{"".join(charts)}</div>')
+
+
+def _classes(evaluator: CocoEvaluator, images: list[ImageFindings], image_ids: Sequence[int] | None) -> str:
+    per_class = evaluator.per_class(image_ids)
+    categories = Counter(truth["category_id"] for image in images for truth in image.truths)
+    rows = []
+    for category, (name, values) in zip(sorted(evaluator.truth.cats), per_class.items(), strict=True):
+        aps = [values[f"{kind}/AP"] for kind in KINDS]
+        row = [name, page.bar(aps[1]), *map(page.number, aps), str(categories[category])]
+        rows.append((-math.inf if math.isnan(aps[1]) else aps[1], row))
+    rows.sort(key=lambda row: row[0], reverse=True)
+    head = ("class", "mask AP", *(f"AP {KIND_NAMES[kind]}" for kind in KINDS), "objects")
+    return page.section("Classes", "By mask AP, the best first.", page.table(head, [row for _, row in rows]))
+
+
+def _errors(images: list[ImageFindings], score_threshold: float) -> str:
+    counts, base = count_errors(images, score_threshold), ap50(images)
+    gains: dict[ErrorKind, float] = {kind: ap50(images, kind) - base for kind in ERROR_KINDS}
+    total = max(sum(counts.values()), 1)
+    rows = [
+        (
+            kind,
+            str(counts[kind]),
+            f"{counts[kind] / total:.0%}",
+            page.number(gains[kind]),
+            page.bar(gains[kind]),
+            page.note(DEFINITIONS[kind]),
+        )
+        for kind in ERROR_KINDS
+    ]
+    text = (
+        f"Of the results that score at least {score_threshold:g}, judged by their masks; a wrong one counts as "
+        "the first error of the list that fits. The gain is what mask AP50, "
+        f"{page.number(base)} over all results, would rise by if this error did not occur: a wrong class or "
+        "place corrected, other wrong results taken away, missed objects not asked for."
+    )
+    return page.section("Errors", text, page.table((*ERROR_HEAD, page.note("what it is", "th")), rows))
+
+
+def _pictures(
+    evaluator: CocoEvaluator, dataset: CocoInstances, images: list[ImageFindings], score_threshold: float
+) -> list[str]:
+    """The worst and the best images; one with nothing to see is neither."""
+    ranked = sorted(
+        (image for image in images if not math.isnan(image.quality)),
+        key=lambda image: (image.quality, -len(image.truths) - image.num_decided),
+    )
+    count = min(PICTURES, (len(ranked) + 1) // 2)
+    text = (
+        "Left the ground truth, right the results that score at least "
+        f"{score_threshold:g}. The figure is TP / (TP + FP + FN), mean over IoU 0.5 to 0.9."
+    )
+    parts = []
+    for title, chosen in (("Worst images", ranked[:count]), ("Best images", ranked[count:][::-1][:PICTURES])):
+        found = evaluator.results_by_image([image.image_id for image in chosen])
+        pairs = [_pair(dataset, image, found[image.image_id], score_threshold) for image in chosen]
+        if pairs:
+            parts.append(page.section(title, text, f'<div class="row">{"".join(pairs)}</div>'))
+    return parts
+
+
+def _pair(dataset: CocoInstances, image: ImageFindings, found: list[dict[str, Any]], threshold: float) -> str:
+    index = dataset.image_ids.index(image.image_id)
+    decided = [result for result in found if result["score"] >= threshold]
+    caption = (
+        f"{dataset.image_path(index).name} · {image.quality:.3f} · objects {len(image.truths)}, "
+        f"results {len(decided)}"
+    )
+    return page.pair(_drawn(dataset, index, image.truths), _drawn(dataset, index, decided), caption)
+
+
+def _drawn(dataset: CocoInstances, index: int, records: Sequence[Record]) -> NDArray[np.uint8]:
+    """Item `index` with objects of the ground truth or results drawn; only results have a score."""
+    crops = [crop_of(record["segmentation"]) for record in records]
+    pixels = [torch.from_numpy(np.ascontiguousarray(crop.pixels)) for crop in crops]
+    masks = CropMasks(pixels, [crop.offset for crop in crops], dataset.sizes[index])
+    boxes = torch.tensor([record["bbox"] for record in records], dtype=torch.float32).reshape(-1, 4)
+    labels = torch.tensor([dataset.category_ids.index(record["category_id"]) for record in records]).long()
+    scores = torch.tensor([record.get("score", 1.0) for record in records])
+    xyxy = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    detections = to_detections(Instances(xyxy, scores, labels, masks), dataset.class_names)
+    if any("score" not in record for record in records):
+        detections.confidence = None
+    return draw(dataset.image(index), detections, dataset.class_names)

@@ -1,0 +1,149 @@
+"""Kinds of error: each made on purpose, told apart, and worth what it costs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from evaluation_scenes import Mask, Record, as_annotation, as_result, make_truth, scene
+
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.errors import ERROR_KINDS, ImageFindings, ap50, count_errors, judge
+
+SIZE = (60, 200)
+
+
+def square(left: int, width: int = 20) -> Mask:
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[10:30, left : left + width] = True
+    return mask
+
+
+def judged(
+    annotations: list[Record], results: list[Record], threshold: float = 0.0, max_detections: int = 100
+) -> list[ImageFindings]:
+    evaluator = CocoEvaluator(make_truth(annotations, {1: SIZE}, [2, 3]), max_detections)
+    evaluator.add(results)
+    return judge(evaluator, threshold)
+
+
+OBJECT = as_annotation(1, 1, 2, square(10))
+
+
+@pytest.mark.parametrize(
+    ("result", "verdict", "target"),
+    [
+        ((2, square(10)), "right", 1),
+        ((2, square(15)), "right", 1),  # IoU 0.6
+        ((2, square(20)), "localisation", 1),  # 1/3
+        ((2, square(29)), "background", None),  # 1/39
+        ((3, square(10)), "classification", 1),
+        ((3, square(20)), "both", None),
+        ((3, square(100)), "background", None),
+    ],
+)
+def test_each_error_is_named(result: tuple[int, Mask], verdict: str, target: int | None) -> None:
+    (image,) = judged([OBJECT], [as_result(1, *result, 0.9)])
+    (finding,) = image.findings
+    assert (finding.verdict, finding.target) == (verdict, target)
+    assert bool(image.missed()) == (target is None)
+
+
+def test_the_surer_result_is_right_the_other_a_duplicate() -> None:
+    (image,) = judged([OBJECT], [as_result(1, 2, square(10), 0.5), as_result(1, 2, square(12), 0.9)])
+    assert [(f.score, f.verdict) for f in image.findings] == [(0.9, "right"), (0.5, "duplicate")]
+
+
+def test_results_in_a_crowd_are_no_errors() -> None:
+    crowd = as_annotation(2, 1, 2, square(60, 80), crowd=True)
+    (image,) = judged([OBJECT, crowd], [as_result(1, 2, square(70), 0.9), as_result(1, 3, square(70), 0.9)])
+    assert [finding.verdict for finding in image.findings] == ["ignored", "background"]
+    assert [truth["id"] for truth in image.missed()] == [1]
+
+
+def test_counts_are_of_decided_results() -> None:
+    results = [
+        as_result(1, 2, square(10), 0.9),
+        as_result(1, 2, square(100), 0.4),
+        as_result(1, 2, square(11), 0.2),
+    ]
+    images = judged([OBJECT], results)
+    assert count_errors(images, 0.3) == dict.fromkeys(ERROR_KINDS, 0) | {"background": 1}
+    assert count_errors(images, 0.0)["duplicate"] == 1
+    assert count_errors(images, 0.95) == dict.fromkeys(ERROR_KINDS, 0) | {"missed": 1}
+
+
+def test_only_results_within_max_detections_are_judged() -> None:
+    results = [as_result(1, 2, square(100), 0.9), as_result(1, 2, square(10), 0.5)]
+    (image,) = judged([OBJECT], results, max_detections=1)
+    assert [finding.verdict for finding in image.findings] == ["background"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("max_detections", [2, 100])
+def test_ap_without_repair_is_mask_ap50(seed: int, max_detections: int) -> None:
+    truth, results = scene(seed)
+    evaluator = CocoEvaluator(truth, max_detections)
+    evaluator.add(results)
+    assert ap50(judge(evaluator, 0.3)) == pytest.approx(evaluator.compute()["segm/AP50"], abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ERROR_KINDS)
+def test_no_repair_costs(kind: str) -> None:
+    truth, results = scene(3)
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(results)
+    images = judge(evaluator, 0.3)
+    assert ap50(images, kind) >= ap50(images) > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("classification", (3, square(100))),
+        ("localisation", (2, square(110))),
+        ("duplicate", (2, square(12))),
+        ("background", (2, square(70))),
+        ("both", (3, square(110))),
+    ],
+)
+def test_a_repair_gives_back_what_the_error_cost(kind: str, result: tuple[int, Mask]) -> None:
+    objects = [OBJECT, as_annotation(2, 1, 2, square(100)), as_annotation(3, 1, 3, square(170))]
+    right = [(2, square(10), 0.9), (2, square(100), 0.5), (3, square(170), 0.4)]
+    results = [as_result(1, *values) for values in right]
+    assert ap50(judged(objects, results)) == 1
+    images = judged(objects, [*results, as_result(1, *result, 0.7)])
+    assert [kind == other for other in ERROR_KINDS] == [
+        count > 0 for count in count_errors(images, 0).values()
+    ]
+    assert ap50(images) < 1
+    assert [other for other in ERROR_KINDS if ap50(images, other) == 1] == [kind]
+
+
+def test_missed_objects_are_what_recall_lacks() -> None:
+    second = as_annotation(2, 1, 2, square(100))
+    images = judged([OBJECT, second], [as_result(1, 2, square(10), 0.9)])
+    assert (ap50(images, "missed"), ap50(images)) == (1, pytest.approx(51 / 101))
+
+
+def test_an_object_is_not_won_twice_by_repair() -> None:
+    results = [as_result(1, 3, square(10), 0.9), as_result(1, 3, square(11), 0.8)]
+    assert ap50(judged([OBJECT], results), "classification") == 1
+    results.append(as_result(1, 2, square(10), 0.1))
+    assert ap50(judged([OBJECT], results), "classification") == 1  # found already: both are taken away
+
+
+def test_quality_is_of_decided_results() -> None:
+    results = [as_result(1, 2, square(10), 0.9), as_result(1, 3, square(100), 0.4)]
+    assert judged([OBJECT], results, 0.5)[0].quality == 1
+    assert judged([OBJECT], results, 0.3)[0].quality == 0.5
+    assert judged([OBJECT], results, 0.95)[0].quality == 0
+    assert math.isnan(judged([], results, 0.95)[0].quality)
+
+
+def test_no_objects_and_no_results() -> None:
+    images = judged([], [])
+    assert math.isnan(ap50(images))
+    assert count_errors(images, 0.3) == dict.fromkeys(ERROR_KINDS, 0)
+    assert ap50(judged([OBJECT], [])) == 0

@@ -1,0 +1,128 @@
+"""Masks as crops, and boundary AP: equal to a slow twin and to the library's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from evaluation_scenes import Mask, as_annotation, as_result, ellipse, make_truth, measured, rle, scene
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as mask_api
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from embedmask.errors import BadInput
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.overlap import boundary_band, boundary_of, crop_iou, crop_of
+
+masks = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.booleans())
+blocks = masks.map(lambda mask: np.kron(mask[:8, :8], np.ones((5, 4), dtype=bool)))
+
+
+def whole(mask: Mask, code: dict[str, object]) -> Mask:
+    """A crop laid back into its image."""
+    crop = crop_of(code)
+    image = np.zeros_like(mask)
+    (y, x), (h, w) = crop.offset, crop.pixels.shape
+    image[y : y + h, x : x + w] = crop.pixels
+    return image
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.one_of(masks, blocks))
+def test_crops_are_the_mask_inside_its_box(mask: Mask) -> None:
+    crop = crop_of(rle(mask))
+    assert (whole(mask, rle(mask)) == mask).all()
+    if mask.any():
+        assert crop.pixels.any(1)[[0, -1]].all()
+        assert crop.pixels.any(0)[[0, -1]].all()
+
+
+def test_damaged_run_lengths_are_refused() -> None:
+    code = rle(np.ones((4, 5), dtype=bool))
+    with pytest.raises(BadInput, match="do not add up"):
+        crop_of({**code, "size": [4, 6]})
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.one_of(masks, blocks))
+def test_iou_of_crops_is_that_of_masks(mask: Mask) -> None:
+    other = np.roll(mask, (1, 2), (0, 1))
+    both, either = int((mask & other).sum()), int((mask | other).sum())
+    assert crop_iou(crop_of(rle(mask)), crop_of(rle(other))) == (both / either if either else 0)
+
+
+# --- boundaries -----------------------------------------------------------------------------------
+
+
+def slow_boundary(mask: Mask, width: int) -> Mask:
+    """Pixels of the mask within `width` steps (8 neighbours) of one outside it; the image ends outside."""
+    padded = np.pad(mask, width)
+    eroded = np.ones_like(mask)
+    for dy in range(-width, width + 1):
+        for dx in range(-width, width + 1):
+            eroded &= padded[width + dy :, width + dx :][: mask.shape[0], : mask.shape[1]]
+    return mask & ~eroded
+
+
+def slow_boundary_iou(a: Mask, b: Mask) -> float:
+    width = boundary_band(a.shape)
+    edge_a, edge_b = slow_boundary(a, width), slow_boundary(b, width)
+    iou, edge_iou = ((x & y).sum() / (x | y).sum() for x, y in ((a, b), (edge_a, edge_b)))
+    return float(min(iou, edge_iou))
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3, 4, 6])
+@pytest.mark.parametrize("size", [(120, 160), (201, 97), (30, 31)])
+def test_boundary_ap_of_one_object_is_its_boundary_iou(size: tuple[int, int], shift: int) -> None:
+    h, w = size
+    mask = ellipse(size, (h / 2, w / 3), (h / 2.5, w / 3))  # touches the left border
+    found = ellipse(size, (h / 2 + shift, w / 3), (h / 2.5, w / 3))
+    iou = slow_boundary_iou(mask, found)
+    metrics = measured(
+        make_truth([as_annotation(1, 1, 2, mask)], {1: size}, [2]), [as_result(1, 2, found, 0.9)]
+    )
+    thresholds = 0.5 + 0.05 * np.arange(10)
+    assert np.abs(thresholds - iou).min() > 1e-6
+    assert metrics["boundary/AP"] == pytest.approx((thresholds <= iou).mean())
+    assert metrics["boundary/AP50"] == (iou >= 0.5)
+    assert metrics["boundary/AP75"] == (iou >= 0.75)
+    assert metrics["boundary/AP"] <= metrics["segm/AP"]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.one_of(masks, blocks))
+def test_boundary_is_the_slow_one(mask: Mask) -> None:
+    crop = boundary_of(rle(mask))
+    image = np.zeros_like(mask)
+    (y, x), (h, w) = crop.offset, crop.pixels.shape
+    image[y : y + h, x : x + w] = crop.pixels
+    assert (image == slow_boundary(mask, boundary_band(mask.shape))).all()
+
+
+@pytest.mark.parametrize("size", [(30, 40), (75, 100), (90, 120), (333, 500), (480, 640), (1200, 1600)])
+def test_width_of_the_band_is_the_library_s(size: tuple[int, int]) -> None:
+    """Where 2 % of the diagonal ends on half a pixel, too: 75 x 100 and 90 x 120 have a diagonal of 125, 150."""
+    band = boundary_band(size)
+    mask = np.zeros(size, dtype=bool)
+    mask[1:-1, 1:-1] = True
+    theirs = mask_api.decode(mask_api.rleToBoundary(rle(mask))).astype(bool)
+    assert int(theirs[size[0] // 2, : size[1] // 2].sum()) == min(band, size[1] // 2 - 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boundary_ap_is_the_library_s(seed: int) -> None:
+    """The library draws every boundary over the whole image; the figures are the same to the last bit."""
+    truth, results = scene(seed)
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(results)
+    ours = evaluator.curves()["boundary"]
+    index = COCO(truth, use_deepcopy=True)
+    found = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
+    theirs = COCOeval_faster(index, index.loadRes(found), "boundary")
+    theirs.params.maxDets = [100]
+    theirs.evaluate()
+    theirs.accumulate()
+    assert 0 < ours.ap() < 1
+    assert (ours.precision == theirs.eval["precision"][..., -1]).all()
+    assert (ours.recall == theirs.eval["recall"][..., -1]).all()

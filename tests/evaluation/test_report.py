@@ -1,0 +1,152 @@
+"""The report: one page that stands alone, whatever there is to show."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from evaluation_scenes import Record, as_annotation, as_result, ellipse, make_truth
+from PIL import Image
+
+from embedmask.data.coco import CocoInstances
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.matching import matching_metrics
+from embedmask.evaluation.page import THUMBNAIL_SIDE
+from embedmask.evaluation.report import write_report
+
+SIZE = (90, 120)
+VOID = ("meta", "img", "i", "path", "polyline")
+
+
+class Page(HTMLParser):
+    """Counts tags, keeps text and pictures, and refuses what reaches outside."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.open: list[str] = []
+        self.text = ""
+        self.pictures: list[Image.Image] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        assert tag not in ("script", "link", "iframe")
+        for name, value in attrs:
+            assert name not in ("href", "srcset"), value
+            if name == "src":
+                head, _, code = str(value).partition(",")
+                assert head == "data:image/jpeg;base64"
+                self.pictures.append(Image.open(io.BytesIO(base64.b64decode(code))))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write_set(folder: Path, truth: Record) -> CocoInstances:
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for image in truth["images"]:
+        pixels = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / image["file_name"])
+    (folder / "val.json").write_text(json.dumps(truth))
+    return CocoInstances.open(folder, "val")
+
+
+def report(folder: Path, truth: Record, results: list[Record], **options: Any) -> Page:
+    dataset = write_set(folder, truth)
+    evaluator = CocoEvaluator(dataset.ground_truth)
+    evaluator.add(results)
+    metrics = evaluator.compute() | matching_metrics(evaluator, 0.3)
+    path = write_report(
+        folder / "report", evaluator, dataset, metrics, title="a <b> & c", score_threshold=0.3, **options
+    )
+    assert [file.name for file in path.parent.iterdir()] == ["index.html"]
+    page = Page(path)
+    assert page.open == []
+    return page
+
+
+def some(images: int, classes: int) -> tuple[Record, list[Record]]:
+    annotations, results = [], []
+    for image in range(1, images + 1):
+        for number in range(3):
+            category = (3 * image + number) % classes + 1
+            mask = ellipse(SIZE, (30 + 10 * number, 20 + 35 * number), (12, 9 + number))
+            found = ellipse(SIZE, (30 + 10 * number + image % 5, 20 + 35 * number), (12, 9 + number))
+            annotations.append(as_annotation(len(annotations) + 1, image, category, mask))
+            results.append(as_result(image, category, found, 0.95 - 0.2 * number))
+    return make_truth(
+        annotations, dict.fromkeys(range(1, images + 1), SIZE), list(range(1, classes + 1))
+    ), results
+
+
+@pytest.mark.parametrize("classes", [1, 80])
+def test_everything_is_on_the_page(tmp_path: Path, classes: int) -> None:
+    truth, results = some(14, classes)
+    page = report(tmp_path, truth, results)
+    assert page.text.count("a <b> & c") == 2
+    for heading in ("Figures", "Precision and recall", "Classes", "Errors", "Worst images", "Best images"):
+        assert heading in page.text
+    assert page.tags["svg"] == 3
+    assert page.tags["polyline"] == 9
+    assert len(page.pictures) == 2 * 12
+    assert sum(f"kind {key}" in page.text for key in range(1, classes + 1)) == classes
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    truth, results = some(2, 1)
+    truth["categories"][0]["name"] = "<script>alert(1)</script>"
+    truth["images"][0]["file_name"] = "<i>&.png"
+    page = report(tmp_path, truth, results)
+    assert "<script>alert(1)</script>" in page.text
+    assert "<i>&.png" in page.text
+
+
+def test_worst_image_comes_first_and_best_last(tmp_path: Path) -> None:
+    truth, results = some(5, 1)  # image 5 is found exactly, image 4 is farthest off
+    page = report(tmp_path, truth, results)
+    captions = [line for line in page.text.replace(".png", ".png\n").splitlines() if line.endswith(".png")]
+    names = [line.rpartition(" ")[2][-5:] for line in captions]
+    assert names == ["4.png", "3.png", "2.png", "5.png", "1.png"]
+
+
+def test_only_the_images_asked_for(tmp_path: Path) -> None:
+    truth, results = some(4, 1)
+    page = report(tmp_path, truth, results, image_ids=[2])
+    assert "2.png" in page.text
+    assert "3.png" not in page.text
+    assert len(page.pictures) == 2
+
+
+@pytest.mark.parametrize("lacking", ["results", "objects", "both"])
+def test_nothing_to_show_is_shown(tmp_path: Path, lacking: str) -> None:
+    truth, results = some(3, 2)
+    if lacking in ("objects", "both"):
+        truth["annotations"] = []
+    page = report(tmp_path, truth, [] if lacking in ("results", "both") else results)
+    assert page.tags["svg"] == 3
+    assert len(page.pictures) == (0 if lacking == "both" else 6)
+    assert page.tags.get("polyline", 0) == (9 if lacking == "results" else 0)
+
+
+def test_pictures_are_small(tmp_path: Path) -> None:
+    size = (700, 1400)
+    mask = ellipse(size, (300, 600), (200, 300))
+    truth = make_truth([as_annotation(1, 1, 1, mask)], {1: size}, [1])
+    page = report(tmp_path, truth, [as_result(1, 1, mask, 0.9)])
+    assert {max(picture.size) for picture in page.pictures} == {THUMBNAIL_SIDE}
+    left, right = (np.asarray(picture).astype(int) for picture in page.pictures)
+    assert left.std() > 0
+    assert np.abs(left - right).mean() < 5  # the same object; only the result's score is written
