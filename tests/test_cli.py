@@ -23,12 +23,13 @@ from embedmask.cli.commands import metrics_table
 from embedmask.cli.entry import one_line
 from embedmask.cli.pictures import find_pictures, unique_names
 from embedmask.cli.recipes import recipe_names, resolve_recipe
-from embedmask.config import ModelConfig, Recipe
+from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
 from embedmask.weights.checkpoint import load_checkpoint, save
 
+METRICS = ("AP", "AP50", "AP75", "AP90", "AR", "AP_small", "AP_medium", "AP_large")
 RECIPE = {
     "model": {
         "backbone": "test_resnet",
@@ -94,7 +95,8 @@ def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False
 
 class TestHelp:
     @pytest.mark.parametrize(
-        "command", ["", "train", "eval", "predict", "convert", "data", "data shapes", "data show"]
+        "command",
+        ["", "train", "eval", "predict", "convert", "data", "data shapes", "data check", "data show"],
     )
     def test_every_command_explains_itself(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*command.split(), "--help"]) == 0
@@ -127,7 +129,7 @@ class TestArguments:
         ("words", "said"),
         [
             (["predikt"], "predikt"),
-            (["data"], "shapes, show"),
+            (["data"], "shapes, check, show"),
             (["eval", "--weights", "x"], "missing: data"),
             (["predict", "--weights", "x", "--out", "y"], "missing: source"),
             (["eval", "--weights", "x", "--data", "y", "--max-detections", "many"], "--max-detections"),
@@ -176,6 +178,23 @@ class TestRecipes:
     def test_what_is_not_overridden_stays(self, recipe: str) -> None:
         assert resolve_recipe(recipe, {}) == Recipe.from_yaml(recipe)
         assert resolve_recipe(recipe, {"train": {"lr": 1}}).data.short_sides == ()
+
+    def test_a_recipe_of_the_baseline_takes_overrides(self) -> None:
+        built = resolve_recipe("maskrcnn/r50_1x", {"model": {"anchor_sizes": [8, 16, 32, 64, 128]}})
+        assert built.model == MaskRCNNConfig(anchor_sizes=(8, 16, 32, 64, 128))
+
+    def test_the_kind_of_a_model_is_the_recipes(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        words = (
+            "--config",
+            "shapes",
+            "--model.kind",
+            "maskrcnn",
+            "--data",
+            shapes,
+            "--out",
+            tmp_path / "out",
+        )
+        assert "write model: maskrcnn" in fails(capsys, "train", *words)
 
     def test_one_length_replaces_the_other(self, recipe: str) -> None:
         built = resolve_recipe(recipe, {"train": {"max_steps": 7}})
@@ -270,8 +289,85 @@ class TestEval:
         assert main(["eval", "--weights", weights, "--data", str(shapes), "--json", str(out)]) == 0
         metrics = json.loads(out.read_text())
         assert {"bbox/AP", "segm/AP", "boundary/AP"} <= set(metrics)
+        assert {f"{kind}/{metric}" for kind in ("bbox", "segm", "boundary") for metric in METRICS} <= set(
+            metrics
+        )
+        assert "matching/AP50" not in metrics
+        names = [category["name"] for category in json.loads((shapes / "val.json").read_text())["categories"]]
+        assert sorted(metrics["classes"]) == sorted(names)
         table = capsys.readouterr().out
-        assert [line.split()[0] for line in table.splitlines()[2:]] == ["bbox", "segm", "boundary"]
+        assert [line.split()[0] for line in table.splitlines()[1:]] == ["AP", "bbox", "segm", "boundary"]
+
+    def test_matching_where_asked_or_with_one_class(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        out = tmp_path / "metrics.json"
+        words = ["eval", "--weights", str(eager), "--data", str(shapes), "--json", str(out), "--matching"]
+        assert main([*words, "--score-threshold", "0.9"]) == 0
+        assert "matching_pooled" in capsys.readouterr().out
+        high = json.loads(out.read_text())
+        assert {"matching/mAP", "matching/AP50", "matching/AP90", "matching_pooled/AP50"} <= set(high)
+        assert main([*words, "--score-threshold", "0"]) == 0
+        assert json.loads(out.read_text())["matching_pooled/recall50"] >= high["matching_pooled/recall50"]
+        assert "score-threshold" in fails(capsys, *words[:5], "--score-threshold", "1.5")
+
+        def merge(annotations: dict[str, Any]) -> None:
+            annotations["categories"] = annotations["categories"][:1]
+            for entry in annotations["annotations"]:
+                entry["category_id"] = annotations["categories"][0]["id"]
+
+        data = copy_with(shapes, tmp_path, merge)
+        assert main(["eval", "--weights", str(eager), "--data", str(data), "--json", str(out)]) == 0
+        assert "matching/AP50" in json.loads(out.read_text())
+
+    def test_report_is_one_page(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        folder = tmp_path / "report"
+        words = ["eval", "--weights", str(eager), "--data", str(shapes), "--report", str(folder)]
+        assert main(words) == 0
+        assert [file.name for file in folder.iterdir()] == ["index.html"]
+        assert str(folder / "index.html") in capsys.readouterr().out
+        assert "eager.safetensors on val of shapes" in (folder / "index.html").read_text()
+
+    def test_degenerate_objects_may_be_left_out(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        data = copy_with(shapes, tmp_path, CHANGES["zero-area box"])
+        words = ["eval", "--weights", str(eager), "--data", str(data)]
+        assert "drop" in fails(capsys, *words)
+        assert main([*words, "--degenerate", "drop"]) == 0
+        assert "1 degenerate" in capsys.readouterr().out.splitlines()[0]
+
+    def test_without_annotations_the_server_s_file_is_written(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        """COCO's test-dev: images and categories alone."""
+        data, out = tmp_path / "coco", tmp_path / "results"
+        (data / "annotations").mkdir(parents=True)
+        (data / "test2017").symlink_to((shapes / "images").resolve())
+        content = json.loads((shapes / "val.json").read_text())
+        del content["annotations"]
+        for number, category in enumerate(content["categories"]):
+            category["id"] = 7 * number + 3
+        (data / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(content))
+        words = ["eval", "--weights", str(eager), "--data", str(data), "--split", "test-dev"]
+        assert "--json" in fails(capsys, *words)
+        assert main([*words, "--json", str(out), "--max-detections", "5"]) == 0
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1
+        assert "no AP" in said
+        (path,) = out.iterdir()
+        assert path.name == "detections_test-dev2017_eager_results.json"
+        assert str(path) in said
+        results = json.loads(path.read_text())
+        images = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+        assert 0 < len(results) <= 5 * len(images)
+        for result in results:
+            assert set(result) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+            assert result["segmentation"]["size"] == images[result["image_id"]]
+            assert isinstance(result["segmentation"]["counts"], str)
+            assert result["category_id"] in {category["id"] for category in content["categories"]}
+        assert main([*words, "--json", str(tmp_path / "named.json")]) == 0
+        assert json.loads((tmp_path / "named.json").read_text())
 
     def test_agrees_with_the_evaluation_of_training(self, run: Path, shapes: Path, tmp_path: Path) -> None:
         out = tmp_path / "metrics.json"
@@ -296,12 +392,14 @@ class TestEval:
         data = copy_with(shapes, tmp_path, lambda a: a["categories"][0].update(name="dragon"))
         assert "dragon" in fails(capsys, "eval", "--weights", eager, "--data", data)
 
-    def test_table_leaves_what_a_kind_lacks_empty(self) -> None:
-        lines = metrics_table({"bbox/AP": 0.5, "segm/AP": 0.25, "segm/AP90": float("nan")}).splitlines()
-        assert [line.split() for line in lines] == [
-            ["AP", "AP90"],
+    def test_table_has_a_head_for_each_set_of_columns(self) -> None:
+        metrics = {"bbox/AP": 0.5, "segm/AP": 0.25, "matching/mAP": float("nan"), "classes": {}}
+        assert [line.split() for line in metrics_table(metrics).splitlines()] == [
+            ["AP"],
             ["bbox", "0.5000"],
-            ["segm", "0.2500", "nan"],
+            ["segm", "0.2500"],
+            ["mAP"],
+            ["matching", "nan"],
         ]
 
 
@@ -418,6 +516,22 @@ class TestData:
         out = tmp_path / "sheet.png"
         assert main(["data", "show", str(shapes), "--count", "5", "--out", str(out)]) == 0
         assert min(Image.open(out).size) > 100
+
+    def test_show_draws_what_a_recipe_makes_of_it(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        def sheet(*options: str) -> Image.Image:
+            arguments = ["--count", "2", "--out", str(tmp_path / "sheet.png"), *options]
+            assert main(["data", "show", str(shapes), *arguments]) == 0
+            return Image.open(tmp_path / "sheet.png").convert("RGB")
+
+        plain = sheet()
+        cropped = sheet("--config", "shapes", "--augment.crop_size", "32", "--augment.copy_paste", "1")
+        assert cropped.size == (32 + 4 + 32, 32)
+        assert plain.height > 32
+        again = sheet("--config", "shapes", "--augment.crop_size", "32", "--augment.copy_paste", "1")
+        assert again.tobytes() == cropped.tobytes()
+        show = ("data", "show", shapes, "--out", tmp_path / "s.png")
+        assert "--config" in fails(capsys, *show, "--augment.crop_size", "64")
+        assert "copy_paste" in fails(capsys, *show, "--config", "shapes", "--augment.copy_past", "1")
 
     def test_shapes_does_not_overwrite(self, shapes: Path, capsys: Any) -> None:
         before = sorted(path.name for path in shapes.rglob("*"))

@@ -20,6 +20,7 @@ import embedmask.config as config_module
 from embedmask.config import (
     PRESETS,
     DataConfig,
+    MaskRCNNConfig,
     ModelConfig,
     Recipe,
     TrainConfig,
@@ -31,7 +32,7 @@ from embedmask.config import (
 from embedmask.errors import BadInput
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
-CONFIGS = (ModelConfig, DataConfig, TrainConfig)
+CONFIGS = (ModelConfig, MaskRCNNConfig, DataConfig, TrainConfig)
 
 
 def refused(action: Any, *args: Any, **kwargs: Any) -> str:
@@ -51,16 +52,27 @@ def test_paper_is_the_default() -> None:
 
 def test_presets_are_the_published_versions() -> None:
     published = {
-        "embed_dim": (32, 16),
-        "coordinates": (False, True),
-        "margin_source": ("box", "tower"),
-        "embed_samples": ("iou", "best"),
-        "smooth_weight": (0.1, 0.0),
-        "box_expansion": (1.2, None),
-        "mask_threshold": (0.5, 0.53),
+        "embed_dim": (32, 16, 16),
+        "coordinates": (False, True, True),
+        "coordinate_scale": ("learned", "learned", "fixed"),
+        "pixel_branch": ("tower", "tower", "fused"),
+        "embed_channels": (None, None, 128),
+        "margin_source": ("box", "tower", "tower"),
+        "sample_in_mask": (True, True, False),
+        "sampling_center": ("box", "box", "mass"),
+        "embed_samples": ("iou", "best", "each"),
+        "mask_weight": (0.5, 0.5, 1.0),
+        "smooth_weight": (0.1, 0.0, 0.0),
+        "semantic_weight": (0.0, 0.0, 1.0),
+        "box_expansion": (1.2, None, None),
+        "box_offset": (1.0, 1.0, 0.0),
+        "mask_threshold": (0.5, 0.53, 0.5),
+        "mask_interpolation": ("prob", "log_prob", "aligned"),
+        "score": ("product", "product", "root"),
+        "clip_before_nms": (True, True, False),
     }
-    paper, ijcai = ModelConfig.preset("paper"), ModelConfig.preset("ijcai21")
-    assert {name: (getattr(paper, name), getattr(ijcai, name)) for name in published} == published
+    presets = [ModelConfig.preset(name) for name in ("paper", "ijcai21", "fused")]
+    assert {name: tuple(getattr(p, name) for p in presets) for name in published} == published
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -75,7 +87,6 @@ def test_presets_can_be_overridden(name: Any) -> None:
 def test_margins_follow_from_the_switch() -> None:
     """Table 2 (a)."""
     found = {m: ModelConfig(margin=m) for m in ("predicted", "constant", "hinge")}
-    assert [c.mask_loss for c in found.values()] == ["lovasz", "lovasz", "hinge"]
     assert [c.fixed_margin_distance for c in found.values()] == [None, 2.0, config_module.HINGE_MARGIN]
 
 
@@ -143,6 +154,11 @@ def test_unknown_presets_and_sections() -> None:
         (ModelConfig, "prior_margin", 0, "above 0"),
         (ModelConfig, "box_expansion", 0.9, "at least 1, or null"),
         (ModelConfig, "tower_convs", -1, "at least 0"),
+        (ModelConfig, "embed_channels", 0, "at least 1, or null"),
+        (ModelConfig, "max_mask_instances", 0, "at least 1, or null"),
+        (ModelConfig, "semantic_weight", -1, "at least 0"),
+        (ModelConfig, "mask_interpolation", "aligned", "min_prob must be above 0"),
+        (TrainConfig, "norm_weight_decay", -1, "at least 0, or null"),
         (ModelConfig, "channels", 100, "a multiple of norm_groups 32"),
         (ModelConfig, "strides", [8, 16, 33, 64, 128], "doubling"),
         (ModelConfig, "strides", [16, 32, 64, 128, 256], "4 or 8"),
@@ -151,6 +167,10 @@ def test_unknown_presets_and_sections() -> None:
         (ModelConfig, "size_ranges", [64, 128, 100, 512], "4 ascending bounds"),
         (ModelConfig, "image_mean", [1.0, 2.0], "3 values of a number"),
         (ModelConfig, "image_mean", [1, "x", 3], "3 values of a number"),
+        (MaskRCNNConfig, "anchor_sizes", [8, 16, 32, 64], "5 ascending sides"),
+        (MaskRCNNConfig, "anchor_sizes", [8, 16, 64, 32, 128], "5 ascending sides"),
+        (MaskRCNNConfig, "anchor_sizes", [0, 8, 16, 32, 64], "above 0"),
+        (MaskRCNNConfig, "nms_threshold", 1.5, "between 0 and 1"),
         (DataConfig, "scale_range", [2.0, 1.0], "0 < low <= high"),
         (DataConfig, "flip_horizontal", -0.1, "between 0 and 1"),
         (DataConfig, "crop_size", 8, "at least 32, or null"),
@@ -174,6 +194,18 @@ def test_impossible_values_name_field_and_rule(cls: Any, name: str, value: Any, 
 
 
 # --- plain values -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"margin": "hinge", "mask_loss": "dice"},
+        {"margin": "hinge", "mask_interpolation": "aligned", "min_prob": 1e-6},
+        {"mask_interpolation": "aligned", "min_prob": 0.5},
+    ],
+)
+def test_fields_that_do_not_go_together(changes: dict[str, Any]) -> None:
+    assert set(changes) & set(refused(ModelConfig.preset, **changes).split())
 
 
 def test_plain_values_become_the_fields_types() -> None:
@@ -230,7 +262,11 @@ def test_recipes_load_and_come_back(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_say_only_what_differs(path: Path) -> None:
     values = read_yaml(path)
-    default = Recipe.from_mapping({"preset": values.get("preset", "paper")}, where="")
+    model = values.get("model") or {}
+    model = {"kind": model} if isinstance(model, str) else model
+    values["model"] = {name: value for name, value in model.items() if name != "kind"}
+    start = {"preset": values["preset"]} if "preset" in values else {"model": model.get("kind", "embedmask")}
+    default = Recipe.from_mapping(start, where="")
     for section in ("model", "data", "train"):
         base = to_dict(getattr(default, section))
         same = [name for name, value in (values.get(section) or {}).items() if base[name] == value]
@@ -241,6 +277,49 @@ def test_a_preset_is_the_base_of_a_recipe() -> None:
     recipe = Recipe.from_mapping({"preset": "ijcai21", "model": {"num_classes": 3}, "train": None}, where="")
     assert recipe.model == ModelConfig.preset("ijcai21", num_classes=3)
     assert (recipe.data, recipe.train) == (DataConfig(), TrainConfig())
+
+
+# --- kinds of model -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["maskrcnn", {"kind": "maskrcnn"}])
+def test_a_recipe_names_the_kind_of_its_model(model: Any) -> None:
+    recipe = Recipe.from_mapping({"model": model}, where="")
+    assert recipe.model == MaskRCNNConfig()
+    assert recipe.train == TrainConfig()
+    assert Recipe.from_mapping(yaml.safe_load(yaml.safe_dump(recipe.to_dict())), where="") == recipe
+
+
+def test_embedmask_is_the_kind_where_none_is_named() -> None:
+    assert Recipe.from_mapping({"model": "embedmask"}, where="") == Recipe()
+    assert "kind" not in Recipe().to_dict()["model"]
+    chosen = Recipe.from_mapping({"preset": "ijcai21", "model": {"kind": "embedmask"}}, where="")
+    assert chosen.model == ModelConfig.preset("ijcai21")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "maskrcn"}, "unknown kind of model 'maskrcn' (did you mean 'maskrcnn'?)"),
+        ({"model": {"kind": 3}}, "unknown kind of model 3"),
+        ({"model": {"kind": "maskrcnn", "anchors": [1]}}, "did you mean 'anchor_sizes'?"),
+        ({"model": {"kind": "maskrcnn", "embed_dim": 8}}, "unknown field 'embed_dim'"),
+        ({"model": "maskrcnn", "preset": "paper"}, "leave it out"),
+    ],
+)
+def test_mistakes_in_a_kind_are_named(values: dict[str, Any], message: str) -> None:
+    found = refused(Recipe.from_mapping, values, where="a.yaml")
+    assert "a.yaml" in found
+    assert message in found
+
+
+@pytest.mark.parametrize("name", ["shapes", "nuclei"])
+def test_the_baseline_has_the_pictures_and_the_solver_of_ours(name: str) -> None:
+    folder = Path(__file__).parents[1] / "configs"
+    ours, baseline = (Recipe.from_yaml(folder / part / f"{name}.yaml") for part in ("", "maskrcnn"))
+    assert (baseline.data, baseline.train) == (ours.data, ours.train)
+    shared = ("backbone", "backbone_norm", "channels", "image_short_side", "image_norm", "max_detections")
+    assert all(getattr(baseline.model, field) == getattr(ours.model, field) for field in shared)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 ARCHITECTURE, PAPER_MAP = ROOT / "ARCHITECTURE.md", ROOT / "docs" / "paper_map.md"
 DOCS = [ARCHITECTURE, PAPER_MAP]
 CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
-COMMANDS = ("train", "eval", "predict", "convert", "data shapes", "data show")
+COMMANDS = ("train", "eval", "predict", "convert", "data shapes", "data check", "data show")
 BASE = {"errors", "fields", "config", "structures", "files"}
 """Units that all may import: the table of arrows leaves them out."""
 MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}
@@ -211,14 +211,14 @@ def test_arrows_are_the_imports() -> None:
 
 
 def test_versions_have_the_values_of_the_presets() -> None:
-    presets = {name: ModelConfig.preset(name) for name in ("paper", "ijcai21")}
+    presets = {name: ModelConfig.preset(name) for name in ("paper", "ijcai21", "fused")}
     table = rows(section(PAPER_MAP, "The versions"))
-    for field, paper, ijcai21, _ in table:
-        said = {"paper": yaml.safe_load(paper), "ijcai21": yaml.safe_load(ijcai21)}
+    for field, *cells, _ in table:
+        said = dict(zip(presets, map(yaml.safe_load, cells), strict=True))
         assert said == {name: getattr(config, field.strip("`")) for name, config in presets.items()}, field
     listed = {row[0].strip("`") for row in table}
     values = [dataclasses.asdict(config) for config in presets.values()]
-    assert {name for name in values[0] if values[0][name] != values[1][name]} <= listed
+    assert {name for name in values[0] if any(other[name] != values[0][name] for other in values)} <= listed
     assert set(PRESETS) == set(presets), "a preset without a column"
 
 

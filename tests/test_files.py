@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedmask.errors import BadInput
-from embedmask.files import atomic_write, write_json, write_text
+from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json, write_text
 
 
 def test_new_content_takes_the_name(tmp_path: Path) -> None:
@@ -97,3 +97,20 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     write_json(path, {"segm/AP": math.nan, "rows": [1, 0.5, math.inf, "text", None, True], "size": (2, 3)})
     expected = {"segm/AP": None, "rows": [1, 0.5, None, "text", None, True], "size": [2, 3]}
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected
+
+
+def test_what_a_killed_writer_leaves_is_known_and_removed(tmp_path: Path) -> None:
+    kept = [
+        tmp_path / name for name in ("last.ckpt", ".hidden", ".last.0123456789ab.d", "a.0123456789ab.ckpt")
+    ]
+    for path in kept:
+        path.touch()
+    with atomic_write(tmp_path / "last.ckpt") as temporary:
+        assert is_temporary(temporary)
+        copy = temporary.read_bytes()
+    temporary.write_bytes(copy)
+    assert not any(is_temporary(path) for path in (kept[0], kept[1], kept[3]))
+    remove_temporary(tmp_path)
+    assert not temporary.exists()
+    assert kept[0].exists()
+    assert kept[1].exists()

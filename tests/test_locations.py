@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import locations as slow
 
-from embedmask.locations import all_locations, flatten_levels, level_locations, ltrb_to_xyxy
+from embedmask.locations import (
+    all_locations,
+    flatten_levels,
+    level_locations,
+    ltrb_to_xyxy,
+    resize_aligned,
+)
 
 
 @pytest.mark.parametrize("stride", [4, 8, 128])
@@ -42,3 +51,15 @@ def test_boxes_from_distances_and_back() -> None:
 def test_different_numbers_of_sizes_and_strides() -> None:
     with pytest.raises(ValueError, match="argument 2 is longer"):
         all_locations([(1, 1)], (8, 16), "cpu")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 7), st.integers(1, 7), st.sampled_from([1, 2, 3, 4, 8]))
+def test_resize_aligned(seed: int, height: int, width: int, factor: int) -> None:
+    maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    found = resize_aligned(maps, factor)
+    assert found.shape == (2, 3, factor * height, factor * width)
+    assert torch.allclose(found, slow.resize_aligned(maps, factor), atol=1e-5)
+    # every cell keeps its value at its location
+    offset = factor // 2
+    assert torch.allclose(found[..., offset::factor, offset::factor], maps, atol=1e-5)

@@ -18,6 +18,7 @@ from embedmask.visualize import (
     PALETTE,
     contact_sheet,
     draw,
+    plot_counts,
     plot_curves,
     side_by_side,
 )
@@ -182,3 +183,13 @@ def test_plot_curves_takes_what_a_csv_file_gives(tmp_path: Path) -> None:
     assert np.array_equal(
         np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png"))
     )
+
+
+@pytest.mark.parametrize(("splits", "classes"), [(0, 0), (1, 0), (1, 80), (3, 2)])
+def test_plot_counts(tmp_path: Path, splits: int, classes: int) -> None:
+    counts = {f"class {number}": (number, 2, 0) for number in range(classes)}
+    plot_counts({f"split {number}": counts for number in range(splits)}, tmp_path / "counts.png")
+    with Image.open(tmp_path / "counts.png") as picture:
+        drawn = np.asarray(picture.convert("RGB"))
+    blue = (abs(drawn.astype(int) - (31, 119, 180)).sum(-1) < 30).sum()  # the first colour: small objects
+    assert (blue > 2500) == (classes > 0)  # the legend alone has fewer

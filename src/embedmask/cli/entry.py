@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from embedmask.cli.commands import COMMANDS, DONE
 from embedmask.cli.parser import build_parser, find_command
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, TrainingStopped
 
 FAILED, BAD = 1, 2
 TRAIN_EXTRA = ("lightning", "matplotlib", "tensorboard")
@@ -66,7 +66,7 @@ def one_line(error: Exception) -> str:
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_EXTRA:
         return f"{error.name} is not installed; training needs: pip install 'embedmask[train]'"
-    if isinstance(error, BadInput):
+    if isinstance(error, (BadInput, TrainingStopped)):
         return worker_message(text)
     if isinstance(error, ArgumentError):
         return argument_message(text)

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
 from tqdm import tqdm
 
-from embedmask.config import Precision
-from embedmask.data.coco import CocoInstances, Split
-from embedmask.data.images import read_image
+from embedmask.config import DataConfig, Precision
+from embedmask.data.coco import CocoInstances
+from embedmask.data.images import is_picture, read_image
+from embedmask.data.layouts import Split
+from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
 from embedmask.files import write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.results import coco_results, to_detections
-from embedmask.training.samples import draw_truth, spread, write_picture
+from embedmask.training.samples import draw_target, spread, write_picture
 from embedmask.visualize import contact_sheet, draw
 
 NUM_COLUMNS = 4
@@ -122,11 +124,6 @@ def _pictures_of(source: str) -> list[Path]:
     return pictures
 
 
-def is_picture(path: Path) -> bool:
-    """Whether the suffix is that of a picture format."""
-    return path.suffix.lower() in Image.registered_extensions()
-
-
 def refuse_overwriting(files: Sequence[Path], results: Sequence[Path]) -> None:
     """A drawn picture must not take the place of a picture that it was made from."""
     sources = {file.resolve() for file in files}
@@ -148,11 +145,21 @@ def unique_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def write_contact_sheet(folder: Path, split: Split, out: Path, count: int) -> int:
-    """Pictures spread over a split, with their ground truth drawn, on one sheet; gives how many."""
+def write_contact_sheet(
+    folder: Path, split: Split, out: Path, count: int, augment: DataConfig | None = None
+) -> int:
+    """Pictures spread over a split, with their ground truth drawn, on one sheet; gives how many.
+
+    With `augment`, each is one of the items that training would see.
+    """
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
-    dataset = CocoInstances.open(folder, split)
-    pictures = [draw_truth(dataset, index) for index in spread(len(dataset), count)]
+    if augment is None:
+        dataset = CocoInstances.open(folder, split)
+    else:
+        transform = TrainTransform(augment)
+        dataset = CocoInstances.open(folder, split, transform, degenerate=augment.degenerate)
+    items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]
+    pictures = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_picture(contact_sheet(pictures, columns=min(NUM_COLUMNS, len(pictures))), out)
     return len(pictures)

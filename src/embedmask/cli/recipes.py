@@ -29,6 +29,8 @@ def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = 
     if config is None and resumed is None:
         raise BadInput(f"--config is missing; give a YAML file or one of {', '.join(recipe_names())}")
     path = find_recipe(config) if config is not None else run_recipe(resumed)
+    if "kind" in (changes.get("model") or {}):
+        raise BadInput("--model.kind: the recipe names the kind of its model; write model: maskrcnn in it")
     recipe = Recipe.from_yaml(path)
     parts = {
         section: override(

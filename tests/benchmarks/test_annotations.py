@@ -1,0 +1,20 @@
+"""The script that measures reading: its file holds what was asked for, and is one that we read."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "annotations.py"))
+
+
+def test_its_file_is_read(tmp_path: Path) -> None:
+    SCRIPT["write_file"](tmp_path / "train.json", 3, 2)
+    content = json.loads((tmp_path / "train.json").read_text())
+    assert [entry["image_id"] for entry in content["annotations"]] == [0, 0, 1, 1, 2, 2]
+    result = SCRIPT["load"](tmp_path / "train.json")
+    assert result["images"] == 3
+    assert result["processor_seconds"] > 0
+    assert 0 < result["peak_gb"] < 100

@@ -1,0 +1,31 @@
+"""The evaluation benchmark: what it generates is what it says, and both sides can measure it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from embedmask.evaluation.coco import CocoEvaluator
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluation.py"
+spec = importlib.util.spec_from_file_location("evaluation_benchmark", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+benchmark: Any = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
+
+
+def test_generated_results_can_be_measured(tmp_path: Path) -> None:
+    truth, results = benchmark.generate(4, 30, 20)
+    assert (len(truth["images"]), len(truth["annotations"])) == (4, 30)
+    assert 60 <= len(results) <= 80  # what lies outside the image is left out
+    evaluator = CocoEvaluator(truth)
+    evaluator.add(results)
+    assert 0 < evaluator.compute()["boundary/AP"] < 1
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for work in (benchmark.ours, benchmark.library):
+        figures = benchmark.measure(work, tmp_path)
+        assert figures.keys() == {"seconds", "processor_seconds", "peak_gb"}

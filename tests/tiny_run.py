@@ -1,0 +1,83 @@
+"""A training so small that a test can afford it, and what is left of it in one mapping."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embedmask.config import Recipe
+
+TINY: dict[str, Any] = {
+    "model": {
+        "backbone": "test_resnet",
+        "backbone_norm": "batch",
+        "frozen_stages": 0,
+        "channels": 32,
+        "norm_groups": 8,
+        "tower_convs": 1,
+        "embed_dim": 8,
+        "image_short_side": 64,
+        "image_long_side": 64,
+    },
+    "data": {"short_sides": []},
+    "train": {
+        "batch_size": 4,
+        "max_steps": None,
+        "epochs": 2,
+        "lr": 0.002,
+        "warmup_steps": 2,
+        "pretrained": False,
+        "precision": "float32",
+        "workers": 0,
+        "ema_decay": 0.9,
+    },
+}
+
+
+def tiny(model: dict[str, Any] | None = None, **train: Any) -> Recipe:
+    """The recipe, with changes."""
+    sections = {"data": TINY["data"], "model": {**TINY["model"], **(model or {})}}
+    return Recipe.from_mapping({**sections, "train": {**TINY["train"], **train}}, where="test")
+
+
+def left_behind(out: Path) -> dict[str, Any]:
+    """Every value of `last.ckpt` that a clock did not write, by its path."""
+    values: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{path}/{key}")
+        elif isinstance(value, (list, tuple)):
+            walk(dict(enumerate(value)), path)
+        else:
+            values[path] = value
+
+    walk(torch.load(out / "last.ckpt", weights_only=True), "")
+    return {path: value for path, value in values.items() if "seconds" not in path}
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two runs left the same, bit for bit."""
+
+    def equal(x: Any, y: Any) -> bool:
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else repr(x) == repr(y)
+
+    return a.keys() == b.keys() and all(equal(value, b[path]) for path, value in a.items())
+
+
+def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
+    """Run a function in a new process that has everything imported already."""
+    if sys.platform == "win32":
+        pytest.skip("no quick way to start processes here")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embedmask.training.fit"])
+    process = context.Process(target=function, args=args)
+    process.start()
+    return process
