@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import t  # type: ignore[import-untyped]
+
 from embedmask.config import Recipe, override, read_yaml
 from embedmask.data.shapes import make_shapes
 from embedmask.files import write_json, write_text
@@ -184,14 +186,14 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 
 def verdict(low: list[float], high: list[float]) -> str:
-    """Whether `high` really is above `low`: by two standard errors of the mean of the differences seed by seed."""
+    """Whether `high` really is above `low`: by the 95 % interval of the mean difference, seed by seed (Student's t)."""
     differences = [b - a for a, b in zip(low, high, strict=False)]
     if len(differences) < 2:
         return "one seed says nothing"
     mean, spread = mean_and_spread(differences)
-    error = spread / math.sqrt(len(differences))
-    told = f"{100 * mean:+.1f} ± {100 * error:.1f}"
-    if abs(mean) <= 2 * error:
+    half = float(t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))
+    told = f"{100 * mean:+.1f} ± {100 * half:.1f}"
+    if abs(mean) <= half:
         return f"spread can't tell ({told})"
     return f"{'holds' if mean > 0 else 'does not hold'} ({told})"
 
