@@ -24,8 +24,8 @@ from embedmask.data.annotations import Annotations
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.structures import Target
-from embedmask.training.samples import draw_target, write_picture
-from embedmask.visualize import contact_sheet
+from embedmask.training.samples import draw_target
+from embedmask.visualize import contact_sheet, write_picture
 
 PAGE = Path(__file__).parents[1] / "docs" / "augmentation.md"
 OFF: dict[str, Any] = {"short_sides": [], "flip_horizontal": 0}

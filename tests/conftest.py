@@ -1,8 +1,12 @@
-"""Common set-up: one thread for each test process, so that parallel runs do not fight over the cores."""
+"""Common set-up: one thread for each test process, so that parallel runs do not fight over the cores; no deadlines."""
 
 import os
 
 import torch
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
+settings.load_profile("any machine")
 
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)

@@ -26,6 +26,7 @@ from embedmask.cli.recipes import recipe_names, resolve_recipe
 from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.model.detector import Detector
 from embedmask.model.embedmask import EmbedMask
 from embedmask.weights.checkpoint import load_checkpoint, save
 
@@ -336,6 +337,24 @@ class TestEval:
         assert "drop" in fails(capsys, *words)
         assert main([*words, "--degenerate", "drop"]) == 0
         assert "1 degenerate" in capsys.readouterr().out.splitlines()[0]
+
+    def test_pictures_of_another_size(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """EmbedMask-600 of Table 1 is a trained model, tested so."""
+        seen: list[tuple[int, ...]] = []
+        preprocess = Detector.preprocess
+
+        def watched(self: Detector, images: Any) -> Any:
+            seen.extend(tuple(image.shape[1:]) for image in images)
+            return preprocess(self, images)
+
+        monkeypatch.setattr(Detector, "preprocess", watched)
+        words = ["eval", "--weights", str(eager), "--data", str(shapes)]
+        assert main([*words, "--image-short-side", "40"]) == 0
+        assert seen
+        assert {min(size) for size in seen} == {40}
+        assert "--image-short-side" in fails(capsys, *words, "--image-short-side", "0")
 
     def test_without_annotations_the_server_s_file_is_written(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any

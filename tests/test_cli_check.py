@@ -33,6 +33,16 @@ def test_a_sound_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert drawn.width > drawn.height > 100
 
 
+@pytest.mark.parametrize("name", ["counts", "counts.abc"])
+def test_a_name_that_is_no_picture_s_is_refused(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = tmp_path / "new"
+    assert main(["data", "check", str(shapes), "--quick", "--out", str(folder / name)]) == 2
+    assert "not the name of a picture" in capsys.readouterr().err
+    assert not folder.exists()
+
+
 def test_errors_give_exit_code_2_and_long_lists_are_shortened(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from golden_files import (
     OFFICIAL,
-    PRESET,
     assert_near,
     fixture,
     golden_targets,

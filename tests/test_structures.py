@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -37,6 +41,28 @@ def test_dense_masks_hold_their_crops(masks: CropMasks) -> None:
     order = list(reversed(range(len(masks))))
     assert torch.equal(masks.select(order).to_dense(), dense.flip(0))
     assert len(masks.select([])) == 0
+
+
+@given(crop_masks())
+def test_masks_travel_in_one_piece(masks: CropMasks) -> None:
+    kinds = []
+
+    class Watching(pickle.Pickler):
+        def persistent_id(self, value: object) -> None:
+            kinds.append(type(value))
+
+    buffer = io.BytesIO()
+    Watching(buffer).dump(masks)
+    assert kinds.count(torch.Tensor) == 1
+    buffer.seek(0)
+    found = pickle.load(buffer)
+    assert [crop.tolist() for crop in found.crops] == [crop.tolist() for crop in masks.crops]
+    assert (found.offsets, found.shape) == (masks.offsets, masks.shape)
+
+
+def test_masks_are_copied_on_their_own_device() -> None:
+    masks = CropMasks([torch.ones(2, 3, dtype=torch.bool, device="meta")] * 2, [(0, 0), (1, 1)], (4, 5))
+    assert all(crop.is_meta and crop.shape == (2, 3) for crop in copy.copy(masks).crops)
 
 
 def test_length_of_instances() -> None:

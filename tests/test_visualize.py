@@ -142,7 +142,7 @@ def test_contact_sheet() -> None:
 @pytest.mark.parametrize("width", [6, 40, 400])
 def test_side_by_side(width: int) -> None:
     left, right = np.full((30, width, 3), 7, np.uint8), np.full((30, width, 3), 9, np.uint8)
-    plain = side_by_side(left, right)
+    plain = contact_sheet([left, right], columns=2)
     assert plain.shape == (30, 2 * width + GAP, 3)
     titled = side_by_side(left, right, titles=("ground truth", "prediction"))
     extra = titled.shape[0] - 30

@@ -203,8 +203,12 @@ class CropMasks:
     def __reduce__(self) -> tuple[object, ...]:
         # one tensor, not one a mask: another process is sent a file descriptor for each
         shapes = [tuple(crop.shape) for crop in self.crops]
-        flat = torch.cat([torch.zeros(0, dtype=torch.bool), *(crop.reshape(-1) for crop in self.crops)])
-        return _unpacked, (flat, shapes, self.offsets, self.image_size)
+        return _unpacked, (self.pixels(), shapes, self.offsets, self.image_size)
+
+    def pixels(self) -> Tensor:
+        """All crops, row by row, one after the other: bool `[P]` on their device."""
+        flat = [crop.reshape(-1).bool() for crop in self.crops]
+        return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.bool)
 
     def select(self, index: Sequence[int]) -> CropMasks:
         """The masks of `index`, in that order; the crops are shared."""
@@ -216,10 +220,7 @@ class CropMasks:
 
     def dense(self, index: int) -> Tensor:
         """Mask `index` in the whole image, bool `[H, W]`."""
-        full = torch.zeros(self.image_size, dtype=torch.bool)
-        (y, x), crop = self.offsets[index], self.crops[index]
-        full[y : y + crop.shape[0], x : x + crop.shape[1]] = crop.cpu()
-        return full
+        return self.select([index]).to_dense()[0]
 
     def to_dense(self) -> Tensor:
         """All masks, bool `[R, H, W]` on the CPU: memory grows with instances x image, ask for it knowingly."""

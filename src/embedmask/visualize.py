@@ -14,25 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from embedmask._supervision import sv
+from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 
 Pixels = npt.NDArray[np.uint8]
 Point = tuple[float, float]
 
-PALETTE = sv.ColorPalette.from_hex(
-    [
-        "#4dabf7",
-        "#ffa94d",
-        "#69db7c",
-        "#f783ac",
-        "#ffe066",
-        "#b197fc",
-        "#38d9a9",
-        "#ff8787",
-        "#a9e34b",
-        "#e599f7",
-    ]
-)
+PALETTE = sv.ColorPalette.from_hex([
+    "#4dabf7", "#ffa94d", "#69db7c", "#f783ac", "#ffe066", "#b197fc", "#38d9a9", "#ff8787", "#a9e34b", "#e599f7",
+])  # fmt: skip
 """Light, so that black text can be read on it; an object's colour is its place in the list, not its class."""
 MASK_OPACITY = 0.45
 MAX_LABELS = 40
@@ -118,12 +108,21 @@ def _inside(detections: sv.Detections, size: tuple[int, ...]) -> sv.Detections:
     return replace(detections, xyxy=np.clip(corners, 0, ends).astype(np.float32))
 
 
-def side_by_side(left: Pixels, right: Pixels, titles: tuple[str, str] | None = None) -> Pixels:
+def write_picture(picture: Pixels, path: Path) -> None:
+    """Write uint8 `[H, W, 3]`, whole or not at all; the suffix says the format.
+
+    Raises:
+        BadInput: a suffix that is no picture format's.
+    """
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise BadInput(f"{path}: not the name of a picture; end it in .png or .jpg")
+    with atomic_write(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+def side_by_side(left: Pixels, right: Pixels, titles: tuple[str, str]) -> Pixels:
     """Two pictures uint8 [H, W, 3] beside each other, each under its title."""
-    pictures = [left, right]
-    if titles is not None:
-        pictures = [_entitle(picture, title) for picture, title in zip(pictures, titles, strict=True)]
-    return contact_sheet(pictures, columns=2)
+    return contact_sheet([_entitle(left, titles[0]), _entitle(right, titles[1])], columns=2)
 
 
 def contact_sheet(pictures: Sequence[Pixels], columns: int) -> Pixels:
@@ -168,20 +167,17 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             they were measured. Values that are absent, empty or not finite leave no point.
         path: picture to write, whole or not at all; the suffix says the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     axis = "step" if any("step" in row for row in history) else "epoch"
     groups = {"loss": _curves(history, axis, "loss/"), "AP": _curves(history, axis, "segm/AP", "bbox/AP")}
     shown = {name: curves for name, curves in groups.items() if curves or name == "loss"}
     figure = Figure(figsize=(6.5 * len(shown), 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     for panel, (name, curves) in zip(
         figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
         _plot(panel, name, axis, curves)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+    _write_figure(figure, path)
 
 
 def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | Path) -> None:
@@ -192,7 +188,6 @@ def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | P
             `MAX_CLASSES` are shown.
         path: picture to write, whole or not at all; the suffix says the format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     classes = dict.fromkeys(name for counts in splits.values() for name in counts)
@@ -200,7 +195,6 @@ def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | P
     names = sorted(classes, key=lambda name: -sum(first.get(name, ())))[:MAX_CLASSES]
     size = (1 + 4.5 * max(len(splits), 1), 1.5 + 0.25 * len(names))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, max(len(splits), 1), squeeze=False, sharey=True)[0]
     panels[0].set_ylim(max(len(names), 1) - 0.5, -0.5)  # the first on top
     if len(classes) > len(names):
@@ -209,8 +203,15 @@ def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | P
         _stack(panel, names, np.array([counts.get(name, (0, 0, 0)) for name in names]).reshape(-1, 3))
         panel.set(title=f"{split}: {sum(map(sum, counts.values()))} objects", xlabel="objects")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+    _write_figure(figure, path)
+
+
+def _write_figure(figure: Any, path: str | Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
+    canvas.draw()
+    write_picture(np.asarray(canvas.buffer_rgba())[..., :3], Path(path))
 
 
 def _stack(panel: Any, names: Sequence[str], counts: npt.NDArray[np.int64]) -> None:

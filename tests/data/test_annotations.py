@@ -104,6 +104,7 @@ DEGENERATE: dict[str, dict[str, Any]] = {
     "degenerate box": {"bbox": [4, 6, 0, 8]},
     "degenerate polygon": {"segmentation": [[1, 2, 3, 4]]},
     "empty mask": {"segmentation": run_lengths(np.zeros((40, 30), dtype=bool))},
+    "outside": {"segmentation": [[30, 6, 35, 6, 35, 9]]},
 }
 LINES = [
     [[4, 6, 14, 6, 9, 6]],
@@ -172,6 +173,7 @@ def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) ->
             annotation([5]),  # type: ignore[arg-type]
             3,  # type: ignore[list-item]
             annotation(6),
+            annotation(7, iscrowd="0"),
         ]
     )
     content = json.loads((folder / "train.json").read_text())
@@ -192,7 +194,8 @@ def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) ->
         "degenerate polygon",
         "bad record",
         "bad record",
+        "bad record",
     ]
     assert len(file.annotations[0]) == 2
-    assert file.dropped == [1, 2, 3, 4, 5, 6]
+    assert file.dropped == [1, 2, 3, 4, 5, 6, 8]
     assert file.class_names == ["disc", "star"]

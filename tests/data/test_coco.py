@@ -93,7 +93,7 @@ def change(content: dict[str, Any], key: str, **changes: Any) -> None:
 BROKEN: dict[str, tuple[Any, str]] = {
     "missing image": (lambda c: change(c, "annotations", image_id=77), r"annotation 1 names image 77"),
     "missing category": (lambda c: change(c, "annotations", category_id=1), r"1 of image 5 .*category 1"),
-    "image id as text": (lambda c: change(c, "annotations", image_id="5"), r"names image 5"),
+    "image id as text": (lambda c: change(c, "annotations", image_id="5"), r"names image '5'"),
     "two points": (
         lambda c: change(c, "annotations", segmentation=[[1, 2, 3, 4]]),
         r"annotation 1 of image 5 \(5.png\).*2 points",

@@ -78,6 +78,7 @@ def test_results_with_the_sets_own_ids_are_measured(tmp_path: Path, layout: str)
                 }
             )
     evaluator = CocoEvaluator(dataset.ground_truth)
+    assert evaluator.class_names == dataset.class_names  # no class without a label
     evaluator.add(results)
     metrics = evaluator.compute()
     assert metrics["segm/AP"] == pytest.approx(1)

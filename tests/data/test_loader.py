@@ -75,8 +75,6 @@ def test_every_picture_is_seen_once_and_batches_are_of_one_aspect(make_folder: M
     ids = [batch for batch, _ in signature(loader, 0)]
     assert sorted(i for batch in ids for i in batch if i) == list(range(1, 12))
     assert all(len({i % 3 == 0 for i in batch if i}) == 1 for batch in ids)
-    mixed = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0, group_by_aspect=False)
-    assert [len(batch) for batch, _ in signature(mixed, 0)] == [4, 4, 3]
 
 
 def test_order_and_draws_follow_from_seed_and_epoch(make_folder: MakeFolder) -> None:
@@ -106,15 +104,13 @@ def test_repeat_walks_again_with_other_draws(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("repeat", [1, 2])
-def test_processes_share_every_batch(world_size: int, drop_last: bool, repeat: int) -> None:
+def test_processes_share_every_batch(world_size: int, repeat: int) -> None:
     groups = [index % 5 == 0 for index in range(23)]
 
     def share(rank: int) -> list[list[tuple[int, int]]]:
         order = EpochOrder(23, seed=4, repeat=repeat)
-        options: dict[str, Any] = {"drop_last": drop_last, "rank": rank, "world_size": world_size}
-        batches = GroupedBatches(order, groups, 6, **options)
+        batches = GroupedBatches(order, groups, 6, rank=rank, world_size=world_size)
         drawn = list(batches)
         assert len(drawn) == len(batches)
         return drawn
@@ -127,11 +123,8 @@ def test_processes_share_every_batch(world_size: int, drop_last: bool, repeat: i
     for batch in whole:
         assert len({groups[index] for index, _ in batch}) == 1
     draws = [draw for batch in whole for draw in batch]
-    if drop_last:
-        assert all(len(set(batch)) == 6 for batch in whole)
-    else:
-        assert set(draws) == set(EpochOrder(23, seed=4, repeat=repeat))
-        assert len(draws) == len(set(draws))
+    assert set(draws) == set(EpochOrder(23, seed=4, repeat=repeat))
+    assert len(draws) == len(set(draws))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
@@ -183,25 +176,22 @@ def test_impossible_batches_are_refused(make_folder: MakeFolder) -> None:
     dataset = make_dataset(make_folder)
     with pytest.raises(BadInput, match="cannot be shared by 3 processes"):
         train_loader(dataset, batch_size=4, workers=0, seed=0, world_size=3)
-    with pytest.raises(BadInput, match="leaves no full batch of 11 images"):
-        train_loader(dataset, batch_size=64, workers=0, seed=0, drop_last=True)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 20])
 def test_evaluation_sees_every_picture_once(make_folder: MakeFolder, world_size: int) -> None:
+    """But for the first one where there are not enough: no process goes without."""
     dataset = make_dataset(make_folder)
     seen = []
     for rank in range(world_size):
-        loader = eval_loader(
-            dataset, EvalTransform(80, 133), batch_size=4, workers=0, rank=rank, world_size=world_size
-        )
+        loader = eval_loader(dataset, EvalTransform(80, 133), workers=0, rank=rank, world_size=world_size)
+        assert len(loader) > 0
         for images, image_ids, sizes in loader:
-            assert len(images) == len(image_ids) == len(sizes)
-            assert len({height < width for height, width in sizes}) == 1
+            assert len(images) == len(image_ids) == len(sizes) == 1
             seen += [
                 (i, size, tuple(image.shape)) for i, size, image in zip(image_ids, sizes, images, strict=True)
             ]
     expected = [
         (i, (40, 60), (3, 80, 120)) if i % 3 == 0 else (i, (50, 44), (3, 90, 80)) for i in range(1, 12)
     ]
-    assert sorted(seen) == expected
+    assert sorted(seen) == expected[:1] * max(world_size - len(expected), 0) + expected

@@ -115,8 +115,7 @@ def test_polygons_in_a_window_equal_the_whole_picture_painted(seed: int) -> None
     parts = [star(rng, (rng.uniform(0, 80), rng.uniform(0, 60)), 25) for _ in range(seed % 3 + 1)]
     left, top = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
     window = (left, top, int(rng.integers(left + 5, width)), int(rng.integers(top + 5, height)))
-    polygons = parse_segmentation(parts, size)
-    assert isinstance(polygons, Polygons)
+    polygons = Polygons([np.array(part, dtype=np.float32).reshape(-1, 2) for part in parts])
     stored = [part * np.array((sx, sy)) for part in polygons.parts]
     runs = reference.frPyObjects([part.ravel().tolist() for part in stored], height, width)
     whole = reference.decode(reference.merge(runs))

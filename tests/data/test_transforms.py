@@ -35,6 +35,21 @@ def test_resized_size_is_the_authors(row: tuple[int, ...]) -> None:
     assert resized_size((height, width), short_side, long_side) == (new_height, new_width)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((288, 224), (309, 240)),
+        ((256, 320), (240, 300)),
+        ((100, 333), (120, 400)),
+        ((3, 900), (1, 400)),
+        ((240, 241), (240, 241)),
+    ],
+)
+def test_nearest_size_keeps_to_the_long_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """The first two rows are of the authors' second repository."""
+    assert resized_size(size, 240, 400, "nearest") == expected
+
+
 def test_resized_size_agrees_with_all_reference_rows(shared: Path) -> None:
     with np.load(shared / "golden" / "visible" / "layers.npz") as layers:
         rows = layers["resize.w_h_min_max_oh_ow"].tolist()

@@ -36,12 +36,17 @@ def set_data(folder: Path, **changes: Any) -> None:
         {"train": ["images/train", "images/train"]},
         {"train": "train.txt"},
         {"train": ["train.txt"]},
+        {"train": "images\\train"},
+        {"train": "windows.txt"},
         {"names": NAMES},
     ],
 )
 def test_ways_to_name_the_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_yolo(tmp_path)
     (tmp_path / "train.txt").write_text("./images/train/a.png\n\nimages/train/b.png\n")
+    (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfimages\\train\\a.png\r\nimages/train/b.png\r\n")
+    lines = (tmp_path / "labels/train/a.txt").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "labels/train/a.txt").write_bytes(b"\xef\xbb\xbf" + lines)
     set_data(tmp_path, **changes)
     dataset = CocoInstances.open(tmp_path, "train")
     assert dataset.class_names == NAMES
@@ -104,6 +109,7 @@ BAD_LINES = {
     "0 0.1 0.1 0.2 0.2 0.3 0.3": "polygon without area",
     "0 0.1 0.1 0.1 0.2 0.1 0.3": "polygon without area",
     "0 300 200 400 200 400 300": "far outside",
+    "0 1.1 0.1 1.2 0.1 1.2 0.3": "polygons outside its image",
     "0 nan 0.1 0.2 0.1 0.2 0.3": "not finite",
     "2 0.1 0.1 0.5 0.1 0.5 0.5": "names category 2, which",
     "0.5 0.1 0.1 0.5 0.1 0.5 0.5": "names category 0.5, which",

@@ -31,7 +31,7 @@ def test_bad_annotations_are_named(change: Record, message: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("[]", "not a COCO annotation file"), ('{"images": []}', "no list of annotations")],
+    [("{", "not JSON"), ("[]", "has no list 'images'"), ('{"images": []}', "has no list 'annotations'")],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "val.json"

@@ -79,3 +79,12 @@ def test_results_carry_no_graph() -> None:
 def test_as_many_sizes_as_images() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Postprocessor.from_config(small_config(embed_dim=4))(random_predictions((32, 32)), [(32, 32)], [])
+
+
+def test_boxes_end_with_the_picture() -> None:
+    """35 px times 107 / 35 is more than 107 in float32."""
+    cfg = small_config(preset="fused", embed_dim=4)
+    predictions = random_predictions((64, 64), margins=4)
+    boxes = Postprocessor.from_config(cfg)(predictions, [(35, 35)], [(107, 107)])[0].boxes
+    assert (boxes[:, 2:] == 107).any()
+    assert boxes.max() <= 107

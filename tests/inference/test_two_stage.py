@@ -56,6 +56,16 @@ def test_results_are_in_the_pictures_frame() -> None:
     assert strict.masks.areas() == [0]
 
 
+def test_boxes_end_with_the_picture() -> None:
+    """35 px times 107 / 35 is more than 107 in float32."""
+    boxes = torch.tensor([[0.0, 0.0, 35.0, 35.0]])
+    assert resize_boxes(boxes, [35, 35], [107, 107]).max() > 107
+    found = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
+    found["masks"] = torch.ones(1, 1, 28, 28)
+    one = finish(found, (35, 35), (107, 107), mask_threshold=0.5)
+    assert one.boxes.max() == 107
+
+
 def test_nothing_found_is_nothing_given() -> None:
     found = {
         "boxes": torch.zeros(0, 4),

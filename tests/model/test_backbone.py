@@ -111,7 +111,7 @@ def test_pretrained_weights_offline(monkeypatch: pytest.MonkeyPatch, error: Exce
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(BadInput, match="ImageNet weights of 'resnet10t' could not be loaded") as raised:
-        model.load_pretrained_backbone()
+        model.backbone.load_pretrained()
     assert "\n" not in str(raised.value)
     assert "second line" not in str(raised.value)
     assert "--train.pretrained false" in str(raised.value)
@@ -125,7 +125,7 @@ def test_pretrained_weights_arrive(monkeypatch: pytest.MonkeyPatch, norm: str) -
         if value.is_floating_point():
             value.add_(0.01 * (index % 7 + 1))
     monkeypatch.setattr(timm, "create_model", lambda *_args, **_options: source)
-    model.load_pretrained_backbone()
+    model.backbone.load_pretrained()
     picture = torch.randn(1, 3, 32, 32)
     for ours, theirs in zip(model.backbone(picture), source(picture)[2:], strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)

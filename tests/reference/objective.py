@@ -123,6 +123,17 @@ def mask_targets(masks: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     return F.interpolate(padded[:, None], size=grid, mode="bilinear", align_corners=False)[:, 0] > 0
 
 
+def any_of(masks: Tensor, places: list[tuple[int, int]], stride: int, grid: tuple[int, int]) -> Tensor:
+    """Cell by cell: whether one of the pixels `places` of the cell is in the mask; the fast way reads crops alone."""
+    found = torch.zeros(len(masks), *grid, dtype=torch.bool)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            for y, x in ((row * stride + dy, column * stride + dx) for dy, dx in places):
+                if y < masks.shape[1] and x < masks.shape[2]:
+                    found[:, row, column] |= masks[:, y, x]
+    return found
+
+
 def semantic_targets(masks: Tensor, labels: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
     """Cell by cell: the class of the object with the fewest pixels at its location, -1 for none.
 

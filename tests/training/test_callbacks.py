@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from tiny_run import tiny
 
-from embedmask.training.callbacks import RisingDecay, summary_line, write_csv
+from embedmask.training import callbacks
+from embedmask.training.callbacks import ResultsFolder, RisingDecay, summary_line, write_csv
 
 
 def test_csv_keeps_columns_that_come_late(tmp_path: Path) -> None:
@@ -39,15 +44,37 @@ def test_summary_line_without_evaluation_names_no_ap() -> None:
     assert "AP" not in summary_line({"epoch": 1.0, "step": 1.0, "seconds": 1.0, "loss/total": 1.0})
 
 
+def test_a_picture_that_two_processes_saw_counts_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    added: list[dict[str, Any]] = []
+    evaluator: Any = SimpleNamespace(reset=added.clear, add=added.extend, compute=lambda: {"segm/AP": 0.5})
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        global_step=1,
+        loggers=[],
+        is_global_zero=False,
+    )
+    results = ResultsFolder(tmp_path, tiny(), evaluator, ["one"], lambda line: None)
+    module: Any = None
+    rows = {7: [{"image_id": 7}, {"image_id": 7}], 9: [{"image_id": 9}], 8: []}
+    results.on_validation_batch_end(trainer, module, {"results": list(rows.items())}, None, 0)
+    monkeypatch.setattr(callbacks, "gather", lambda items: [*items, items[0]])
+    results.on_validation_epoch_end(trainer, module)
+    assert [row["image_id"] for row in added] == [7, 7, 9]
+    assert results.best == {"segm/AP": 0.5}
+
+
 def test_decay_rises_to_its_bound() -> None:
-    decay = RisingDecay(0.9)
-    average, current = torch.zeros(1), torch.ones(1)
-    early = decay(average, current, 1)
-    late = decay(average, current, 10_000)
-    assert early.item() == pytest.approx(1 - 2 / 11)
-    assert late.item() == pytest.approx(0.1)
+    early, late, current = [torch.zeros(1)], [torch.zeros(1), torch.zeros(2)], [torch.ones(1), torch.ones(2)]
+    RisingDecay(0.9)(early, current[:1], 1)
+    RisingDecay(0.9)(late, current, torch.tensor(10_000))
+    assert early[0].item() == pytest.approx(1 - 2 / 11)
+    assert torch.cat(late).tolist() == pytest.approx([0.1] * 3)
 
 
 def test_average_of_counters_is_the_newest() -> None:
-    newest = RisingDecay(0.9)(torch.tensor(3), torch.tensor(8), 5)
-    assert newest.item() == 8
+    newest = [torch.tensor(3)]
+    RisingDecay(0.9)(newest, [torch.tensor(8)], 5)
+    assert newest[0].item() == 8

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ TORCHRUN = {
 WITHOUT_OBJECTS = 4
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-# trained BatchNorm sees each process's own pictures; all else must not know how many processes there are
-FIXED = tiny({"backbone_norm": "frozen"}, batch_size=4, lr=0.02, ema_decay=None, eval_every=2)
+# pictures of several sizes, so that shares would be padded differently; trained BatchNorm
+VARIED = tiny(batch_size=4, lr=0.02, ema_decay=None, eval_every=2)
+VARIED = replace(VARIED, data=replace(VARIED.data, short_sides=(48, 64, 96)))
 
 
 def one_of_two(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None:
@@ -70,8 +72,8 @@ def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     """Results of one process and of two."""
     folder = tmp_path_factory.mktemp("runs")
     port = free_port()
-    ranks = [start(one_of_two, rank, port, FIXED, data, folder / "two") for rank in range(2)]
-    fit.train(FIXED, data, folder / "one")
+    ranks = [start(one_of_two, rank, port, VARIED, data, folder / "two") for rank in range(2)]
+    fit.train(VARIED, data, folder / "one")
     for process in ranks:
         process.join(120)
     assert [process.exitcode for process in ranks] == [0, 0]
@@ -79,7 +81,7 @@ def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 
 def test_some_steps_have_a_process_without_objects(data: Path) -> None:
-    splits = SplitPair(data, FIXED)
+    splits = SplitPair(data, VARIED)
     counts = []
     for epoch in range(2):
         for rank in range(2):
@@ -136,7 +138,7 @@ def spoiled(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None
 
 def test_a_loss_that_is_no_number_in_one_process_stops_both(data: Path, tmp_path: Path) -> None:
     port = free_port()
-    ranks = [start(spoiled, rank, port, FIXED, data, tmp_path / "run") for rank in range(2)]
+    ranks = [start(spoiled, rank, port, VARIED, data, tmp_path / "run") for rank in range(2)]
     for process in ranks:
         process.join(120)
     said = [(tmp_path / f"stopped {rank}").read_text() for rank in range(2)]

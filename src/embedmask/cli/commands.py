@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.config import DataConfig, DetectorConfig, MaskRCNNConfig, ModelConfig, Precision, TrainConfig
-from embedmask.config.data import Degenerate
+from embedmask.config.data import Degenerate, Split
 from embedmask.errors import BadInput
 
-Split = Literal["train", "val", "test", "test-dev"]
 DONE, SOME_BAD = 0, 2
 
 
@@ -85,6 +86,7 @@ def evaluate(
     report: Path | None = None,
     where: str | None = None,
     max_detections: int | None = None,
+    image_short_side: int | None = None,
     score_threshold: float = 0.3,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
@@ -101,35 +103,42 @@ def evaluate(
         report: Folder for a page (index.html) with curves, errors, and the worst and best images.
         where: Only the images whose record in the annotation file says KEY=VALUE, as modality=fluorescence.
         max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
+        image_short_side: Short side of the pictures that the network sees, px; by default what the model says.
         score_threshold: From here on a result counts as decided, in matching and in the report; AP ranks all.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         device: auto, cpu, cuda, cuda:N or mps.
     """
-    from embedmask.data.layouts import find_split
+    from embedmask.data.coco import CocoInstances
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
 
-    files = find_split(data, split)
-    how: dict[str, Any] = {"precision": precision, "device": device, "progress": is_watched()}
-    if not has_truth(files.annotations):
+    dataset = CocoInstances.open(data, split, degenerate=degenerate)
+    how: dict[str, Any] = {
+        "max_detections": max_detections,
+        "image_short_side": image_short_side,
+        "precision": precision,
+        "device": device,
+        "progress": is_watched(),
+    }
+    if not has_truth(dataset.annotations_file):
         if json is None:
-            raise BadInput(f"{files.annotations}: has no annotations; give --json FILE for the results")
-        path = write_results(weights, data, split, json, max_detections=max_detections, **how)
-        print(f"{data}: {files.layout}; no annotations, so no AP · results for COCO's server in {path}")
+            raise BadInput(
+                f"{dataset.annotations_file}: has no annotations; give --json FILE for the results"
+            )
+        path = write_results(weights, dataset, json, **how)
+        print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
     metrics = evaluate_weights(
         weights,
-        data,
-        split,
+        dataset,
         where=where,
-        max_detections=max_detections,
         score_threshold=score_threshold,
         matching=matching,
         report=report,
-        degenerate=degenerate,
-        tell=print,
+        title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
+        begin=lambda: print(f"{data}: {dataset.layout}"),
         **how,
     )
     print(metrics_table(metrics))
@@ -197,7 +206,7 @@ def predict(
 
 
 def convert(official: Path, out: Path) -> None:
-    """Convert a checkpoint of the authors' code (.pth, either version) into a model file.
+    """Convert a checkpoint of the authors' code (.pth, any of its versions) into a model file.
 
     Args:
         official: The authors' file; it is read as tensors only, never as code.
@@ -219,16 +228,9 @@ def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256
         size: Side of the pictures, px.
         seed: The same seed gives the same pictures.
     """
-    from tqdm import tqdm
-
     from embedmask.data.shapes import make_shapes
 
-    with tqdm(total=train + val, unit="picture", disable=not is_watched()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with picture_bar() as progress:
         make_shapes(folder, train=train, val=val, size=size, seed=seed, progress=progress)
     print(f"{train} pictures in train, {val} in val · {folder}")
 
@@ -254,19 +256,12 @@ def data_check(
         quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
         workers: Threads that read pictures; by default one a core.
     """
-    from tqdm import tqdm
-
     from embedmask.cli.check import report_lines
     from embedmask.data.check import check_folder
     from embedmask.files import write_json
     from embedmask.visualize import plot_counts
 
-    with tqdm(unit="picture", disable=not is_watched()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with picture_bar() as progress:
         report = check_folder(
             folder,
             max_detections=max_detections,
@@ -313,6 +308,20 @@ def data_show(
 def is_watched() -> bool:
     """Progress bars are for people: none where stderr goes to a file."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def picture_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told how many pictures of all are done."""
+    from tqdm import tqdm
+
+    with tqdm(unit="picture", disable=not is_watched()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def field_names(title: str, config: type[DetectorConfig] | type[DataConfig] | type[TrainConfig]) -> str:

@@ -12,16 +12,16 @@ import torch
 from tqdm import tqdm
 
 from embedmask.config import DataConfig, Precision
+from embedmask.config.data import Split
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import is_picture, read_image
-from embedmask.data.layouts import Split
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
 from embedmask.files import write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.results import coco_results, to_detections
-from embedmask.training.samples import draw_target, spread, write_picture
-from embedmask.visualize import contact_sheet, draw
+from embedmask.training.samples import draw_target, spread
+from embedmask.visualize import contact_sheet, draw, write_picture
 
 NUM_COLUMNS = 4
 

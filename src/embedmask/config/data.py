@@ -9,6 +9,7 @@ from typing import Literal
 from embedmask.fields import check_types, require
 
 Degenerate = Literal["refuse", "drop"]
+Split = Literal["train", "val", "test", "test-dev"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from embedmask.fields import check_types, require
 
+Rounding = Literal["down", "nearest"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -38,6 +39,8 @@ class DetectorConfig:
     """Pictures are resized so that the short side has this many px (null: they keep their size) ..."""
     image_long_side: int = 1333
     """... unless the long side would pass this many. EmbedMask-600 of Table 1 is `image_short_side=600`."""
+    image_rounding: Rounding = "down"
+    """Of the sides so found: the first repository cuts to whole px, the second takes the nearest."""
     channels: int = 256
     """Of every pyramid level."""
 

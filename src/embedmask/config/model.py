@@ -187,6 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mask_interpolation": "log_prob",
     },
     "fused": {
+        "image_rounding": "nearest",
         "embed_dim": 16,
         "coordinates": True,
         "coordinate_scale": "fixed",

@@ -30,10 +30,10 @@ class Recipe:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
         """`{preset, model, data, train}`, each part optional; `model: maskrcnn` alone names a kind of model."""
-        unknown = set(values) - {"preset", "model", "data", "train"}
+        known = ("preset", "model", "data", "train")
+        unknown = set(values) - set(known)
         if unknown:
             key = min(unknown, key=str)
-            known = ("preset", "model", "data", "train")
             raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}; use {', '.join(known)}")
         parts = {name: values.get(name) or {} for name in ("model", "data", "train")}
         if isinstance(parts["model"], str):

@@ -116,8 +116,8 @@ class AnnotationFile:
     dropped: list[int]
 
 
-def read_coco(path: Path) -> Content:
-    """Read a COCO annotation file (`images`, `annotations`, `categories`), polygons as arrays.
+def read_coco(path: Path, *, compact: bool = True) -> Content:
+    """Read a COCO annotation file (`images`, `annotations`, `categories`), if `compact` polygons as arrays.
 
     COCO's `image_info_*.json` have no annotations.
 
@@ -134,7 +134,7 @@ def read_coco(path: Path) -> Content:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); check the file") from None
     try:
         with collector_paused():
-            content = json.loads(text, object_hook=_compact)
+            content = json.loads(text, object_hook=_compact if compact else None)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not JSON ({error}); give a COCO annotation file") from None
     if isinstance(content, dict) and path.name.startswith("image_info"):
@@ -309,13 +309,16 @@ class _ObjectCheck:
             return Problem("bad record", f"{self.path}: {message}")
         image_id, category = entry.get("image_id"), entry.get("category_id")
         if not _is_id(image_id) or image_id not in self.images:
-            message = f"names image {image_id}, which 'images' lacks; add the image or remove it"
+            message = f"names image {image_id!r}, which 'images' lacks; add the image or remove it"
             return Problem("unknown image", f"{self.origin(entry, index)} {message}")
         if not _is_id(category) or category not in self.labels:
-            message = f"of image {image_id} names category {category}, which the list of classes lacks"
+            message = f"of image {image_id} names category {category!r}, which the list of classes lacks"
             return Problem(
                 "unknown category", f"{self.origin(entry, index)} {message}; add it or remove this"
             )
+        if entry.get("iscrowd") not in (0, 1, None):
+            message = f"of image {image_id} has iscrowd {entry['iscrowd']!r}; write 0 or 1"
+            return Problem("bad record", f"{self.origin(entry, index)} {message}")
         number = entry.get("id", ~index)  # ids are optional here, but evaluators need them to be unique
         if not isinstance(number, (int, str)):
             message = f"of image {image_id} has an id that is no number; give it one"

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from embedmask.config.data import Degenerate
+from embedmask.config.data import Degenerate, Split
 from embedmask.data.coco import CocoInstances, check_same_classes
-from embedmask.data.images import read_image, read_size
-from embedmask.data.layouts import Split, find_split
+from embedmask.data.images import read_image, read_size, size_of
+from embedmask.data.layouts import find_split
 from embedmask.data.problems import DEGENERATE, KINDS, Kind, Note, Problem
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -199,9 +199,7 @@ def _look_at_all(
         split, index = place
         return split, sets[split].image_path(index), _look(sets[split], index, quick)
 
-    with ThreadPoolExecutor(
-        workers if workers is not None else os.cpu_count()
-    ) as pool:  # decoding leaves the interpreter free
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding leaves the interpreter free
         for start in range(0, len(places), CHUNK):
             yield from pool.map(look, places[start : start + CHUNK])
 
@@ -238,5 +236,5 @@ def _read(path: Path, quick: bool) -> tuple[Size, bytes]:
     if quick:
         return read_size(path), path.read_bytes()
     image = read_image(path)
-    size = (image.shape[1], image.shape[2])
+    size = size_of(image)
     return size, repr(size).encode() + image.permute(1, 2, 0).numpy().tobytes()

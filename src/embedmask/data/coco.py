@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedmask.config.data import Degenerate
+from embedmask.config.data import Degenerate, Split
 from embedmask.data.annotations import Annotations, check_annotations
-from embedmask.data.images import read_image
-from embedmask.data.layouts import Split, SplitFiles, find_split
+from embedmask.data.images import read_image, size_of
+from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
 from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
 from embedmask.data.segmentation import to_coco
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
-from embedmask.structures import Size, Target
+from embedmask.structures import Target
 
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
@@ -90,16 +90,17 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
     def ground_truth(self) -> Path | dict[str, Any]:
         """What an evaluator compares with: a COCO file's path, or what such a file would hold.
 
-        Crowds are in it; objects that were left out are not.
+        Crowds are in it; objects and categories that were left out are not.
         """
         if self.annotations_file.suffix != ".json":
             return self._as_coco()
-        if not self._dropped:
+        if not self._dropped and self.annotations_file.name != ROBOFLOW_FILE:
             return self.annotations_file
         content: dict[str, Any] = json.loads(self.annotations_file.read_text(encoding="utf-8"))
         dropped = set(self._dropped)
         kept = [entry for i, entry in enumerate(content["annotations"]) if i not in dropped]
-        return {**content, "annotations": kept}
+        categories = [entry for entry in content["categories"] if entry["id"] in self.category_ids]
+        return {**content, "annotations": kept, "categories": categories}
 
     def _as_coco(self) -> dict[str, Any]:
         """The ground truth in the form of a COCO file, made when asked for: as lists it is large."""
@@ -156,13 +157,13 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         path, expected = self.image_path(index), self.sizes[index]
         upright = read_image(path)
-        if _size(upright) == expected:
+        if size_of(upright) == expected:
             return upright
         stored = read_image(path, upright=False)
-        if _size(stored) == expected:
+        if size_of(stored) == expected:
             return stored
         raise BadInput(
-            f"{path}: is {_size(upright)} (height, width), but {self.annotations_file} says {expected} for "
+            f"{path}: is {size_of(upright)} (height, width), but {self.annotations_file} says {expected} for "
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
@@ -188,8 +189,3 @@ def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:
             f"{val.annotations_file}: its categories {theirs[:8]} are not those of train, "
             f"{ours[:8]}; give both splits the same list"
         )
-
-
-def _size(image: Tensor) -> Size:
-    height, width = image.shape[-2:]
-    return height, width

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from embedmask.data.annotations import Annotations
 from embedmask.data.draws import below, between
+from embedmask.data.images import size_of
 from embedmask.data.segmentation import Patch
-from embedmask.data.views import visible
+from embedmask.data.views import PIXELS, visible
 from embedmask.structures import CropMasks, Size, Target
-
-PIXELS: Any = v2.functional  # torchvision does not declare what it exports here
 
 
 def choose_objects(annotations: Annotations, generator: torch.Generator) -> Annotations:
@@ -62,7 +59,7 @@ def paste_objects(
     Returns:
         Picture and target of the same frame; the pasted objects come last.
     """
-    height, width = image.shape[-2:]
+    height, width = size_of(image)
     over = [_clip(patch, corner, (height, width)) for patch in _patches(donor[1])]
     covered = np.zeros((height, width), dtype=np.bool_)
     for pixels, row, column in over:

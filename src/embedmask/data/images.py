@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,16 +47,10 @@ def read_image(source: Source, *, upright: bool = True, name: str | None = None)
     Raises:
         BadInput: no such file, not a picture, or a damaged one; names it.
     """
-    name = name or _name(source)
-    try:
-        with _open(source) as picture:
-            picture.load()
-            turned = ImageOps.exif_transpose(picture) if upright else picture
-            pixels = _rgb(turned)
-    except FileNotFoundError:
-        raise BadInput(f"{name}: no such picture; check the path") from None
-    except READ_ERRORS as error:
-        raise BadInput(f"{name}: cannot be read as a picture ({_reason(error)}); replace the file") from None
+    with _reading(name or _name(source)), _open(source) as picture:
+        picture.load()
+        turned = ImageOps.exif_transpose(picture) if upright else picture
+        pixels = _rgb(turned)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -64,16 +60,27 @@ def read_size(path: str | Path) -> Size:
     Raises:
         BadInput: no such file, or not a picture; names it.
     """
-    try:
-        with Image.open(path) as picture:
-            # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
-            turned = Image.Image.getexif(picture).get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
-            width, height = picture.size
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such picture; check the path") from None
-    except READ_ERRORS as error:
-        raise BadInput(f"{path}: cannot be read as a picture ({_reason(error)}); replace the file") from None
+    with _reading(str(path)), Image.open(path) as picture:
+        # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
+        turned = Image.Image.getexif(picture).get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
+        width, height = picture.size
     return (width, height) if turned else (height, width)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadInput(f"{name}: no such picture; check the path") from None
+    except READ_ERRORS as error:
+        raise BadInput(f"{name}: cannot be read as a picture ({_reason(error)}); replace the file") from None
+
+
+def size_of(image: Tensor) -> Size:
+    """`(height, width)` of a picture `[3, H, W]`."""
+    height, width = image.shape[-2:]
+    return height, width
 
 
 def is_picture(path: Path) -> bool:
@@ -93,7 +100,7 @@ def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
     Returns:
         uint8 `[3, h, w]`; `image` itself when nothing changes.
     """
-    height, width = image.shape[-2:]
+    height, width = size_of(image)
     if size == (height, width) and box in (None, (0, 0, width, height)):
         return image
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))

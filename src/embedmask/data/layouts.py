@@ -7,18 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
+from embedmask.config.data import Split
 from embedmask.data.annotations import Content, read_coco
 from embedmask.data.label_images import find_label_images, read_label_images
 from embedmask.data.problems import Note
 from embedmask.data.yolo import find_pictures, read_data_file, read_yolo
 from embedmask.errors import BadInput
 
-Split = Literal["train", "val", "test", "test-dev"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 FOLDERS: dict[str, tuple[str, ...]] = {"val": ("val", "valid", "validation")}
 """What tools call the folder of a split, where it is not the split's own name."""
+ROBOFLOW_FILE = "_annotations.coco.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _coco(folder: Path, split: Split) -> SplitFiles | None:
 
 def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
     for name in FOLDERS.get(split, (split,)):
-        file = folder / name / "_annotations.coco.json"
+        file = folder / name / ROBOFLOW_FILE
         if file.is_file():
             layout = f"Roboflow's COCO export, {name}/{file.name}"
             return SplitFiles(file, file.parent, layout, partial(_read_roboflow, file))
@@ -97,14 +98,11 @@ def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
 
 
 def _read_roboflow(file: Path, _: Note) -> Content:
-    return drop_placeholder(read_coco(file))
-
-
-def drop_placeholder(content: Content) -> Content:
     """Leave out Roboflow's category 0: it names the project, other categories call it theirs, and no object has it.
 
     Whatever does not look like that stays, to be checked.
     """
+    content = read_coco(file)
     used = {entry.get("category_id") for entry in content["annotations"] if isinstance(entry, dict)}
     parents = {entry.get("supercategory") for entry in content["categories"] if isinstance(entry, dict)}
 

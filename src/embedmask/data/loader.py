@@ -6,8 +6,10 @@ the number of workers or on what ran before, so a resumed run goes on as if it h
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,55 +39,41 @@ def train_loader(
     batch_size: int,
     workers: int,
     seed: int,
-    group_by_aspect: bool = True,
     repeat: int = 1,
-    drop_last: bool = False,
     start: int = 0,
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[TrainBatch]:
-    """Shuffled batches of `(list of uint8 images, list of Target)`.
+    """Shuffled batches of `(list of uint8 images, list of Target)`; every picture is seen.
 
-    Call `loader.batch_sampler.sampler.set_epoch(epoch)` before each epoch.
+    A batch holds landscape pictures only, or none, so that little is padded. Call
+    `loader.batch_sampler.sampler.set_epoch(epoch)` before each epoch.
 
     Args:
         dataset: items, with their sizes.
         batch_size: images a step, all processes together.
         workers: processes that load; 0: this one.
         seed: of the order and of every item's draws.
-        group_by_aspect: a batch holds landscape pictures only, or none, so that little is padded.
         repeat: times the dataset is walked in an epoch.
-        drop_last: leave out batches that are not full; otherwise every picture is seen.
         start: batches that are done, over all epochs: they are passed over without being loaded.
         rank: number of this process.
         world_size: number of processes; each gets its own share of every batch.
 
     Raises:
-        BadInput: `batch_size` cannot be shared evenly, or no batch would be left.
+        BadInput: `batch_size` cannot be shared evenly.
     """
     if batch_size < 1 or batch_size % world_size:
         raise BadInput(f"batch_size {batch_size} cannot be shared by {world_size} processes; use a multiple")
-    groups = [is_landscape(size) if group_by_aspect else True for size in dataset.sizes]
     order = EpochOrder(len(dataset), seed=seed, repeat=repeat)
-    batches = GroupedBatches(
-        order, groups, batch_size, drop_last=drop_last, start=start, rank=rank, world_size=world_size
-    )
-    items: Any = _Drawn(dataset)  # torch types a loader by its items, we by the batches that it yields
-    return DataLoader(
-        items,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
+    groups = [is_landscape(size) for size in dataset.sizes]
+    batches = GroupedBatches(order, groups, batch_size, start=start, rank=rank, world_size=world_size)
+    return _loader(partial(_drawn, dataset), batches, collate, workers)
 
 
 def eval_loader(
     dataset: CocoInstances,
     transform: EvalTransform,
     *,
-    batch_size: int,
     workers: int,
     rank: int = 0,
     world_size: int = 1,
@@ -94,29 +82,58 @@ def eval_loader(
     """Every picture once: `(uint8 images in the network's frame, image ids, original (height, width))`,
     lists.
 
-    Ground truth is not painted: evaluators read the annotation file. Pictures of one aspect are batched
-    together.
+    One picture a batch: padding would change what GroupNorm sees. Ground truth is not painted: evaluators
+    read the annotation file.
 
     Args:
         dataset: items.
         transform: brings a picture to the network's frame.
-        batch_size: images a batch of this process.
         workers: processes that load; 0: this one.
         rank: number of this process.
-        world_size: number of processes; each gets its own share of the pictures.
+        world_size: number of processes; each gets its own share of the pictures, or the first one where there
+            are not enough of them: a process without any would not take part in what all do together.
         wanted: positions of the pictures that are wanted; None: all.
     """
-    share = list(range(len(dataset)) if wanted is None else wanted)[rank::world_size]
-    batches = group_batches(share, [is_landscape(size) for size in dataset.sizes], batch_size)
-    items: Any = _Pictures(dataset, transform)  # typed by its batches, as above
+    every = list(range(len(dataset)) if wanted is None else wanted)
+    share = every[rank::world_size] or every[:1]
+    return _loader(partial(_picture, dataset, transform), [[i] for i in share], _collate_pictures, workers)
+
+
+def _loader(
+    get: Callable[[Any], Any], batches: Iterable[list[Any]], collate_fn: Callable[[Any], Any], workers: int
+) -> DataLoader[Any]:
     return DataLoader(
-        items,
+        _Items(get),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_collate_pictures,
+        collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
+
+
+class _Items(Dataset[Any]):
+    """What a function gives for each entry of a batch."""
+
+    def __init__(self, get: Callable[[Any], Any]) -> None:
+        self.get = get
+
+    def __getitem__(self, entry: Any) -> Any:
+        return self.get(entry)
+
+
+def _drawn(dataset: CocoInstances, draw: Draw) -> tuple[Tensor, Target]:
+    index, seed = draw
+    return dataset.sample(index, torch.Generator().manual_seed(seed))
+
+
+def _picture(dataset: CocoInstances, transform: EvalTransform, index: int) -> tuple[Tensor, int, Size]:
+    return transform.image(dataset.image(index)), dataset.image_ids[index], dataset.sizes[index]
+
+
+def _collate_pictures(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
+    images, ids, sizes = zip(*items, strict=True)
+    return list(images), list(ids), list(sizes)
 
 
 def is_landscape(size: Size) -> bool:
@@ -194,7 +211,6 @@ class GroupedBatches(Sampler[list[Draw]]):
         sampler: the order of an epoch.
         groups: the group of each item of the dataset.
         batch_size: items a batch, all processes together.
-        drop_last: leave out short batches.
         start: batches that are done, over all epochs; the first walk begins after them.
         rank: number of this process.
         world_size: number of processes.
@@ -206,7 +222,6 @@ class GroupedBatches(Sampler[list[Draw]]):
         groups: Sequence[Hashable],
         batch_size: int,
         *,
-        drop_last: bool = False,
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -214,62 +229,19 @@ class GroupedBatches(Sampler[list[Draw]]):
         self.sampler = sampler
         self.groups = groups
         self.batch_size = batch_size
-        self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
-        if not len(self):
-            raise BadInput(
-                f"batch_size {batch_size} leaves no full batch of {len(sampler)} images; use a smaller one"
-            )
         first_epoch, self.first_batch = divmod(start, len(self))
         sampler.start_at(first_epoch)
 
     def __len__(self) -> int:
-        counts: dict[Hashable, int] = defaultdict(int)
-        for group in self.groups:
-            counts[group] += self.sampler.repeat
-        short = 0 if self.drop_last else self.batch_size - 1
-        return sum((count + short) // self.batch_size for count in counts.values())
+        counts = Counter(self.groups).values()
+        return sum(math.ceil(count * self.sampler.repeat / self.batch_size) for count in counts)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         draws = list(self.sampler)
         groups = [self.groups[index] for index, _ in draws]
         batches = group_batches(range(len(draws)), groups, self.batch_size)
-        whole = [batch for batch in batches if len(batch) == self.batch_size or not self.drop_last]
         done = self.first_batch if self.sampler.epoch == self.sampler.first_epoch else 0
-        for batch in whole[done:]:
+        for batch in batches[done:]:
             yield [draws[place] for place in process_share(batch, self.rank, self.world_size)]
-
-
-class _Drawn(Dataset[tuple[Tensor, Target]]):
-    """Items asked for by index and seed."""
-
-    def __init__(self, dataset: CocoInstances) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Target]:
-        index, seed = draw
-        return self.dataset.sample(index, torch.Generator().manual_seed(seed))
-
-
-class _Pictures(Dataset[tuple[Tensor, int, Size]]):
-    """Pictures in the network's frame, with id and original size."""
-
-    def __init__(self, dataset: CocoInstances, transform: EvalTransform) -> None:
-        self.dataset = dataset
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int, Size]:
-        image = self.transform.image(self.dataset.image(index))
-        return image, self.dataset.image_ids[index], self.dataset.sizes[index]
-
-
-def _collate_pictures(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
-    images, ids, sizes = zip(*items, strict=True)
-    return list(images), list(ids), list(sizes)

@@ -154,6 +154,11 @@ def parse_segmentation(value: Any, size: Size) -> Segmentation:
     polygons = Polygons([_parse_polygon(part, size) for part in value])
     if all(_is_line(part) for part in polygons.parts):
         raise BadObject("degenerate polygon", "has a polygon without area; correct or remove it")
+    left, top, right, bottom = polygons.bounds()
+    if left >= size[1] or top >= size[0] or right <= 0 or bottom <= 0:
+        raise BadObject(
+            "empty mask", f"has polygons outside its image {list(size)} (height, width); remove it"
+        )
     return polygons
 
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from embedmask.config import DataConfig
+from embedmask.config.detector import Rounding
 from embedmask.data.annotations import Annotations
 from embedmask.data.colors import change_camera, change_colors
 from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
 from embedmask.data.draws import below, between, choose, happens
+from embedmask.data.images import size_of
 from embedmask.data.segmentation import Window
 from embedmask.data.views import View
 from embedmask.structures import Size, Target
@@ -46,7 +48,7 @@ class Transform(Protocol):
     ) -> tuple[Tensor, Target]: ...
 
 
-def resized_size(size: Size, short_side: int, long_side: int) -> Size:
+def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding = "down") -> Size:
     """The authors' rule (section 4.1): short side to `short_side`, unless the long one would pass
     `long_side`.
 
@@ -55,11 +57,16 @@ def resized_size(size: Size, short_side: int, long_side: int) -> Size:
         short_side: wanted short side, px.
         long_side: bound of the long side, px; rounding may pass it by a few pixels on very long pictures,
             as theirs.
+        rounding: the first repository's rule, or the second's, which rounds once and keeps to `long_side`.
 
     Returns:
         `(height, width)` px.
     """
     short, long = min(size), max(size)
+    if rounding == "nearest":
+        scale = min(short_side / short, long_side / long)
+        height, width = (max(int(side * scale + 0.5), 1) for side in size)
+        return height, width
     if long / short * short_side > long_side:
         short_side = max(round(long_side * short / long), 1)
     if short == short_side:
@@ -74,21 +81,23 @@ class EvalTransform:
     Args:
         short_side: px; None: pictures keep their size.
         long_side: px.
+        rounding: as in `resized_size`.
     """
 
-    def __init__(self, short_side: int | None, long_side: int) -> None:
+    def __init__(self, short_side: int | None, long_side: int, rounding: Rounding = "down") -> None:
         self.short_side = short_side
         self.long_side = long_side
+        self.rounding = rounding
 
     def view(self, size: Size) -> View:
         """The whole picture of `(height, width)` in the network's frame."""
-        resized = size if self.short_side is None else resized_size(size, self.short_side, self.long_side)
-        return View.whole(size, resized)
+        if self.short_side is not None:
+            return View.whole(size, resized_size(size, self.short_side, self.long_side, self.rounding))
+        return View.whole(size, size)
 
     def image(self, image: Tensor) -> Tensor:
         """The picture alone: evaluation needs no painted masks."""
-        height, width = image.shape[-2:]
-        return self.view((height, width)).image(image)
+        return self.view(size_of(image)).image(image)
 
     def __call__(
         self, image: Tensor, annotations: Annotations, generator: torch.Generator, items: Items | None = None
@@ -147,13 +156,8 @@ class TrainTransform:
         view = self.draw(chosen.size, generator)
         side = self.config.min_box_side
         donor = view.image(items.image(index)), view.target(chosen, side)
-        corner = draw_corner(_size(image), _size(donor[0]), generator)
+        corner = draw_corner(size_of(image), size_of(donor[0]), generator)
         return paste_objects(image, target, donor, corner, side)
-
-
-def _size(image: Tensor) -> Size:
-    height, width = image.shape[-2:]
-    return height, width
 
 
 def _jitter_scale(

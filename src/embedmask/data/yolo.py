@@ -58,8 +58,9 @@ def find_pictures(data: dict[str, Any], file: Path, split_names: Sequence[str]) 
 
 def _locate(entry: str, root: Path, file: Path) -> Path:
     # some exports write ../train/images for what lies beside the file
+    plain = entry.replace("\\", "/")  # as Windows writes it
     for base in (root, file.parent):
-        for name in (entry, entry.removeprefix("../")):
+        for name in (entry, plain, plain.removeprefix("../")):
             if (base / name).exists():
                 return base / name
     raise BadInput(f"{root / entry}: no such folder or list, but {file} names it; correct the entry")
@@ -68,7 +69,7 @@ def _locate(entry: str, root: Path, file: Path) -> Path:
 def _pictures_of(path: Path) -> list[Path]:
     if path.is_dir():
         return [picture for picture in path.rglob("*") if is_picture(picture)]
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").replace("\\", "/").splitlines()
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -110,7 +111,7 @@ def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note:
 
 def _objects(file: Path, image_id: int, size: Size, note: Note) -> Iterator[dict[str, Any]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:

@@ -14,6 +14,7 @@ An object that no result is right about, nor wrong in class or place alone, is m
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -73,9 +74,9 @@ class ImageFindings:
     quality: float
     num_decided: int
 
-    def missed(self) -> list[Record]:
-        """Objects that no finding is about."""
-        met = {finding.target for finding in self.findings}
+    def missed(self, score_threshold: float = -math.inf) -> list[Record]:
+        """Objects that no result from the threshold on is about."""
+        met = {finding.target for finding in self.findings if finding.score >= score_threshold}
         return [truth for truth in self.truths if truth["id"] not in met]
 
 
@@ -160,10 +161,8 @@ def count_errors(images: Iterable[ImageFindings], score_threshold: float) -> dic
     """
     counts: Counter[Verdict] = Counter()
     for image in images:
-        decided = [finding for finding in image.findings if finding.score >= score_threshold]
-        counts.update(finding.verdict for finding in decided)
-        met = {finding.target for finding in decided}
-        counts["missed"] += sum(truth["id"] not in met for truth in image.truths)
+        counts.update(finding.verdict for finding in image.findings if finding.score >= score_threshold)
+        counts["missed"] += len(image.missed(score_threshold))
     return {kind: counts[kind] for kind in ERROR_KINDS}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 
-from embedmask.data.segmentation import decode_counts
+from embedmask.data.segmentation import RunLengths, decode_counts
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -48,14 +48,11 @@ def crop_of(rle: Record) -> Crop:
     runs = decode_counts(rle["counts"])
     if (runs < 0).any() or runs.sum() != height * width:
         raise BadInput(f"a mask's run lengths do not add up to its image {[height, width]}; encode it again")
-    x, y, w, h = (int(side) for side in mask_api.toBbox(dict(rle)))
     if not runs[1::2].any():
         return Crop(np.zeros((0, 0), dtype=bool), (0, 0))
-    runs[0] -= x * height
-    if len(runs) % 2:
-        runs[-1] -= (width - x - w) * height
-    columns = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(w, height)
-    return Crop(columns[:, y : y + h].T, (y, x))
+    mask = RunLengths(runs, (height, width))
+    left, top, right, bottom = map(int, mask.bounds())
+    return Crop(mask.pixels(left, top, right, bottom), (top, left))
 
 
 def box_ious(found: Sequence[Record], truths: Sequence[Record]) -> Overlaps:

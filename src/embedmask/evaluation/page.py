@@ -37,7 +37,7 @@ figcaption { font-size: .85rem; color: #48525e; overflow-wrap: anywhere; }
 .pair { flex: 1 1 22rem; max-width: 35rem; break-inside: avoid; }
 .pair div { display: flex; gap: 4px; }
 .pair img { width: calc(50% - 2px); height: auto; }
-@media (max-width: 34rem) { body { padding: .5rem .75rem 2rem; } }
+@media (max-width: 34rem) { body { padding: .5rem .75rem 2rem; } td:first-child { white-space: normal; } }
 @media print { body { padding: 0; font-size: 9px; } .scroll { overflow: visible; }
   h2, p { break-after: avoid; } tr { break-inside: avoid; } }
 """

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from embedmask.config import Precision, override
-from embedmask.config.data import Degenerate
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import CLASS_NAME
-from embedmask.data.layouts import Split
 from embedmask.data.loader import eval_loader
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
@@ -26,89 +24,62 @@ from embedmask.files import atomic_write
 from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.loop import choose_workers, predict_dataset
 from embedmask.inference.results import coco_results
-from embedmask.structures import Instances
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
-
-log = logging.getLogger(__name__)
-
-SCORE_THRESHOLD = 0.3
-"""From here on a result counts as decided, as in `embedmask predict`."""
 
 
 def evaluate_weights(
     weights: Path,
-    data: Path,
-    split: Split = "val",
+    dataset: CocoInstances,
     *,
     where: str | None = None,
     max_detections: int | None = None,
-    score_threshold: float = SCORE_THRESHOLD,
+    image_short_side: int | None = None,
+    score_threshold: float = 0.3,
     matching: bool = False,
     report: Path | None = None,
-    degenerate: Degenerate = "refuse",
+    title: str = "",
     device: str = "auto",
     precision: Precision = "auto",
-    workers: int | None = None,
     progress: bool = False,
-    tell: Callable[[str], None] = log.info,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """How good a model file is on one split.
 
     Args:
         weights: written by `embedmask.weights.checkpoint.save`.
-        data: folder of the data set.
-        split: which split of it.
+        dataset: the split.
         where: `KEY=VALUE`, only the images whose record in the ground truth says so; None: all.
         max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
+        image_short_side: what pictures are resized to for the network, px; None: the same.
         score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all.
         matching: the figures of microscopy also where there are several classes.
         report: folder for a page with curves, errors and pictures; None: no page.
-        degenerate: objects of the ground truth that cover nothing: refuse them, or leave them out.
+        title: of the page.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: of the convolutions.
-        workers: loading processes; None: by the cores.
         progress: show bars on stderr.
-        tell: takes the one line on how the data is laid out, before the work begins.
+        begin: called when all has been checked, before the work.
 
     Returns:
         `KIND/METRIC` of `CocoEvaluator.compute`, with one class or `matching` also of `matching_metrics`, and
         under `classes` what `CocoEvaluator.per_class` gives.
 
     Raises:
-        BadInput: the weights or the data cannot be used, or the data has no annotations, or a class that the
-            model lacks.
+        BadInput: the weights cannot be used, or the data has a class that the model lacks.
     """
     if not 0 <= score_threshold <= 1:
         raise BadInput(f"--score-threshold must lie between 0 and 1, got {score_threshold}")
-    dataset = CocoInstances.open(data, split, degenerate=degenerate)
-    if not has_truth(dataset.annotations_file):
-        raise BadInput(
-            f"{dataset.annotations_file}: has no annotations to evaluate against; see write_results"
-        )
-    on, checkpoint = choose_device(device), load_checkpoint(weights)
-    category_ids = match_classes(checkpoint.class_names, dataset)
-    limit = checkpoint.config.max_detections if max_detections is None else max_detections
-    evaluator = CocoEvaluator(dataset.ground_truth, limit)
+    checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
+    evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
     image_ids = None if where is None else images_where(evaluator.truth.imgs.values(), where)
-    tell(f"{data}: {dataset.layout}")
-    found = predict_split(
-        checkpoint,
-        dataset,
-        image_ids,
-        limit,
-        device=on,
-        precision=precision,
-        workers=workers,
-        progress=progress,
-    )
-    for image_id, instances in found:
-        results = coco_results(instances, image_id, category_ids)
-        evaluator.add(result for result in results if result["category_id"] in dataset.category_ids)
+    found = _predict(checkpoint, dataset, image_ids, device=device, precision=precision, progress=progress)
+    begin()
+    for results in found:
+        evaluator.add(results)
     metrics = evaluator.compute(image_ids, progress=progress)
     if matching or len(dataset.class_names) == 1:
         metrics |= matching_metrics(evaluator, score_threshold, image_ids)
     if report is not None:
-        title = f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else "")
         write_report(
             report,
             evaluator,
@@ -123,14 +94,13 @@ def evaluate_weights(
 
 def write_results(
     weights: Path,
-    data: Path,
-    split: Split,
+    dataset: CocoInstances,
     out: Path,
     *,
     max_detections: int | None = None,
+    image_short_side: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
-    workers: int | None = None,
     progress: bool = False,
 ) -> Path:
     """Results of a model file on one split in the form that COCO's evaluation server takes.
@@ -144,31 +114,17 @@ def write_results(
         results come.
 
     Raises:
-        BadInput: the weights or the data cannot be used, or the data has a class that the model lacks.
+        BadInput: the weights cannot be used, or the data has a class that the model lacks.
     """
-    dataset = CocoInstances.open(data, split)
-    on, checkpoint = choose_device(device), load_checkpoint(weights)
-    category_ids = match_classes(checkpoint.class_names, dataset)
-    limit = checkpoint.config.max_detections if max_detections is None else max_detections
+    checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     name = dataset.annotations_file.stem.removeprefix(NO_TRUTH)
     path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
-    found = predict_split(
-        checkpoint,
-        dataset,
-        None,
-        limit,
-        device=on,
-        precision=precision,
-        workers=workers,
-        progress=progress,
-    )
+    found = _predict(checkpoint, dataset, None, device=device, precision=precision, progress=progress)
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "["
-        for image_id, instances in found:
-            for result in coco_results(instances, image_id, category_ids):
-                if result["category_id"] in dataset.category_ids:
-                    file.write(separator + json.dumps(result))
-                    separator = ",\n"
+        for result in chain.from_iterable(found):
+            file.write(separator + json.dumps(result))
+            separator = ",\n"
         file.write("]" if separator != "[" else "[]")
     return path
 
@@ -182,38 +138,44 @@ def has_truth(annotations: Path) -> bool:
     return not annotations.name.startswith(NO_TRUTH)
 
 
-def predict_split(
+def _open_weights(weights: Path, **changes: int | None) -> Checkpoint:
+    """A model file, its config changed where something else is asked for."""
+    checkpoint = load_checkpoint(weights)
+    for name, value in changes.items():
+        if value is not None:
+            config = override(checkpoint.config, {name: value}, where=f"--{name.replace('_', '-')}")
+            checkpoint = replace(checkpoint, config=config)
+    return checkpoint
+
+
+def _predict(
     checkpoint: Checkpoint,
     dataset: CocoInstances,
     image_ids: Sequence[int] | None,
-    max_detections: int,
     *,
-    device: torch.device,
+    device: str,
     precision: Precision,
-    workers: int | None,
     progress: bool,
-) -> Iterator[tuple[int, Instances]]:
-    """`(image_id, instances)` of each picture of a data set, or of those asked for, with a bar."""
-    config = checkpoint.config
-    items = None
-    if image_ids is not None:
-        wanted = set(image_ids)
-        items = [item for item, image_id in enumerate(dataset.image_ids) if image_id in wanted]
+) -> Iterator[list[dict[str, Any]]]:
+    """COCO results of each picture of a data set, or of those asked for, in the data set's classes."""
+    config, category_ids = checkpoint.config, match_classes(checkpoint.class_names, dataset)
+    wanted = set(dataset.image_ids if image_ids is None else image_ids)
+    items = [item for item, image_id in enumerate(dataset.image_ids) if image_id in wanted]
     batches = eval_loader(
         dataset,
-        EvalTransform(config.image_short_side, config.image_long_side),
-        batch_size=1,
-        workers=choose_workers(workers),
+        EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding),
+        workers=choose_workers(None),
         wanted=items,
     )
-    found = predict_dataset(
-        checkpoint.model.to(device),
-        override(config, {"max_detections": max_detections}, where="--max-detections"),
-        batches,
-        dtype=choose_precision(device, precision),
-    )
-    total = len(dataset if items is None else items)
-    yield from tqdm(found, total=total, unit="picture", disable=not progress)
+    on = choose_device(device)
+    found = predict_dataset(checkpoint.model.to(on), config, batches, dtype=choose_precision(on, precision))
+
+    def walk() -> Iterator[list[dict[str, Any]]]:
+        for image_id, instances in tqdm(found, total=len(items), unit="picture", disable=not progress):
+            results = coco_results(instances, image_id, category_ids)
+            yield [result for result in results if result["category_id"] in dataset.category_ids]
+
+    return walk()  # what can be wrong has been said by now
 
 
 def images_where(images: Iterable[Mapping[str, Any]], condition: str) -> list[int]:

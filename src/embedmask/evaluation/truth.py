@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from faster_coco_eval import COCO
 from faster_coco_eval.core import mask as mask_api
 
+from embedmask.data.annotations import read_coco
 from embedmask.data.segmentation import parse_segmentation
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -33,7 +33,7 @@ def read_truth(annotations: str | Path | Mapping[str, Any]) -> COCO:
             usable mask.
     """
     where = str(annotations) if isinstance(annotations, (str, Path)) else "annotations"
-    values = annotations if isinstance(annotations, Mapping) else _read(Path(annotations))
+    values = annotations if isinstance(annotations, Mapping) else read_coco(Path(annotations), compact=False)
     for key in ("images", "annotations", "categories"):
         if not isinstance(values.get(key), Sequence):
             raise BadInput(f"{where}: no list of {key}; give a COCO annotation file")
@@ -47,20 +47,6 @@ def read_truth(annotations: str | Path | Mapping[str, Any]) -> COCO:
                 raise BadInput(f"{name} is of {key} {annotation.get(f'{key}_id')}, which the file lacks")
         objects.append({**_completed(annotation, images[annotation["image_id"]], name), "id": number})
     return COCO({"images": [*images.values()], "categories": [*categories.values()], "annotations": objects})
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such annotation file") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error}); give a COCO annotation file") from None
-    if not isinstance(values, Mapping):
-        raise BadInput(f"{path}: not a COCO annotation file (images, annotations, categories)")
-    return values
 
 
 def _require(entry: Mapping[str, Any], key: str, name: str) -> Any:

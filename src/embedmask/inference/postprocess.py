@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
+from torchvision.ops import clip_boxes_to_image
 
 from embedmask.config import ModelConfig
 from embedmask.inference.masks import decode_masks
@@ -64,4 +65,6 @@ class Postprocessor:
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        # scaling rounds, at the border by a last digit out of the picture
+        boxes = clip_boxes_to_image(boxes, original_size)
         return Instances(boxes, proposals.scores, proposals.labels, masks, proposals.embed, proposals.margin)

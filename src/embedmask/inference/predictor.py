@@ -130,7 +130,7 @@ class Predictor:
         cfg = override(
             self.model.config, {k: v for k, v in given.items() if v is not None}, where="predictor"
         )
-        resize = EvalTransform(cfg.image_short_side, cfg.image_long_side)
+        resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
         original_size = (int(image.shape[1]), int(image.shape[2]))
         batch = ([resize.image(image.cpu())], [0], [original_size])
         ((_, found),) = predict_dataset(self.model, cfg, [batch], dtype=self.dtype)
@@ -176,11 +176,7 @@ def _from_array(source: npt.NDArray[Any]) -> Tensor:
 
 
 def _pictures(source: Iterable[Picture]) -> Iterator[Picture]:
-    if not isinstance(source, Iterable):
-        raise BadInput(
-            f"picture: expected a path, bytes, image, array or tensor, got {type(source).__name__}"
-        )
-    for picture in source:
+    for picture in source if isinstance(source, Iterable) else [source]:
         if not isinstance(picture, PICTURE_TYPES):
             raise BadInput(
                 f"picture: expected a path, bytes, image, array or tensor, got {type(picture).__name__}"

@@ -32,9 +32,7 @@ class Proposals:
     margin: Tensor
 
     def __getitem__(self, index: Tensor) -> Proposals:
-        return Proposals(
-            self.boxes[index], self.scores[index], self.labels[index], self.embed[index], self.margin[index]
-        )
+        return Proposals(**{name: value[index] for name, value in vars(self).items()})
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -70,13 +68,7 @@ def decode_proposals(
         _level_candidates(predictions, level, index, score_threshold, pre_nms, root=score == "root")
         for level in range(len(predictions.strides))
     ]
-    found = Proposals(
-        torch.cat([part.boxes for part in levels]),
-        torch.cat([part.scores for part in levels]),
-        torch.cat([part.labels for part in levels]),
-        torch.cat([part.embed for part in levels]),
-        torch.cat([part.margin for part in levels]),
-    )
+    found = Proposals(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
     if clip_before_nms:
         found = _clip(found, image_size, box_offset)
     ends = found.boxes.new_tensor([0, 0, box_offset, box_offset])

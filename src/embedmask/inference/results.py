@@ -120,7 +120,7 @@ def _arrays(masks: CropMasks) -> list[Bools]:
     """The crops on the CPU, moved there in one go."""
     if not masks.crops:
         return []
-    flat = torch.cat([crop.flatten() for crop in masks.crops]).cpu().numpy()
+    flat = masks.pixels().cpu().numpy()
     ends = np.cumsum([crop.numel() for crop in masks.crops])[:-1]
     parts = zip(np.split(flat, ends), masks.crops, strict=True)
     return [part.reshape(tuple(crop.shape)) for part, crop in parts]

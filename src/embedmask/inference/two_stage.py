@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import clip_boxes_to_image
 
 from embedmask.model.maskrcnn import Detections
 from embedmask.structures import CropMasks, Instances, Size
@@ -21,6 +22,8 @@ def finish(found: Detections, image_size: Size, original_size: Size, *, mask_thr
         mask_threshold: probability above which a pixel belongs to the instance.
     """
     boxes = resize_boxes(found["boxes"], list(image_size), list(original_size))
+    # scaling rounds, at the border by a last digit out of the picture
+    boxes = clip_boxes_to_image(boxes, original_size)
     masks = paste(found["masks"], boxes, original_size, mask_threshold)
     return Instances(boxes, found["scores"], found["labels"], masks)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from embedmask.config.detector import DetectorConfig
 from embedmask.model.backbone import Backbone
-from embedmask.structures import ImageBatch
+from embedmask.structures import ImageBatch, Size
 
 FRAME_MULTIPLE = 32
 """Padded frames are multiples of the backbone's coarsest stride."""
@@ -33,27 +33,24 @@ class Detector(nn.Module):
         self.register_buffer("mean", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
 
-    def preprocess(self, images: Sequence[Tensor]) -> ImageBatch:
+    def preprocess(self, images: Sequence[Tensor], least: Size = (0, 0)) -> ImageBatch:
         """Normalise pictures and pad them right and below, with zeros after normalising, to one frame.
 
         Args:
             images: uint8 RGB `[3, h, w]`, sizes may differ; already at the network's resolution.
+            least: height and width that the frame has at least, px.
 
         Returns:
             A batch on the model's device.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         height, width = (
-            -(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, strict=True)
+            -(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, least, strict=True)
         )
         tensors = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image, (h, w) in zip(tensors, images, sizes, strict=True):
             slot[:, :h, :w] = self._normalize(image)
         return ImageBatch(tensors, sizes)
-
-    def load_pretrained_backbone(self) -> None:
-        """Start the backbone from timm's ImageNet weights; `BadInput` with the way out when they cannot be had."""
-        self.backbone.load_pretrained()
 
     def _normalize(self, image: Tensor) -> Tensor:
         pixels = image.to(self.mean.device).float()

@@ -17,7 +17,7 @@ class Tower(nn.Sequential):
 
 
 class ConvNormReLU(nn.Sequential):
-    """3x3 convolution without bias, BatchNorm over the process's own batch, ReLU (second repository)."""
+    """3x3 convolution without bias, BatchNorm of the batch, ReLU (second repository)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)

@@ -107,7 +107,7 @@ class Criterion:
         self._validate(predictions, targets)
         device = predictions.pixel_embed.device
         truths = [
-            Truth(t.boxes.to(device).float(), t.labels.to(device), MaskLookup.of(t.masks, device))
+            Truth(t.boxes.float().to(device), t.labels.to(device), MaskLookup.of(t.masks, device))
             for t in targets
         ]
         with torch.autocast(device.type, enabled=False):
@@ -186,12 +186,12 @@ class Criterion:
             iou_threshold=self.cfg.sample_iou,
             box_offset=self.cfg.box_offset,
         )
-        gt_image = _repeat_index([len(target) for target in targets], embed.device)
+        counts = torch.tensor([len(target) for target in targets], device=embed.device)
+        gt_image = torch.arange(len(targets), device=embed.device).repeat_interleave(counts)
         embed, margin, sample_gt = embed[sampled], margin[sampled], positives.gt[sampled]
         gt, inverse = torch.unique(sample_gt, return_inverse=True)
         if self.cfg.embed_samples == "each":
             gt, inverse = sample_gt, torch.arange(len(sample_gt), device=embed.device)
-        counts = torch.tensor([len(target) for target in targets], device=embed.device)
         matched = Matched(
             gt,
             gt_image[gt],
@@ -325,11 +325,6 @@ def _stack_rows(parts: Sequence[Tensor]) -> Tensor:
     """Rows of several images, `[m, W]` each, as one `[M, W]`; shorter ones end in 0."""
     width = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
-
-
-def _repeat_index(counts: Sequence[int], device: torch.device) -> Tensor:
-    """[2, 0, 1] -> 0, 0, 2."""
-    return torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
 
 
 def _zero_through(predictions: Predictions) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -33,8 +33,7 @@ class MaskLookup:
         if isinstance(masks, MaskLookup):
             return masks
         if isinstance(masks, CropMasks):
-            parts = [crop.reshape(-1).bool() for crop in masks.crops]
-            pixels = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+            pixels = masks.pixels()
             shapes = [(*place, *crop.shape) for place, crop in zip(masks.offsets, masks.crops, strict=True)]
         else:
             pixels, shapes = masks.bool().reshape(-1), [(0, 0, *masks.shape[1:])] * len(masks)
@@ -56,25 +55,26 @@ class MaskLookup:
         """Pixels of each mask, int64 `[G]`."""
         return torch.stack([crop.sum() for crop, _, _ in self]) if len(self) else self.crops[:, 0]
 
-    def every(self, first: tuple[int, int], stride: int, grid: Size, index: Tensor | None = None) -> Tensor:
-        """One pixel of each cell of a grid, `first` (y, x) counted inside the cell: bool `[M, h, w]`.
+    def any_of(
+        self, places: Sequence[tuple[int, int]], stride: int, grid: Size, index: Tensor | None = None
+    ) -> Tensor:
+        """Whether a mask has one of some pixels of each cell of a grid: bool `[M, h, w]`.
 
         Args:
-            first: 0 <= y, x < stride.
+            places: (y, x) of the pixels, counted inside the cell, 0 <= y, x < stride.
             grid: `(h, w)` cells; what lies beyond it is left out.
             index: int64 `[M]`, which masks; None: all.
         """
         crops = self.crops if index is None else self.crops[index]
         values = torch.zeros((len(crops), *grid), dtype=torch.bool, device=self.pixels.device)
         for value, (start, row, column, height, width) in zip(values, crops.tolist(), strict=True):
-            # first row and column of the grid that lie in the crop
-            top, left = -((first[0] - row) // stride), -((first[1] - column) // stride)
-            skipped = top * stride + first[0] - row, left * stride + first[1] - column
             crop = self.pixels[start : start + height * width].view(height, width)
-            seen = crop[skipped[0] :: stride, skipped[1] :: stride][
-                : max(grid[0] - top, 0), : max(grid[1] - left, 0)
-            ]
-            value[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+            for y, x in places:
+                # first row and column of the grid that lie in the crop
+                top, left = max(-((y - row) // stride), 0), max(-((x - column) // stride), 0)
+                seen = crop[top * stride + y - row :: stride, left * stride + x - column :: stride]
+                seen = seen[: max(grid[0] - top, 0), : max(grid[1] - left, 0)]
+                value[top : top + seen.shape[0], left : left + seen.shape[1]] |= seen
         return values
 
     def at(self, y: Tensor, x: Tensor, index: Tensor) -> Tensor:

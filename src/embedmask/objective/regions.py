@@ -27,14 +27,8 @@ def mask_targets(
     Returns:
         bool `[M, h, w]`.
     """
-    lookup, low, high = MaskLookup.of(masks), stride // 2 - 1, stride // 2
-    if aligned:
-        return lookup.every((high, high), stride, grid, index)
-    corners = [(y, x) for y in (low, high) for x in (low, high)]
-    values = lookup.every(corners[0], stride, grid, index)
-    for corner in corners[1:]:
-        values |= lookup.every(corner, stride, grid, index)
-    return values
+    middle = (stride // 2,) if aligned else (stride // 2 - 1, stride // 2)
+    return MaskLookup.of(masks).any_of([(y, x) for y in middle for x in middle], stride, grid, index)
 
 
 def semantic_targets(masks: Masks, labels: Tensor, grid: Size, stride: int) -> Tensor:
@@ -51,7 +45,7 @@ def semantic_targets(masks: Masks, labels: Tensor, grid: Size, stride: int) -> T
         return torch.full(grid, -1, device=labels.device)
     lookup = MaskLookup.of(masks)
     order = lookup.areas().sort(stable=True).indices
-    there = lookup.every((stride // 2, stride // 2), stride, grid, order)
+    there = mask_targets(lookup, grid, stride, index=order, aligned=True)
     return torch.where(there.any(0), labels[order[there.byte().argmax(0)]], -1)
 
 

@@ -61,7 +61,7 @@ class ResultsFolder(Callback):
         self.evaluated_step = -1
         self.without_better = 0
         self.epoch = EpochSums()
-        self._results: list[dict[str, Any]] = []
+        self._results: list[tuple[int, list[dict[str, Any]]]] = []
         self._metrics: Row = {}
         self._clock = time.monotonic()
 
@@ -118,7 +118,8 @@ class ResultsFolder(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute AP in the first process, tell the others, and save the weights that were just evaluated."""
-        results = gather(self._results)
+        by_image = dict(gather(self._results))  # two processes may have seen the same picture
+        results = [row for rows in by_image.values() for row in rows]
         self._results = []
         self._metrics = trainer.strategy.broadcast(self._measure(results))
         self.evaluated_step = trainer.global_step
@@ -230,21 +231,23 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(avg_fn=RisingDecay(decay))
+        super().__init__(multi_avg_fn=RisingDecay(decay))
 
 
 class RisingDecay:
-    """`average <- d average + (1 - d) current` with d rising to `decay`."""
+    """`average <- d average + (1 - d) current` with d rising to `decay`, for all tensors of a kind at once."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
     @torch.no_grad()
-    def __call__(self, average: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return current
-        count = float(num_averaged)
-        return torch.lerp(average, current, 1 - min(self.decay, (1 + count) / (10 + count)))
+    def __call__(self, averages: list[Tensor], current: list[Tensor], num: Tensor | int) -> None:
+        """In place; counters, which have no average, become the newest."""
+        if averages[0].is_floating_point():
+            share = 1 - min(self.decay, (1 + float(num)) / (10 + float(num)))
+            torch._foreach_lerp_(averages, current, share)
+        else:
+            torch._foreach_copy_(averages, current)
 
 
 class Progress(TQDMProgressBar):

@@ -85,8 +85,7 @@ class SplitPair(LightningDataModule):
         world_size, rank = self._processes()
         return eval_loader(
             self.val_set,
-            EvalTransform(model.image_short_side, model.image_long_side),
-            batch_size=1,
+            EvalTransform(model.image_short_side, model.image_long_side, model.image_rounding),
             workers=choose_workers(self.recipe.train.workers),
             rank=rank,
             world_size=world_size,

@@ -18,6 +18,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
+from embedmask.training.batch_norm import join_batch_norms
 from embedmask.training.callbacks import MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.datamodule import SplitPair
@@ -53,8 +54,7 @@ def train(
     (for `resume`) and TensorBoard logs.
 
     With several processes (torchrun's, or `devices` and `nodes`) each gets its share of every batch, the losses and
-    gradients are those of one process with the whole batch, and the first one writes. BatchNorm, where it is trained,
-    sees a process's own share.
+    gradients are those of one process with the whole batch, and the first one writes.
 
     Args:
         data: folder with the splits `train` and `val`.
@@ -77,14 +77,14 @@ def train(
         TrainingStopped: a loss or a weight is no longer finite; the last checkpoint is kept.
     """
     check_folder(out, resume)
-    tell = report if is_first() else _nothing
+    tell = report if is_first() else lambda line: None
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, SplitPair)
     tell(f"{data}: {splits.train_set.layout}")
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
     if recipe.train.pretrained and not resumed:
-        module.model.load_pretrained_backbone()
+        module.model.backbone.load_pretrained()
     results = ResultsFolder(
         out,
         recipe,
@@ -119,6 +119,8 @@ def prepare(
     splits = kind(data, recipe)
     recipe = with_classes(recipe, len(splits.train_set.class_names), max_detections)
     module = EmbedMaskModule(recipe, splits.val_set.category_ids, channels_last=hardware.channels_last)
+    if hardware.processes.are_many:
+        join_batch_norms(module.model)
     return recipe, splits, module
 
 
@@ -170,7 +172,8 @@ def make_run(recipe: Recipe, out: Path, hardware: Hardware, results: ResultsFold
 def results_folder(out: Path) -> Iterator[None]:
     """Make `out`; where training fails before its first checkpoint, take it away again."""
     made = is_first() and not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
+    if is_first():  # where another process were faster, nobody would take it away
+        out.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
@@ -193,11 +196,6 @@ def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Traine
     write_samples(predictor, splits.val_set, out / "samples")
     aps = f"mask AP {results.best['segm/AP']:.3f}, box AP {results.best['bbox/AP']:.3f} on val"
     results.report(f"{aps} · {out / 'model.safetensors'}")
-
-
-def _nothing(line: str) -> None:
-    """What the other processes say."""
-    del line
 
 
 def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from embedmask.inference.results import coco_results
 from embedmask.model.build import build_model
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.objective.criterion import Criterion
-from embedmask.structures import Instances
-from embedmask.training.processes import gather
+from embedmask.training.processes import gather, largest
 from embedmask.training.schedule import lr_factor, parameter_groups
 
 
@@ -55,19 +54,13 @@ class EmbedMaskModule(LightningModule):
     def compute_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Every weighted term of the loss of a batch, a scalar each."""
         images, targets = batch
-        inputs = self.model.preprocess(images)
+        # GroupNorm and the background see the padding: all processes pad alike
+        inputs = self.model.preprocess(images, largest([image.shape[1:] for image in images], self.device))
         inputs.tensors = inputs.tensors.contiguous(memory_format=self.memory_format)
         if isinstance(self.model, MaskRCNN):
             return self.model.losses(inputs, targets).as_dict()
         assert self.criterion is not None
         return self.criterion(self.model(inputs), targets).as_dict()  # in float32 whatever the network ran in
-
-    def predict_batch(self, batch: EvalBatch) -> list[Instances]:
-        """Instances of each picture of a batch, in the picture's own frame."""
-        images, _, original_sizes = batch
-        return predict_batch(
-            self.model, self.recipe.model, images, original_sizes, memory_format=self.memory_format
-        )
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """What is drawn on the way follows from seed, batch and process: a resumed run draws the same."""
@@ -93,10 +86,13 @@ class EmbedMaskModule(LightningModule):
         return {"loss": total, "losses": losses, "lr": rate}
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
-        """`results`: COCO results of the batch, in the pictures' own frames."""
-        named = zip(batch[1], self.predict_batch(batch), strict=True)
-        rows = [row for image_id, one in named for row in coco_results(one, image_id, self.category_ids)]
-        return {"results": rows}
+        """`results`: pairs of each picture's id and its COCO results, in its own frame."""
+        images, image_ids, original_sizes = batch
+        found = predict_batch(
+            self.model, self.recipe.model, images, original_sizes, memory_format=self.memory_format
+        )
+        named = zip(image_ids, found, strict=True)
+        return {"results": [(image, coco_results(one, image, self.category_ids)) for image, one in named]}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The solver, with the learning rate set anew before every optimizer step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import distributed
 
 from embedmask.errors import BadInput
+from embedmask.structures import Size
 
 T = TypeVar("T")
 
@@ -78,3 +80,18 @@ def gather(items: list[T]) -> list[T]:
     parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
+
+
+def largest(sizes: Sequence[Sequence[int]], device: torch.device) -> Size:
+    """The largest height and the largest width that any process has.
+
+    Args:
+        sizes: `(height, width)` of this process's pictures, one at least.
+        device: of this process.
+    """
+    height, width = map(max, zip(*sizes, strict=True))
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return height, width
+    both = torch.tensor((height, width), device=device)
+    distributed.all_reduce(both, distributed.ReduceOp.MAX)
+    return int(both[0]), int(both[1])

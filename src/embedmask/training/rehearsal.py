@@ -54,7 +54,7 @@ def rehearse(
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TwoSteps)
     if recipe.train.pretrained:
-        module.model.load_pretrained_backbone()
+        module.model.backbone.load_pretrained()
     splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
     watch = Stopwatch()
     average = [] if recipe.train.ema_decay is None else [MovingAverage(recipe.train.ema_decay)]

@@ -129,7 +129,7 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
         or not all(isinstance(v, Tensor) for v in values.values())
     ):
         raise BadInput(f'{path}: holds no state dict; expected tensors by name, alone or under "model"')
-    return _strip_prefix({str(name): value for name, value in values.items()}, "module.")
+    return without_prefix({str(name): value for name, value in values.items()})
 
 
 def _require_file(path: Path) -> None:
@@ -221,7 +221,7 @@ def _asked_for(error: Exception) -> str | None:
     return "objects other than tensors" if foreign else None
 
 
-def _strip_prefix(values: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    if not all(name.startswith(prefix) for name in values):
-        return values
-    return {name.removeprefix(prefix): value for name, value in values.items()}
+def without_prefix(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of a state dict without the `module.` that all names of a data-parallel wrapper begin with."""
+    start = "module." if all(name.startswith("module.") for name in values) else ""
+    return {name.removeprefix(start): value for name, value in values.items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 from embedmask.config import ModelConfig
 from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
+from embedmask.weights.checkpoint import without_prefix
 
 CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean of the first repository's backbones, which see BGR pixels 0..255, not scaled."""
@@ -77,7 +78,7 @@ def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Te
     Raises:
         BadInput: not one of the authors' files; the first name that does not fit is told.
     """
-    official = _strip_module(state_dict)
+    official = without_prefix(state_dict)
     config = _config_of(official)
     converted: dict[str, Tensor] = {}
     rest = {name: value for name, value in official.items() if name not in UNUSED}
@@ -90,12 +91,6 @@ def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Te
         converted[_our_name(name)] = value
     _check_complete(config, converted)
     return config, converted
-
-
-def _strip_module(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if state_dict and all(name.startswith("module.") for name in state_dict):
-        return {name.removeprefix("module."): value for name, value in state_dict.items()}
-    return dict(state_dict)
 
 
 def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
