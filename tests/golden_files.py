@@ -13,6 +13,7 @@ from golden import weights_rule, weights_rule_fused
 from torch import Tensor
 
 from embedmask import ModelConfig, Predictions, Target
+from embedmask.weights.official import JOINED, _our_name
 
 HERE = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden" / "visible"
@@ -142,3 +143,16 @@ def assert_near(actual: Tensor, expected: np.ndarray | Tensor, relative: float, 
     error = (actual.detach() - wanted).abs().max().item()
     scale = max(wanted.abs().max().item(), 1e-12)
     assert error <= relative * scale, f"{what}: off by {error:.3g}, largest value {scale:.3g}"
+
+
+def gradient_of(official: str, parameters: dict[str, torch.nn.Parameter]) -> Tensor:
+    """Of one of their parameters: our own, or the part that holds it of a convolution that theirs splits."""
+    name, kind = official.rsplit(".", 1)
+    for source, halves, target in JOINED:
+        if name in [source.format(half) for half in halves]:
+            gradient = parameters[f"{target}.{kind}"].grad
+            assert gradient is not None
+            return gradient[:2] if name == source.format(halves[0]) else gradient[2:]
+    gradient = parameters[_our_name(official)].grad
+    assert gradient is not None, official
+    return gradient

@@ -17,6 +17,7 @@ import yaml
 from faster_coco_eval.core import mask as mask_api
 from golden_files import official_shapes
 from PIL import Image
+from tiny_run import TINY
 
 from embedmask.cli import main
 from embedmask.cli.commands import metrics_table
@@ -32,18 +33,7 @@ from embedmask.weights.checkpoint import load_checkpoint, save
 
 METRICS = ("AP", "AP50", "AP75", "AP90", "AR", "AP_small", "AP_medium", "AP_large")
 RECIPE = {
-    "model": {
-        "backbone": "test_resnet",
-        "backbone_norm": "batch",
-        "frozen_stages": 0,
-        "channels": 32,
-        "norm_groups": 8,
-        "tower_convs": 1,
-        "embed_dim": 8,
-        "image_short_side": 64,
-        "image_long_side": 64,
-    },
-    "data": {"short_sides": []},
+    **TINY,
     "train": {"batch_size": 4, "max_steps": None, "epochs": 1, "pretrained": False, "workers": 0},
 }
 

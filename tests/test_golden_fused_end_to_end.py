@@ -13,6 +13,7 @@ from golden_files import (
     assert_near,
     fixture,
     golden_targets,
+    gradient_of,
     official_state,
     official_trainable,
     preset,
@@ -143,18 +144,6 @@ def check_gradients(z: Any, parameters: dict[str, torch.nn.Parameter]) -> None:
         assert error <= 5e-3 * float(gradient.abs().max()), name
         compared += 1
     assert compared == 153
-
-
-def gradient_of(official: str, parameters: dict[str, torch.nn.Parameter]) -> Tensor:
-    name, kind = official.rsplit(".", 1)
-    for source, halves, target in JOINED:
-        if name in [source.format(half) for half in halves]:
-            gradient = parameters[f"{target}.{kind}"].grad
-            assert gradient is not None
-            return gradient[:2] if name == source.format(halves[0]) else gradient[2:]
-    gradient = parameters[_our_name(official)].grad
-    assert gradient is not None, official
-    return gradient
 
 
 def test_rates_and_decay_of_every_parameter() -> None:

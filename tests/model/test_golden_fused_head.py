@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from golden import weights_rule
-from golden_files import assert_near, fixture, official_state, shared_fixture, text
+from golden_files import assert_near, fixture, gradient_of, official_state, shared_fixture, text
 from torch import Tensor
 
 from embedmask import EmbedMask, Predictions
-from embedmask.weights.official import JOINED, _our_name, convert
+from embedmask.weights.official import _our_name, convert
 
 RELATIVE = 1e-4
 HALF = slice(None, None, 2)
@@ -111,19 +111,6 @@ def test_gradients(run: dict[str, Any]) -> None:
     assert compared >= 60
     for level, values in zip(LEVELS, run["maps"], strict=True):
         assert_near(values.grad.norm(), z[f"bwd.in_grad_norm.{level}"], RELATIVE, f"input {level}")
-
-
-def gradient_of(official: str, parameters: dict[str, torch.nn.Parameter]) -> Tensor:
-    """Of one of their parameters: our own, or the part that holds it of a convolution that theirs splits."""
-    name, kind = official.rsplit(".", 1)
-    for source, halves, target in JOINED:
-        if name in [source.format(half) for half in halves]:
-            gradient = parameters[f"{target}.{kind}"].grad
-            assert gradient is not None
-            return gradient[:2] if name == source.format(halves[0]) else gradient[2:]
-    gradient = parameters[_our_name(official)].grad
-    assert gradient is not None, official
-    return gradient
 
 
 def test_every_value(run: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from embedmask.training.processes import are_joined
+
 
 class _SumOfAll(torch.autograd.Function):
     """The sum over the processes: what one adds reaches the losses of all, and their gradients come back summed."""
@@ -33,7 +35,7 @@ class JoinedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.BatchNorm2d`, `[N, C, H, W]`; every process must be here at the same time."""
-        if not (self.training and distributed.is_initialized()):
+        if not (self.training and are_joined()):
             return super().forward(input)
         values = input.float()
         over = (0, 2, 3)

@@ -73,9 +73,14 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
+def are_joined() -> bool:
+    """Whether the processes have found each other; False in a run of one."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def gather(items: list[T]) -> list[T]:
     """The items of all processes, on every one of them."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not are_joined():
         return items
     parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, items)
@@ -90,7 +95,7 @@ def largest(sizes: Sequence[Sequence[int]], device: torch.device) -> Size:
         device: of this process.
     """
     height, width = map(max, zip(*sizes, strict=True))
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not are_joined():
         return height, width
     both = torch.tensor((height, width), device=device)
     distributed.all_reduce(both, distributed.ReduceOp.MAX)
