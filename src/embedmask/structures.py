@@ -43,10 +43,11 @@ class Predictions:
         centerness_logits: per level `[N, 1, Hl, Wl]`.
         proposal_embed: q, per level `[N, D, Hl, Wl]`.
         proposal_margin: s > 0, a precision, per level `[N, 1 or D, Hl, Wl]`.
-        pixel_embed: p, `[N, D, H, W]` on the finest level's grid.
+        pixel_embed: p, `[N, D, H, W]`.
         strides: px per cell of each level, finest first.
         semantic_logits: `[N, C, H, W]` on the finest level's grid, from a network in training mode that has a
             semantic head; else None.
+        pixel_stride: px per cell of `pixel_embed`; by default the finest level's.
     """
 
     class_logits: list[Tensor]
@@ -57,11 +58,15 @@ class Predictions:
     pixel_embed: Tensor
     strides: tuple[int, ...]
     semantic_logits: Tensor | None = None
+    pixel_stride: int = 0
+
+    def __post_init__(self) -> None:
+        self.pixel_stride = self.pixel_stride or self.strides[0]
 
     @property
     def padded_size(self) -> Size:
         """Frame that the finest level covers, `(height, width)` px."""
-        height, width = self.pixel_embed.shape[-2:]
+        height, width = self.class_logits[0].shape[-2:]
         return height * self.strides[0], width * self.strides[0]
 
 

@@ -37,6 +37,9 @@ class ModelConfig(DetectorConfig):
     """That scale: one learned number, or 1 (second repository)."""
     pixel_branch: Literal["tower", "fused"] = "tower"
     """p from a tower on the finest level, or from the backbone's levels fused, with BatchNorm (second repository)."""
+    embed_stride: int | None = None
+    """Stride of p, px; null: the finest level's. Coarser, another level's: quicker. Finer (2, or 4 before strides of 8
+    on): the backbone's finer maps join the pixel branch. Masks are coupled at half of it (`aligned`: at all of it)."""
     embed_channels: int | None = None
     """Width in front of the embeddings: of a 1x1 convolution before q and before s, and of the fused pixel branch and
     the semantic head throughout; null: `channels`, and no 1x1 convolution."""
@@ -133,6 +136,8 @@ class ModelConfig(DetectorConfig):
         doubling = all(b == 2 * a for a, b in itertools.pairwise(self.strides))
         strides_ok = bool(self.strides) and self.strides[0] in (4, 8) and self.strides[-1] >= 32 and doubling
         require(self, "strides", strides_ok, "4 or 8, then doubling, up to 32 or more")
+        pixel_ok = self.pixel_stride in (*self.strides, *(s for s in (2, 4) if s < self.strides[0]))
+        require(self, "embed_stride", pixel_ok, "null, one of strides, or 2 or 4 below the first of them")
         ranges_ok = len(self.size_ranges) == len(self.strides) - 1 and list(self.size_ranges) == sorted(
             self.size_ranges
         )
@@ -155,6 +160,11 @@ class ModelConfig(DetectorConfig):
         if name not in PRESETS:
             raise BadInput(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
         return from_dict(ModelConfig, {**PRESETS[name], **overrides}, where=f"preset {name}")
+
+    @property
+    def pixel_stride(self) -> int:
+        """px a cell of the pixel embedding."""
+        return self.strides[0] if self.embed_stride is None else self.embed_stride
 
     @property
     def fixed_margin_distance(self) -> float | None:

@@ -48,7 +48,7 @@ def decode_masks(
     which knows no boxes, one instance at a time is coupled on the whole grid and only what the mask spans is resized.
 
     Args:
-        pixel_embed: p, `[D, h, w]` on the finest level's grid.
+        pixel_embed: p, `[D, h, w]`.
         stride: px of the network's frame a cell of `pixel_embed`.
         image_size: `(height, width)` of the image inside the network's frame.
         original_size: `(height, width)` of the picture.

@@ -57,7 +57,7 @@ class Postprocessor:
         masks = decode_masks(
             predictions.pixel_embed[index],
             proposals,
-            stride=predictions.strides[0],
+            stride=predictions.pixel_stride,
             image_size=image_size,
             original_size=original_size,
             threshold=cfg.mask_threshold,

@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self._outputs = [i for i, r in enumerate(reductions) if finest_stride <= r <= COARSEST_STRIDE]
         self.strides = [reductions[i] for i in self._outputs]
         self.channels = [body.feature_info.channels()[i] for i in self._outputs]
-        wanted = [s for s in (4, 8, 16, 32) if s >= finest_stride]
+        wanted = [s for s in (2, 4, 8, 16, 32) if s >= finest_stride]
         if self.strides != wanted:
             raise BadInput(
                 f"backbone {name!r} gives strides {reductions}, {wanted} are needed; choose another"

@@ -27,8 +27,13 @@ class EmbedMask(Detector):
     config: ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, config.strides[0])
-        self.neck = Neck(self.backbone.channels, config.channels, len(config.strides))
+        super().__init__(config, min(config.pixel_stride, config.strides[0]))
+        self.neck = Neck(
+            self.backbone.channels,
+            config.channels,
+            len(config.strides),
+            details=self.backbone.strides.index(config.strides[0]),
+        )
         self.head = Head(config)
 
     def forward(self, images: ImageBatch | Tensor) -> Predictions:

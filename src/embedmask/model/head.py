@@ -32,7 +32,7 @@ class Head(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         channels, depth, groups = cfg.channels, cfg.tower_convs, cfg.norm_groups
-        self.strides = cfg.strides
+        self.strides, self.pixel_stride = cfg.strides, cfg.pixel_stride
         self.class_tower = Tower(channels, depth, groups)
         self.box_tower = Tower(channels, depth, groups)
         self.class_logits = conv3x3(channels, cfg.num_classes, bias=CLASS_BIAS)
@@ -51,10 +51,14 @@ class Head(nn.Module):
             self.semantic = SemanticHead(channels, cfg.embed_channels or channels, cfg.num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
-        """L maps `[N, channels, Hl, Wl]`, finest first -> `Predictions`; semantic logits in training mode alone."""
-        pixel_embed = self._add_position(self.pixel_branch(features), self.strides[0])
+        """L maps `[N, channels, Hl, Wl]`, finest first -> `Predictions`; semantic logits in training mode alone.
+
+        Where p is finer than they are, the neck's maps of the finer strides stand before them.
+        """
+        levels = features[-len(self.strides) :]
+        pixel_embed = self._add_position(self.pixel_branch(features), self.pixel_stride)
         class_logits, box_ltrb, centerness, embeds, margins = [], [], [], [], []
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+        for level, (feature, stride) in enumerate(zip(levels, self.strides, strict=True)):
             box_feature = self.box_tower(feature)
             ltrb = self.box_scales[level](in_float32(self.box, box_feature)).relu() * stride
             class_logits.append(self.class_logits(self.class_tower(feature)).float())
@@ -62,16 +66,16 @@ class Head(nn.Module):
             centerness.append(self.centerness(box_feature).float())
             embeds.append(self._proposal_embed(box_feature, pixel_embed, stride))
             margins.append(self.margin(box_feature, ltrb, level))
-        semantic = self.semantic(features[0]) if self.semantic is not None and self.training else None
+        semantic = self.semantic(levels[0]) if self.semantic is not None and self.training else None
         return Predictions(
-            class_logits, box_ltrb, centerness, embeds, margins, pixel_embed, self.strides, semantic
+            class_logits, box_ltrb, centerness, embeds, margins, pixel_embed, self.strides, semantic, self.pixel_stride
         )
 
     def _proposal_embed(self, box_feature: Tensor, pixel_embed: Tensor, stride: int) -> Tensor:
         """q: predicted from the box tower, or the pixel embedding at the location (Table 2 (b))."""
         if self.proposal_embed is None:
             height, width = box_feature.shape[-2:]
-            return _sample_at_locations(pixel_embed, height, width, stride, self.strides[0])
+            return _sample_at_locations(pixel_embed, height, width, stride, self.pixel_stride)
         reduced = in_float32(self.proposal_reduce, box_feature)
         return self._add_position(in_float32(self.proposal_embed, reduced), stride)
 
@@ -163,9 +167,9 @@ class FixedMargin(nn.Module):
         return torch.full_like(ltrb[:, :1], self.precision)
 
 
-def _sample_at_locations(pixel_embed: Tensor, height: int, width: int, stride: int, finest: int) -> Tensor:
-    """The pixel embedding of the finest cell in which each location of a level lies: `[N, D, height, width]`."""
-    y = (torch.arange(height, device=pixel_embed.device) * stride + stride // 2) // finest
-    x = (torch.arange(width, device=pixel_embed.device) * stride + stride // 2) // finest
+def _sample_at_locations(pixel_embed: Tensor, height: int, width: int, stride: int, pixel_stride: int) -> Tensor:
+    """The pixel embedding of the cell in which each location of a level lies: `[N, D, height, width]`."""
+    y = (torch.arange(height, device=pixel_embed.device) * stride + stride // 2) // pixel_stride
+    x = (torch.arange(width, device=pixel_embed.device) * stride + stride // 2) // pixel_stride
     rows = pixel_embed.index_select(2, y.clamp(max=pixel_embed.shape[2] - 1))
     return rows.index_select(3, x.clamp(max=pixel_embed.shape[3] - 1))

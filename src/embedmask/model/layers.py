@@ -37,14 +37,14 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-def conv3x3(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
-    """3x3 convolution with the head's initialisation: weights N(0, 0.01), constant bias."""
-    return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), bias)
+def conv3x3(in_channels: int, out_channels: int, bias: float = 0.0, std: float = 0.01) -> nn.Conv2d:
+    """3x3 convolution, by default with the head's initialisation: weights N(0, 0.01), constant bias."""
+    return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), bias, std)
 
 
-def conv1x1(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+def conv1x1(in_channels: int, out_channels: int, bias: float = 0.0, std: float = 0.01) -> nn.Conv2d:
     """1x1 convolution, initialised as `conv3x3`."""
-    return _init(nn.Conv2d(in_channels, out_channels, 1), bias)
+    return _init(nn.Conv2d(in_channels, out_channels, 1), bias, std)
 
 
 def in_float32(conv: nn.Module, x: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ def in_float32(conv: nn.Module, x: Tensor) -> Tensor:
         return result
 
 
-def _init(conv: nn.Conv2d, bias: float) -> nn.Conv2d:
-    nn.init.normal_(conv.weight, std=0.01)
+def _init(conv: nn.Conv2d, bias: float, std: float) -> nn.Conv2d:
+    nn.init.normal_(conv.weight, std=std)
     assert conv.bias is not None
     nn.init.constant_(conv.bias, bias)
     return conv

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
-from embedmask.model.layers import in_float32
+from embedmask.model.layers import conv1x1, in_float32
 
 
 class CoarserLevels(ExtraFPNBlock):
@@ -34,17 +34,28 @@ class CoarserLevels(ExtraFPNBlock):
 
 
 class Neck(nn.Module):
-    """FPN: backbone maps -> one map of `channels` for each of `num_levels` levels, finest first."""
+    """FPN: backbone maps -> one map of `channels` for each of `num_levels` levels, finest first.
 
-    def __init__(self, in_channels: Sequence[int], channels: int, num_levels: int) -> None:
+    Where p is finer than the finest level, the `details` finest maps of the backbone stand before them, each brought
+    to half the channels of the map after it: for the pixel branch alone.
+    """
+
+    def __init__(self, in_channels: Sequence[int], channels: int, num_levels: int, details: int = 0) -> None:
         super().__init__()
-        extra = CoarserLevels(channels, num_levels - len(in_channels))
-        self.fpn = FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=extra)
+        levels = list(in_channels[details:])
+        extra = CoarserLevels(channels, num_levels - len(levels))
+        self.fpn = FeaturePyramidNetwork(levels, channels, extra_blocks=extra)
+        self.details = nn.ModuleList(
+            conv1x1(inputs, channels >> (details - index), std=inputs**-0.5)
+            for index, inputs in enumerate(in_channels[:details])
+        )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of the backbone, finest first -> maps of all levels."""
-        named = OrderedDict((str(index), feature) for index, feature in enumerate(features))
-        return list(self.fpn(named).values())
+        """Maps of the backbone, finest first -> maps of all levels, after those of `details`."""
+        finer, coarser = features[: len(self.details)], features[len(self.details) :]
+        named = OrderedDict((str(index), feature) for index, feature in enumerate(coarser))
+        details = [conv(feature) for conv, feature in zip(self.details, finer, strict=True)]
+        return [*details, *self.fpn(named).values()]
 
 
 def _strided_conv(channels: int) -> nn.Conv2d:

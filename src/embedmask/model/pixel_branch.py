@@ -1,10 +1,13 @@
-"""The pixel branch: one embedding for every pixel, predicted once on the finest level's grid."""
+"""The pixel branch: one embedding for every pixel, predicted once for all proposals."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from embedmask.config import ModelConfig
 from embedmask.locations import resize_aligned
@@ -16,47 +19,76 @@ COARSEST_FUSED = 32
 
 def make_pixel_branch(cfg: ModelConfig) -> PixelBranch | FusedPixelBranch:
     """The branch of the two repositories."""
-    if cfg.pixel_branch == "tower":
-        return PixelBranch(cfg.channels, cfg.embed_dim, depth=cfg.tower_convs, groups=cfg.norm_groups)
-    return FusedPixelBranch(
-        cfg.channels,
-        cfg.embed_channels or cfg.channels,
-        cfg.embed_dim,
-        depth=cfg.tower_convs,
-        levels=sum(stride <= COARSEST_FUSED for stride in cfg.strides),
-    )
+    return FusedPixelBranch(cfg) if cfg.pixel_branch == "fused" else PixelBranch(cfg)
 
 
 class PixelBranch(nn.Module):
-    """Tower on the finest level and a 3x3 convolution to D dims (figure 2, "pixel head")."""
+    """Tower on one level, as a rule the finest, and a 3x3 convolution to D dims (figure 2, "pixel head")."""
 
-    def __init__(self, channels: int, embed_dim: int, *, depth: int, groups: int) -> None:
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.tower = Tower(channels, depth, groups)
-        self.embed = conv3x3(channels, embed_dim)
+        self.tower = Tower(cfg.channels, cfg.tower_convs, cfg.norm_groups)
+        self.finer = FinerGrids(cfg, cfg.channels)
+        self.embed = conv3x3(self.finer.width, cfg.embed_dim)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps of all levels, of which the finest `[N, channels, H, W]` counts -> p without coordinates, float32
-        `[N, D, H, W]`."""
-        return in_float32(self.embed, self.tower(features[0]))
+        """What the neck gives, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
+        levels = features[self.finer.first_level :]
+        return in_float32(self.embed, self.finer(self.tower(levels[0]), features))
 
 
 class FusedPixelBranch(nn.Module):
     """Second repository: the finer levels, brought to one width, are added on the finest grid; a tower follows."""
 
-    def __init__(self, channels: int, width: int, embed_dim: int, *, depth: int, levels: int) -> None:
+    def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
+        channels, width = cfg.channels, cfg.embed_channels or cfg.channels
+        levels = sum(cfg.pixel_stride <= stride <= COARSEST_FUSED for stride in cfg.strides)
         self.refine = nn.ModuleList(ConvNormReLU(channels, width) for _ in range(levels))
         last = nn.Conv2d(width, width, 3, padding=1)
-        self.tower = nn.Sequential(*(ConvNormReLU(width, width) for _ in range(depth)), last)
-        self.embed = conv3x3(width, embed_dim)
+        self.tower = nn.Sequential(*(ConvNormReLU(width, width) for _ in range(cfg.tower_convs)), last)
+        self.finer = FinerGrids(cfg, width)
+        self.embed = conv3x3(self.finer.width, cfg.embed_dim)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Maps of all levels, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
-        height, width = features[0].shape[-2:]
-        fused = self.refine[0](features[0])
-        for level, (refine, feature) in enumerate(zip(self.refine, features, strict=False)):
+        """What the neck gives, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
+        levels = features[self.finer.first_level :]
+        height, width = levels[0].shape[-2:]
+        fused = self.refine[0](levels[0])
+        for level, (refine, feature) in enumerate(zip(self.refine, levels, strict=False)):
             if level:
                 # a frame that the coarser cells overshoot is cut
                 fused = fused + resize_aligned(refine(feature), 2**level)[..., :height, :width]
-        return in_float32(self.embed, self.tower(fused))
+        return in_float32(self.embed, self.finer(self.tower(fused), features))
+
+
+class FinerGrids(nn.Module):
+    """Ours, for objects of few cells: on to grids finer than the levels, each twice as fine and half as wide.
+
+    On each, what came so far is enlarged and the backbone's map of that stride (`Neck.details`) added. Without finer
+    grids nothing happens.
+
+    Attributes:
+        first_level: where, in what the neck gives, the trunk of the branch begins: the level of p, or the finest.
+        width: channels of the result.
+    """
+
+    def __init__(self, cfg: ModelConfig, width: int) -> None:
+        super().__init__()
+        finest = cfg.strides[0]
+        count = int(math.log2(max(1, finest // cfg.pixel_stride)))
+        self.first_level = count or cfg.strides.index(cfg.pixel_stride)
+        widths = [width, *(cfg.channels >> index + 1 for index in range(count))]
+        self.width = widths[-1]
+        pairs = list(itertools.pairwise(widths))
+        self.narrow = nn.ModuleList(conv3x3(before, after, std=(9 * before) ** -0.5) for before, after in pairs)
+        self.towers = nn.ModuleList(Tower(after, 1, math.gcd(cfg.norm_groups, after)) for _, after in pairs)
+
+    def forward(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """`x` on the grid of the finest level, what the neck gives -> `[N, width, H, W]` on the grid of p."""
+        details = reversed(features[: len(self.towers)])
+        for narrow, tower, detail in zip(self.narrow, self.towers, details, strict=True):
+            height, width = detail.shape[-2:]
+            enlarged = F.interpolate(narrow(x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = tower((enlarged[..., :height, :width] + detail).relu())
+        return x

@@ -205,7 +205,7 @@ class Criterion:
             smooth = self.cfg.smooth_weight * (spread / counts[gt_image[sample_gt]]).sum()
         means = len(gt) if self.cfg.mask_normalizer == "batch" else len(targets)
         seen = matched.draw(self.cfg.max_mask_instances)
-        mask = self._mask_loss(predictions.pixel_embed.float(), targets, seen, predictions.strides[0])
+        mask = self._mask_loss(predictions.pixel_embed.float(), targets, seen, predictions.pixel_stride)
         return self.cfg.mask_weight * mask, smooth, float(means)
 
     def _weights(self, image: Tensor, counts: Tensor) -> Tensor:

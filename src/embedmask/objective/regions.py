@@ -21,13 +21,13 @@ def mask_targets(
     Args:
         masks: bool `[G, H, W]`, or crops.
         grid: `(h, w)` cells.
-        stride: even, px.
+        stride: even, or 1, px.
         index: int64 `[M]`, which masks; None: all, M = G.
 
     Returns:
         bool `[M, h, w]`.
     """
-    middle = (stride // 2,) if aligned else (stride // 2 - 1, stride // 2)
+    middle = (stride // 2,) if aligned or stride == 1 else (stride // 2 - 1, stride // 2)
     return MaskLookup.of(masks).any_of([(y, x) for y in middle for x in middle], stride, grid, index)
 
 
