@@ -1,4 +1,4 @@
-"""The parts of the network that only preset `fused` has."""
+"""The grids of the pixel embedding, and the parts of the network that only preset `fused` has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from small_models import small_config
 from torch import nn
 
-from embedmask import EmbedMask
+from embedmask import Criterion, EmbedMask, Postprocessor, Target
+from embedmask.errors import BadInput
 from embedmask.model.head import CLASS_PRIOR
 from embedmask.model.pixel_branch import FusedPixelBranch
 
@@ -74,3 +75,48 @@ def test_the_fixed_scale_of_positions_has_no_parameter() -> None:
     images = torch.randn(1, 3, 64, 64)
     one, two = (model.eval()(images).pixel_embed for model in (fixed, learned))
     torch.testing.assert_close(one, two)  # the learned one begins at 1
+
+
+@pytest.mark.parametrize("branch", ["tower", "fused"])
+@pytest.mark.parametrize(("finest", "stride"), [(4, 2), (8, 2), (8, 4), (4, 4), (4, 16), (8, 16)])
+def test_the_pixel_embedding_has_the_stride_that_is_asked_for(branch: str, finest: int, stride: int) -> None:
+    """And is learned, coupled and decoded on it."""
+    strides = tuple(finest * 2**level for level in range(5))
+    model = model_of(preset="ijcai21", pixel_branch=branch, strides=strides, embed_stride=stride)
+    predictions = model.train()(torch.randn(2, 3, 64, 96))
+    assert (predictions.pixel_stride, predictions.padded_size) == (stride, (64, 96))
+    assert predictions.pixel_embed.shape[2:] == (64 // stride, 96 // stride)
+    masks = torch.zeros(1, 64, 96, dtype=torch.bool)
+    masks[0, 8:40, 16:64] = True
+    target = Target(boxes=torch.tensor([[16.0, 8, 64, 40]]), labels=torch.tensor([1]), masks=masks)
+    Criterion.from_config(model.config)(predictions, [target, target]).mask.backward()
+    branch_grads = [p.grad for p in model.head.pixel_branch.parameters()]
+    assert all(grad is not None and bool(grad.any()) for grad in branch_grads)
+    assert all(bool(conv.weight.grad.any()) for conv in model.neck.details)
+    found = Postprocessor.from_config(model.config)(predictions, [(60, 90)] * 2, [(120, 180)] * 2)
+    assert all(one.masks.image_size == (120, 180) for one in found)
+
+
+@pytest.mark.parametrize("size", [(33, 65), (100, 37)])
+def test_a_finer_grid_takes_frames_of_any_size(size: tuple[int, int]) -> None:
+    model = model_of(preset="ijcai21", embed_stride=2).eval()
+    with torch.no_grad():
+        predictions = model(torch.randn(1, 3, *size))
+    assert predictions.pixel_embed.shape[2:] == tuple(math.ceil(side / 2) for side in size)
+
+
+def test_pixel_embedding_as_cluster_center_on_a_finer_grid() -> None:
+    """Table 2 (b) reads p where the location lies, whatever the stride of p."""
+    model = model_of(preset="ijcai21", embed_stride=2, cluster_center="pixel", coordinates=False).eval()
+    with torch.no_grad():
+        predictions = model(torch.randn(1, 3, 64, 64))
+    first = predictions.proposal_embed[0]  # stride 8: its locations lie at 4, 12, ...
+    assert torch.equal(first, predictions.pixel_embed[:, :, 2::4, 2::4])
+
+
+def test_strides_that_are_not_to_be_had() -> None:
+    for stride in (1, 3, 256):
+        with pytest.raises(BadInput, match="embed_stride"):
+            model_of(embed_stride=stride)
+    with pytest.raises(BadInput, match="choose another"):
+        model_of(preset="ijcai21", backbone="convnext_atto", embed_stride=2)

@@ -56,6 +56,13 @@ def test_the_pixel_at_each_location(stride: int, size: tuple[int, int], count: i
     assert torch.equal(classes, slow.semantic_targets(masks, labels, grid, stride))
 
 
+@pytest.mark.parametrize("aligned", [False, True])
+def test_at_stride_1_a_cell_is_its_pixel(aligned: bool) -> None:
+    masks = torch.rand(3, 7, 9) > 0.5
+    padded = torch.nn.functional.pad(masks, (0, 1, 0, 1))
+    assert torch.equal(mask_targets(masks, (8, 10), 1, aligned=aligned), padded)
+
+
 def test_one_pixel_counts_only_beside_a_cells_centre() -> None:
     found = []
     for x in range(4):
