@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_models import no_objects, random_predictions, rectangles
 
 from embedmask.errors import BadInput
-from embedmask.structures import CropMasks, Instances, Losses, Target
+from embedmask.structures import CropMasks, Instances, Losses, RunCrops, Target
 
 
 @st.composite
@@ -41,6 +41,22 @@ def test_dense_masks_hold_their_crops(masks: CropMasks) -> None:
     order = list(reversed(range(len(masks))))
     assert torch.equal(masks.select(order).to_dense(), dense.flip(0))
     assert len(masks.select([])) == 0
+
+
+@given(crop_masks())
+def test_run_lengths_read_as_the_crops(masks: CropMasks) -> None:
+    runs = CropMasks(RunCrops.of(masks.crops), masks.offsets, masks.image_size)
+    order = list(reversed(range(len(masks))))
+    for ours, theirs in ((runs, masks), (runs.select(order), masks.select(order))):
+        assert [crop.tolist() for crop in ours.crops] == [crop.tolist() for crop in theirs.crops]
+        assert (ours.areas(), ours.offsets, ours.shape) == (theirs.areas(), theirs.offsets, theirs.shape)
+        assert torch.equal(ours.pixels(), theirs.pixels())
+        assert torch.equal(ours.to_dense(), theirs.to_dense())
+    again = pickle.loads(pickle.dumps(runs))
+    assert isinstance(again.crops, RunCrops)
+    assert torch.equal(again.to_dense(), masks.to_dense())
+    assert RunCrops.of(runs.crops) is runs.crops
+    assert [crop.tolist() for crop in runs.crops[:2]] == [crop.tolist() for crop in masks.crops[:2]]
 
 
 @given(crop_masks())

@@ -44,9 +44,23 @@ def weighted_distance(pixel_embed: Tensor, instance_embed: Tensor, instance_marg
         return distance.clamp(min=0)
 
 
-def log_prob(pixel_embed: Tensor, instance_embed: Tensor, instance_margin: Tensor) -> Tensor:
-    """log phi (eq. 3), float32 `[M, P]`, <= 0; arguments as `weighted_distance`."""
-    return -weighted_distance(pixel_embed, instance_embed, instance_margin)
+def own_distance(pixel_embed: Tensor, instance_embed: Tensor, instance_margin: Tensor) -> Tensor:
+    """d of eq. 3 where every instance has pixels of its own, term by term: no cancellation.
+
+    Args:
+        pixel_embed: p, `[M, P, D]`; it is overwritten.
+        instance_embed: Q, `[M, D]`.
+        instance_margin: S > 0, `[M, 1]` or `[M, D]`.
+
+    Returns:
+        `[M, P]`, >= 0.
+    """
+    offset = pixel_embed.sub_(instance_embed[:, None])
+    scalar = instance_margin.shape[1] == 1
+    if not scalar:
+        offset.mul_(instance_margin.sqrt()[:, None])
+    distance: Tensor = torch.linalg.vector_norm(offset, dim=2).square_()
+    return distance.mul_(instance_margin) if scalar else distance
 
 
 def logit(distance: Tensor, min_prob: float = 0.0) -> Tensor:

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from embedmask.errors import BadInput
 
 Size = tuple[int, int]
+Runs = npt.NDArray[np.int32]
 
 
 @dataclass
@@ -183,17 +187,64 @@ class TwoStageLosses(LossTerms):
     rpn_box: Tensor
 
 
+class RunCrops(Sequence[Tensor]):
+    """Crops kept as run lengths: each becomes bool `[h, w]` on the CPU when it is asked for, and is not kept.
+
+    A mask of 12 megapixels takes tens of kilobytes so, where its outline is as smooth as a network's.
+
+    Attributes:
+        runs: of each crop, int32 `[T, 2]`: the first pixel of each run of True and the one after its last, ascending.
+            Pixels are counted column by column; no run goes on into the next column.
+        shapes: `(h, w)` of each crop.
+    """
+
+    def __init__(self, runs: Sequence[Runs], shapes: Sequence[Size]) -> None:
+        self.runs, self.shapes = runs, shapes
+
+    @classmethod
+    def of(cls, crops: Sequence[Tensor]) -> RunCrops:
+        """The same crops as run lengths, without making a bool crop that has them already."""
+        if isinstance(crops, RunCrops):
+            return crops
+        shapes = [(crop.shape[0], crop.shape[1]) for crop in crops]
+        return cls([_column_runs(crop.cpu().numpy()) for crop in crops], shapes)
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> RunCrops: ...
+    def __getitem__(self, index: int | slice) -> Tensor | RunCrops:
+        if isinstance(index, slice):
+            return RunCrops(self.runs[index], self.shapes[index])
+        height, width = self.shapes[index]
+        ends = np.concatenate([[0], self.runs[index].ravel(), [height * width]])
+        flat = np.repeat(np.arange(len(ends) - 1) % 2 == 1, np.diff(ends))
+        return torch.from_numpy(np.ascontiguousarray(flat.reshape(width, height).T))
+
+
+def _column_runs(crop: npt.NDArray[np.bool_]) -> Runs:
+    height, width = crop.shape
+    fenced = np.zeros((width, height + 2), bool)
+    fenced[:, 1:-1] = crop.T
+    column, row = np.nonzero(fenced[:, 1:] != fenced[:, :-1])
+    ends: Runs = (column * height + row).astype(np.int32)
+    return ends.reshape(-1, 2)
+
+
 @dataclass
 class CropMasks:
     """R boolean masks of one image, each kept as its own crop.
 
     Attributes:
-        crops: R bool tensors `[h_r, w_r]`; h_r and w_r may be 0.
+        crops: R bool tensors `[h_r, w_r]`, or `RunCrops`, which reads as such; h_r and w_r may be 0.
         offsets: R pairs `(y, x)`, the crop's first row and column in the image.
         image_size: `(height, width)` of the image.
     """
 
-    crops: list[Tensor]
+    crops: Sequence[Tensor]
     offsets: list[tuple[int, int]]
     image_size: Size
 
@@ -206,6 +257,8 @@ class CropMasks:
         return len(self), *self.image_size
 
     def __reduce__(self) -> tuple[object, ...]:
+        if isinstance(self.crops, RunCrops):
+            return CropMasks, (self.crops, self.offsets, self.image_size)
         # one tensor, not one a mask: another process is sent a file descriptor for each
         shapes = [tuple(crop.shape) for crop in self.crops]
         return _unpacked, (self.pixels(), shapes, self.offsets, self.image_size)
@@ -217,10 +270,17 @@ class CropMasks:
 
     def select(self, index: Sequence[int]) -> CropMasks:
         """The masks of `index`, in that order; the crops are shared."""
-        return replace(self, crops=[self.crops[i] for i in index], offsets=[self.offsets[i] for i in index])
+        offsets = [self.offsets[i] for i in index]
+        if isinstance(self.crops, RunCrops):
+            runs, shapes = self.crops.runs, self.crops.shapes
+            crops = RunCrops([runs[i] for i in index], [shapes[i] for i in index])
+            return replace(self, crops=crops, offsets=offsets)
+        return replace(self, crops=[self.crops[i] for i in index], offsets=offsets)
 
     def areas(self) -> list[int]:
         """Pixels of each mask."""
+        if isinstance(self.crops, RunCrops):
+            return [int((runs[:, 1] - runs[:, 0]).sum()) for runs in self.crops.runs]
         return [int(crop.sum()) for crop in self.crops]
 
     def dense(self, index: int) -> Tensor:
@@ -265,3 +325,11 @@ class Instances:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def select(self, index: Sequence[int]) -> Instances:
+        """The results of `index`, in that order; the crops are shared."""
+        rows = torch.tensor(index, dtype=torch.int64, device=self.scores.device)
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
+        # a model without proposals leaves their columns empty
+        chosen = {k: column[rows] if len(column) == len(self) else column for k, column in columns.items()}
+        return Instances(masks=self.masks.select(index), **chosen)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reference import inference as slow
 from torch import Tensor
 
+from embedmask.inference import outlines
 from embedmask.inference.masks import cell_ranges, decode_masks
 from embedmask.inference.proposals import Proposals
 
@@ -26,7 +27,13 @@ def proposals_of(boxes: list[list[float]] | Tensor, embed: Tensor, margin: Tenso
 
 
 def assert_equal_to_whole_maps(
-    pixel_embed: Tensor, proposals: Proposals, interpolation: str, stride: int, sizes: tuple[Size, Size]
+    pixel_embed: Tensor,
+    proposals: Proposals,
+    interpolation: str,
+    stride: int,
+    sizes: tuple[Size, Size],
+    *,
+    frame: str = "authors",
 ) -> Tensor:
     """Masks for `sizes` (network's, original), with the version's threshold."""
     threshold = 0.53 if interpolation == "log_prob" else 0.5
@@ -35,6 +42,7 @@ def assert_equal_to_whole_maps(
         "image_size": sizes[0],
         "original_size": sizes[1],
         "interpolation": interpolation,
+        "frame": frame,
     }
     found = decode_masks(pixel_embed, proposals, threshold=threshold, **options).to_dense()
     values = slow.mask_values(pixel_embed, proposals, **options)
@@ -49,24 +57,29 @@ def assert_equal_to_whole_maps(
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from(["prob", "log_prob", "aligned"]),
+    st.tuples(st.sampled_from(["prob", "log_prob", "aligned"]), st.sampled_from(["authors", "exact"])),
     st.sampled_from([4, 8]),
-    st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    st.tuples(st.integers(1, 110), st.integers(1, 110)),
+    st.tuples(*[st.integers(1, 60)] * 2, *[st.integers(1, 110)] * 2),
+    st.sampled_from([1, 700, 1 << 19]),
 )
 def test_any_sizes_up_and_down(
-    seed: int, interpolation: str, stride: int, image_size: Size, original_size: Size
+    seed: int, way: tuple[str, str], stride: int, sides: tuple[int, int, int, int], block_values: int
 ) -> None:
+    """Also when instances are cut into blocks of columns, or grouped with others."""
+    image_size, original_size = sides[:2], sides[2:]
     rng = torch.Generator().manual_seed(seed)
     grid = [math.ceil(side / 32) * 32 // stride for side in image_size]
     pixels = torch.randn(3, *grid, generator=rng)
-    frame = torch.tensor([image_size[1], image_size[0]])
-    low = torch.rand(3, 2, generator=rng) * frame
-    boxes = torch.cat([low, low + torch.rand(3, 2, generator=rng) * (frame - low)], 1)
+    corner = torch.tensor([image_size[1], image_size[0]])
+    low = torch.rand(3, 2, generator=rng) * corner
+    boxes = torch.cat([low, low + torch.rand(3, 2, generator=rng) * (corner - low)], 1)
     boxes[0] = torch.tensor([0, 0, image_size[1], image_size[0]])
     margin = (torch.randn(3, 3 if seed % 2 else 1, generator=rng) - 1).exp()
     proposals = proposals_of(boxes, torch.randn(3, 3, generator=rng), margin)
-    assert_equal_to_whole_maps(pixels, proposals, interpolation, stride, (image_size, original_size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outlines, "BLOCK_VALUES", block_values)
+        sizes = (image_size, original_size)
+        assert_equal_to_whole_maps(pixels, proposals, way[0], stride, sizes, frame=way[1])
 
 
 @pytest.mark.parametrize("interpolation", ["prob", "log_prob"])

@@ -1,4 +1,4 @@
-"""`ModelConfig`: the network and its post-processing, with the published versions as presets."""
+"""`ModelConfig`: the network and its post-processing, with the published versions and a light one as presets."""
 
 from __future__ import annotations
 
@@ -106,6 +106,11 @@ class ModelConfig(DetectorConfig):
     """From the cells to pixels. `prob` (2019), `log_prob` (2021): p is resized to half the stride and coupled inside
     the box, then phi or log phi is resized to the original image. `aligned` (second repository): p is coupled as it is,
     over the whole image, then phi is resized by the rule that keeps cells at their locations, in the mask loss, too."""
+    mask_frame: Literal["authors", "exact"] = "authors"
+    """Where cells lie in the picture, and how far around its box a mask may reach. `authors`: the map is resized to its
+    size rounded up to whole px, by which masks drift up to 1 px at the far edge; a cell or two around the box (of
+    4 px, where p has 8). `exact`: cells lie where they lie at every size; 1.5 cells and a tenth of its side around the
+    box. `mask_interpolation: aligned`, which is exact and knows no boxes, is the same in both."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,7 +157,7 @@ class ModelConfig(DetectorConfig):
 
     @classmethod
     def preset(cls, name: str = "paper", **overrides: Any) -> ModelConfig:
-        """One of the published versions, whole; any field can be overridden by keyword.
+        """One of the published versions, or `fast`, whole; any field can be overridden by keyword.
 
         Raises:
             BadInput: unknown preset, unknown field (the nearest is named) or impossible value.
@@ -220,3 +225,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mask_interpolation": "aligned",
     },
 }
+PRESETS["fast"] = {
+    **PRESETS["fused"],
+    "image_short_side": 512,
+    "image_long_side": 853,
+    "channels": 128,
+    "mask_frame": "exact",
+}
+"""Light, ours and in no paper: the second repository's version on smaller pictures, pyramid and towers half as wide."""

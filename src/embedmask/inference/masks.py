@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embedmask.coupling import log_prob
+from embedmask.coupling import weighted_distance
+from embedmask.inference.outlines import Cells, trace
 from embedmask.inference.proposals import Proposals
 from embedmask.structures import CropMasks, Size
 
@@ -19,17 +18,14 @@ UPSAMPLING = 2
 """The pixel embedding (`aligned`: phi) is resized this much first, as in training."""
 OUTSIDE_LOG_PROB = -10.0
 """What the 2021 version takes for log phi outside of a box's cells when it resizes log phi."""
+MARGIN_CELLS, MARGIN_SHARE = 1.5, 0.1
+"""How far around its box a mask may reach in the frame `exact`: so many cells, or this share of the box's side where
+that is more. Boxes are often a pixel or two too small; the mask loss looks as far (section 3.5, sides x 1.2)."""
+SPAN_VALUES = 1 << 21
+"""Distances of whole maps that are held at once, with `aligned`."""
 
 Interpolation = Literal["prob", "log_prob", "aligned"]
-
-
-@dataclass
-class _Axis:
-    """Where the pixels of the original picture read the map along one axis: in cells, ascending, also as a list."""
-
-    cells: int
-    source: Tensor
-    marks: list[float]
+Frame = Literal["authors", "exact"]
 
 
 def decode_masks(
@@ -41,11 +37,11 @@ def decode_masks(
     original_size: Size,
     threshold: float,
     interpolation: Interpolation,
+    frame: Frame = "authors",
 ) -> CropMasks:
-    """Masks of one image's proposals, in the original image's frame, each as its own crop.
+    """Masks of one image's proposals, in the original image's frame, each as the run lengths of its own crop.
 
-    Memory grows with the pixels inside boxes: no map of the whole image is made for an instance. With `aligned`,
-    which knows no boxes, one instance at a time is coupled on the whole grid and only what the mask spans is resized.
+    Memory grows with the runs; beside them there are one upsampled `pixel_embed` and blocks of a fixed size.
 
     Args:
         pixel_embed: p, `[D, h, w]`.
@@ -54,116 +50,111 @@ def decode_masks(
         original_size: `(height, width)` of the picture.
         threshold: phi above which a pixel belongs to the instance.
         interpolation: resize phi (2019), log phi (2021), or phi as it is on the grid of p (second repository).
+        frame: where cells lie in the picture and how far around its box a mask may reach, `ModelConfig.mask_frame`.
     """
-    pixels = pixel_embed.float()
+    pixels = pixel_embed.float()[None].mT.contiguous(memory_format=torch.channels_last)  # [1, D, w, h]
     cell = stride
     if interpolation != "aligned":
-        pixels = F.interpolate(pixels[None], scale_factor=UPSAMPLING, mode="bilinear", align_corners=False)[0]
+        pixels = F.interpolate(pixels, scale_factor=UPSAMPLING, mode="bilinear", align_corners=False)
         cell = stride // UPSAMPLING
-    grid = (pixels.shape[1], pixels.shape[2])
-    axes = [
-        _axis(*sides, cell=cell, aligned=interpolation == "aligned", device=pixels.device)
-        for sides in zip(grid, original_size, image_size, strict=True)
-    ]
-    limit = math.log(threshold) if interpolation == "log_prob" else threshold
-    crops, offsets = [], []
-    for row, (y1, y2, x1, x2) in enumerate(cell_ranges(proposals.boxes / cell, grid, interpolation).tolist()):
-        window, one = pixels[:, y1:y2, x1:x2], slice(row, row + 1)
-        values = log_prob(window.flatten(1), proposals.embed[one], proposals.margin[one])
-        values = values.view(window.shape[1:])
-        if interpolation != "log_prob":
-            values = values.exp()
-        first = (y1, x1)
-        if interpolation == "aligned":
-            values, first = _narrow(values, limit)
-        outside = OUTSIDE_LOG_PROB if interpolation == "log_prob" else 0.0
-        values, top = _resize_axis(values, first[0], axes[0], outside)
-        values, left = _resize_axis(values.T, first[1], axes[1], outside)
-        crops.append(limit < values.T)
-        offsets.append((top, left))
-    return CropMasks(crops, offsets, original_size)
+    grid = (pixels.shape[3], pixels.shape[2])
+    sides = zip(grid, original_size, image_size, strict=True)
+    rows, columns = (
+        _source(*side, cell=cell, aligned=interpolation == "aligned", frame=frame).to(pixels.device)
+        for side in sides
+    )
+    in_log = interpolation == "log_prob"
+    limit = math.log(threshold) if in_log else threshold
+    outside = min(OUTSIDE_LOG_PROB, limit) if in_log else 0.0
+    if interpolation == "aligned":
+        ranges = _spans(pixels[0].mT, proposals, threshold)
+    elif frame == "exact":
+        ranges = _exact_ranges(proposals.boxes / cell, grid)
+    else:
+        ranges = cell_ranges(proposals.boxes / cell, grid, interpolation)
+    cells = Cells(pixels[0].permute(1, 2, 0).flatten(0, 1), grid, rows, columns, limit, outside, in_log)
+    return trace(cells, proposals.embed, proposals.margin, ranges, original_size)
 
 
-def cell_ranges(boxes: Tensor, grid: Size, interpolation: Interpolation) -> Tensor:
-    """Half-open ranges of cells in which each proposal is coupled: its box and a little around.
+def cell_ranges(boxes: Tensor, grid: Size, interpolation: Literal["prob", "log_prob"]) -> Tensor:
+    """Half-open ranges of cells in which the authors couple each proposal: its box and a little around.
 
     2021: the box's ends cut to whole cells, two more on each side. 2019: the cells from x1 - 1 up to x2 + 1.
-    Second repository: all.
 
     Args:
         boxes: `[R, 4]` xyxy in cells.
         grid: `(h, w)` of the map.
 
     Returns:
-        int64 `[R, 4]`: y1, y2, x1, x2; y2 >= y1, x2 >= x1.
+        int64 `[R, 4]`: y1, y2, x1, x2.
     """
-    if interpolation == "aligned":
-        return torch.tensor([0, grid[0], 0, grid[1]], device=boxes.device).expand(len(boxes), 4)
     low, high = boxes[:, :2], boxes[:, 2:]
     if interpolation == "log_prob":
-        low, high = low.trunc() - 2, high.trunc() + 2
-    else:
-        low, high = (low - 1).ceil(), (high + 1).ceil()
-    size = boxes.new_tensor([grid[1], grid[0]])
-    low, high = low.clamp(min=0), torch.minimum(high, size)
+        return _inside(low.trunc() - 2, high.trunc() + 2, grid)
+    return _inside((low - 1).ceil(), (high + 1).ceil(), grid)
+
+
+def _exact_ranges(boxes: Tensor, grid: Size) -> Tensor:
+    """As `cell_ranges`, in the frame `exact`."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    margin = ((high - low) * MARGIN_SHARE).clamp(min=MARGIN_CELLS)
+    return _inside((low - margin).floor(), (high + margin).ceil(), grid)
+
+
+def _inside(low: Tensor, high: Tensor, grid: Size) -> Tensor:
+    """Ranges of cells from their ends x, y, inside the map."""
+    low, high = low.clamp(min=0), torch.minimum(high, high.new_tensor([grid[1], grid[0]]))
     return torch.stack([low[:, 1], high[:, 1], low[:, 0], high[:, 0]], 1).long()
 
 
-def _narrow(values: Tensor, limit: float) -> tuple[Tensor, tuple[int, int]]:
-    """The part of a map that can make pixels above `limit`, and its first row and column.
+def _spans(pixels: Tensor, proposals: Proposals, threshold: float) -> Tensor:
+    """As `cell_ranges`, of masks that know no boxes: the cells above the threshold, one around them, or none.
 
-    Resizing only averages neighbours: a pixel above the limit has a cell above it among those it reads.
+    Resizing only averages neighbours, so that nothing beyond can be in the mask. Distances come from matrix products
+    here, which round, so the spans are found with room to spare.
+
+    Args:
+        pixels: p, `[D, h, w]`.
     """
-    above = values > limit
-    windows = []
-    for sides, length in zip((above.any(1), above.any(0)), values.shape, strict=True):
-        hits = sides.nonzero()[:, 0]
-        ends = (int(hits[0]) - 1, int(hits[-1]) + 2) if len(hits) else (0, 0)
-        windows.append((max(ends[0], 0), min(ends[1], length)))
-    (y1, y2), (x1, x2) = windows
-    return values[y1:y2, x1:x2], (y1, x1)
+    grid = (pixels.shape[1], pixels.shape[2])
+    flat = pixels.flatten(1)
+    chunks = []
+    count = max(1, SPAN_VALUES // flat.shape[1])
+    for embed, margin in zip(
+        torch.split(proposals.embed, count), torch.split(proposals.margin, count), strict=True
+    ):
+        farthest = (flat.abs().amax(1) + embed.abs()).square()
+        reach = 1 - math.log(threshold) + 1e-6 * (margin * farthest).sum(1, keepdim=True)
+        distance = weighted_distance(flat, embed, margin).view(-1, *grid)
+        chunks.append(torch.cat([_ends(distance.amin(axis) <= reach) for axis in (2, 1)], 1))
+    return torch.cat([flat.new_zeros(0, 4, dtype=torch.int64), *chunks])
 
 
-def _axis(
-    cells: int, original: int, network: int, *, cell: int, aligned: bool, device: torch.device
-) -> _Axis:
-    """Source cells of the pixels of one side of the picture.
+def _ends(hits: Tensor) -> Tensor:
+    """Half-open range of the hits of each row and one around it: bool `[R, n]` -> int64 `[R, 2]`; 0, 0 without any."""
+    length = hits.shape[1]
+    first = hits.byte().argmax(1) - 1
+    last = length - hits.byte().flip(1).argmax(1) + 1
+    return torch.stack([first.clamp(min=0), last.clamp(max=length)], 1) * hits.any(1, keepdim=True)
+
+
+def _source(cells: int, original: int, network: int, *, cell: int, aligned: bool, frame: Frame) -> Tensor:
+    """The place, in cells, that each pixel of one side of the picture reads: float64 `[original]`, ascending.
 
     First repository: the padded map is resized to ceil(padded px x original / network) px in one go with half-pixel
-    centres, so the scale is that whole number's, evaluated left to right in float32. Second: phi is enlarged aligned
-    twice, to half the stride and to the network's px, cut to the image and resized to the picture with half-pixel
-    centres. Each step is linear between the cells of the step before, so that all are one look-up.
+    centres, so the scale is that whole number's, evaluated left to right in float32; `exact` leaves out the rounding.
+    Second: phi is enlarged aligned twice, to half the stride and to the network's px, cut to the image and resized to
+    the picture with half-pixel centres. Each step is linear between the cells of the step before, so that all are one
+    look-up.
     """
-    pixel = torch.arange(original, device=device) + 0.5
+    pixel = torch.arange(original) + 0.5
     if aligned:
         in_network = (pixel * (network / original) - 0.5).clamp(0, network - 1)
         # cell i of the two enlarged maps lies at 2 i + 1 and at i cell / 2 + cell / 4
         source = (in_network - (cell // UPSAMPLING + cell // UPSAMPLING // 2)) / cell
+    elif frame == "exact":
+        source = pixel.double() * (network / original / cell) - 0.5
     else:
         exact = torch.tensor(float(cells)) * cell * original / network
         source = pixel * (cells / math.ceil(exact.item())) - 0.5
-    source = source.clamp(0, cells - 1)
-    return _Axis(cells, source, source.tolist())
-
-
-def _resize_axis(values: Tensor, first: int, axis: _Axis, outside: float) -> tuple[Tensor, int]:
-    """Linear resize of the first axis of a window of the map from cells `first`.. to original pixels.
-
-    The map holds `outside` elsewhere. Only pixels that the window can reach are made.
-
-    Returns:
-        The resized window `[pixels, ...]` and its first pixel.
-    """
-    if values.numel() == 0:
-        return values[:0], 0
-    begin = bisect_right(axis.marks, first - 1)
-    end = bisect_left(axis.marks, first + len(values))
-    source = axis.source[begin:end]
-    low = source.floor()
-    weight = (source - low).unsqueeze(1)
-    high = (low + 1).clamp(max=axis.cells - 1)
-    border = values.new_full((1, values.shape[1]), outside)
-    padded = torch.cat([border, values, border])
-    rows_low = padded[(low.long() - first + 1).clamp(0, len(values) + 1)]
-    rows_high = padded[(high.long() - first + 1).clamp(0, len(values) + 1)]
-    return rows_low * (1 - weight) + rows_high * weight, begin
+    return source.clamp(0, cells - 1).double()

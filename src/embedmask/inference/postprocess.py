@@ -10,7 +10,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from embedmask.config import ModelConfig
 from embedmask.inference.masks import decode_masks
-from embedmask.inference.proposals import decode_proposals
+from embedmask.inference.proposals import Proposals, decode_proposals
 from embedmask.structures import Instances, Predictions, Size
 
 
@@ -37,12 +37,16 @@ class Postprocessor:
             image_sizes: `(height, width)` of each inside the padded frame.
             original_sizes: `(height, width)` of each picture; results are in this frame.
         """
-        sizes = zip(image_sizes, original_sizes, strict=True)
-        return [self._one(predictions, index, *pair) for index, pair in enumerate(sizes)]
+        sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
+        return [
+            self.finish(predictions, index, self.propose(predictions, index, pair[0]), *pair)
+            for index, pair in sizes
+        ]
 
-    def _one(self, predictions: Predictions, index: int, image_size: Size, original_size: Size) -> Instances:
+    def propose(self, predictions: Predictions, index: int, image_size: Size) -> Proposals:
+        """First half, for image `index`: what survives the NMS."""
         cfg = self.cfg
-        proposals = decode_proposals(
+        return decode_proposals(
             predictions,
             index,
             image_size,
@@ -54,6 +58,17 @@ class Postprocessor:
             score=cfg.score,
             clip_before_nms=cfg.clip_before_nms,
         )
+
+    def finish(
+        self,
+        predictions: Predictions,
+        index: int,
+        proposals: Proposals,
+        image_size: Size,
+        original_size: Size,
+    ) -> Instances:
+        """Second half: masks of its proposals, and boxes, in the picture's frame."""
+        cfg = self.cfg
         masks = decode_masks(
             predictions.pixel_embed[index],
             proposals,
@@ -62,6 +77,7 @@ class Postprocessor:
             original_size=original_size,
             threshold=cfg.mask_threshold,
             interpolation=cfg.mask_interpolation,
+            frame=cfg.mask_frame,
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])

@@ -68,20 +68,47 @@ def decode_proposals(
         _level_candidates(predictions, level, index, score_threshold, pre_nms, root=score == "root")
         for level in range(len(predictions.strides))
     ]
-    found = Proposals(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
+    found = _Candidates(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
     if clip_before_nms:
         found = _clip(found, image_size, box_offset)
     ends = found.boxes.new_tensor([0, 0, box_offset, box_offset])
     kept = class_wise_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)[:max_detections]
-    return found[kept] if clip_before_nms else _clip(found[kept], image_size, box_offset)
+    found = found[kept] if clip_before_nms else _clip(found[kept], image_size, box_offset)
+    embed, margin = (
+        _at_places(maps, index, found) for maps in (predictions.proposal_embed, predictions.proposal_margin)
+    )
+    return Proposals(found.boxes, found.scores, found.labels, embed, margin)
 
 
-def _clip(proposals: Proposals, image_size: Size, box_offset: float) -> Proposals:
+@dataclass
+class _Candidates:
+    """P boxes, scores and labels, as in `Proposals`, and the level and cell that they come from, int64 `[P]`."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    level: Tensor
+    cell: Tensor
+
+    def __getitem__(self, index: Tensor) -> _Candidates:
+        return _Candidates(*(value[index] for value in vars(self).values()))
+
+
+def _at_places(maps: list[Tensor], index: int, places: _Candidates) -> Tensor:
+    """What the maps of image `index` say there, float32 `[P, D]`."""
+    found = places.boxes.new_zeros(len(places.cell), maps[0].shape[1])
+    for level, values in enumerate(maps):
+        there = (places.level == level).nonzero()[:, 0]
+        found[there] = values[index].flatten(1)[:, places.cell[there]].T.float()
+    return found
+
+
+def _clip(found: _Candidates, image_size: Size, box_offset: float) -> _Candidates:
     """Boxes inside the image; those that have an area there."""
     height, width = image_size
-    limits = proposals.boxes.new_tensor([width, height, width, height]) - box_offset
-    boxes = torch.minimum(proposals.boxes.clamp(min=0), limits)
-    return replace(proposals, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    limits = found.boxes.new_tensor([width, height, width, height]) - box_offset
+    boxes = torch.minimum(found.boxes.clamp(min=0), limits)
+    return replace(found, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
 
 def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
@@ -99,11 +126,13 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
     Returns:
         int64 `[R]`.
     """
-    survives = torch.zeros_like(labels, dtype=torch.bool)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero()[:, 0]
-        survives[members[nms(boxes[members], scores[members], threshold)]] = True
-    kept = survives.nonzero()[:, 0]
+    order = labels.argsort(stable=True)
+    counts = labels.bincount().tolist()
+    parts = zip(
+        *(torch.split(values, counts) for values in (boxes[order], scores[order], order)), strict=True
+    )
+    survivors = [part if len(part) < 2 else part[nms(box, score, threshold)] for box, score, part in parts]
+    kept = torch.cat([order[:0], *survivors]).sort().values
     return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
@@ -115,26 +144,32 @@ def _level_candidates(
     pre_nms: int,
     *,
     root: bool,
-) -> Proposals:
-    """The best candidates of one level, boxes not yet clipped."""
-    probs = predictions.class_logits[level][index].flatten(1).sigmoid()  # [C, K]
+) -> _Candidates:
+    """The best candidates of one level, boxes not yet clipped.
+
+    A location is looked at as a whole first: only where its best class can be among them are all classes.
+    """
+    logits = predictions.class_logits[level][index].flatten(1)  # [C, K]
     centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
-    products = probs * centerness
-    labels, location = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)
-    scores = products[labels, location]
+    best = logits.amax(0).sigmoid()
+    cells = ((best * centerness if root else best) > score_threshold).nonzero()[:, 0]
+    if len(cells) > pre_nms:
+        best = best[cells] * centerness[cells]
+        cells = cells[best >= best.topk(pre_nms).values[-1]]
+    probs = logits[:, cells].sigmoid()
+    products = probs * centerness[cells]
+    labels, at = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)
+    scores = products[labels, at]
     if len(scores) > pre_nms:
-        scores, best = scores.topk(pre_nms)
-        labels, location = labels[best], location[best]
+        scores, top = scores.topk(pre_nms)
+        labels, at = labels[top], at[top]
+    cells = cells[at]
     size = predictions.class_logits[level].shape[-2:]
-    xy = level_locations((size[0], size[1]), predictions.strides[level], scores.device)[location]
-
-    def at_location(maps: list[Tensor]) -> Tensor:
-        return maps[level][index].flatten(1)[:, location].T.float()
-
-    return Proposals(
-        boxes=ltrb_to_xyxy(xy, at_location(predictions.box_ltrb)),
+    xy = level_locations((size[0], size[1]), predictions.strides[level], scores.device)[cells]
+    return _Candidates(
+        boxes=ltrb_to_xyxy(xy, predictions.box_ltrb[level][index].flatten(1)[:, cells].T.float()),
         scores=scores.sqrt() if root else scores,
         labels=labels,
-        embed=at_location(predictions.proposal_embed),
-        margin=at_location(predictions.proposal_margin),
+        level=torch.full_like(cells, level),
+        cell=cells,
     )

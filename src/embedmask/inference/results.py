@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ import torch
 from faster_coco_eval.core import mask as mask_api
 
 from embedmask._supervision import CompactMask, sv
-from embedmask.structures import CropMasks, Instances, Size
+from embedmask.structures import CropMasks, Instances, RunCrops, Runs
 
-Bools = npt.NDArray[np.bool_]
+MAX_RUNS = 1 << 18
+"""Runs of several masks that are worked on at once."""
 
 
 def to_detections(
@@ -73,14 +75,15 @@ def coco_results(instances: Instances, image_id: int, category_ids: Sequence[int
 
 def compact_masks(masks: CropMasks) -> CompactMask:
     """The same masks as supervision keeps them: run lengths, column by column, of each crop."""
+    crops = RunCrops.of(masks.crops)
     # supervision knows no crop without pixels: one pixel outside the mask stands for it
-    crops = [crop if crop.size else np.zeros((1, 1), bool) for crop in _arrays(masks)]
+    shapes = [shape if min(shape) else (1, 1) for shape in crops.shapes]
     corners = [
-        (x, y) if crop.numel() else (0, 0) for crop, (y, x) in zip(masks.crops, masks.offsets, strict=True)
+        (x, y) if min(shape) else (0, 0) for shape, (y, x) in zip(crops.shapes, masks.offsets, strict=True)
     ]
     return CompactMask(
-        [run_lengths(crop).astype(np.int32) for crop in crops],
-        np.array([crop.shape for crop in crops], np.int32).reshape(-1, 2),
+        _lengths(crops.runs, [h * w for h, w in shapes]),
+        np.array(shapes, np.int32).reshape(-1, 2),
         np.array(corners, np.int32).reshape(-1, 2),
         masks.image_size,
     )
@@ -88,39 +91,48 @@ def compact_masks(masks: CropMasks) -> CompactMask:
 
 def coco_rles(masks: CropMasks) -> list[dict[str, Any]]:
     """Compressed RLE of each mask in its whole picture: `{"size": [H, W], "counts": text}`."""
-    placed = zip(_arrays(masks), masks.offsets, strict=True)
-    return [_coco_rle(crop, offset, masks.image_size) for crop, offset in placed]
+    height, width = masks.image_size
+    crops = RunCrops.of(masks.crops)
+    placed = zip(crops.runs, crops.shapes, masks.offsets, strict=True)
+    runs = [_in_picture(own, shape[0], offset, height) for own, shape, offset in placed]
+    rles: Any = [
+        mask_api.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        for counts in _lengths(runs, [height * width] * len(runs))
+    ]
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
-def run_lengths(mask: Bools) -> npt.NDArray[np.int64]:
-    """Lengths of the alternating runs of a mask `[h, w]` read column by column; the first run is of False."""
-    flat = np.concatenate([[False], mask.ravel(order="F")])
-    starts = np.flatnonzero(flat[1:] != flat[:-1])
-    return np.diff(starts, prepend=0, append=mask.size)
+def _in_picture(runs: Runs, crop_height: int, offset: tuple[int, int], height: int) -> npt.NDArray[np.int64]:
+    """Runs of a crop, counted in its picture. None leaves its column: each moves by what the columns are longer."""
+    column = runs[:, :1].astype(np.int64) // max(crop_height, 1)
+    moved: npt.NDArray[np.int64] = runs + column * (height - crop_height) + offset[1] * height + offset[0]
+    return moved
 
 
-def _coco_rle(crop: Bools, offset: tuple[int, int], image_size: Size) -> dict[str, Any]:
-    height, width = image_size
-    y, x = offset
-    # only the crop's own columns are laid out: those beside it are whole runs of False
-    strip = np.zeros((height, crop.shape[1]), dtype=bool, order="F")
-    strip[y : y + crop.shape[0]] = crop
-    runs = run_lengths(strip).tolist()
-    runs[0] += x * height
-    after = (width - x - crop.shape[1]) * height
-    if len(runs) % 2:
-        runs[-1] += after
-    elif after:
-        runs.append(after)
-    rle: Any = mask_api.frPyObjects({"size": [height, width], "counts": runs}, height, width)
-    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+def _lengths(runs: Sequence[npt.NDArray[Any]], pixels: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """Lengths of alternating runs, the first of False, of many masks at once; runs that touch are one.
 
-
-def _arrays(masks: CropMasks) -> list[Bools]:
-    """The crops on the CPU, moved there in one go."""
-    if not masks.crops:
+    Args:
+        runs: of each mask, `[T, 2]`: first pixel of each run of True and the one after its last.
+        pixels: of each mask, whole.
+    """
+    if not runs:
         return []
-    flat = masks.pixels().cpu().numpy()
-    ends = np.cumsum([crop.numel() for crop in masks.crops])[:-1]
-    parts = zip(np.split(flat, ends), masks.crops, strict=True)
-    return [part.reshape(tuple(crop.shape)) for part, crop in parts]
+    if len(runs) > 1 and sum(map(len, runs)) > MAX_RUNS:
+        middle = len(runs) // 2
+        return _lengths(runs[:middle], pixels[:middle]) + _lengths(runs[middle:], pixels[middle:])
+    joined = np.concatenate(runs)
+    counts = np.array([len(own) for own in runs])
+    stops = np.cumsum(counts)
+    some = counts > 0
+    following = np.append(joined[1:, 0], 0)
+    following[stops[some] - 1] = np.array(pixels)[some]
+    apart = joined[:, 1] != following
+    kept = np.stack([np.append(True, apart)[:-1], apart], 1)
+    kept[(stops - counts)[some], 0] = True
+    ends = np.append(0, np.cumsum(kept.sum(1)))[stops]
+    flat = np.insert(joined[kept], ends, pixels)
+    first = np.append(0, ends + np.arange(1, len(runs) + 1))
+    lengths = np.diff(flat, prepend=flat.dtype.type(0))
+    lengths[first[:-1]] = flat[first[:-1]]
+    return [lengths[begin:end] for begin, end in itertools.pairwise(first.tolist())]

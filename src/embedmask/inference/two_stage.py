@@ -9,7 +9,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image
 
 from embedmask.model.maskrcnn import Detections
-from embedmask.structures import CropMasks, Instances, Size
+from embedmask.structures import CropMasks, Instances, RunCrops, Runs, Size
 
 
 def finish(found: Detections, image_size: Size, original_size: Size, *, mask_threshold: float) -> Instances:
@@ -38,13 +38,17 @@ def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -
     """
     height, width = original_size
     padded, scale = expand_masks(grids, padding=1)
-    crops, offsets = [], []
+    runs: list[Runs] = []
+    shapes: list[Size] = []
+    offsets = []
     for grid, (x1, y1, x2, y2) in zip(
         padded, expand_boxes(boxes, scale).to(torch.int64).tolist(), strict=True
     ):
         left, top = max(x1, 0), max(y1, 0)
         inside = (x1 - left, y1 - top, x2 - left, y2 - top)
         crop = paste_mask_in_image(grid[0], inside, min(y2 + 1, height) - top, min(x2 + 1, width) - left)
-        crops.append(crop > threshold)
+        kept = RunCrops.of([crop > threshold])
+        runs += kept.runs
+        shapes += kept.shapes
         offsets.append((top, left))
-    return CropMasks(crops, offsets, original_size)
+    return CropMasks(RunCrops(runs, shapes), offsets, original_size)
