@@ -11,7 +11,7 @@ from small_models import maps_of, small_config
 from torch import Tensor
 
 from embedmask import Predictions
-from embedmask.coupling import log_prob
+from embedmask.coupling import weighted_distance
 from embedmask.locations import level_locations
 from embedmask.model.head import CLASS_PRIOR, Head
 
@@ -31,7 +31,8 @@ def run(seed: int = 0, **changes: Any) -> tuple[Head, Predictions]:
 
 def phi_at(distance: float, margin: Tensor) -> float:
     """phi of a pixel at this distance from a proposal with this scalar margin."""
-    return log_prob(torch.tensor([[distance]]), torch.zeros(1, 1), margin.reshape(1, 1)).exp().item()
+    d = weighted_distance(torch.tensor([[distance]]), torch.zeros(1, 1), margin.reshape(1, 1))
+    return d.neg().exp().item()
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])

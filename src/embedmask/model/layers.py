@@ -37,21 +37,29 @@ class Scale(nn.Module):
         return x * self.scale
 
 
-def conv3x3(in_channels: int, out_channels: int, bias: float = 0.0, std: float = 0.01) -> nn.Conv2d:
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that stays float32 under autocast: bfloat16 has too few digits for embeddings and margins."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` of any floating format; computed in the format of the weights."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def conv3x3(
+    in_channels: int, out_channels: int, bias: float = 0.0, *, std: float = 0.01, float32: bool = False
+) -> nn.Conv2d:
     """3x3 convolution, by default with the head's initialisation: weights N(0, 0.01), constant bias."""
-    return _init(nn.Conv2d(in_channels, out_channels, 3, padding=1), bias, std)
+    kind = Float32Conv2d if float32 else nn.Conv2d
+    return _init(kind(in_channels, out_channels, 3, padding=1), bias, std)
 
 
-def conv1x1(in_channels: int, out_channels: int, bias: float = 0.0, std: float = 0.01) -> nn.Conv2d:
+def conv1x1(
+    in_channels: int, out_channels: int, bias: float = 0.0, *, std: float = 0.01, float32: bool = False
+) -> nn.Conv2d:
     """1x1 convolution, initialised as `conv3x3`."""
-    return _init(nn.Conv2d(in_channels, out_channels, 1), bias, std)
-
-
-def in_float32(conv: nn.Module, x: Tensor) -> Tensor:
-    """Run a convolution in float32, also under autocast: bfloat16 has too few digits for embeddings and margins."""
-    with torch.autocast(x.device.type, enabled=False):
-        result: Tensor = conv(x.float())
-        return result
+    kind = Float32Conv2d if float32 else nn.Conv2d
+    return _init(kind(in_channels, out_channels, 1), bias, std)
 
 
 def _init(conv: nn.Conv2d, bias: float, std: float) -> nn.Conv2d:

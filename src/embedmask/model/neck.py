@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork
 
-from embedmask.model.layers import conv1x1, in_float32
+from embedmask.model.layers import Float32Conv2d, conv1x1
 
 
 class CoarserLevels(ExtraFPNBlock):
@@ -26,8 +26,7 @@ class CoarserLevels(ExtraFPNBlock):
         del x
         level = results[-1]
         for index, conv in enumerate(self.convs):
-            # float32: on a 1x1 map the CPU's bfloat16 kernel (torch 2.15) leaves garbage in this weight's gradient
-            level = in_float32(conv, F.relu(level) if index else level)
+            level = conv(F.relu(level) if index else level)
             results.append(level)
             names.append(f"extra{index}")
         return results, names
@@ -59,7 +58,8 @@ class Neck(nn.Module):
 
 
 def _strided_conv(channels: int) -> nn.Conv2d:
-    conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+    # float32: on a 1x1 map the CPU's bfloat16 kernel (torch 2.15) leaves garbage in this weight's gradient
+    conv = Float32Conv2d(channels, channels, 3, stride=2, padding=1)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)

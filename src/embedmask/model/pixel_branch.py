@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from embedmask.config import ModelConfig
 from embedmask.locations import resize_aligned
-from embedmask.model.layers import ConvNormReLU, Tower, conv3x3, in_float32
+from embedmask.model.layers import ConvNormReLU, Tower, conv3x3
 
 COARSEST_FUSED = 32
 """Levels up to this stride are fused: those that the backbone has, too."""
@@ -29,12 +29,18 @@ class PixelBranch(nn.Module):
         super().__init__()
         self.tower = Tower(cfg.channels, cfg.tower_convs, cfg.norm_groups)
         self.finer = FinerGrids(cfg, cfg.channels)
-        self.embed = conv3x3(self.finer.width, cfg.embed_dim)
+        self.embed = conv3x3(self.finer.width, cfg.embed_dim, float32=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """What the neck gives, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
+        embed: Tensor = self.embed(self.trunk(features))
+        return embed
+
+    def trunk(self, features: Sequence[Tensor]) -> Tensor:
+        """All but the last convolution."""
         levels = features[self.finer.first_level :]
-        return in_float32(self.embed, self.finer(self.tower(levels[0]), features))
+        grown: Tensor = self.finer(self.tower(levels[0]), features)
+        return grown
 
 
 class FusedPixelBranch(nn.Module):
@@ -48,10 +54,15 @@ class FusedPixelBranch(nn.Module):
         last = nn.Conv2d(width, width, 3, padding=1)
         self.tower = nn.Sequential(*(ConvNormReLU(width, width) for _ in range(cfg.tower_convs)), last)
         self.finer = FinerGrids(cfg, width)
-        self.embed = conv3x3(self.finer.width, cfg.embed_dim)
+        self.embed = conv3x3(self.finer.width, cfg.embed_dim, float32=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """What the neck gives, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
+        embed: Tensor = self.embed(self.trunk(features))
+        return embed
+
+    def trunk(self, features: Sequence[Tensor]) -> Tensor:
+        """All but the last convolution."""
         levels = features[self.finer.first_level :]
         height, width = levels[0].shape[-2:]
         fused = self.refine[0](levels[0])
@@ -59,7 +70,8 @@ class FusedPixelBranch(nn.Module):
             if level:
                 # a frame that the coarser cells overshoot is cut
                 fused = fused + resize_aligned(refine(feature), 2**level)[..., :height, :width]
-        return in_float32(self.embed, self.finer(self.tower(fused), features))
+        grown: Tensor = self.finer(self.tower(fused), features)
+        return grown
 
 
 class FinerGrids(nn.Module):
@@ -81,7 +93,9 @@ class FinerGrids(nn.Module):
         widths = [width, *(cfg.channels >> index + 1 for index in range(count))]
         self.width = widths[-1]
         pairs = list(itertools.pairwise(widths))
-        self.narrow = nn.ModuleList(conv3x3(before, after, std=(9 * before) ** -0.5) for before, after in pairs)
+        self.narrow = nn.ModuleList(
+            conv3x3(before, after, std=(9 * before) ** -0.5) for before, after in pairs
+        )
         self.towers = nn.ModuleList(Tower(after, 1, math.gcd(cfg.norm_groups, after)) for _, after in pairs)
 
     def forward(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
