@@ -18,7 +18,7 @@ from golden_files import (
 from torch import Tensor
 
 from embedmask import Postprocessor, Predictions
-from embedmask.coupling import log_prob
+from embedmask.coupling import weighted_distance
 from embedmask.inference.proposals import class_wise_nms, decode_proposals
 from embedmask.inference.results import coco_results
 from embedmask.locations import resize_aligned
@@ -87,7 +87,7 @@ def test_maps_of_phi(run: tuple[Any, list[Instances]]) -> None:
         assert len(embed) == sum(cells)
         rows = torch.tensor(z[f"im{image}.location"])[z[f"im{image}.raw_masks_index"]]
         pixels = predictions.pixel_embed[image]
-        phi: Tensor = log_prob(pixels.flatten(1), embed[rows], margin[rows]).exp()
+        phi: Tensor = weighted_distance(pixels.flatten(1), embed[rows], margin[rows]).neg().exp()
         maps = resize_aligned(phi.view(len(rows), 1, *pixels.shape[1:]), 2)[:, 0]
         assert_near(maps, z[f"im{image}.raw_masks"], 1e-4, "phi at stride 4")
 

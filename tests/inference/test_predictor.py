@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import io
+import itertools
+import math
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +17,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import small_baseline
+from torch import Tensor
 
-from embedmask import EmbedMask, ModelConfig, Predictor
+from embedmask import EmbedMask, ModelConfig, Predictions, Predictor
 from embedmask._supervision import CompactMask, sv
+from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
+from embedmask.inference.pictures import as_image
 from embedmask.inference.postprocess import Postprocessor
-from embedmask.inference.predictor import as_image
+from embedmask.model.build import build_model
+from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
 
 NAMES = ["disc", "star", "ring"]
@@ -85,24 +96,260 @@ def test_every_form_of_a_picture_gives_the_same(
     assert all(same(one, expected) for one in predictor(forms[:2], 0.0))
 
 
-def test_list_and_iterator(predictor: Predictor, picture: np.ndarray) -> None:
-    shown: list[int] = []
-
-    def camera() -> Iterator[np.ndarray]:
-        for frame in range(3):
-            shown.append(frame)
-            yield picture
-
-    results = predictor(camera(), 0.0)
-    assert isinstance(results, Iterator)
-    assert shown == []
-    assert same(next(results), predictor(picture, 0.0))
-    assert shown == [0]
-    assert len(list(results)) == 2
+def test_a_list(predictor: Predictor, picture: np.ndarray) -> None:
     listed = predictor([picture, picture[:50]], 0.0)
     assert isinstance(listed, list)
     assert [one.mask.shape[1:] for one in listed if one.mask is not None] == [(90, 131), (50, 131)]
+    assert same(listed[1], predictor(picture[:50], 0.0))
     assert predictor([], 0.0) == []
+    assert same(predictor((picture,), 0.0)[0], listed[0])
+
+
+def test_an_iterator_is_lazy_and_bounded(predictor: Predictor, picture: np.ndarray) -> None:
+    shown: list[int] = []
+    threads = threading.active_count()
+    results = predictor(camera(picture, shown), 0.0)
+    assert isinstance(results, Iterator)
+    assert shown == []
+    expected = predictor(picture, 0.0)
+    for number in range(3):
+        assert same(next(results), expected)
+        assert number + 1 <= len(shown) <= number + 20
+    del results
+    assert threading.active_count() == threads
+
+
+def camera(picture: np.ndarray, shown: list[int]) -> Iterator[np.ndarray]:
+    """Never ends; notes how many it has given."""
+    for frame in itertools.count():
+        shown.append(frame)
+        yield picture
+
+
+def test_stopping_early_leaves_no_threads(predictor: Predictor, picture: np.ndarray) -> None:
+    threads = threading.active_count()
+    for result in predictor.stream(camera(picture, [])):
+        assert result.image is not None
+        break
+    del result
+    gc.collect()
+    assert threading.active_count() == threads
+
+    def unplugged() -> Iterator[np.ndarray]:
+        yield picture
+        raise OSError("unplugged")
+
+    stream = predictor.stream(unplugged())
+    next(stream)
+    with pytest.raises(OSError, match="unplugged"):
+        next(stream)
+    assert threading.active_count() == threads
+
+
+def mixed_pictures(picture: np.ndarray) -> list[np.ndarray]:
+    """Of three frames, in no order, some of one frame but of other sizes."""
+    shapes = [(90, 131), (131, 90), (90, 131), (70, 70), (90, 125), (131, 88), (70, 71), (90, 131), (90, 131)]
+    return [np.ascontiguousarray(np.resize(picture, (*shape, 3))) for shape in shapes]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_results_come_in_order_however_they_are_batched(
+    predictor: Predictor, picture: np.ndarray, batch_size: int
+) -> None:
+    pictures = mixed_pictures(picture)
+    results = list(predictor.stream(pictures, score_threshold=0.0, batch_size=batch_size))
+    assert len(results) == len(pictures)
+    for result, shown in zip(results, pictures, strict=True):
+        assert result.source is shown
+        assert result.error is None
+        assert torch.equal(result.image, as_image(shown))
+        alone = predictor(shown, 0.0)
+        assert result.instances is not None
+        # the same sums in another order: the last digits
+        np.testing.assert_allclose(result.instances.boxes.numpy(), alone.xyxy, atol=0.01)
+        np.testing.assert_allclose(result.instances.scores.numpy(), alone.confidence, atol=1e-5)
+        assert result.instances.masks.shape[1:] == shown.shape[:2]
+
+
+def test_only_pictures_of_one_frame_share_a_batch(predictor: Predictor, picture: np.ndarray) -> None:
+    """What the network is given; each frame is what the picture would be padded to if it were alone."""
+    frames = []
+
+    def network(batch: ImageBatch) -> Predictions:
+        frames.append(tuple(batch.tensors.shape))
+        return predictor.network(batch)
+
+    watched = changed(predictor, network=network)
+    pictures = mixed_pictures(picture)
+    list(watched.stream(pictures, batch_size=4))
+    assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
+    alone: set[tuple[int, ...]] = set()
+    for shown in pictures:
+        frames.clear()
+        watched(shown)
+        alone.update(frames)
+    assert alone == {(1, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64)}
+
+
+def changed(predictor: Predictor, **attributes: Any) -> Predictor:
+    """A twin, for tests that replace a part of it."""
+    twin = copy.copy(predictor)
+    vars(twin).update(attributes)
+    return twin
+
+
+def test_large_pictures_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
+    sizes = []
+
+    def run(resized: list[Tensor], *rest: Any) -> list[Instances]:
+        sizes.append(len(resized))
+        return [NOTHING] * len(resized)
+
+    predictor = changed(predictor, resize=EvalTransform(None, 0), _run=run)
+    large, small = torch.zeros(3, 512, 513, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)
+    list(predictor.stream([large] * 3 + [small] * 8, batch_size=4))
+    assert sizes == [1, 1, 1, 4, 4]
+
+
+NOTHING = Instances(
+    torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CropMasks([], [], (32, 32))
+)
+
+
+def test_a_thousand_small_pictures(predictor: Predictor) -> None:
+    """With a network that costs nothing: the order of many, in batches, by threads."""
+
+    def found(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
+        """One object, whose score is the picture's grey."""
+        return [
+            replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
+                    masks=CropMasks([torch.ones(1, 1).bool()], [(0, 0)], size))
+            for image, size in zip(resized, sizes, strict=True)
+        ]  # fmt: skip
+
+    predictor = changed(predictor, _run=found)
+    greys = np.random.default_rng(0).integers(0, 256, 1000)
+    pictures = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
+    results = list(predictor.stream(pictures, score_threshold=0.0, batch_size=8))
+    scores = [float(result.instances.scores[0]) for result in results if result.instances is not None]
+    np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
+
+
+def test_a_broken_picture_among_others(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+    """It is passed over and told of, or raised when its turn has come."""
+    path = tmp_path / "broken.png"
+    path.write_bytes(b"no picture")
+    pictures = [picture, path, picture, b"", picture]
+    results = list(predictor.stream(pictures, skip_broken=True, batch_size=2))
+    assert [result.error is None for result in results] == [True, False, True, False, True]
+    broken = results[1]
+    assert (broken.source, broken.image, broken.instances) == (path, None, None)
+    assert "broken.png" in str(broken.error)
+    assert str(results[3].error).startswith("pictures[3]: ")
+    stream = predictor.stream(pictures)
+    assert next(stream).error is None
+    with pytest.raises(BadInput, match=r"broken\.png"):
+        next(stream)
+
+
+def test_a_list_is_checked_before_anything_is_read(predictor: Predictor, picture: np.ndarray) -> None:
+    seen: list[ImageBatch] = []
+    watched = changed(predictor, network=seen.append)
+    with pytest.raises(BadInput, match=r"^pictures\[2\]: .* got int"):
+        watched([picture, picture, 7])  # type: ignore[list-item]
+    with pytest.raises(BadInput, match=r"^pictures\[1\]: .* got float32"):
+        watched([picture, picture.astype(np.float32)])
+    with pytest.raises(BadInput, match=r"^images\[1\]: "):
+        watched.find([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
+    assert seen == []
+
+
+def test_embeddings_follow_the_detections(predictor: Predictor, picture: np.ndarray) -> None:
+    plain = predictor(picture, 0.0)
+    assert set(plain.data) == {"class_name"}
+    found = predictor(picture, 0.0, embeddings=True)
+    assert same(found, plain)
+    embed, margin = found.data["proposal_embed"], found.data["proposal_margin"]
+    assert (embed.dtype, embed.shape) == (np.float32, (20, 4))
+    assert (margin.dtype, margin.shape) == (np.float32, (20, 1))
+    (instances,) = predictor.find([as_image(picture)])
+    np.testing.assert_array_equal(embed, instances.proposal_embed)
+    np.testing.assert_array_equal(margin, instances.proposal_margin)
+    assert found.class_id is not None
+    chosen = found[found.class_id == found.class_id[3]]
+    assert isinstance(chosen, sv.Detections)
+    np.testing.assert_array_equal(chosen.data["proposal_embed"], embed[found.class_id == found.class_id[3]])
+    level = float(np.median(found.confidence))  # type: ignore[arg-type]
+    some = predictor(picture, level, embeddings=True)
+    np.testing.assert_array_equal(some.data["proposal_embed"], embed[: len(some)])
+    none = predictor([picture], 1.0, embeddings=True)[0]
+    assert none.data["proposal_embed"].shape == (0, 4)
+
+
+def test_a_model_without_embeddings() -> None:
+    predictor = Predictor(build_model(small_baseline()), NAMES, device="cpu", precision="float32")
+    with pytest.raises(BadInput, match="embeddings"):
+        predictor(np.zeros((64, 64, 3), np.uint8), embeddings=True)
+
+
+def test_limits_reach_the_baseline() -> None:
+    torch.manual_seed(0)
+    model = build_model(small_baseline(score_threshold=0.0, max_detections=7))
+    predictor = Predictor(model, NAMES, device="cpu", precision="float32")
+    shown = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(predictor(shown, 0.0)) == 7
+    assert len(predictor(shown, 0.0, max_detections=2)) == 2
+    assert predictor(shown, 1.0).is_empty()
+
+
+def test_masks_are_placed_exactly(predictor: Predictor, picture: np.ndarray) -> None:
+    """Whatever the model's config says: it is the authors' frame that published figures are told in."""
+    assert predictor.model.config.mask_frame == "authors"
+    image = EvalTransform(64, 128).image(as_image(picture))
+    with torch.inference_mode():
+        predictions = predictor.network(predictor.model.preprocess([image]))
+    config = replace(predictor.model.config, mask_frame="exact")
+    (exact,) = Postprocessor.from_config(config)(predictions, [(64, 93)], [(90, 131)])
+    assert np.array_equal(exact.masks.to_dense().numpy(), np.asarray(predictor(picture, 0.0).mask))
+
+
+def test_the_config_of_a_request_is_made_once(predictor: Predictor, picture: np.ndarray) -> None:
+    """A video asks for the same at every frame."""
+    configs = []
+
+    def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
+        configs.append(config)
+        return [NOTHING]
+
+    watched = changed(predictor, _run=run)
+    for _ in range(3):
+        watched(picture, 0.25, 7)
+    assert configs[0] is configs[1] is configs[2]
+    assert (configs[0].score_threshold, configs[0].max_detections) == (0.25, 7)
+    assert configs[0].mask_frame == "exact"
+
+
+def test_tiles(predictor: Predictor) -> None:
+    """Wired to the tiles: seen at their own scale, limits for the whole picture, the same from every door."""
+    shown = np.random.default_rng(3).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    tiled = predictor(shown, 0.0, max_detections=30, tile=64, overlap=16)
+    assert tiled.mask is not None
+    assert tiled.mask.shape == (30, 100, 150)
+    assert not np.array_equal(tiled.xyxy, predictor(shown, 0.0, max_detections=30).xyxy)
+    assert len(predictor(shown, 0.0, tile=64, overlap=16)) > 20  # the config's limit is each tile's
+    assert same(predictor([shown], 0.0, 30, tile=64, overlap=16)[0], tiled)
+    assert same(next(predictor(iter([shown]), 0.0, 30, tile=64, overlap=16)), tiled)
+    assert tiled.confidence is not None
+    level = float(np.median(tiled.confidence))
+    above = predictor(shown, level, 30, tile=64, overlap=16)
+    assert above.confidence is not None
+    assert above.confidence.min() >= level
+    few = predictor(shown, 0.0, max_detections=5, tile=64, overlap=16)
+    kept = tiled[:5]
+    assert isinstance(kept, sv.Detections)
+    assert same(few, kept)
+    small = predictor(shown[:40, :50], 0.0, tile=64, overlap=16)
+    assert same(small, predictor(shown[:40, :50], 0.0))
 
 
 def test_thresholds_and_limits(predictor: Predictor, picture: np.ndarray) -> None:
@@ -124,21 +371,35 @@ def test_thresholds_and_limits(predictor: Predictor, picture: np.ndarray) -> Non
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"score_threshold": 1.5}, "score_threshold"), ({"max_detections": 0}, "max_detections")],
-)
+    [
+        ({"score_threshold": 1.5}, "score_threshold"), ({"score_threshold": math.nan}, "score_threshold"),
+        ({"max_detections": 0}, "max_detections"), ({"tile": 8}, "tile"),
+        ({"tile": 64, "overlap": 33}, "overlap"), ({"tile": 64, "overlap": -1}, "overlap"),
+    ],
+)  # fmt: skip
 def test_bad_options(predictor: Predictor, picture: np.ndarray, options: dict[str, Any], says: str) -> None:
+    """Told at once, also where the pictures come later."""
+    for source in (picture, [picture], iter([picture])):
+        with pytest.raises(BadInput, match=says):
+            predictor(source, **options)
     with pytest.raises(BadInput, match=says):
-        predictor(picture, **options)
+        predictor.stream([], **options)
+
+
+def test_a_batch_of_none(predictor: Predictor) -> None:
+    with pytest.raises(BadInput, match="batch_size 0"):
+        predictor.stream([], batch_size=0)
 
 
 def test_the_steps_one_by_one(predictor: Predictor, picture: np.ndarray) -> None:
     """The road by hand, on a picture that already has the network's size: nothing is resized."""
     image = torch.from_numpy(picture[:64, :96].copy()).permute(2, 0, 1)
-    found = predictor.instances(image)
+    (found,) = predictor.find([image])
     with torch.inference_mode():
         batch = predictor.model.preprocess([image])
-        predictions = predictor.model(batch)
-    expected = Postprocessor.from_config(predictor.model.config)(predictions, [(64, 96)], [(64, 96)])[0]
+        predictions = predictor.network(batch)
+    config = replace(predictor.model.config, mask_frame="exact")
+    expected = Postprocessor.from_config(config)(predictions, [(64, 96)], [(64, 96)])[0]
     assert len(found) == 20
     assert torch.equal(found.boxes, expected.boxes)
     assert torch.equal(found.masks.to_dense(), expected.masks.to_dense())
@@ -162,39 +423,6 @@ def test_odd_sizes(predictor: Predictor, size: tuple[int, int]) -> None:
     found = predictor(np.full((*size, 3), 120, np.uint8), 0.0)
     assert found.mask is not None
     assert found.mask.shape[1:] == size
-
-
-def test_grey_and_deep_arrays(predictor: Predictor) -> None:
-    grey = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
-    three = np.repeat(grey[..., None], 3, axis=2)
-    assert torch.equal(as_image(grey), as_image(three))
-    assert torch.equal(as_image(grey[..., None]), as_image(three))
-    deep = grey.astype(np.uint16) * 257
-    deep[0, 0] = 65535
-    grey[0, 0] = 255
-    assert torch.equal(as_image(deep), as_image(grey))
-
-
-def test_the_callers_array_is_not_changed_nor_kept(picture: np.ndarray) -> None:
-    picture.flags.writeable = False
-    image = as_image(picture)
-    image.zero_()
-    assert picture.any()
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8),
-        np.zeros((2, 4, 4, 3), np.uint8), np.zeros(4, np.uint8), torch.zeros(3, 4, 4),
-        torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8), b"no picture",
-        "missing.png", 7, None, [7],
-    ],
-)  # fmt: skip
-def test_what_is_no_picture(predictor: Predictor, source: Any) -> None:
-    with pytest.raises(BadInput) as caught:
-        predictor(source)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_cut_file(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:

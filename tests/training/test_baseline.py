@@ -114,7 +114,7 @@ def test_masks_are_the_rectangles(run: Path, folder: Path, side: int) -> None:
     """A larger file is resized on the way in (`image_short_side` 64), and results are in the file's frame."""
     predictor = Predictor.load(run / "model.safetensors", device="cpu", precision="float32")
     picture = Image.open(folder / "images" / "one.png").resize((side, side), Image.Resampling.NEAREST)
-    found = predictor.instances(torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    (found,) = predictor.find([torch.from_numpy(np.array(picture)).permute(2, 0, 1)])
     scale = side / SIZE[0]
     truth = rectangles([[scale * x for x in box] for box in BOXES], (side, side), classes=2).masks
     masks = found.masks.to_dense()

@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_run import start, tiny
+from tiny_run import TORCHRUN, free_port, start, tiny
 
 from embedmask.config import Recipe
 from embedmask.data.shapes import make_shapes
@@ -24,12 +23,6 @@ from embedmask.training.datamodule import SplitPair
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import Processes, choose_processes, gather, is_first
 
-TORCHRUN = {
-    "WORLD_SIZE": "2",
-    "LOCAL_WORLD_SIZE": "2",
-    "MASTER_ADDR": "127.0.0.1",
-    "TORCHELASTIC_RUN_ID": "test",
-}
 WITHOUT_OBJECTS = 4
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -56,15 +49,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] not in empty]
     (folder / "train.json").write_text(json.dumps(content))
     return folder
-
-
-def free_port() -> int:
-    """Where two processes can meet."""
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            return int(server.getsockname()[1])
-    except OSError as error:
-        pytest.skip(f"processes cannot talk to each other here: {error}")
 
 
 @pytest.fixture(scope="module")

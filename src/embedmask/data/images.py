@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -23,11 +24,16 @@ GREY_DEPTHS = (8, 10, 12, 14, 16)
 """Bits a pixel that cameras deliver; files store all but the first in 16."""
 EXIF_ORIENTATION = 0x0112
 TURNED_ORIENTATIONS = (5, 6, 7, 8)
+STRIP_PIXELS = 2**22
+"""Pixels that are converted at a time, so that a large picture is not held several times over."""
 # What Pillow raises on files that are cut, damaged, or no pictures at all.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_LIMIT = Lock()
 
 
-def read_image(source: Source, *, upright: bool = True, name: str | None = None) -> Tensor:
+def read_image(
+    source: Source, *, upright: bool = True, name: str | None = None, any_size: bool = False
+) -> Tensor:
     """Decode a picture.
 
     Palettes, grey, CMYK and 1-bit pictures become RGB; of several frames the first is taken; an alpha
@@ -40,17 +46,21 @@ def read_image(source: Source, *, upright: bool = True, name: str | None = None)
         source: path, the bytes of a file, or an open picture.
         upright: turn the picture as its EXIF orientation says; False: as stored.
         name: what messages call the picture; by default its path.
+        any_size: also what Pillow takes for a decompression bomb: more than `2 * PIL.Image.MAX_IMAGE_PIXELS`,
+            179 million pixels unless the user has set it. Memory: at most 7 bytes a pixel, 3 once it is read.
 
     Returns:
         uint8 `[3, H, W]`, RGB. The memory is interleaved (channels last).
 
     Raises:
-        BadInput: no such file, not a picture, or a damaged one; names it.
+        BadInput: no such file, not a picture, a damaged one, or too large; names it.
     """
-    with _reading(name or _name(source)), _open(source) as picture:
+    limit = _unlimited() if any_size else nullcontext()
+    with _reading(name or _name(source)), limit, _open(source) as picture:
         picture.load()
-        turned = ImageOps.exif_transpose(picture) if upright else picture
-        pixels = _rgb(turned)
+        if upright:
+            ImageOps.exif_transpose(picture, in_place=True)
+        pixels = _rgb(picture)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -73,8 +83,23 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BadInput(f"{name}: no such picture; check the path") from None
+    except Image.DecompressionBombError as error:
+        raise BadInput(
+            f"{name}: too large to be read at once ({_reason(error)}); predict it in tiles"
+        ) from None
     except READ_ERRORS as error:
         raise BadInput(f"{name}: cannot be read as a picture ({_reason(error)}); replace the file") from None
+
+
+@contextmanager
+def _unlimited() -> Iterator[None]:
+    """Pillow reads pictures of any size, and one at a time, for its limit is that of all threads."""
+    with _LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def size_of(image: Tensor) -> Size:
@@ -128,19 +153,34 @@ def _reason(error: Exception) -> str:
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
     """`[H, W, 3]`, writable."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        grey = _to_8_bits(np.asarray(picture))
-        return np.repeat(grey[..., None], 3, axis=-1)
-    if picture.mode in ("P", "PA"):
-        picture = picture.convert("RGBA")
-    return np.array(picture.convert("RGB"))
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    deep = picture.mode.startswith("I") or picture.mode == "F"
+    full = _full_grey(picture) if deep else 0.0
+    for top, strip in _strips(picture):
+        if deep:
+            rows: NDArray[np.generic] = np.rint(_grey(strip) * (255.0 / full))[..., None]
+        else:
+            # over RGBA, so that a palette's transparent colours stay what they are
+            flat = strip.convert("RGBA") if strip.mode in ("P", "PA") else strip
+            rows = np.asarray(flat.convert("RGB"))
+        pixels[top : top + strip.height] = rows
+    return pixels
 
 
-def _to_8_bits(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Linear map of deep grey onto 0..255."""
-    values = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0.0)
-    top = float(values.max(initial=0.0))
-    fractional = grey.dtype.kind == "f" and top <= 1
+def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The picture in strips of whole rows, each with its first row."""
+    height = max(1, STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, height):
+        yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))
+
+
+def _grey(picture: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0.0, neginf=0.0).clip(min=0.0)
+
+
+def _full_grey(picture: Image.Image) -> float:
+    """The deep grey that becomes 255."""
+    top = max(float(_grey(strip).max()) for _, strip in _strips(picture))
     depths = [2.0**bits - 1 for bits in GREY_DEPTHS]
-    full = 1.0 if fractional else next((depth for depth in depths if top <= depth), top)
-    return np.rint(values * (255.0 / full)).astype(np.uint8)
+    fractional = picture.mode == "F" and top <= 1
+    return 1.0 if fractional else next((depth for depth in depths if top <= depth), top)

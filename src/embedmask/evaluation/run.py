@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -20,7 +19,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
-from embedmask.files import atomic_write
+from embedmask.files import write_json_rows
 from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.loop import choose_workers, predict_dataset
 from embedmask.inference.results import coco_results
@@ -120,12 +119,7 @@ def write_results(
     name = dataset.annotations_file.stem.removeprefix(NO_TRUTH)
     path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
     found = _predict(checkpoint, dataset, None, device=device, precision=precision, progress=progress)
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        separator = "["
-        for result in chain.from_iterable(found):
-            file.write(separator + json.dumps(result))
-            separator = ",\n"
-        file.write("]" if separator != "[" else "[]")
+    write_json_rows(path, chain.from_iterable(found))
     return path
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from embedmask.config import DetectorConfig, ModelConfig
 from embedmask.data.loader import EvalBatch
+from embedmask.inference.engines import Network
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.two_stage import finish
 from embedmask.model.detector import Detector
@@ -40,18 +41,18 @@ def predict_batch(
 
 
 def find_instances(
-    model: Detector, config: DetectorConfig, batch: ImageBatch, original_sizes: Sequence[Size]
+    network: Network, config: DetectorConfig, batch: ImageBatch, original_sizes: Sequence[Size]
 ) -> list[Instances]:
-    """What a model of any kind finds in a preprocessed batch; arguments as in `predict_batch`.
+    """What a network of any kind, or a model itself, finds in a preprocessed batch; the rest as in `predict_batch`.
 
     Autocast, where it is on, reaches the network alone: boxes and masks are decoded in float32.
     """
     in_float32 = torch.autocast(batch.tensors.device.type, enabled=False)
     if isinstance(config, ModelConfig):
-        predictions = model(batch)
+        predictions = network(batch)
         with in_float32:
             return Postprocessor.from_config(config)(predictions, batch.sizes, original_sizes)
-    found = model(
+    found = network(
         batch,
         score_threshold=config.score_threshold,
         nms_threshold=config.nms_threshold,

@@ -1,35 +1,67 @@
-"""From a picture in any form to finished detections in the picture's own frame."""
+"""From pictures in any form to finished detections in each picture's own frame."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self, TypedDict, Unpack, overload
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from embedmask._supervision import sv
-from embedmask.config import Precision, override
-from embedmask.data.images import read_image
+from embedmask.config import DetectorConfig, ModelConfig, Precision, override
+from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
-from embedmask.inference.loop import predict_dataset
+from embedmask.inference.engines import Engine, make_network
+from embedmask.inference.loop import choose_workers, find_instances
+from embedmask.inference.pictures import PICTURE_TYPES, Picture, as_image, check_picture
+from embedmask.inference.reading import PictureResult, ReadPicture, make_batches, read_ahead
 from embedmask.inference.results import to_detections
+from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
-from embedmask.structures import Instances
+from embedmask.structures import Instances, Size
 from embedmask.weights.checkpoint import load_checkpoint
 
-PICTURE_TYPES = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
-Picture = str | Path | bytes | Image.Image | npt.NDArray[Any] | Tensor
+BATCH_SIZE = {"cuda": 8}
+"""Pictures a batch by the kind of device; elsewhere 1."""
+CPU_BATCH_PIXELS = 2**18
+"""A CPU is slower, each picture, at batches of more: they leave its cache."""
+WINDOW = 4
+"""Batches' worth of pictures held while companions of one frame are looked for ..."""
+WINDOW_BYTES = 2**28
+"""... unless they take more memory than this."""
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `Predictor.__call__`, explained there."""
+
+    tile: int | None
+    overlap: int
+    embeddings: bool
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the user asked for, checked."""
+
+    config: DetectorConfig
+    score_threshold: float
+    max_detections: int | None
+    tile: int | None
+    overlap: int
+    batch_size: int
 
 
 class Predictor:
     """A model ready to be shown pictures.
+
+    Masks are placed exactly at every size (`mask_frame: exact`), whatever the model's config says for evaluation.
 
     Example:
         >>> predictor = Predictor.load("model.safetensors")
@@ -43,11 +75,15 @@ class Predictor:
         *,
         device: str | torch.device = "auto",
         precision: Precision = "auto",
+        engine: Engine = "torch",
     ) -> None:
         """Take over `model`: it is moved to `device` and put into evaluation mode.
 
+        Args:
+            engine: what runs the network; later changes of the model's weights need not reach it.
+
         Raises:
-            BadInput: the number of names does not fit the model, or there is no such device or precision.
+            BadInput: the number of names does not fit the model, or there is no such device, precision or engine.
         """
         count = model.config.num_classes
         if len(class_names) != count:
@@ -58,22 +94,36 @@ class Predictor:
         self.device = choose_device(device)
         self.dtype = choose_precision(self.device, precision)
         self.model = model.to(self.device).eval()
+        self.network = make_network(self.model, engine, self.dtype)
+        self.batch_size = BATCH_SIZE.get(self.device.type, 1)
+        cfg = model.config
+        self.resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str | torch.device = "auto", precision: Precision = "auto"
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        precision: Precision = "auto",
+        engine: Engine = "torch",
     ) -> Self:
         """The model of a checkpoint file.
 
         Raises:
-            BadInput: not a checkpoint, or there is no such device or precision.
+            BadInput: not a checkpoint, or there is no such device, precision or engine.
         """
         checkpoint = load_checkpoint(path)
-        return cls(checkpoint.model, checkpoint.class_names, device=device, precision=precision)
+        return cls(
+            checkpoint.model, checkpoint.class_names, device=device, precision=precision, engine=engine
+        )
 
     @overload
     def __call__(
-        self, source: Picture, score_threshold: float = ..., max_detections: int | None = ...
+        self,
+        source: Picture,
+        score_threshold: float = ...,
+        max_detections: int | None = ...,
+        **options: Unpack[Options],
     ) -> sv.Detections: ...
     @overload
     def __call__(
@@ -81,104 +131,241 @@ class Predictor:
         source: list[Picture] | tuple[Picture, ...],
         score_threshold: float = ...,
         max_detections: int | None = ...,
+        **options: Unpack[Options],
     ) -> list[sv.Detections]: ...
     @overload
     def __call__(
-        self, source: Iterator[Picture], score_threshold: float = ..., max_detections: int | None = ...
+        self,
+        source: Iterator[Picture],
+        score_threshold: float = ...,
+        max_detections: int | None = ...,
+        **options: Unpack[Options],
     ) -> Iterator[sv.Detections]: ...
     def __call__(
         self,
         source: Picture | Iterable[Picture],
         score_threshold: float = 0.3,
         max_detections: int | None = None,
+        *,
+        tile: int | None = None,
+        overlap: int = 128,
+        embeddings: bool = False,
     ) -> sv.Detections | list[sv.Detections] | Iterator[sv.Detections]:
-        """Find the objects in a picture, in each of a list, or in each that an iterator gives (lazily).
+        """Find the objects in a picture, in each of a list, or in each that an iterator gives.
+
+        Pictures of a list or an iterator are read in the background. An iterator is asked for a bounded number of
+        pictures ahead, the results come as it gives them; for a live camera call with one picture at a time.
 
         Args:
             source: path, bytes of a file, PIL image, array uint8 RGB [H, W, 3] (or RGBA, or grey [H, W]) or
                 tensor uint8 RGB [3, H, W].
             score_threshold: what scores below is left out, 0..1.
             max_detections: at most so many a picture; None: what the model's config says.
+            tile: look at squares of so many px, one after the other, and join what is found; for large
+                pictures. Each tile is resized as a picture would be. `max_detections` then holds for the whole picture,
+                None: no limit; each tile gives at least as many as the model's config says. None: no tiles.
+            overlap: px that neighbouring tiles share.
+            embeddings: also give `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
+                [R, 1 or D].
 
         Returns:
             Detections by descending score, boxes and masks in the picture's own upright frame.
 
         Raises:
-            BadInput: not a picture, which is named, a threshold beyond 0..1, or less than one detection.
+            BadInput: not a picture, which is named, a threshold beyond 0..1, less than one detection, tiles that are
+                too small or overlap too much, or embeddings of a model that has none.
         """
-        if isinstance(source, PICTURE_TYPES):
-            found = self.instances(as_image(source), max_detections, score_threshold)
-            return to_detections(found, self.class_names, score_threshold)
-        results = (self(picture, score_threshold, max_detections) for picture in _pictures(source))
-        return results if isinstance(source, Iterator) else list(results)
+        if embeddings and not isinstance(self.model.config, ModelConfig):
+            raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
+        request = self._request(score_threshold, max_detections, tile, overlap)
+        finish = partial(self._detections, embeddings=embeddings)
+        if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
+            image = as_image(source, any_size=request.tile is not None)
+            (item,) = self._solve([self._prepare(image, source, request)], request)
+            return finish(item.result)
+        if isinstance(source, Iterator):
+            return (finish(result) for result in self._stream(source, request))
+        pictures = list(source)
+        for index, picture in enumerate(pictures):
+            check_picture(picture, _name(index))
+        return [finish(result) for result in self._stream(pictures, request)]
 
-    def instances(
-        self, image: Tensor, max_detections: int | None = None, score_threshold: float | None = None
-    ) -> Instances:
-        """Everything found in one picture, in its own frame; the tensors stay on the device.
+    def stream(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        score_threshold: float = 0.3,
+        max_detections: int | None = None,
+        tile: int | None = None,
+        overlap: int = 128,
+        batch_size: int | None = None,
+        skip_broken: bool = False,
+    ) -> Iterator[PictureResult]:
+        """Finished instances of many pictures, in their order, read and resized in the background.
 
         Args:
-            image: uint8 RGB [3, H, W].
-            max_detections: at most so many; None: what the model's config says.
-            score_threshold: class scores that do not pass it are no candidates; None: what the config says.
+            pictures: of any forms; asked for a bounded number ahead, by another thread.
+            score_threshold, max_detections, tile, overlap: as in `__call__`.
+            batch_size: pictures that the network sees at once; None: what suits the device. Only pictures that the
+                network's frame pads alike share a batch: padding changes what GroupNorm sees.
+            skip_broken: a picture that cannot be read becomes a result with an `error`; else it is raised in its turn.
 
         Raises:
-            BadInput: a threshold beyond 0..1, or less than one detection.
+            BadInput: as `__call__`, or a batch of less than one picture.
         """
-        # no result is lost to the threshold: a score is at most its class score, and suppresses no higher one
-        given = {"max_detections": max_detections, "score_threshold": score_threshold}
-        cfg = override(
-            self.model.config, {k: v for k, v in given.items() if v is not None}, where="predictor"
+        request = self._request(score_threshold, max_detections, tile, overlap, batch_size)
+        return self._stream(pictures, request, skip_broken=skip_broken)
+
+    def find(
+        self,
+        images: Sequence[Tensor],
+        max_detections: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[Instances]:
+        """Everything found in each picture, in its own frame; the tensors stay on the device.
+
+        Args:
+            images: uint8 RGB [3, H, W], of any sizes; those of one frame share a batch.
+            max_detections: at most so many a picture; None: what the model's config says.
+            score_threshold: what scores below is left out; None: what the model's config says of candidates.
+
+        Raises:
+            BadInput: not such an image, a threshold beyond 0..1, or less than one detection.
+        """
+        for index, image in enumerate(images):
+            check_picture(image, f"images[{index}]")
+        return self._find(images, self._request(score_threshold, max_detections))
+
+    def _find(self, images: Sequence[Tensor], request: _Request) -> list[Instances]:
+        items = (self._prepare(image, image, request) for image in images)
+        done = self._in_order(items, request)
+        return [item.result.instances for item in done if item.result.instances is not None]
+
+    def _request(
+        self,
+        score_threshold: float | None,
+        max_detections: int | None,
+        tile: int | None = None,
+        overlap: int = 0,
+        batch_size: int | None = None,
+    ) -> _Request:
+        if tile is not None:
+            check_tiles(tile, overlap)
+        if batch_size is not None and batch_size < 1:
+            raise BadInput(f"batch_size {batch_size}: use at least 1")
+        config = _changed(self.model.config, score_threshold, max_detections, parts=tile is not None)
+        batch_size = batch_size or self.batch_size
+        return _Request(config, score_threshold or 0.0, max_detections, tile, overlap, batch_size)
+
+    def _stream(
+        self, pictures: Iterable[Picture], request: _Request, *, skip_broken: bool = False
+    ) -> Iterator[PictureResult]:
+        tiled = request.tile is not None
+
+        def read(numbered: tuple[int, Picture]) -> ReadPicture:
+            index, source = numbered
+            try:
+                return self._prepare(as_image(source, _name(index), any_size=tiled), source, request)
+            except BadInput as error:
+                return ReadPicture(PictureResult(source, error=error))
+
+        # what is worth tiles may be large: one is read while another is looked at
+        workers = 1 if tiled else max(choose_workers(None), 1)
+        ahead = 1 if tiled else workers + 1
+        items = read_ahead(enumerate(pictures), read, workers=workers, ahead=ahead)
+        with closing(items):
+            for item in self._in_order(items, request):
+                if item.result.error is not None and not skip_broken:
+                    raise item.result.error
+                yield item.result
+
+    def _prepare(self, image: Tensor, source: Picture, request: _Request) -> ReadPicture:
+        image = image.cpu()
+        resized = self.resize.image(image) if request.tile is None else None
+        return ReadPicture(PictureResult(source, image), resized)
+
+    def _in_order(self, items: Iterable[ReadPicture], request: _Request) -> Iterator[ReadPicture]:
+        """The items with their instances; batches are made of those that are near each other."""
+        done: dict[int, ReadPicture] = {}
+        place = 0
+        size = partial(self._batch_size, most=request.batch_size)
+        window = WINDOW * request.batch_size
+        for batch in make_batches(items, size=size, window=window, room=WINDOW_BYTES):
+            done |= zip(batch, self._solve(list(batch.values()), request), strict=True)
+            while place in done:
+                yield done.pop(place)
+                place += 1
+
+    def _batch_size(self, item: ReadPicture, most: int) -> int:
+        if item.frame is None:
+            return 1
+        height, width = item.frame
+        return most if self.device.type != "cpu" else max(min(most, CPU_BATCH_PIXELS // (height * width)), 1)
+
+    def _solve(self, items: list[ReadPicture], request: _Request) -> list[ReadPicture]:
+        """The items of a batch with their instances; none where there is no picture."""
+        images = [item.result.image for item in items if item.result.image is not None]
+        if not images:
+            return items
+        resized = [item.resized for item in items if item.resized is not None]
+        if resized:
+            found = self._run(resized, list(map(size_of, images)), request.config)
+        else:
+            found = [self._tiled(image, request) for image in images]
+        for item, instances in zip(items, found, strict=True):
+            wanted = int((instances.scores >= request.score_threshold).sum())
+            item.result.instances = instances.select(range(wanted))
+            item.resized = None
+        return items
+
+    def _run(
+        self, resized: Sequence[Tensor], original_sizes: Sequence[Size], config: DetectorConfig
+    ) -> list[Instances]:
+        with torch.inference_mode():
+            return find_instances(self.network, config, self.model.preprocess(resized), original_sizes)
+
+    def _tiled(self, image: Tensor, request: _Request) -> Instances:
+        whole = replace(request, tile=None, score_threshold=0.0)
+        return tiled_instances(
+            image,
+            lambda tiles: self._find(tiles, whole),
+            tile=request.tile or 0,
+            overlap=request.overlap,
+            max_detections=request.max_detections,
+            batch_size=request.batch_size,
         )
-        resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
-        original_size = (int(image.shape[1]), int(image.shape[2]))
-        batch = ([resize.image(image.cpu())], [0], [original_size])
-        ((_, found),) = predict_dataset(self.model, cfg, [batch], dtype=self.dtype)
-        return found
+
+    def _detections(self, result: PictureResult, *, embeddings: bool) -> sv.Detections:
+        assert result.instances is not None
+        detections = to_detections(result.instances, self.class_names)
+        if embeddings:
+            for name in ("proposal_embed", "proposal_margin"):
+                detections.data[name] = getattr(result.instances, name).float().cpu().numpy()
+        return detections
 
 
-def as_image(source: Picture) -> Tensor:
-    """Any form of a picture as uint8 RGB [3, H, W].
+def _name(index: int) -> str:
+    return f"pictures[{index}]"
 
-    Raises:
-        BadInput: unreadable, or an array or tensor of another shape or type.
+
+@lru_cache
+def _changed(
+    config: DetectorConfig, score_threshold: float | None, max_detections: int | None, *, parts: bool
+) -> DetectorConfig:
+    """The config of a request; kept, for a video asks for the same at every frame.
+
+    With `parts`, for tiles: what is asked for holds for the whole objects only, their parts may score less and be more.
     """
-    if isinstance(source, Tensor):
-        return _from_tensor(source)
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    return read_image(source)
-
-
-def _from_tensor(source: Tensor) -> Tensor:
-    if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[0] != 3 or not source.numel():
-        raise BadInput(
-            f"picture: a tensor must be uint8 RGB [3, H, W], got {source.dtype} {tuple(source.shape)}; "
-            "convert it, pixels 0..255"
-        )
-    return source
-
-
-def _from_array(source: npt.NDArray[Any]) -> Tensor:
-    grey = source.ndim == 2 or source.shape[2:] == (1,)
-    if source.dtype == np.uint16 and grey and source.size:
-        return read_image(Image.fromarray(source.reshape(source.shape[:2])))
-    color = source.ndim == 3 and source.shape[2] in (3, 4)
-    if source.dtype != np.uint8 or not (grey or color) or not source.size:
-        raise BadInput(
-            f"picture: an array must be uint8 RGB [H, W, 3] or grey [H, W], "
-            f"got {source.dtype} {source.shape}; convert it, pixels 0..255"
-        )
-    pixels = source.reshape(*source.shape[:2], -1)[..., :3]
-    # a copy: the caller's array may be read-only, or run backwards
-    rgb = np.array(np.broadcast_to(pixels, (*source.shape[:2], 3)), order="C")
-    return torch.from_numpy(rgb).permute(2, 0, 1)
-
-
-def _pictures(source: Iterable[Picture]) -> Iterator[Picture]:
-    for picture in source if isinstance(source, Iterable) else [source]:
-        if not isinstance(picture, PICTURE_TYPES):
-            raise BadInput(
-                f"picture: expected a path, bytes, image, array or tensor, got {type(picture).__name__}"
-            )
-        yield picture
+    # no result is lost to the threshold: a score is at most its class score, and suppresses no higher one
+    given = {"score_threshold": score_threshold, "max_detections": max_detections}
+    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if isinstance(config, ModelConfig):
+        changes["mask_frame"] = "exact"
+    changed = override(config, changes, where="predictor")
+    if not parts:
+        return changed
+    return replace(
+        changed,
+        score_threshold=min(changed.score_threshold, config.score_threshold),
+        max_detections=max(changed.max_detections, config.max_detections),
+    )

@@ -11,19 +11,24 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch import Callback, Trainer
+from torch import distributed
 
 from embedmask.config import TrainConfig
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
 from embedmask.training.checkpoints import WholeFiles
-from embedmask.training.processes import Processes, choose_processes
+from embedmask.training.processes import Processes, are_joined, choose_processes
 
 LIGHTNING_PRECISION: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     torch.float32: "32-true",
     torch.bfloat16: "bf16-mixed",
     torch.float16: "16-mixed",
 }
+PATIENCE = timedelta(days=30)
+"""Wait so long for processes that have more to do than this one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def make_trainer(
         changes: further settings of Lightning's, or others in place of these.
     """
     settings: dict[str, Any] = {
-        "accelerator": {"cuda": "gpu"}.get(hardware.device.type, hardware.device.type),
+        "accelerator": accelerator(hardware.device),
         "devices": hardware.processes.devices,
         "num_nodes": hardware.processes.nodes,
         # every loss reaches every parameter, so DDP need not look for those that one does not
@@ -91,6 +96,37 @@ def make_trainer(
         "use_distributed_sampler": False,
     }
     return Trainer(**{**settings, **changes})
+
+
+def accelerator(device: torch.device) -> str:
+    """What Lightning calls a kind of device."""
+    return "gpu" if device.type == "cuda" else device.type
+
+
+@contextmanager
+def joined(device: torch.device, processes: Processes) -> Iterator[torch.device]:
+    """Start the processes that no launcher has started, and let all find each other, for work that is no training.
+
+    Args:
+        device: the kind of device that each computes on.
+
+    Yields:
+        This process's own device.
+    """
+    strategy = DDPStrategy(timeout=PATIENCE)
+    with quiet():
+        fabric = Fabric(
+            accelerator=accelerator(device),
+            devices=processes.devices,
+            num_nodes=processes.nodes,
+            strategy=strategy,
+        )
+        fabric.launch()
+    try:
+        yield fabric.device
+    finally:
+        if are_joined():
+            distributed.destroy_process_group()
 
 
 @contextmanager

@@ -78,6 +78,11 @@ def are_joined() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
+def place() -> tuple[int, int]:
+    """Number of this process among those that have found each other, and how many they are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if are_joined() else (0, 1)
+
+
 def gather(items: list[T]) -> list[T]:
     """The items of all processes, on every one of them."""
     if not are_joined():

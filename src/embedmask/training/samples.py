@@ -29,7 +29,8 @@ def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, co
     whole = EvalTransform(None, 0)
     for index in spread(len(dataset), count):
         image = dataset.image(index)
-        found = to_detections(predictor.instances(image), dataset.class_names, SCORE_THRESHOLD)
+        (instances,) = predictor.find([image])
+        found = to_detections(instances, dataset.class_names, SCORE_THRESHOLD)
         picture = side_by_side(
             draw_target(*whole(image, dataset.annotations(index), torch.Generator()), dataset.class_names),
             draw(image, found, dataset.class_names),

@@ -1,0 +1,75 @@
+"""Every form of a picture as uint8 RGB, and what is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embedmask.errors import BadInput
+from embedmask.inference.pictures import as_image
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+
+
+def test_every_form_gives_the_same(picture: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    forms = [
+        path, str(path), path.read_bytes(), Image.open(path), picture,
+        torch.from_numpy(picture.copy()).permute(2, 0, 1),
+        np.dstack([picture, np.zeros_like(picture[..., :1])]), picture[::-1][::-1],
+    ]  # fmt: skip
+    for form in forms:
+        assert torch.equal(as_image(form), torch.from_numpy(picture).permute(2, 0, 1)), type(form)
+
+
+def test_grey_and_deep_arrays() -> None:
+    grey = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
+    three = np.repeat(grey[..., None], 3, axis=2)
+    assert torch.equal(as_image(grey), as_image(three))
+    assert torch.equal(as_image(grey[..., None]), as_image(three))
+    deep = grey.astype(np.uint16) * 257
+    deep[0, 0] = 65535
+    grey[0, 0] = 255
+    assert torch.equal(as_image(deep), as_image(grey))
+
+
+def test_the_callers_array_is_not_changed_nor_kept(picture: np.ndarray) -> None:
+    picture.flags.writeable = False
+    image = as_image(picture)
+    image.zero_()
+    assert picture.any()
+
+
+NO_PICTURES = [
+    np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8),
+    np.zeros((2, 4, 4, 3), np.uint8), np.zeros(4, np.uint8), np.array(7, np.uint8), torch.zeros(3, 4, 4),
+    torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8), b"no picture", b"",
+    7, None, [7], {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", NO_PICTURES, ids=lambda source: type(source).__name__)
+def test_what_is_no_picture_is_named(source: Any) -> None:
+    with pytest.raises(BadInput, match=r"^pictures\[3\]: ") as caught:
+        as_image(source, "pictures[3]")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_named_by_their_path(picture: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "cut.png"
+    Image.fromarray(picture).save(path)
+    path.write_bytes(path.read_bytes()[:-30])
+    for source in (path, str(path), Image.open(path)):
+        with pytest.raises(BadInput, match=r"cut\.png: cannot be read"):
+            as_image(source, "pictures[3]")
+    with pytest.raises(BadInput, match="no such picture"):
+        as_image("missing.png", "pictures[3]")

@@ -1,0 +1,387 @@
+"""Tiles of pictures whose objects are known: a picture's pixels are the numbers of its objects."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.tiling import merged_masks
+from scipy import ndimage  # type: ignore[import-untyped]
+from torch import Tensor
+
+from embedmask.errors import BadInput
+from embedmask.inference.tiling import check_tiles, tile_windows, tiled_instances
+from embedmask.structures import CropMasks, Instances
+
+Ids = npt.NDArray[np.int64]
+CLASSES = 3
+
+
+def as_picture(ids: Ids) -> Tensor:
+    return torch.from_numpy(np.stack([ids & 255, ids >> 8 & 255, ids >> 16]).astype(np.uint8))
+
+
+class Finder:
+    """Sees in a tile what is in it, each object as far as the tile shows it; what is cut scores less.
+
+    Args:
+        noise: masks grow or shrink by up to so many px, at random.
+        apart: unconnected parts of an object in a tile are found each on its own.
+    """
+
+    def __init__(self, ids: Ids, *, noise: int = 0, apart: bool = False, seed: int = 0) -> None:
+        self.areas = np.bincount(ids.ravel())
+        self.noise, self.apart, self.rng = noise, apart, np.random.default_rng(seed)
+        self.sizes: list[tuple[int, ...]] = []
+        self.found: list[Instances] = []
+
+    def __call__(self, tiles: Sequence[Tensor]) -> list[Instances]:
+        self.sizes += [tuple(tile.shape) for tile in tiles]
+        found = [self.find(tile) for tile in tiles]
+        self.found += found
+        return found
+
+    def find(self, tile: Tensor) -> Instances:
+        low, middle, high = tile.numpy().astype(np.int64)
+        ids = low + 256 * middle + 65536 * high
+        rows = [row for number in np.unique(ids[ids > 0]) for row in self.views(ids, int(number))]
+        rows.sort(key=lambda row: -row[0])
+        crops = [torch.from_numpy(mask) for _, _, mask, _ in rows]
+        ends = [(x, y, x + mask.shape[1], y + mask.shape[0]) for _, _, mask, (y, x) in rows]
+        return Instances(
+            torch.tensor(ends, dtype=torch.float32).reshape(-1, 4),
+            torch.tensor([score for score, *_ in rows], dtype=torch.float32),
+            torch.tensor([number % CLASSES for _, number, *_ in rows], dtype=torch.int64),
+            CropMasks(crops, [offset for *_, offset in rows], (ids.shape[0], ids.shape[1])),
+            torch.tensor([[number] for _, number, *_ in rows], dtype=torch.float32).reshape(-1, 1),
+            torch.ones(len(rows), 1),
+        )
+
+    def views(self, ids: Ids, number: int) -> list[tuple[float, int, npt.NDArray[np.bool_], tuple[int, int]]]:
+        whole = ids == number
+        labelled, count = ndimage.label(whole)
+        masks = [labelled == part for part in range(1, count + 1)] if self.apart else [whole]
+        views = []
+        for mask in map(self.disturbed, masks):
+            if mask.any():
+                (rows, columns), score = ndimage.find_objects(mask.astype(np.int8))[0], 0.9
+                score *= min(1.0, float(mask.sum() / self.areas[number]))
+                views.append((score, number, mask[rows, columns], (rows.start, columns.start)))
+        return views
+
+    def disturbed(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        steps = int(self.rng.integers(-self.noise, self.noise + 1))
+        change, border = (ndimage.binary_dilation, 0) if steps > 0 else (ndimage.binary_erosion, 1)
+        changed: npt.NDArray[np.bool_] = mask
+        if steps:
+            changed = change(mask, iterations=abs(steps), border_value=border)
+        return changed
+
+
+def objects_of(found: Instances) -> list[int]:
+    """The number of the object that each result is of."""
+    return [int(number) for number in found.proposal_embed[:, 0].tolist()]
+
+
+def check_exact(found: Instances, ids: Ids) -> None:
+    """Every object once, whole, of its class, with its box."""
+    assert sorted(objects_of(found)) == np.unique(ids[ids > 0]).tolist()
+    assert (found.scores[:-1] >= found.scores[1:]).all()
+    for row, number in enumerate(objects_of(found)):
+        np.testing.assert_array_equal(found.masks.dense(row).numpy(), ids == number)
+        ys, xs = np.nonzero(ids == number)
+        assert found.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert int(found.labels[row]) == number % CLASSES
+
+
+def paint(height: int, width: int, *masks: Callable[[Ids, Ids], npt.NDArray[np.bool_]]) -> Ids:
+    y, x = np.mgrid[:height, :width]
+    ids = np.zeros((height, width), np.int64)
+    for index, mask in enumerate(masks):
+        ids[mask(y, x)] = 1 + index * CLASSES  # all of one class
+    return ids
+
+
+# tiles of 100 with an overlap of 20 begin at 0, 80, 160, ... in these pictures
+SIDE = 260
+SCENES = {
+    "in the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 30) & (y < 40)),
+    "seen by four": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 85) & (y < 95)),
+    "on a side": paint(SIDE, SIDE, lambda y, x: (x >= 80) & (x < 100) & (y >= 20) & (y < 60)),
+    "ends on a side": paint(SIDE, SIDE, lambda y, x: (x >= 60) & (x < 80) & (y >= 20) & (y < 60)),
+    "larger than the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 60) & (x < 130) & (y >= 60) & (y < 130)),
+    "larger than a tile": paint(SIDE, SIDE, lambda y, x: (x >= 5) & (x < 250) & (y >= 15) & (y < 245)),
+    "all of it": paint(SIDE, SIDE, lambda y, x: x >= 0),
+    "diagonal": paint(SIDE, SIDE, lambda y, x: abs(x - y) < 2),
+    "parallel diagonals": paint(SIDE, SIDE, *(lambda y, x, at=at: abs(x - y - at) < 2 for at in (0, 4, 8))),
+    "ring": paint(SIDE, SIDE, lambda y, x: abs(np.hypot(x - 130, y - 130) - 110) < 6),
+    "touching along a seam": paint(
+        SIDE, SIDE, lambda y, x: (x >= 50) & (x < 80), lambda y, x: (x >= 80) & (x < 100),
+        lambda y, x: (x >= 100) & (x < 140),
+    ),
+    "touching across a seam": paint(
+        SIDE, SIDE, *(lambda y, x, at=at: (x >= 60) & (x < 120) & (y // 9 == at) for at in range(20))
+    ),
+    "a grid of cells that touch": paint(
+        SIDE, SIDE, *(lambda y, x, at=at: (y // 20 * 13 + x // 20) == at for at in range(169))
+    ),
+    "one inside another": paint(
+        SIDE, SIDE, lambda y, x: (x >= 40) & (x < 200) & (y >= 40) & (y < 200),
+        lambda y, x: (x >= 84) & (x < 96) & (y >= 84) & (y < 96),
+    ),
+    "nothing": np.zeros((SIDE, SIDE), np.int64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize(("tile", "overlap"), [(100, 20), (100, 50), (128, 7)])
+def test_each_object_comes_out_once_and_whole(name: str, tile: int, overlap: int) -> None:
+    ids = SCENES[name]
+    check_exact(tiled_instances(as_picture(ids), Finder(ids), tile=tile, overlap=overlap), ids)
+
+
+def u_shape(y: Ids, x: Ids) -> npt.NDArray[np.bool_]:
+    return (x >= 10) & (x < 75) & (y >= 10) & (y < 150) & ~((x >= 30) & (x < 60) & (y < 130))
+
+
+def test_arms_that_a_tile_sees_apart_are_joined_where_another_sees_them_meet() -> None:
+    ids = paint(SIDE, SIDE, u_shape)
+    finder = Finder(ids, apart=True)
+    found = tiled_instances(as_picture(ids), finder, tile=100, overlap=20)
+    assert max(map(len, finder.found)) == 2
+    check_exact(found, ids)
+
+
+def test_a_view_cut_in_the_midst_of_two_cells_does_not_join_them() -> None:
+    """The right tile takes for one what it sees of two cells that the left one sees whole."""
+    ids = paint(100, 180, lambda y, x: (x >= 70) & (x < 94) & (y >= 20) & (y < 40),
+                lambda y, x: (x >= 70) & (x < 94) & (y >= 40) & (y < 60))  # fmt: skip
+    finder = Finder(ids)
+
+    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+        (found,) = finder(tiles)
+        if len(finder.sizes) == 2:
+            blob = CropMasks([torch.ones(40, 14, dtype=torch.bool)], [(20, 0)], (100, 100))
+            found = Instances(
+                torch.tensor([[0.0, 20, 14, 60]]), torch.tensor([0.99]), torch.tensor([1]), blob,
+                torch.tensor([[0.0]]), torch.ones(1, 1),
+            )  # fmt: skip
+        return [found]
+
+    check_exact(tiled_instances(as_picture(ids), find, tile=100, overlap=20), ids)
+
+
+def test_classes_are_not_joined() -> None:
+    ids = paint(100, 180, lambda y, x: (x >= 70) & (x < 120) & (y >= 20) & (y < 60))
+    finder = Finder(ids)
+
+    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+        (found,) = finder(tiles)
+        found.labels += len(finder.sizes)
+        return [found]
+
+    found = tiled_instances(as_picture(ids), find, tile=100, overlap=20)
+    assert sorted(found.labels.tolist()) == [2, 3]
+
+
+def test_joined_pieces_take_score_and_embedding_of_the_best() -> None:
+    ids = paint(100, 180, lambda y, x: (x >= 20) & (x < 120) & (y >= 20) & (y < 60))
+    finder = Finder(ids)
+    found = tiled_instances(as_picture(ids), finder, tile=100, overlap=20)
+    left, right = finder.found
+    assert found.scores.tolist() == left.scores.tolist()
+    assert left.scores[0] > right.scores[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(64, 120), st.floats(0, 0.5))
+def test_random_shapes_come_out_as_they_are(seed: int, tile: int, share: float) -> None:
+    """Rectangles, discs and rings of any class over each other; those left in one piece."""
+    ids = random_scene(np.random.default_rng(seed), 180, 230, 40)
+    overlap = max(int(share * tile), 3)
+    check_exact(tiled_instances(as_picture(ids), Finder(ids), tile=tile, overlap=overlap), ids)
+
+
+def random_scene(rng: np.random.Generator, height: int, width: int, count: int) -> Ids:
+    y, x = np.mgrid[:height, :width]
+    ids = np.zeros((height, width), np.int64)
+    for number in range(1, count + 1):
+        cy, cx, radius, flat = (
+            rng.uniform(0, height),
+            rng.uniform(0, width),
+            rng.uniform(3, 40),
+            rng.uniform(0.1, 1),
+        )
+        distance = (abs(x - cx) + abs(y - cy) / flat, np.hypot(x - cx, (y - cy) / flat))[number % 2]
+        ids[distance < radius] = number
+    for number in np.unique(ids[ids > 0]):
+        labelled, parts = ndimage.label(ids == number, np.ones((3, 3)))
+        if parts > 1:
+            ids[labelled > 1] = 0
+    return ids
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3), st.booleans())
+def test_equals_the_slow_twin(seed: int, noise: int, apart: bool) -> None:
+    ids = random_scene(np.random.default_rng(seed), 110, 150, 14)
+    finder = Finder(ids, noise=noise, apart=apart, seed=seed)
+    found = tiled_instances(as_picture(ids), finder, tile=64, overlap=24)
+    slow = merged_masks(finder.found, tile_windows(ids.shape, 64, 24), ids.shape)
+    assert sorted(map(key_of, slow)) == sorted(
+        key_of((float(found.scores[row]), found.masks.dense(row))) for row in range(len(found))
+    )
+
+
+def key_of(result: tuple[float, Tensor]) -> tuple[float, bytes]:
+    score, mask = result
+    return score, np.packbits(mask.numpy()).tobytes()
+
+
+def test_noise_neither_joins_cells_nor_doubles_them() -> None:
+    ids = SCENES["a grid of cells that touch"]
+    found = tiled_instances(as_picture(ids), Finder(ids, noise=2), tile=100, overlap=50)
+    numbers = objects_of(found)
+    assert set(numbers) == set(np.unique(ids).tolist())
+    assert len(numbers) <= 1.02 * len(set(numbers))
+    assert max(found.masks.areas()) <= 26**2
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(64, 1500), st.floats(0, 0.5))
+def test_tiles_cover_the_picture(height: int, width: int, tile: int, share: float) -> None:
+    overlap = int(share * tile)
+    windows = np.array(tile_windows((height, width), tile, overlap))
+    assert (windows[:, 2:] - windows[:, :2] == [min(tile, height), min(tile, width)]).all()
+    for side, length in enumerate((height, width)):
+        starts = np.unique(windows[:, side])
+        assert starts[0] == 0
+        assert starts[-1] + min(tile, length) == length
+        assert (np.diff(starts) <= tile - overlap).all()
+        assert len(starts) == 1 + max(0, -(-(length - tile) // (tile - overlap)))
+    assert len(windows) == len(np.unique(windows[:, 0])) * len(np.unique(windows[:, 1]))
+
+
+def test_a_picture_that_fits_is_one_tile() -> None:
+    ids = SCENES["seen by four"][:90, :100]
+    finder = Finder(ids)
+    check_exact(tiled_instances(as_picture(ids), finder, tile=100, overlap=20), ids)
+    assert finder.sizes == [(3, 90, 100)]
+
+
+def test_batches_and_limit() -> None:
+    ids = SCENES["a grid of cells that touch"]
+    one, three = (
+        tiled_instances(as_picture(ids), Finder(ids), tile=100, overlap=20, batch_size=size)
+        for size in (1, 3)
+    )
+    assert torch.equal(one.boxes, three.boxes)
+    best = tiled_instances(as_picture(ids), Finder(ids), tile=100, overlap=20, max_detections=7)
+    assert torch.equal(best.boxes, one.boxes[:7])
+    assert len(best.masks) == 7
+
+
+def test_tiles_are_views_of_the_picture() -> None:
+    picture = as_picture(SCENES["all of it"])
+    place = picture.untyped_storage().data_ptr()
+
+    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+        assert all(tile.untyped_storage().data_ptr() == place for tile in tiles)
+        return finder(tiles)
+
+    finder = Finder(SCENES["all of it"])
+    tiled_instances(picture, find, tile=100, overlap=0, batch_size=2)
+    assert len(finder.sizes) == 9
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "message"),
+    [
+        (63, 0, "tile 63: use at least 64 px"),
+        (100, 51, "overlap 51: use 0 to 50 px"),
+        (100, -1, "overlap -1"),
+    ],
+)
+def test_tiles_are_checked(tile: int, overlap: int, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        check_tiles(tile, overlap)
+
+
+def test_empty_masks_and_models_without_embeddings() -> None:
+    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+        masks = CropMasks([torch.zeros(0, 3, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)],
+                          [(0, 0), (40, 40)], (64, 64))  # fmt: skip
+        boxes = torch.tensor([[0.0, 0, 3, 3], [40, 40, 44, 44]])
+        return [Instances(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks)] * len(tiles)
+
+    found = tiled_instances(torch.zeros(3, 64, 128, dtype=torch.uint8), find, tile=64, overlap=0)
+    assert found.boxes.tolist() == [[40, 40, 44, 44], [104, 40, 108, 44]]
+    assert found.proposal_embed.shape == (0, 0)
+
+
+def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instances]]]:
+    """A picture whose size is pretended, and what its tiles show: `count` squares of 24 px, 48 px apart."""
+    columns = int(count**0.5)
+    side = 48 * columns
+    picture = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
+    windows = iter(tile_windows((side, side), 1024, 128))
+
+    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+        results = []
+        for _ in tiles:
+            y1, x1, y2, x2 = next(windows)
+            rows = [[(max(48 * i, low) - low, min(48 * i + 24, high) - low) for i in range(low // 48, high // 48 + 1)]
+                    for low, high in ((y1, y2), (x1, x2))]  # fmt: skip
+            cells = [(a, c, b, d) for a, b in rows[0] for c, d in rows[1] if a < b and c < d]
+            crops = [torch.ones(b - a, d - c, dtype=torch.bool) for a, c, b, d in cells]
+            boxes = torch.tensor([[c, a, d, b] for a, c, b, d in cells], dtype=torch.float32)
+            scores = torch.tensor([crop.numel() / 600 for crop in crops])
+            masks = CropMasks(crops, [(a, c) for a, c, _, _ in cells], (y2 - y1, x2 - x1))
+            results.append(Instances(boxes, scores, torch.zeros(len(cells), dtype=torch.int64), masks))
+        return results
+
+    return picture, find
+
+
+def test_memory_grows_with_objects_not_with_the_picture() -> None:
+    """10,000 objects in 23 megapixels: their dense masks would take 230 GB."""
+    picture, find = many(10_000)
+    tracemalloc.start()
+    found = tiled_instances(picture, find, tile=1024, overlap=128)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == 10_000
+    assert set(found.masks.areas()) == {24 * 24}
+    assert peak < 100e6
+
+
+def test_lines_across_the_picture_take_no_memory() -> None:
+    """40 diagonals of 9 megapixels: their crops would take 360 MB."""
+    side, tile, count, width = 3000, 250, 40, 20
+    windows = iter(tile_windows((side, side), tile, 50))
+
+    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+        (y1, x1, *_), found = next(windows), []
+        y, x = torch.arange(y1, y1 + tile)[:, None], torch.arange(x1, x1 + tile)
+        for line in range(count):
+            at = (line - count // 2) * width
+            if at - tile <= x1 - y1 <= at + tile and (mask := (x - y - at >= 0) & (x - y - at < width)).any():
+                found.append(mask)
+        boxes = torch.tensor([[0.0, 0, tile, tile]]).expand(len(found), 4)
+        masks = CropMasks(found, [(0, 0)] * len(found), (tile, tile))
+        return [Instances(boxes, torch.ones(len(found)), torch.zeros(len(found), dtype=torch.int64), masks)]
+
+    picture = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
+    tracemalloc.start()
+    found = tiled_instances(picture, find, tile=tile, overlap=50)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == count
+    lengths = [side - abs(at + step) for at in range(-400, 400, width) for step in range(width)]
+    assert sum(found.masks.areas()) == sum(lengths)
+    assert peak < 150e6
