@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from faster_coco_eval.core import mask as mask_api
+from command_line import fails, save_eager
 from golden_files import official_shapes
 from PIL import Image
 from tiny_run import TINY
@@ -22,14 +21,12 @@ from tiny_run import TINY
 from embedmask.cli import main
 from embedmask.cli.commands import metrics_table
 from embedmask.cli.entry import one_line
-from embedmask.cli.pictures import find_pictures, unique_names
 from embedmask.cli.recipes import recipe_names, resolve_recipe
-from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe
+from embedmask.config import MaskRCNNConfig, Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.model.detector import Detector
-from embedmask.model.embedmask import EmbedMask
-from embedmask.weights.checkpoint import load_checkpoint, save
+from embedmask.weights.checkpoint import load_checkpoint
 
 METRICS = ("AP", "AP50", "AP75", "AP90", "AR", "AP_small", "AP_medium", "AP_large")
 RECIPE = {
@@ -62,26 +59,7 @@ def run(shapes: Path, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def eager(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that finds something in every picture."""
-    names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
-    config = ModelConfig(**{**RECIPE["model"], "num_classes": len(names), "score_threshold": 0.0})
-    torch.manual_seed(0)
-    model = EmbedMask(config)
-    torch.nn.init.constant_(model.head.class_logits.bias, 2.0)
-    path = tmp_path_factory.mktemp("weights") / "eager.safetensors"
-    save(model, path, class_names=names)
-    return path
-
-
-def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False) -> str:
-    """Run a command that must be refused, `started`: once it has told the data's layout; gives its one line."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("embedmask: ")
-    assert captured.out.count("\n") == int(started)
-    return lines[0]
+    return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")
 
 
 class TestHelp:
@@ -410,78 +388,6 @@ class TestEval:
             ["mAP"],
             ["matching", "nan"],
         ]
-
-
-class TestPredict:
-    def test_writes_pictures_and_results(self, eager: Path, shapes: Path, tmp_path: Path) -> None:
-        pictures = sorted((shapes / "images").iterdir())[:2]
-        out = tmp_path / "out"
-        assert main(["predict", *map(str, pictures), "--weights", str(eager), "--out", str(out)]) == 0
-        wanted = {f"{path.stem}.png" for path in pictures} | {"predictions.json", "images.json"}
-        assert {path.name for path in out.iterdir()} == wanted
-        results = json.loads((out / "predictions.json").read_text())
-        listed = json.loads((out / "images.json").read_text())
-        assert [image["file_name"] for image in listed["images"]] == [str(path) for path in pictures]
-        assert results
-        for result in results:
-            assert set(result) == {"image_id", "category_id", "bbox", "score", "segmentation"}
-            assert result["score"] >= 0.3
-            assert mask_api.decode(result["segmentation"]).shape == (64, 64)
-            assert result["image_id"] in (1, 2)
-
-    def test_results_are_drawn_in_the_pictures_own_size(self, eager: Path, tmp_path: Path) -> None:
-        Image.fromarray(np.full((37, 91), 200, np.uint8)).save(tmp_path / "grey.jpg")
-        assert (
-            main(["predict", str(tmp_path / "*.jpg"), "--weights", str(eager), "--out", str(tmp_path / "o")])
-            == 0
-        )
-        assert Image.open(tmp_path / "o" / "grey.png").size == (91, 37)
-
-    def test_threshold_and_number_are_kept(self, eager: Path, shapes: Path, tmp_path: Path) -> None:
-        picture = str(next((shapes / "images").iterdir()))
-        words = ["predict", picture, "--weights", str(eager)]
-        assert main([*words, "--out", str(tmp_path / "a"), "--max-detections", "3"]) == 0
-        assert len(json.loads((tmp_path / "a" / "predictions.json").read_text())) == 3
-        assert main([*words, "--out", str(tmp_path / "b"), "--score-threshold", "1"]) == 0
-        assert json.loads((tmp_path / "b" / "predictions.json").read_text()) == []
-
-    def test_a_broken_picture_does_not_stop_the_others(
-        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
-    ) -> None:
-        folder = tmp_path / "in"
-        folder.mkdir()
-        whole = sorted((shapes / "images").iterdir())[0]
-        (folder / f"a{whole.suffix}").write_bytes(whole.read_bytes()[:300])
-        (folder / f"b{whole.suffix}").write_bytes(whole.read_bytes())
-        (folder / "notes.txt").write_text("not a picture")
-        out = tmp_path / "out"
-        assert main(["predict", str(folder), "--weights", str(eager), "--out", str(out)]) == 2
-        captured = capsys.readouterr()
-        assert len(captured.err.splitlines()) == 1
-        assert f"a{whole.suffix}" in captured.err
-        assert "1 picture" in captured.out
-        assert {path.name for path in out.iterdir()} == {"b.png", "predictions.json", "images.json"}
-
-    def test_only_broken_pictures_leave_nothing(self, eager: Path, tmp_path: Path, capsys: Any) -> None:
-        (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff nothing")
-        line = fails(capsys, "predict", tmp_path / "a.jpg", "--weights", eager, "--out", tmp_path / "out")
-        assert "a.jpg" in line
-        assert not (tmp_path / "out").exists()
-
-    def test_nothing_to_predict(self, eager: Path, tmp_path: Path, capsys: Any) -> None:
-        for source in (tmp_path / "absent.jpg", tmp_path, tmp_path / "*.png"):
-            line = fails(capsys, "predict", source, "--weights", eager, "--out", tmp_path / "out")
-            assert str(source) in line
-        assert not (tmp_path / "out").exists()
-
-    def test_same_stems_keep_apart(self) -> None:
-        files = [Path("a/x.png"), Path("b/x.jpg"), Path("c/x_2.png")]
-        assert unique_names(files) == ["x.png", "x_2.png", "x_2_2.png"]
-
-    def test_a_file_given_twice_is_predicted_once(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.png"
-        Image.new("RGB", (4, 4)).save(path)
-        assert find_pictures([str(path), str(tmp_path), str(tmp_path / "*.png")]) == [path]
 
 
 class TestConvert:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from embedmask.errors import BadInput
-from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json, write_text
+from embedmask.files import (
+    atomic_write,
+    is_temporary,
+    remove_temporary,
+    write_json,
+    write_json_rows,
+    write_text,
+)
 
 
 def test_new_content_takes_the_name(tmp_path: Path) -> None:
@@ -97,6 +104,22 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     write_json(path, {"segm/AP": math.nan, "rows": [1, 0.5, math.inf, "text", None, True], "size": (2, 3)})
     expected = {"segm/AP": None, "rows": [1, 0.5, None, "text", None, True], "size": [2, 3]}
     assert json.loads(path.read_text(), parse_constant=pytest.fail) == expected
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}], [{"a": "ö"}, 2, None]])
+def test_rows_are_a_list_with_an_item_a_line(tmp_path: Path, rows: list[object]) -> None:
+    write_json_rows(tmp_path / "a.json", iter(rows))
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == rows
+    assert text.count("\n") == max(len(rows), 1)
+
+
+def test_rows_that_fail_leave_the_old_file(tmp_path: Path) -> None:
+    write_json_rows(tmp_path / "a.json", [1])
+    with pytest.raises(ZeroDivisionError):
+        write_json_rows(tmp_path / "a.json", (1 // k for k in (1, 0)))
+    assert json.loads((tmp_path / "a.json").read_text()) == [1]
+    assert os.listdir(tmp_path) == ["a.json"]
 
 
 def test_what_a_killed_writer_leaves_is_known_and_removed(tmp_path: Path) -> None:

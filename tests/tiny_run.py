@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,22 @@ TINY: dict[str, Any] = {
         "ema_decay": 0.9,
     },
 }
+TORCHRUN = {
+    "WORLD_SIZE": "2",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "TORCHELASTIC_RUN_ID": "test",
+}
+"""What torchrun tells both of two processes."""
+
+
+def free_port() -> int:
+    """Where two processes can meet."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return int(server.getsockname()[1])
+    except OSError as error:
+        pytest.skip(f"processes cannot talk to each other here: {error}")
 
 
 def tiny(model: dict[str, Any] | None = None, **train: Any) -> Recipe:
@@ -77,7 +94,7 @@ def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.
     if sys.platform == "win32":
         pytest.skip("no quick way to start processes here")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["embedmask.training.fit"])
+    context.set_forkserver_preload(["embedmask.training.fit", "embedmask.cli.predict"])
     process = context.Process(target=function, args=args)
     process.start()
     return process

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,16 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON by `atomic_write`; nan and infinities, which JSON has no word for, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
+    """Write a JSON list by `atomic_write`, an item a line, as the items come."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = "["
+        for row in rows:
+            file.write(separator + json.dumps(row, allow_nan=False))
+            separator = ",\n"
+        file.write("]\n" if separator != "[" else "[]\n")
 
 
 def is_temporary(path: Path) -> bool:

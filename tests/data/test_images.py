@@ -175,3 +175,37 @@ def test_resizing_a_part_is_a_part_of_the_whole_resized(data: st.DataObject) -> 
     part = resize_image(image, (bottom - top, right - left), box)
     whole = resize_image(image, (new_height, new_width))[:, top:bottom, left:right]
     assert (part.int() - whole.int()).abs().max() <= 1  # Pillow's filter weights are rounded
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_what_pillow_takes_for_a_bomb_is_read_on_request(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = save(Image.fromarray(smooth(30, 40)), tmp_path / f"large.{suffix}")
+    expected = read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        BadInput, match=r"large\.\w+: too large to be read at once \(.*1200 pixels.*; predict"
+    ):
+        read_image(path)
+    assert torch.equal(read_image(path, any_size=True), expected)
+    assert torch.equal(read_image(path.read_bytes(), any_size=True), expected)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(BadInput, match="no such picture"):
+        read_image(tmp_path / "none.png", any_size=True)
+    assert Image.MAX_IMAGE_PIXELS == 100
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "I", "F", "I;16"])
+def test_strips_leave_no_trace(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = np.arange(24 * 16).reshape(24, 16)
+    pictures = {
+        "I": Image.fromarray(deep.astype(np.int32)),
+        "F": Image.fromarray((deep / 500).astype(np.float32)),
+        "I;16": Image.fromarray(deep.astype(np.uint16)),
+    }
+    picture = pictures.get(mode) or Image.fromarray(smooth(24, 16)).convert(mode)
+    whole = read_image(picture)
+    monkeypatch.setattr("embedmask.data.images.STRIP_PIXELS", 5 * 16)
+    assert torch.equal(read_image(picture), whole)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from jsonargparse import Namespace
 
-from embedmask.cli.commands import COMMANDS, DONE
+from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser, find_command
+from embedmask.cli.terminal import DONE
 from embedmask.errors import BadInput, TrainingStopped
 
 FAILED, BAD = 1, 2

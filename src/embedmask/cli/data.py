@@ -1,0 +1,97 @@
+"""The commands of `embedmask data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from embedmask.cli.recipes import resolve_recipe
+from embedmask.cli.terminal import DONE, SOME_BAD, picture_bar
+from embedmask.config.data import Degenerate, Split
+
+
+def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256, seed: int = 0) -> None:
+    """Make a synthetic data set: textured shapes that overlap, with exact masks, in COCO format.
+
+    Args:
+        folder: New or empty folder.
+        train: Pictures in train.
+        val: Pictures in val.
+        size: Side of the pictures, px.
+        seed: The same seed gives the same pictures.
+    """
+    from embedmask.data.shapes import make_shapes
+
+    with picture_bar() as progress:
+        make_shapes(folder, train=train, val=val, size=size, seed=seed, progress=progress)
+    print(f"{train} pictures in train, {val} in val · {folder}")
+
+
+def data_check(
+    *,
+    folder: Path,
+    out: Path | None = None,
+    json: Path | None = None,
+    max_detections: int = 100,
+    degenerate: Degenerate = "refuse",
+    quick: bool = False,
+    workers: int | None = None,
+) -> int:
+    """Report every problem of a data set, with counts by size and class; exit code 2 when training would stop.
+
+    Args:
+        folder: Data set, of any layout that train reads.
+        out: Picture of the counts to write, such as counts.png.
+        json: Write the whole report to this file: the lists that are printed are shortened.
+        max_detections: Name the pictures with more objects than this.
+        degenerate: refuse or drop objects without area, as --augment.degenerate of train.
+        quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
+        workers: Threads that read pictures; by default one a core.
+    """
+    from embedmask.cli.check import report_lines
+    from embedmask.data.check import check_folder
+    from embedmask.files import write_json
+    from embedmask.visualize import plot_counts
+
+    with picture_bar() as progress:
+        report = check_folder(
+            folder,
+            max_detections=max_detections,
+            degenerate=degenerate,
+            quick=quick,
+            workers=workers,
+            progress=progress,
+        )
+    print("\n".join(report_lines(report)))
+    if json is not None:
+        write_json(json, report.to_dict())
+    if out is not None:
+        plot_counts({split: summary.counts for split, summary in report.splits.items()}, out)
+    return SOME_BAD if report.fatal else DONE
+
+
+def data_show(
+    *,
+    folder: Path,
+    split: Split = "train",
+    out: Path | None = None,
+    count: int = 12,
+    config: str | None = None,
+    augment: dict[str, Any] | None = None,
+) -> None:
+    """Draw pictures of a data set with their ground truth on one contact sheet.
+
+    Args:
+        folder: Folder of the data set.
+        split: train or val.
+        out: Picture to write; by default SPLIT.png in the working folder.
+        count: Pictures on the sheet, spread over the split.
+        config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
+        augment: Changes a FIELD of the recipe's data section; they are listed below.
+    """
+    from embedmask.cli.show import write_contact_sheet
+
+    path = out or Path(f"{split}.png")
+    data = resolve_recipe(config, {"data": augment}).data if config or augment else None
+    shown = write_contact_sheet(folder, split, path, count, data)
+    print(f"{shown} pictures of {split} · {path}")

@@ -1,0 +1,291 @@
+"""What `predict` does: sources in; pictures with masks drawn, results and other forms of them out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from embedmask.cli.records import Records, Row
+from embedmask.cli.sources import Source, find_sources, refuse_overwriting
+from embedmask.cli.video import open_video, read_frames, write_video
+from embedmask.cli.writers import (
+    Format,
+    drawn_name,
+    remove_leftovers,
+    targets,
+    write_classes,
+    write_form,
+)
+from embedmask.config import Precision
+from embedmask.errors import BadInput
+from embedmask.inference.device import choose_device
+from embedmask.inference.engines import Engine
+from embedmask.inference.loop import choose_workers
+from embedmask.inference.predictor import Predictor
+from embedmask.inference.reading import PictureResult
+from embedmask.inference.results import coco_results, to_detections
+from embedmask.training.processes import Processes, choose_processes, gather, place
+from embedmask.visualize import Pixels, draw, write_picture
+from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
+
+BLOCK_BATCHES = 4
+"""Batches are made inside blocks of so many, so that they do not depend on who computes the others."""
+ROOM = 2**27
+"""Bytes of pictures that wait to be written."""
+
+Broken = tuple[int, str]
+"""Place of a file in the list of all, and what is wrong with it."""
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the results depend on, beside the weights; the fields are options of the command.
+
+    Attributes:
+        max_detections, tile: None: as the model's config says; no tiles.
+    """
+
+    format: Format
+    score_threshold: float
+    max_detections: int | None
+    tile: int | None
+    overlap: int
+    precision: Precision
+    engine: Engine
+    no_draw: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise BadInput(f"--score-threshold must lie between 0 and 1, got {self.score_threshold}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run, as its first process knows it.
+
+    Attributes:
+        num_images, num_objects: of all that is finished, also earlier.
+        broken: one line for each file that could not be used.
+    """
+
+    num_images: int = 0
+    num_objects: int = 0
+    broken: Sequence[str] = ()
+
+
+def predict_files(
+    given: Sequence[str],
+    weights: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    resume: bool,
+    batch_size: int | None,
+    device: str,
+    devices: int | None,
+    nodes: int,
+    progress: bool,
+) -> Outcome:
+    """Predict pictures and videos into `out`; what has its name there is whole at any time.
+
+    A broken file stops nothing. With several processes each takes its share of the files, and the first one joins the
+    results, which do not depend on their number.
+
+    Args:
+        given: files, folders and patterns.
+        resume: pass over what is finished; the settings must be the same.
+        batch_size: pictures that the network sees at once; None: what suits the device.
+
+    Raises:
+        BadInput: nothing to predict, settings that are impossible or others than the run's, weights that cannot be
+            used, or a folder that cannot be written.
+    """
+    sources = find_sources(given)
+    refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
+    checkpoint = load_checkpoint(weights)
+    records = Records(out, {**asdict(settings), "weights": _hash(weights)})
+    if resume:
+        records.check()
+    where = choose_device(device)
+    with _joined(where, choose_processes(where, devices, nodes)) as own:
+        share = Share(checkpoint, own, settings, records, batch_size)
+        is_first = place()[0] == 0
+        try:
+            if is_first:
+                records.begin(resume=resume)
+                remove_leftovers(settings.format, out)
+            gather([])  # nobody writes before the folder is ready
+            broken = sorted(gather(share.predict(sources, progress=progress and is_first)))
+            if not is_first:
+                return Outcome()
+            done = [source for source in sources if records.is_done(source)]
+            counts = (0, 0)
+            if done:
+                write_classes(settings.format, out, checkpoint.class_names)
+                counts = records.merge(done, checkpoint.class_names)
+            return Outcome(*counts, [line for _, line in broken])
+        finally:
+            if is_first:
+                records.discard_empty()
+
+
+def _joined(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:
+    if not processes.are_many:
+        return nullcontext(device)
+    from embedmask.training.engine import joined  # needs Lightning, which a plain installation lacks
+
+    return joined(device, processes)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Share:
+    """One process's part of the work."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        settings: Settings,
+        records: Records,
+        batch_size: int | None,
+    ) -> None:
+        """With the model on its device; nothing is written yet.
+
+        Raises:
+            BadInput: settings that are impossible, or impossible here.
+        """
+        self.out, self.settings, self.records = records.out, settings, records
+        self.predictor = Predictor(
+            checkpoint.model,
+            checkpoint.class_names,
+            device=device,
+            precision=settings.precision,
+            engine=settings.engine,
+        )
+        batch_size = self.predictor.batch_size if batch_size is None else batch_size
+        self.block = 1 if batch_size == 1 else BLOCK_BATCHES * batch_size
+        self.stream: Callable[[Iterable[Any]], Iterator[PictureResult]] = partial(
+            self.predictor.stream,
+            score_threshold=settings.score_threshold,
+            max_detections=settings.max_detections,
+            tile=settings.tile,
+            overlap=settings.overlap,
+            batch_size=batch_size,
+            skip_broken=True,
+        )
+        self.stream([])  # tells at once what is impossible
+
+    def predict(self, sources: Sequence[Source], *, progress: bool) -> list[Broken]:
+        """Everything of this share that is not finished."""
+        numbered = list(enumerate(sources))
+        blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
+        rank, world_size = place()
+        videos = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
+        videos = [(number, source) for number, source in videos if not self.records.is_done(source)]
+        broken: list[Broken] = []
+        with tqdm(total=sum(map(len, blocks)) + len(videos), unit=" images", disable=not progress) as bar:
+            for block in blocks:
+                found = zip(block, self.stream([source.path for _, source in block]), strict=True)
+                for problem in _in_background(self._picture, found):
+                    bar.update()
+                    broken += problem
+            for number, source in videos:
+                try:
+                    self._video(source, bar)
+                except BadInput as error:
+                    broken.append((number, str(error)))
+        return broken
+
+    def _blocks(self, pictures: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
+        """Pictures that share batches: what is in a batch depends neither on other processes nor on a resume."""
+        rank, world_size = place()
+        blocks = [list(pictures[start : start + self.block]) for start in range(0, len(pictures), self.block)]
+        blocks = [
+            block
+            for block in blocks[rank::world_size]
+            if not all(self.records.is_done(source) for _, source in block)
+        ]
+        return blocks if self.block > 1 else [list(chain.from_iterable(blocks))]
+
+    def _picture(self, job: tuple[tuple[int, Source], PictureResult]) -> list[Broken]:
+        """Write all of one picture, its record last."""
+        (number, source), result = job
+        if result.error is not None:
+            return [(number, str(result.error))]
+        if not self.records.is_done(source):
+            row, picture = self._show(source, source.name, result)
+            if picture is not None:
+                write_picture(picture, self.out / drawn_name(source))
+            self.records.write(source, [row])
+        return []
+
+    def _video(self, source: Source, bar: Any) -> None:
+        """Write all of one video, its record last.
+
+        Raises:
+            BadInput: not a video, or one without pictures.
+        """
+        info = open_video(source.path)
+        bar.total += max((info.total_frames or 0) - 1, 0)
+
+        def frame(job: tuple[int, PictureResult]) -> tuple[Row, Pixels | None]:
+            row, picture = self._show(source, f"{source.name}/{job[0]:06}", job[1])
+            return {"frame": job[0], **row}, picture
+
+        def rows() -> Iterator[Row]:
+            path = self.out / drawn_name(source)
+            with nullcontext() if self.settings.no_draw else write_video(path, info) as show:
+                found = enumerate(self.stream(read_frames(source.path)))
+                for row, picture in _in_background(frame, found):
+                    if show is not None and picture is not None:
+                        show(picture)
+                    bar.update()
+                    yield row
+
+        self.records.write(source, rows())
+
+    def _show(self, source: Source, name: str, result: PictureResult) -> tuple[Row, Pixels | None]:
+        """A picture's row of the results, and the picture drawn where that is wanted; writes its other form."""
+        assert result.image is not None
+        assert result.instances is not None
+        found, names = result.instances, self.predictor.class_names
+        write_form(self.settings.format, self.out, name, found, class_names=names, source=source.path)
+        height, width = result.image.shape[1:]
+        results = coco_results(found, 0, range(1, len(names) + 1))
+        row = {"name": name, "height": height, "width": width, "results": results}
+        if self.settings.no_draw:
+            return row, None
+        return row, draw(result.image, to_detections(found, names), names)
+
+
+def _in_background(
+    work: Callable[[tuple[Item, PictureResult]], Made], jobs: Iterable[tuple[Item, PictureResult]]
+) -> Iterator[Made]:
+    """The work on every job, in order, done in threads while the next jobs are waited for."""
+    workers = max(choose_workers(None), 1)
+    waiting: deque[tuple[Future[Made], int]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for job in jobs:
+            size = 0 if job[1].image is None else job[1].image.numel()
+            waiting.append((pool.submit(work, job), size))
+            while len(waiting) > 2 * workers or sum(size for _, size in waiting) > ROOM:
+                yield waiting.popleft()[0].result()
+        while waiting:
+            yield waiting.popleft()[0].result()

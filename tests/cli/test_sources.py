@@ -1,0 +1,61 @@
+"""What `predict` is given becomes a list of files, each with a name of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from embedmask.cli.sources import Source, find_sources, refuse_overwriting, unique_names
+from embedmask.errors import BadInput
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with files in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.JPG", "clip.MP4", "notes.txt", ".hidden.png", "deep/er/c.webm", "ümläut 1.tif"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+@pytest.mark.usefixtures("here")
+def test_files_folders_and_patterns() -> None:
+    def found(*given: str) -> list[str]:
+        return [str(source.path) for source in find_sources(given)]
+
+    assert found(".") == ["a.JPG", "b.png", "clip.MP4", "ümläut 1.tif"]
+    assert found("**/*") == [
+        "a.JPG",
+        "b.png",
+        "clip.MP4",
+        os.path.join("deep", "er", "c.webm"),
+        "ümläut 1.tif",
+    ]
+    assert found("b.png", "*.png", "a.*") == ["b.png", "a.JPG"]
+    assert found("notes.txt") == ["notes.txt"]  # whoever names a file means it
+    assert [source.is_video for source in find_sources(["."])] == [False, False, True, False]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("given", ["absent.jpg", "*.gif", "deep"])
+def test_nothing_to_be_found(given: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        find_sources(["b.png", given])
+    assert str(caught.value).startswith(f"{given}: ")
+
+
+def test_same_stems_keep_apart() -> None:
+    files = [Path("a/x.png"), Path("b/x.jpg"), Path("c/x_2.png"), Path("X.mp4")]
+    assert unique_names(files) == ["x", "x_2", "x_2_2", "X_3"]
+
+
+def test_a_source_is_no_result(tmp_path: Path) -> None:
+    source = Source(tmp_path / "in" / "a.png", "a")
+    refuse_overwriting([source], [tmp_path / "a.png", tmp_path / "in" / "b.png"])
+    for result in (tmp_path / "in" / "a.png", tmp_path / "x" / ".." / "in", tmp_path):
+        with pytest.raises(BadInput, match="would be overwritten"):
+            refuse_overwriting([source], [result])

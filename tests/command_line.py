@@ -1,0 +1,39 @@
+"""Commands as a user types them, and a model for them that finds something everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import TINY
+
+from embedmask.cli import main
+from embedmask.config import ModelConfig
+from embedmask.model.embedmask import EmbedMask
+from embedmask.weights.checkpoint import save
+
+
+def save_eager(shapes: Path, path: Path) -> Path:
+    """Write a model of the classes of a data set that finds something in every picture."""
+    names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
+    config = ModelConfig(**{**TINY["model"], "num_classes": len(names), "score_threshold": 0.0})
+    torch.manual_seed(0)
+    model = EmbedMask(config)
+    torch.nn.init.constant_(model.head.class_logits.bias, 2.0)
+    save(model, path, class_names=names)
+    return path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False) -> str:
+    """Run a command that must be refused, `started`: once it has told the data's layout; gives its one line."""
+    capsys.readouterr()
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("embedmask: ")
+    assert captured.out.count("\n") == int(started)
+    return lines[0]
