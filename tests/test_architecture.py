@@ -32,6 +32,7 @@ RANKS = {
     "weights": 4,
     "objective": 5,
     "inference": 5,
+    "benchmark": 6,
     "evaluation": 6,
     "export": 6,
     "training": 7,

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 ARCHITECTURE, PAPER_MAP = ROOT / "ARCHITECTURE.md", ROOT / "docs" / "paper_map.md"
 DOCS = [ARCHITECTURE, PAPER_MAP]
 CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
-COMMANDS = ("train", "eval", "predict", "convert", "data shapes", "data check", "data show")
+COMMANDS = ("train", "eval", "predict", "convert", "bench", "data shapes", "data check", "data show")
 BASE = {"errors", "fields", "config", "structures", "files"}
 """Units that all may import: the table of arrows leaves them out."""
 MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}
@@ -211,7 +211,7 @@ def test_arrows_are_the_imports() -> None:
 
 
 def test_versions_have_the_values_of_the_presets() -> None:
-    presets = {name: ModelConfig.preset(name) for name in ("paper", "ijcai21", "fused")}
+    presets = {name: ModelConfig.preset(name) for name in ("paper", "ijcai21", "fused", "fast")}
     table = rows(section(PAPER_MAP, "The versions"))
     for field, *cells, _ in table:
         said = dict(zip(presets, map(yaml.safe_load, cells), strict=True))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from embedmask.cli.data import data_check, data_shapes, data_show
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.recipes import resolve_recipe
+from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
 from embedmask.config import DataConfig, DetectorConfig, MaskRCNNConfig, ModelConfig, Precision, TrainConfig
 from embedmask.config.data import Degenerate, Split
 from embedmask.errors import BadInput
-
-DONE, SOME_BAD = 0, 2
 
 
 def train(
@@ -170,38 +168,74 @@ def predict(
     source: list[str],
     weights: Path,
     out: Path,
+    format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
+    no_draw: bool = False,
     score_threshold: float = 0.3,
     max_detections: int | None = None,
+    tile: int | None = None,
+    overlap: int = 128,
+    resume: bool = False,
+    batch_size: int | None = None,
     precision: Precision = "auto",
+    engine: Literal["torch", "compile", "openvino"] = "torch",
     device: str = "auto",
+    devices: int | None = None,
+    nodes: int = 1,
 ) -> int:
-    """Find objects in pictures; write each picture with its masks drawn, and predictions.json (COCO results).
+    """Find objects in pictures and videos; write each with its masks drawn, and predictions.json (COCO results).
+
+    Exit code 1 where some files could not be read: they are named at the end. What --out holds of an earlier run is
+    replaced file by file.
 
     Args:
-        source: Pictures, folders of pictures, or patterns such as 'photos/*.jpg'.
+        source: Pictures, videos (mp4, avi, mov, mkv, webm), folders of them, or patterns such as 'photos/*.jpg'.
         weights: Model file (.safetensors).
-        out: Folder for the results; images.json in it says which file an image_id is.
+        out: Folder for the results; images.json in it says which file, and which frame, an image_id is.
+        format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),
+            polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).
+        no_draw: Leave out the drawn pictures and videos.
         score_threshold: Leave out what the model is less sure of, 0 to 1.
         max_detections: Detections kept an image; by default what the model says.
+        tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
+        overlap: What neighbouring tiles share, px; more than the largest object makes sure of it.
+        resume: Go on where a run into --out was stopped, with the same options; what is finished is left as it is.
+        batch_size: Pictures that the network sees at once; by default what suits the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
+        engine: compile takes minutes at first and is faster then; openvino (CPU) needs: pip install
+            'embedmask[export]'.
         device: auto, cpu, cuda, cuda:N or mps.
+        devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
+        nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
     """
-    from embedmask.cli.pictures import predict_files
+    from embedmask.cli.predict import Settings, predict_files
 
+    settings = Settings(
+        format=format,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        tile=tile or None,
+        overlap=overlap,
+        precision=precision,
+        engine=engine,
+        no_draw=no_draw,
+    )
     outcome = predict_files(
         source,
         weights,
         out,
-        score_threshold=score_threshold,
-        max_detections=max_detections,
-        precision=precision,
+        settings,
+        resume=resume,
+        batch_size=batch_size,
         device=device,
+        devices=devices,
+        nodes=nodes,
         progress=is_watched(),
     )
     for line in outcome.broken:
         print(f"embedmask: {line}", file=sys.stderr)
     if outcome.num_images:
         print(f"{outcome.num_objects} objects in {outcome.num_images} pictures · {out}")
+        return SOME_BROKEN if outcome.broken else DONE
     return SOME_BAD if outcome.broken else DONE
 
 
@@ -218,110 +252,69 @@ def convert(official: Path, out: Path) -> None:
     print(f"{config.backbone}, {config.num_classes} classes, {config.embed_dim} embedding dims · {out}")
 
 
-def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256, seed: int = 0) -> None:
-    """Make a synthetic data set: textured shapes that overlap, with exact masks, in COCO format.
-
-    Args:
-        folder: New or empty folder.
-        train: Pictures in train.
-        val: Pictures in val.
-        size: Side of the pictures, px.
-        seed: The same seed gives the same pictures.
-    """
-    from embedmask.data.shapes import make_shapes
-
-    with picture_bar() as progress:
-        make_shapes(folder, train=train, val=val, size=size, seed=seed, progress=progress)
-    print(f"{train} pictures in train, {val} in val · {folder}")
-
-
-def data_check(
+def bench(
     *,
-    folder: Path,
-    out: Path | None = None,
+    weights: Path | None = None,
+    config: str = "paper/r50_1x",
+    model: dict[str, Any] | None = None,
+    image_size: tuple[int, int] = (800, 1216),
     json: Path | None = None,
-    max_detections: int = 100,
-    degenerate: Degenerate = "refuse",
-    quick: bool = False,
-    workers: int | None = None,
-) -> int:
-    """Report every problem of a data set, with counts by size and class; exit code 2 when training would stop.
+    engine: list[Literal["torch", "compile", "openvino"]] = ["torch"],  # noqa: B006
+    baseline: list[Literal["float32", "bfloat16", "compiled"]] = ["float32", "bfloat16", "compiled"],  # noqa: B006
+    batch: list[int] = [1],  # noqa: B006
+    detections: int = 100,
+    runs: int = 10,
+    warmup: int = 2,
+    threads: int | None = None,
+    skip_memory: bool = False,
+    precision: Precision = "auto",
+    device: str = "auto",
+) -> None:
+    """Time from a file to masks in its own frame, stage by stage, beside torchvision's Mask R-CNN in the same run.
 
     Args:
-        folder: Data set, of any layout that train reads.
-        out: Picture of the counts to write, such as counts.png.
-        json: Write the whole report to this file: the lists that are printed are shortened.
-        max_detections: Name the pictures with more objects than this.
-        degenerate: refuse or drop objects without area, as --augment.degenerate of train.
-        quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
-        workers: Threads that read pictures; by default one a core.
+        weights: Model file (.safetensors); by default the recipe's model with random weights, whose last layers are
+            scaled so that it finds as much as is asked for. Mask R-CNN has random weights, scaled likewise.
+        config: Recipe of the model that is measured, a name or a YAML file.
+        model: Changes a FIELD of the model, as embed_stride or image_short_side; they are listed below.
+        image_size: Height and width of the picture, px. It is resized as the model says, but never enlarged.
+        json: Write the figures to this file as well: medians in seconds, quartiles, ratios, memory, machine.
+        engine: What runs our network; several are measured beside each other.
+        baseline: Settings of Mask R-CNN; the fastest that works is its best. bfloat16 is autocast with channels_last,
+            compiled is that with its convolutions compiled, which takes minutes.
+        batch: Pictures at once; several are measured one after the other.
+        detections: In a picture, on both sides.
+        runs: Counted runs of each side, in turn with the others; 10 or more for figures to quote.
+        warmup: Runs before them that are not counted.
+        threads: Threads of the processor; by default what torch takes.
+        skip_memory: Do not measure the peak memory, which takes a process of its own for each side.
+        precision: Of our convolutions: auto, float32, bfloat16 or float16.
+        device: auto, cpu, cuda, cuda:N or mps.
     """
-    from embedmask.cli.check import report_lines
-    from embedmask.data.check import check_folder
+    from embedmask.benchmark.compare import compare
+    from embedmask.cli.bench import make_plan, report_lines
     from embedmask.files import write_json
-    from embedmask.visualize import plot_counts
 
-    with picture_bar() as progress:
-        report = check_folder(
-            folder,
-            max_detections=max_detections,
-            degenerate=degenerate,
-            quick=quick,
-            workers=workers,
-            progress=progress,
-        )
+    plan = make_plan(
+        weights,
+        config,
+        model or {},
+        image_size=(image_size[0], image_size[1]),
+        engines=tuple(engine),
+        settings=tuple(baseline),
+        batches=tuple(batch),
+        detections=detections,
+        runs=runs,
+        warmup=warmup,
+        threads=threads,
+        memory=not skip_memory,
+        precision=precision,
+        device=device,
+    )
+    report = compare(plan, progress=lambda line: print(line, file=sys.stderr) if is_watched() else None)
     print("\n".join(report_lines(report)))
     if json is not None:
-        write_json(json, report.to_dict())
-    if out is not None:
-        plot_counts({split: summary.counts for split, summary in report.splits.items()}, out)
-    return SOME_BAD if report.fatal else DONE
-
-
-def data_show(
-    *,
-    folder: Path,
-    split: Split = "train",
-    out: Path | None = None,
-    count: int = 12,
-    config: str | None = None,
-    augment: dict[str, Any] | None = None,
-) -> None:
-    """Draw pictures of a data set with their ground truth on one contact sheet.
-
-    Args:
-        folder: Folder of the data set.
-        split: train or val.
-        out: Picture to write; by default SPLIT.png in the working folder.
-        count: Pictures on the sheet, spread over the split.
-        config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
-        augment: Changes a FIELD of the recipe's data section; they are listed below.
-    """
-    from embedmask.cli.pictures import write_contact_sheet
-
-    path = out or Path(f"{split}.png")
-    data = resolve_recipe(config, {"data": augment}).data if config or augment else None
-    shown = write_contact_sheet(folder, split, path, count, data)
-    print(f"{shown} pictures of {split} · {path}")
-
-
-def is_watched() -> bool:
-    """Progress bars are for people: none where stderr goes to a file."""
-    return sys.stderr.isatty()
-
-
-@contextmanager
-def picture_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told how many pictures of all are done."""
-    from tqdm import tqdm
-
-    with tqdm(unit="picture", disable=not is_watched()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
+        write_json(json, report)
 
 
 def field_names(title: str, config: type[DetectorConfig] | type[DataConfig] | type[TrainConfig]) -> str:
@@ -343,6 +336,7 @@ COMMANDS: Commands = {
     "eval": Command(evaluate),
     "predict": Command(predict, positional="source"),
     "convert": Command(convert, positional="official"),
+    "bench": Command(bench, epilog=field_names("Fields of --model", ModelConfig)),
     "data": {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),

@@ -6,7 +6,7 @@ import inspect
 from argparse import Action, HelpFormatter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
@@ -114,6 +114,10 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
             metavar=command.positional.upper(),
             help=helps[command.positional],
         )
+    for name, parameter in inspect.signature(command.function).parameters.items():
+        if name not in taken and get_origin(hints[name]) in (list, tuple):
+            taken.add(name)
+            _add_words(parser, name, hints[name], parameter.default, helps[name])
     parser.add_function_arguments(command.function, skip=taken, as_positional=False, as_group=False)
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true", help=helps[flag])
@@ -121,6 +125,19 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
         _hyphenate(parser, action)
         if "dict" in str(hints.get(action.dest, "")):
             action.metavar = FIELDS
+
+
+def _add_words(parser: ArgumentParser, name: str, hint: Any, default: Any, text: str) -> None:
+    """An option with several values, as words: any number for a list, so many as it has for a tuple."""
+    kinds = get_args(hint)
+    parser.add_argument(
+        f"--{name}",
+        nargs="+" if get_origin(hint) is list else len(kinds),
+        type=kinds[0],
+        default=list(default),
+        metavar=("H", "W") if len(kinds) == 2 else None,
+        help=text,
+    )
 
 
 def _hyphenate(parser: ArgumentParser, action: Action) -> None:

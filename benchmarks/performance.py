@@ -1,0 +1,522 @@
+"""Speed and memory from a file to masks; writes docs/performance.md and its plots.
+
+    python benchmarks/performance.py                     # all sections for a processor, then the page
+    python benchmarks/performance.py --section memory    # one section, then the page
+    python benchmarks/performance.py --page              # the page alone, from what has been measured
+    python benchmarks/performance.py --device cuda       # the section for a CUDA device, then the page
+
+Figures are kept in docs/performance/results.json; a section that is measured again replaces its own. What is measured,
+and with which load, is said in `embedmask.benchmark`. Close everything else: the sections take an hour on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from embedmask.benchmark.compare import Plan, compare
+from embedmask.benchmark.load import BOX_CELLS
+from embedmask.cli.recipes import resolve_recipe
+from embedmask.config import ModelConfig, override
+from embedmask.files import atomic_write, write_json, write_text
+from embedmask.model.embedmask import EmbedMask
+
+HERE = Path(__file__).parent
+OUT = HERE.parent / "docs" / "performance.md"
+AFTER = ("proposals", "masks", "results")
+"""What comes after the network."""
+COUNTS = (10, 30, 100, 300, 1000)
+SIZES = ((400, 608), (560, 864), (800, 1216), (1120, 1728), (1600, 2432))
+FILES = ((800, 1216), (1600, 2432), (3000, 4000))
+BATCHES = (1, 2, 4, 8)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "paper": ("paper/r50_1x", {}),
+    "paper, embed_stride 16": ("paper/r50_1x", {"embed_stride": 16}),
+    "paper, short side 600": ("paper/r50_1x", {"image_short_side": 600}),
+    "fused": ("fused/r50_ms_1x", {}),
+    "fast": ("fast/r50_3x", {}),
+    "fast, ResNet-18": ("fast/r18_3x", {}),
+}
+"""Recipe, and what is changed in it."""
+CROWDS = {
+    "300 objects on 12 megapixels": (300, (3000, 4000)),
+    "1,000 objects on 1 megapixel": (1000, (1000, 1000)),
+}
+MATRIX_SIDE = 8192
+
+Results = dict[str, Any]
+
+
+def config_of(recipe: str, changes: Mapping[str, Any]) -> ModelConfig:
+    """The model of a recipe."""
+    model = resolve_recipe(recipe, {"model": changes}).model
+    assert isinstance(model, ModelConfig)
+    return model
+
+
+def ours(plan: Plan, **changes: Any) -> Results:
+    """What our side takes; the baseline is left out."""
+    return run(replace(plan, **{"settings": (), "memory": False, **changes}))
+
+
+def run(plan: Plan) -> Results:
+    """One comparison, told."""
+    return compare(plan, progress=logging.info)
+
+
+def side_by_side(plan: Plan) -> Results:
+    """Everything beside Mask R-CNN, and what the convolutions reach."""
+    return {"report": run(plan), "rate": matrix_share(plan)}
+
+
+def by_instances(plan: Plan) -> Results:
+    """More objects: boxes as they are, and boxes that share the picture as 100 do."""
+    crowded = {n: BOX_CELLS * math.sqrt(100 / n) for n in counts(plan)}
+    return {
+        "boxes as large": [ours(plan, detections=n) for n in counts(plan)],
+        "as much covered": [ours(plan, detections=n, box_cells=cells) for n, cells in crowded.items()],
+    }
+
+
+def counts(plan: Plan) -> Sequence[int]:
+    """Numbers of objects, up to ten times the plan's."""
+    return [n for n in COUNTS if n <= 10 * plan.detections]
+
+
+def by_pixels(plan: Plan) -> Results:
+    """Larger pictures: seen by the network as they are, and resized for it."""
+    whole = override(plan.config, {"image_short_side": None}, where="pixels")
+    scale = min(plan.image_size) / 800
+    return {
+        "network sees all": [ours(plan, config=whole, image_size=scaled(size, scale)) for size in SIZES],
+        "resized for the network": [ours(plan, image_size=scaled(size, scale)) for size in FILES],
+    }
+
+
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """A size in multiples of 32 px where it is changed."""
+    height, width = (side if scale == 1 else max(32, round(side * scale / 32) * 32) for side in size)
+    return height, width
+
+
+def by_batch(plan: Plan) -> Results:
+    """Several pictures at once."""
+    return ours(plan, batches=BATCHES)
+
+
+def variants(plan: Plan) -> Results:
+    """Coarser embeddings, smaller pictures, light presets; each beside Mask R-CNN on pictures of the same size."""
+    tiny = plan.image_size[0] < 400
+    configs = {
+        name: override(
+            config_of(recipe, changes), {"num_classes": 3, "backbone": "resnet18"} if tiny else {}, where=name
+        )
+        for name, (recipe, changes) in VARIANTS.items()
+    }
+    return {
+        name: run(replace(plan, config=config, settings=plan.settings[:2], memory=False))
+        for name, config in configs.items()
+    }
+
+
+def memory(plan: Plan) -> Results:
+    """Crowds of small objects: what is held until the end of each stage."""
+    few = replace(plan, settings=(), runs=1, warmup=1)
+    scale = min(plan.image_size) / 800
+    return {
+        name: run(
+            replace(
+                few, detections=n, image_size=scaled(size, scale), box_cells=BOX_CELLS * math.sqrt(100 / n)
+            )
+        )
+        for name, (n, size) in CROWDS.items()
+    }
+
+
+SECTIONS: dict[str, Callable[[Plan], Results]] = {
+    "cpu": side_by_side,
+    "instances": by_instances,
+    "pixels": by_pixels,
+    "batch": by_batch,
+    "variants": variants,
+    "memory": memory,
+}
+
+
+def matrix_share(plan: Plan) -> Results:
+    """Operations a second: of a large matrix product in bfloat16, and what our network's layers need in one picture."""
+    device = torch.device("cuda" if plan.device.startswith("cuda") else "cpu")
+    side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 8
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    seconds = min(timed(lambda: matrix @ matrix, device) for _ in range(20))
+    model = EmbedMask(plan.own_config).eval().to(device)
+    padded = [-(-length // 32) * 32 for length in plan.network_size]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, 3, *padded, device=device))
+    return {"matrix_per_second": 2 * side**3 / seconds, "network_operations": counter.get_total_flops()}
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds."""
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+# --- the page -----------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return [*lines, ""]
+
+
+def milliseconds(seconds: float | None) -> str:
+    """For a cell."""
+    return "-" if seconds is None else f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.1f}"
+
+
+def after(stages: Mapping[str, float]) -> float:
+    """Seconds after the network."""
+    return sum(stages.get(stage, 0.0) for stage in AFTER)
+
+
+def machine_line(report: Results) -> str:
+    """Where a report was measured."""
+    machine, plan = report["machine"], report["plan"]
+    units = ", ".join(machine["processor_units"])
+    place = (
+        machine["processor"] if machine["device"] == "cpu" else f"{machine['device']}, {machine['processor']}"
+    )
+    return (
+        f"{place} ({units}), {machine['threads']} threads, torch {machine['torch']}, torchvision "
+        f"{machine['torchvision']}, openvino {machine['openvino'] or 'not installed'}; commit {machine['commit']}; "
+        f"medians of {plan['runs']} runs."
+    )
+
+
+def comparison_lines(section: Results) -> list[str]:
+    """The side-by-side table, what was found, what did not work."""
+    report = section["report"]
+    plan = report["plan"]
+    height, width = plan["image_size"]
+    stages = list(dict.fromkeys(stage for found in report["medians"].values() for stage in found))
+    order = [stage for stage in stages if stage not in ("to_masks", "whole")] + ["to_masks", "whole"]
+    rows = [
+        [side, *(milliseconds(found.get(stage)) for stage in order), f"{after(found) / found['whole']:.1%}"]
+        for side, found in report["medians"].items()
+    ]
+    lines = [machine_line(report), f"Picture {height}x{width} px. Milliseconds a picture.", ""]
+    lines += table(["side", *order, "after the network"], rows)
+    lines += ratio_lines(report) + work_lines(report)
+    return lines + rate_lines(section)
+
+
+def ratio_lines(report: Results) -> list[str]:
+    """How many times as fast."""
+    rows = [
+        [side, *(f"{found.get(k, math.nan):.2f}" for k in ("best", "float32"))]
+        for side, found in report["ratios"].items()
+    ]
+    lines = table(["images per second, times Mask R-CNN's", "at its best", "at its default, float32"], rows)
+    return (
+        lines + [f"- {side} does not work here: {reason}" for side, reason in report["fails"].items()] + [""]
+    )
+
+
+def work_lines(report: Results) -> list[str]:
+    """What each side found, and its memory."""
+    rows = []
+    for side, work in report["works"].items():
+        held = report["memory_mb"].get(side) or {}
+        rows.append([
+            side, str(work["detections"]), f"{work['mean_box_area_px']:.0f}", f"{work['mean_mask_area_px']:.0f}",
+            f"{held['before']:.0f}" if held else "-", f"{held['results']:.0f}" if held else "-",
+        ])  # fmt: skip
+    return table(
+        ["side", "detections", "mean box, px", "mean mask, px", "MB before the run", "MB at most"], rows
+    )
+
+
+def rate_lines(section: Results) -> list[str]:
+    """The share of the matrix rate."""
+    rate, report = section["rate"], section["report"]
+    lines = [
+        f"A large bfloat16 matrix product reaches {rate['matrix_per_second'] / 1e12:.2f} Tflop/s here; our network "
+        f"needs {rate['network_operations'] / 1e9:.0f} Gflop a picture. Its share of that rate, all else that the "
+        "network does counted in:",
+        "",
+    ]
+    rows = [
+        [side, f"{rate['network_operations'] / found['network'] / rate['matrix_per_second']:.0%}"]
+        for side, found in report["medians"].items()
+        if side in report["ratios"]
+    ]
+    return lines + table(["side", "share"], rows)
+
+
+def instance_lines(section: Results) -> list[str]:
+    """Time after the network against the number of objects."""
+    rows = []
+    for name, reports in section.items():
+        for report in reports:
+            for side, found in report["medians"].items():
+                work = report["works"][side]
+                cells = (milliseconds(found[stage]) for stage in AFTER)
+                rows.append(
+                    [
+                        name,
+                        str(work["detections"]),
+                        f"{work['mean_box_area_px']:.0f}",
+                        *cells,
+                        milliseconds(after(found)),
+                    ]
+                )
+    head = ["load", "objects", "mean box, px", *AFTER, "after the network"]
+    return [*table(head, rows), "![time by objects](performance/instances.png)", ""]
+
+
+def pixel_lines(section: Results) -> list[str]:
+    """Time against pixels."""
+    rows = []
+    for name, reports in section.items():
+        for report in reports:
+            (found,) = report["medians"].values()
+            sizes = [
+                f"{height}x{width}"
+                for height, width in (report["plan"]["image_size"], report["plan"]["network_size"])
+            ]
+            megapixels = math.prod(report["plan"]["image_size"]) / 1e6
+            rows.append([name, *sizes, *map(milliseconds, (found["network"], after(found), found["whole"])),
+                         milliseconds(found["whole"] / megapixels)])  # fmt: skip
+    head = ["", "picture", "network", "network, ms", "after it, ms", "whole, ms", "ms a megapixel"]
+    return [*table(head, rows), "![time by pixels](performance/pixels.png)", ""]
+
+
+def batch_lines(section: Results) -> list[str]:
+    """Time a picture against the batch."""
+    rows = [
+        [str(size), *map(milliseconds, (found["network"], after(found), found["whole"]))]
+        for size, found in zip(section["plan"]["batches"], section["medians"].values(), strict=True)
+    ]
+    head = ["pictures at once", "network, ms a picture", "after it", "whole"]
+    return [*table(head, rows), "![time by batch](performance/batch.png)", ""]
+
+
+def variant_lines(section: Results) -> list[str]:
+    """Each variant beside the others."""
+    rows = []
+    for name, report in section.items():
+        height, width = report["plan"]["network_size"]
+        for side, ratios in report["ratios"].items():
+            found = report["medians"][side]
+            cells = map(milliseconds, (found["network"], after(found), found["whole"]))
+            rows.append([name, side, f"{height}x{width}", *cells, f"{ratios.get('best', math.nan):.2f}"])
+    head = [
+        "model",
+        "side",
+        "network's picture",
+        "network, ms",
+        "after it",
+        "whole",
+        "times Mask R-CNN on this size",
+    ]
+    return [*table(head, rows), "![time by variant](performance/variants.png)", ""]
+
+
+def memory_lines(section: Results) -> list[str]:
+    """What decoding adds to the network's own peak."""
+    rows = []
+    for name, report in section.items():
+        for side, held in report["memory_mb"].items():
+            found = report["works"][side]["detections"]
+            rows.append([name, side, str(found), f"{held['network']:.0f}", f"{held['results']:.0f}",
+                         f"{held['results'] - held['network']:.0f}"])  # fmt: skip
+    head = ["load", "side", "found", "MB at most up to the network", "MB at most in all", "added"]
+    return table(head, rows)
+
+
+TITLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
+    "cpu": ("Beside Mask R-CNN, on a processor", comparison_lines),
+    "cuda": ("Beside Mask R-CNN, on a CUDA device", comparison_lines),
+    "instances": ("More objects", instance_lines),
+    "pixels": ("Larger pictures", pixel_lines),
+    "batch": ("Several pictures at once", batch_lines),
+    "variants": ("Lighter models", variant_lines),
+    "memory": ("Memory of crowds", memory_lines),
+}
+COMMANDS = {"cuda": "--device cuda"}
+
+
+def page(results: Results, introduction: str) -> str:
+    """docs/performance.md."""
+    lines = [introduction.rstrip(), ""]
+    for name, (title, section_lines) in TITLES.items():
+        command = f"`python benchmarks/performance.py {COMMANDS.get(name, f'--section {name}')}`"
+        lines += [f"## {title}", f"{command}", ""]
+        if name not in results:
+            lines += [
+                "Not measured yet" + (": this has not run on such a device." if name == "cuda" else "."),
+                "",
+            ]
+            continue
+        lines += section_lines(results[name])
+        if name == "cpu":
+            lines += ["![share of each stage](performance/stages.png)", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw(results: Results, folder: Path) -> None:
+    """The plots of the sections that have been measured."""
+    from matplotlib.figure import Figure
+
+    plots: dict[str, tuple[str, Callable[[Any, Results], None]]] = {
+        "cpu": ("stages", draw_stages),
+        "instances": ("instances", draw_instances),
+        "pixels": ("pixels", draw_pixels),
+        "batch": ("batch", draw_batch),
+        "variants": ("variants", draw_variants),
+    }
+    for section, (name, paint) in plots.items():
+        if section in results:
+            figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+            panel = figure.subplots()
+            paint(panel, results[section])
+            panel.grid(alpha=0.3)
+            with atomic_write(folder / f"{name}.png") as path:
+                figure.savefig(path)
+
+
+def draw_stages(panel: Any, section: Results) -> None:
+    """Bars of stages, a side each."""
+    found = section["report"]["medians"]
+    stages = dict.fromkeys(
+        stage for times in found.values() for stage in times if stage not in ("to_masks", "whole")
+    )
+    left = dict.fromkeys(found, 0.0)
+    for stage in stages:
+        widths = {side: times.get(stage, 0.0) / times["whole"] for side, times in found.items()}
+        panel.barh(list(found), list(widths.values()), left=list(left.values()), label=stage)
+        left = {side: left[side] + width for side, width in widths.items()}
+    panel.invert_yaxis()
+    panel.set(xlabel="share of the whole")
+    panel.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def draw_instances(panel: Any, section: Results) -> None:
+    """Time after the network."""
+    for name, reports in section.items():
+        points = [
+            (r["works"][side]["detections"], 1000 * after(t))
+            for r in reports
+            for side, t in r["medians"].items()
+        ]
+        panel.plot(*zip(*points, strict=True), marker="o", label=name)
+    panel.set(xscale="log", xlabel="objects", ylabel="ms after the network", ylim=(0, None))
+    panel.legend()
+
+
+def draw_pixels(panel: Any, section: Results) -> None:
+    """Whole time."""
+    for name, reports in section.items():
+        points = [
+            (math.prod(r["plan"]["image_size"]) / 1e6, t["whole"])
+            for r in reports
+            for t in r["medians"].values()
+        ]
+        panel.plot(*zip(*points, strict=True), marker="o", label=name)
+    panel.set(xlabel="megapixels of the file", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    panel.legend()
+
+
+def draw_batch(panel: Any, section: Results) -> None:
+    """Time a picture."""
+    for stage in ("whole", "network"):
+        values = [1000 * found[stage] for found in section["medians"].values()]
+        panel.plot(section["plan"]["batches"], values, marker="o", label=stage)
+    panel.set(xlabel="pictures at once", ylabel="ms a picture", ylim=(0, None))
+    panel.legend()
+
+
+def draw_variants(panel: Any, section: Results) -> None:
+    """Whole time of each variant, a bar for each side of ours."""
+    bars = {
+        f"{name} ({side.removeprefix('embedmask ')})": 1000 * report["medians"][side]["whole"]
+        for name, report in section.items()
+        for side in report["ratios"]
+    }
+    panel.barh(list(bars), list(bars.values()))
+    panel.invert_yaxis()
+    panel.set(xlabel="ms a picture")
+
+
+def tiny_plan(plan: Plan) -> Plan:
+    """So small that all sections take a minute: to try the script, not for figures."""
+    return replace(
+        plan, config=config_of("shapes", {}), image_size=(64, 96), detections=10, runs=2, warmup=1,
+        settings=("float32",), engines=("torch",),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Read the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--section", action="append", choices=SECTIONS, dest="sections", help="default: all")
+    parser.add_argument("--page", action="store_true", help="measure nothing")
+    parser.add_argument("--tiny", action="store_true", help="try the script on tiny pictures")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--engine", nargs="+", default=["torch", "compile", "openvino"])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    folder = given.out.parent / given.out.stem
+    kept = folder / "results.json"
+    results: Results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    plan = Plan(
+        config=config_of("paper/r50_1x", {}), engines=tuple(given.engine), runs=given.runs, threads=given.threads,
+        device=given.device, precision="bfloat16",
+    )  # fmt: skip
+    if given.tiny:
+        plan = tiny_plan(plan)
+    for name, measure in chosen(given).items():
+        logging.info("section %s", name)
+        results[name] = measure(plan)
+        write_json(kept, results)
+    draw(results, folder)
+    write_text(given.out, page(results, (HERE / "performance_introduction.md").read_text(encoding="utf-8")))
+
+
+def chosen(given: argparse.Namespace) -> dict[str, Callable[[Plan], Results]]:
+    """The sections that the command line asks for."""
+    if given.page:
+        return {}
+    if given.device.startswith("cuda"):
+        return {"cuda": on_cuda}
+    return {name: SECTIONS[name] for name in given.sections or SECTIONS}
+
+
+def on_cuda(plan: Plan) -> Results:
+    """Batch 1 and 8; OpenVINO does not run there."""
+    engines = tuple(engine for engine in plan.engines if engine != "openvino")
+    return side_by_side(replace(plan, engines=engines, batches=(1, 8)))
+
+
+if __name__ == "__main__":
+    main()

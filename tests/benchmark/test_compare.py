@@ -1,0 +1,253 @@
+"""The comparison: what is reported hangs together, and a setting that fails is told."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_models import small_config
+
+import embedmask.benchmark.compare as module
+from embedmask import EmbedMask, Predictor
+from embedmask.benchmark.compare import OURS, THEIRS, Key, Plan, Workshop, compare
+from embedmask.benchmark.memory import peaks_in_own_process
+from embedmask.benchmark.sides import EmbedMaskSide, TorchvisionSide
+from embedmask.benchmark.timing import interleave, machine, medians, quartiles, time_run
+from embedmask.errors import BadInput
+from embedmask.inference.engines import make_network
+
+CPU = torch.device("cpu")
+
+
+def plan(**changes: Any) -> Plan:
+    small: dict[str, Any] = {
+        "config": small_config(), "image_size": (64, 96), "detections": 5, "runs": 3, "warmup": 1, "device": "cpu",
+        "precision": "float32", "settings": (), "memory": False,
+    }  # fmt: skip
+    return Plan(**{**small, **changes})
+
+
+class FakeMaskRCNN(torch.nn.Module):
+    """What torchvision's network looks like from outside, without its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform = SimpleNamespace(
+            **{"postprocess": lambda found, frames, sizes: [
+                {**one, "masks": torch.ones(2, 1, *size)} for one, size in zip(found, sizes, strict=True)
+            ]}
+        )  # fmt: skip
+
+
+@pytest.fixture
+def fake_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline that sleeps a little, and fails when compiled."""
+
+    def network(self: Any) -> None:
+        torch.randn(400, 400) @ torch.randn(400, 400)
+        box = torch.tensor([[0.0, 0.0, 10.0, 20.0]] * 2)
+        self.found = [
+            {"boxes": box, "scores": torch.ones(2), "labels": torch.ones(2, dtype=torch.int64)}
+        ] * len(self.files)
+
+    def preprocess(self: Any) -> None:
+        self.inputs = SimpleNamespace(image_sizes=[(1, 1)])
+
+    def refuse(model: Any) -> None:
+        raise RuntimeError("no compiler\nwas found")
+
+    monkeypatch.setattr(TorchvisionSide, "run_network", network)
+    monkeypatch.setattr(TorchvisionSide, "preprocess", preprocess)
+    monkeypatch.setattr(module, "load_torchvision", lambda model, image, detections: None)
+    monkeypatch.setattr(module, "maskrcnn_resnet50_fpn", lambda **_: FakeMaskRCNN())
+    monkeypatch.setattr("embedmask.benchmark.sides._compile_parts", refuse)
+
+
+@pytest.mark.usefixtures("fake_baseline")
+def test_figures_hang_together() -> None:
+    report = compare(plan(settings=("float32", "bfloat16", "compiled"), batches=(1, 2)))
+    names = ["embedmask torch", "torchvision float32", "torchvision bfloat16"]
+    assert list(report["medians"]) == [*names, *(f"{name}, batch 2" for name in names)]
+    assert report["fails"] == {
+        f"torchvision compiled{batch}": "RuntimeError: no compiler was found" for batch in ("", ", batch 2")
+    }
+    for side, found in report["medians"].items():
+        low, high = report["quartiles"][side]["whole"]
+        assert 0 < low <= found["whole"] <= high
+        assert 0 < found["network"] < found["to_masks"] < found["whole"]
+        assert report["shares"][side]["network"] == found["network"] / found["whole"]
+    for batch in ("", ", batch 2"):
+        whole = {name: report["medians"][name + batch]["whole"] for name in names}
+        best = min(whole["torchvision float32"], whole["torchvision bfloat16"])
+        assert report["ratios"]["embedmask torch" + batch] == {
+            "best": pytest.approx(best / whole["embedmask torch"]),
+            "float32": pytest.approx(whole["torchvision float32"] / whole["embedmask torch"]),
+        }
+    assert report["works"]["torchvision float32"] == {
+        "detections": 2, "mean_box_area_px": 200, "mean_mask_area_px": 64 * 96,
+    }  # fmt: skip
+    assert report["works"]["embedmask torch"]["detections"] == 5
+    assert report["plan"]["weights"] == "random"
+
+
+@pytest.mark.usefixtures("fake_baseline")
+def test_without_a_baseline_that_runs_there_are_no_ratios() -> None:
+    report = compare(plan(settings=("compiled",)))
+    assert report["ratios"] == {"embedmask torch": {}}
+    assert list(report["medians"]) == ["embedmask torch"]
+
+
+def test_an_engine_of_ours_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise BadInput("engine: not available")
+
+    monkeypatch.setattr(module, "make_network", refuse)
+    with pytest.raises(BadInput, match="not available"):
+        compare(plan())
+
+
+def test_ours_is_what_the_predictor_does(tmp_path: Path) -> None:
+    workshop = Workshop(plan(), tmp_path)
+    side = workshop.make(Key(OURS, "torch", 2))
+    time_run(side, CPU)
+    assert isinstance(side, EmbedMaskSide)
+    predictor = Predictor(side.model, ["a", "b", "c"], device="cpu", precision="float32")
+    expected = predictor(tmp_path / "picture.jpg", score_threshold=side.model.config.score_threshold)
+    (alone, again) = side.detections
+    assert len(alone) == len(again) == len(expected) == 5
+    np.testing.assert_allclose(alone.xyxy, expected.xyxy, rtol=1e-4, atol=1e-3)
+    assert (np.asarray(alone.mask[0]) == np.asarray(expected.mask[0])).mean() > 0.99
+
+
+def test_prepared_weights_are_kept_for_other_processes(tmp_path: Path) -> None:
+    first, second = (Workshop(plan(), tmp_path)._ours for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    (other := tmp_path / "other").mkdir()
+    assert not torch.equal(
+        first.head.class_logits.weight, Workshop(plan(), other)._ours.head.class_logits.weight
+    )
+
+
+def test_trained_weights_are_taken(tmp_path: Path) -> None:
+    model = EmbedMask(small_config())
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    taken = Workshop(plan(weights=tmp_path / "w.safetensors"), tmp_path)._ours
+    assert torch.equal(taken.head.box.weight, model.head.box.weight)
+    assert compare(plan(weights=tmp_path / "w.safetensors"))["plan"]["weights"] == "trained"
+
+
+@pytest.mark.parametrize(
+    ("short", "image_size", "seen"),
+    [
+        (800, (800, 1216), (800, 1216)),
+        (800, (64, 96), (64, 96)),  # never enlarged
+        (600, (800, 1216), (600, 912)),
+        (None, (3000, 4000), (3000, 4000)),
+        (800, (3000, 4000), (800, 1066)),
+    ],
+)
+def test_pictures_are_never_enlarged(
+    short: int | None, image_size: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    asked = plan(config=small_config(image_short_side=short), image_size=image_size)
+    assert asked.network_size == seen
+
+
+def test_both_sides_see_pictures_of_one_size(tmp_path: Path) -> None:
+    asked = plan(config=small_config(image_short_side=100), image_size=(150, 211))
+    workshop = Workshop(asked, tmp_path)
+    ours, theirs = (
+        workshop.make(Key(who, setting, 1)) for who, setting in ((OURS, "torch"), (THEIRS, "float32"))
+    )
+    for side in (ours, theirs):
+        side.stages()["read"]()
+    for stage in ("resize", "preprocess"):
+        ours.stages()[stage]()
+    theirs.stages()["preprocess"]()
+    assert ours.batch.sizes == theirs.inputs.image_sizes == [(100, 140)]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": 0}, "runs: at least 1"),
+        ({"detections": 0}, "detections: at least 1"),
+        ({"image_size": (0, 5)}, "image_size: at least 1"),
+        ({"batches": (1, 0)}, "batches: at least 1"),
+        ({"threads": 0}, "threads: at least 1"),
+    ],
+)
+def test_impossible_plans(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        replace(plan(), **change)
+
+
+# --- clocks -------------------------------------------------------------------
+
+
+class Counter:
+    """A side that writes down when it ran."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+        self.detections: list[Any] = []
+
+    def stages(self) -> dict[str, Any]:
+        return {stage: lambda: self.log.append(self.name) for stage in ("network", "masks", "results")}
+
+
+def test_sides_take_turns() -> None:
+    log: list[str] = []
+    times = interleave({name: Counter(name, log) for name in "AB"}, 3, CPU)
+    assert "".join(log) == "AAABBB" * 3
+    assert {len(seconds) for side in times.values() for seconds in side.values()} == {3}
+
+
+def test_medians_and_quartiles_are_per_picture() -> None:
+    times = {"whole": [1.0, 2.0, 3.0, 4.0, 100.0]}
+    assert medians(times, 2) == {"whole": 1.5}
+    assert quartiles(times, 2) == {"whole": [1.0, 2.0]}
+    assert quartiles({"whole": [4.0]}, 1) == {"whole": [4.0, 4.0]}
+
+
+def test_the_machine_has_no_name() -> None:
+    found = machine(CPU)
+    assert found["threads"] == torch.get_num_threads()
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] in torch.__version__
+    assert platform.node() not in map(str, found.values())
+
+
+# --- memory -------------------------------------------------------------------
+
+
+def _allocations() -> dict[str, Any]:
+    held = []
+
+    def take(megabytes: int) -> None:
+        held.append(np.ones(megabytes * 10**6, np.uint8))
+
+    return {"little": lambda: take(5), "much": lambda: take(80), "none": held.clear}
+
+
+def test_peaks_are_those_of_the_steps() -> None:
+    held = peaks_in_own_process(_allocations)
+    assert list(held) == ["before", "little", "much", "none"]
+    assert 75 < held["much"] - held["little"] < 90
+    assert held["none"] == pytest.approx(held["much"], abs=2)
+    assert held["before"] <= held["little"]
+
+
+def test_engines_share_one_model(tmp_path: Path) -> None:
+    workshop = Workshop(plan(), tmp_path)
+    side = workshop.make(Key(OURS, "torch", 1))
+    assert isinstance(side, EmbedMaskSide)
+    before = side.model.state_dict()
+    make_network(side.model, "torch", torch.bfloat16)
+    assert all(torch.equal(value, before[name]) for name, value in workshop._ours.state_dict().items())
