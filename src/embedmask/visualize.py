@@ -25,6 +25,8 @@ PALETTE = sv.ColorPalette.from_hex([
     "#4dabf7", "#ffa94d", "#69db7c", "#f783ac", "#ffe066", "#b197fc", "#38d9a9", "#ff8787", "#a9e34b", "#e599f7",
 ])  # fmt: skip
 """Light, so that black text can be read on it; an object's colour is its place in the list, not its class."""
+SWAPPED = sv.ColorPalette([sv.Color(color.b, color.g, color.r) for color in PALETTE.colors])
+"""For supervision, which takes channels as blue, green, red: so it paints ours right, and no copy is turned for it."""
 MASK_OPACITY = 0.45
 BLEND_ROWS = 64
 """Rows blended at once: what is held beside the picture stays small."""
@@ -58,11 +60,10 @@ def draw(image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_name
         uint8 RGB [H, W, 3].
     """
     pixels = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) else image
-    # supervision takes channels as blue, green, red
-    scene: Pixels = np.array(pixels[..., ::-1], dtype=np.uint8, order="C")
+    scene: Pixels = np.array(pixels, dtype=np.uint8, order="C")
     if len(detections):
         scene = _annotate(scene, _inside(detections, scene.shape[:2]), class_names)
-    return np.ascontiguousarray(scene[..., ::-1])
+    return scene
 
 
 def _annotate(scene: Pixels, detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
@@ -71,7 +72,7 @@ def _annotate(scene: Pixels, detections: sv.Detections, class_names: Sequence[st
     _tint(scene, detections, thickness)
     if len(detections) > MAX_LABELS:
         return scene
-    scene = sv.BoxAnnotator(PALETTE, thickness, by_index).annotate(scene, detections)
+    scene = sv.BoxAnnotator(SWAPPED, thickness, by_index).annotate(scene, detections)
     return _write_labels(scene, detections, class_names)
 
 
@@ -80,7 +81,7 @@ def _tint(scene: Pixels, detections: sv.Detections, thickness: int) -> None:
 
     supervision's own annotators take minutes for a thousand masks in a large picture, where OpenCV is missing.
     """
-    colors = [PALETTE.by_idx(index).as_bgr() for index in range(len(PALETTE.colors))]
+    colors = [PALETTE.by_idx(index).as_rgb() for index in range(len(PALETTE.colors))]
     table = np.array([(0, 0, 0), *colors, *colors], np.float32)
     opacity = np.repeat(np.array([0, MASK_OPACITY, 1], np.float32), [1, len(colors), len(colors)])[:, None]
     kind = np.zeros(scene.shape[:2], np.uint8)
@@ -124,7 +125,7 @@ def _write_labels(scene: Pixels, detections: sv.Detections, class_names: Sequenc
     if not len(index):
         return scene
     writer = sv.RichLabelAnnotator(
-        PALETTE,
+        SWAPPED,
         text_color=sv.Color.BLACK,
         font_size=font_size,
         text_padding=max(1, font_size // 6),

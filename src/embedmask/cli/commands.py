@@ -197,11 +197,11 @@ def predict(
         score_threshold: Leave out what the model is less sure of, 0 to 1.
         max_detections: Detections kept an image; by default what the model says.
         tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
-        overlap: What neighbouring tiles share, px; more than the largest object makes sure of it.
+        overlap: What neighbouring tiles share, px; half the size of a usual object is enough.
         resume: Go on where a run into --out was stopped, with the same options; what is finished is left as it is.
         batch_size: Pictures that the network sees at once; by default what suits the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
-        engine: compile takes minutes at first and is faster then; openvino (CPU) needs: pip install
+        engine: compile takes minutes at first; openvino (CPU) needs: pip install
             'embedmask[export]'.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
