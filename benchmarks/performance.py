@@ -497,7 +497,8 @@ def main() -> None:
         plan = tiny_plan(plan)
     for name, measure in chosen(given).items():
         logging.info("section %s", name)
-        results[name] = measure(plan)
+        # beside Mask R-CNN all engines, elsewhere one: what grows, and how, is the same for all
+        results[name] = measure(plan if name in ("cpu", "cuda") else replace(plan, engines=plan.engines[:1]))
         write_json(kept, results)
     draw(results, folder)
     write_text(given.out, page(results, (HERE / "performance_introduction.md").read_text(encoding="utf-8")))
