@@ -28,6 +28,8 @@ PALETTE = sv.ColorPalette.from_hex([
 SWAPPED = sv.ColorPalette([sv.Color(color.b, color.g, color.r) for color in PALETTE.colors])
 """For supervision, which takes channels as blue, green, red: so it paints ours right, and no copy is turned for it."""
 MASK_OPACITY = 0.45
+MAX_THICKNESS = 4
+"""Of outlines, px: in a very large picture thicker ones would fill small objects."""
 BLEND_ROWS = 64
 """Rows blended at once: what is held beside the picture stays small."""
 MAX_LABELS = 40
@@ -67,7 +69,7 @@ def draw(image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_name
 
 
 def _annotate(scene: Pixels, detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
-    thickness = max(1, round(min(scene.shape[:2]) / 600))
+    thickness = min(max(1, round(min(scene.shape[:2]) / 600)), MAX_THICKNESS)
     by_index = sv.ColorLookup.INDEX
     _tint(scene, detections, thickness)
     if len(detections) > MAX_LABELS:

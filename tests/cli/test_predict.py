@@ -215,8 +215,8 @@ class TestFormats:
 
     def test_fewer_masks_leave_no_old_ones(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
         picture, out = min(pictures.iterdir()), tmp_path / "out"
-        for count in (5, 2):
-            more = ("--format", "masks", "--max-detections", str(count))
+        for count, threshold in ((5, "0"), (2, "0"), (0, "1")):
+            more = ("--format", "masks", "--max-detections", str(count or 5), "--score-threshold", threshold)
             assert main(words(picture, weights, out, *more)) == 0
             assert len(list((out / "masks" / picture.stem).iterdir())) == count
 
@@ -416,8 +416,10 @@ class TestVideo:
     ) -> None:
         content = video.read_bytes()
         video.write_bytes(content[: len(content) // 2])
-        assert main(words(video, weights, tmp_path / "out")) == 0
-        assert 0 < len(results_of(tmp_path / "out")[0]) < 8
+        assert main(words(video, weights, tmp_path / "out")) == 1
+        given = len(results_of(tmp_path / "out")[0])
+        assert 0 < given < 8
+        assert f"clip.avi: breaks off after {given} of 8 frames" in capsys.readouterr().err
         video.write_bytes(content[:100])
         assert "clip.avi" in fails(capsys, *words(video, weights, tmp_path / "none"))
         assert not (tmp_path / "none").exists()

@@ -15,7 +15,8 @@ from embedmask.errors import BadInput
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with files in it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("b.png", "a.JPG", "clip.MP4", "notes.txt", ".hidden.png", "deep/er/c.webm", "ümläut 1.tif"):
+    others = ("notes.txt", "paper.pdf", "table.h5")
+    for name in ("b.png", "a.JPG", "clip.MP4", *others, ".hidden.png", "deep/er/c.webm", "ümläut 1.tif"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

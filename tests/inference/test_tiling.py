@@ -305,6 +305,7 @@ def test_tiles_are_views_of_the_picture() -> None:
         (63, 0, "tile 63: use at least 64 px"),
         (100, 51, "overlap 51: use 0 to 50 px"),
         (100, -1, "overlap -1"),
+        (100.5, 10, "tile 100.5: use a whole number"),
     ],
 )
 def test_tiles_are_checked(tile: int, overlap: int, message: str) -> None:

@@ -188,7 +188,8 @@ def predict(
     replaced file by file.
 
     Args:
-        source: Pictures, videos (mp4, avi, mov, mkv, webm), folders of them, or patterns such as 'photos/*.jpg'.
+        source: Pictures, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders of them, or patterns such as
+            'photos/*.jpg'.
         weights: Model file (.safetensors).
         out: Folder for the results; images.json in it says which file, and which frame, an image_id is.
         format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),

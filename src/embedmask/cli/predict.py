@@ -43,6 +43,8 @@ BLOCK_BATCHES = 4
 """Batches are made inside blocks of so many, so that they do not depend on who computes the others."""
 ROOM = 2**27
 """Bytes of pictures that wait to be written."""
+WHOLE_VIDEO = 0.95
+"""A video that gives a smaller share of the frames that it tells of breaks off; some tell of a few too many."""
 
 Broken = tuple[int, str]
 """Place of a file in the list of all, and what is wrong with it."""
@@ -240,16 +242,18 @@ class Share:
         """Write all of one video, its record last.
 
         Raises:
-            BadInput: not a video, or one without pictures.
+            BadInput: not a video, or one without pictures, or one that breaks off: what it gave is written.
         """
         info = open_video(source.path)
-        bar.total += max((info.total_frames or 0) - 1, 0)
+        told, given = max(info.total_frames or 0, 0), 0
+        bar.total += max(told - 1, 0)
 
         def frame(job: tuple[int, PictureResult]) -> tuple[Row, Pixels | None]:
             row, picture = self._show(source, f"{source.name}/{job[0]:06}", job[1])
             return {"frame": job[0], **row}, picture
 
         def rows() -> Iterator[Row]:
+            nonlocal given
             path = self.out / drawn_name(source)
             with nullcontext() if self.settings.no_draw else write_video(path, info) as show:
                 found = enumerate(self.stream(read_frames(source.path)))
@@ -257,9 +261,12 @@ class Share:
                     if show is not None and picture is not None:
                         show(picture)
                     bar.update()
+                    given += 1
                     yield row
 
         self.records.write(source, rows())
+        if given < WHOLE_VIDEO * told:
+            raise BadInput(f"{source.path}: breaks off after {given} of {told} frames; replace the file")
 
     def _show(self, source: Source, name: str, result: PictureResult) -> tuple[Row, Pixels | None]:
         """A picture's row of the results, and the picture drawn where that is wanted; writes its other form."""
@@ -270,9 +277,11 @@ class Share:
         height, width = result.image.shape[1:]
         results = coco_results(found, 0, range(1, len(names) + 1))
         row = {"name": name, "height": height, "width": width, "results": results}
+        # a large picture must not be held beside its drawn copy while that is written
+        image, result.image = result.image, None
         if self.settings.no_draw:
             return row, None
-        return row, draw(result.image, to_detections(found, names), names)
+        return row, draw(image, to_detections(found, names), names)
 
 
 def _in_background(

@@ -10,7 +10,7 @@ from pathlib import Path
 from embedmask.data.images import is_picture
 from embedmask.errors import BadInput
 
-VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def write_form(
         write_text(path, "".join(f"{line}\n" for line in yolo_lines(found)))
     else:
         shutil.rmtree(path, ignore_errors=True)  # an earlier run may have found more
+        path.mkdir(parents=True, exist_ok=True)  # also where nothing is found
         for index in range(len(found)):
             write_picture(found.masks.dense(index).numpy(), path / f"{index + 1:04}.png")
 

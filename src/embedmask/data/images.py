@@ -24,6 +24,8 @@ GREY_DEPTHS = (8, 10, 12, 14, 16)
 """Bits a pixel that cameras deliver; files store all but the first in 16."""
 EXIF_ORIENTATION = 0x0112
 TURNED_ORIENTATIONS = (5, 6, 7, 8)
+UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
+"""Formats whose endings Pillow knows, though it cannot read them."""
 STRIP_PIXELS = 2**22
 """Pixels that are converted at a time, so that a large picture is not held several times over."""
 # What Pillow raises on files that are cut, damaged, or no pictures at all.
@@ -110,7 +112,8 @@ def size_of(image: Tensor) -> Size:
 
 def is_picture(path: Path) -> bool:
     """Whether the name is that of a picture file, and not of a hidden one."""
-    return path.suffix.lower() in Image.registered_extensions() and not path.name.startswith(".")
+    form = Image.registered_extensions().get(path.suffix.lower())
+    return form not in (None, *UNREADABLE) and not path.name.startswith(".")
 
 
 def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:

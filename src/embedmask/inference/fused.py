@@ -134,9 +134,7 @@ def fuse(module: nn.Module, *, portable: bool) -> nn.Module:
     """
     try:
         graph = _Tracer().trace(module)
-    except (
-        Exception
-    ):  # tracing runs foreign code with objects that stand for tensors: anything may come of it
+    except Exception:  # tracing runs foreign code with stand-ins for tensors: anything may come of it
         return module
     info = getattr(module, "feature_info", None)
     (results,) = graph.output_node().args

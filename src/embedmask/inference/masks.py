@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedmask.coupling import weighted_distance
-from embedmask.inference.outlines import Cells, trace
+from embedmask.inference.outlines import BLOCK_VALUES, Cells, trace
 from embedmask.inference.proposals import Proposals
 from embedmask.structures import CropMasks, Size
 
@@ -21,8 +21,6 @@ OUTSIDE_LOG_PROB = -10.0
 MARGIN_CELLS, MARGIN_SHARE = 1.5, 0.1
 """How far around its box a mask may reach in the frame `exact`: so many cells, or this share of the box's side where
 that is more. Boxes are often a pixel or two too small; the mask loss looks as far (section 3.5, sides x 1.2)."""
-SPAN_VALUES = 1 << 21
-"""Distances of whole maps that are held at once, with `aligned`."""
 
 Interpolation = Literal["prob", "log_prob", "aligned"]
 Frame = Literal["authors", "exact"]
@@ -119,7 +117,7 @@ def _spans(pixels: Tensor, proposals: Proposals, threshold: float) -> Tensor:
     grid = (pixels.shape[1], pixels.shape[2])
     flat = pixels.flatten(1)
     chunks = []
-    count = max(1, SPAN_VALUES // flat.shape[1])
+    count = max(1, BLOCK_VALUES // flat.shape[1])
     for embed, margin in zip(
         torch.split(proposals.embed, count), torch.split(proposals.margin, count), strict=True
     ):

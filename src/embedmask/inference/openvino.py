@@ -121,9 +121,8 @@ def _key(model: EmbedMask, *others: str) -> str:
 
 def _convert(library: Any, trunk: Trunk) -> Any:
     with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter(
-            "ignore"
-        )  # the tracer is deprecated, and warns of each size that it takes for fixed
+        # the tracer is deprecated, and warns of each size that it takes for fixed
+        warnings.simplefilter("ignore")
         return library.convert_model(_Flat(trunk), example_input=torch.zeros(1, 3, *TRACED_SIZE))
 
 

@@ -45,8 +45,11 @@ def check_tiles(tile: int, overlap: int) -> None:
     """Whether a picture can be looked at in such tiles.
 
     Raises:
-        BadInput: tiles too small, or an overlap below 0 or above half a tile.
+        BadInput: no whole numbers, tiles too small, or an overlap below 0 or above half a tile.
     """
+    for name, value in (("tile", tile), ("overlap", overlap)):
+        if not hasattr(value, "__index__"):
+            raise BadInput(f"{name} {value!r}: use a whole number of px")
     if tile < MIN_TILE:
         raise BadInput(f"tile {tile}: use at least {MIN_TILE} px")
     if not 0 <= overlap <= tile // 2:
