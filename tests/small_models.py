@@ -1,11 +1,15 @@
-"""Networks, predictions and targets small enough for tests."""
+"""Networks, predictions, targets and pictures small enough for tests."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from embedmask import ModelConfig, Predictions, Target
@@ -109,3 +113,14 @@ def random_rectangles(count: int, size: tuple[int, int], seed: int = 0) -> Targe
     low = torch.rand(count, 2, generator=rng) * (limits - 4)
     high = low + 2 + torch.rand(count, 2, generator=rng) * (limits - low - 2)
     return rectangles(torch.cat([low, high], 1).tolist(), size)
+
+
+def forms_of(picture: npt.NDArray[np.uint8], folder: Path) -> list[Any]:
+    """A picture [H, W, 3] in every form that is taken; one is a file in `folder`."""
+    path = folder / "picture.png"
+    Image.fromarray(picture).save(path)
+    return [
+        path, str(path), path.read_bytes(), Image.open(path), picture,
+        torch.from_numpy(picture.copy()).permute(2, 0, 1),
+        np.dstack([picture, np.zeros_like(picture[..., :1])]), picture[::-1][::-1],
+    ]  # fmt: skip

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+
+from scripts import load_script
 
 from embedmask.evaluation.coco import CocoEvaluator
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluation.py"
-spec = importlib.util.spec_from_file_location("evaluation_benchmark", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-benchmark: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+benchmark = load_script("evaluation")
 
 
 def test_generated_results_can_be_measured(tmp_path: Path) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from scripts import load_script
 from small_models import small_config
 
 from embedmask import EmbedMask
@@ -16,13 +14,7 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.shapes import make_shapes
 from embedmask.structures import CropMasks, Instances
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fidelity.py"
-spec = importlib.util.spec_from_file_location("fidelity_benchmark", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-benchmark: Any = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = benchmark  # its dataclasses look themselves up
-spec.loader.exec_module(benchmark)
+benchmark = load_script("fidelity")
 
 
 def squares(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Instances:

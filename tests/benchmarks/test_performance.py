@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,16 +9,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from scripts import load_script
 from small_models import small_config
 
 from embedmask.benchmark.compare import Plan
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "performance.py"
-spec = importlib.util.spec_from_file_location("performance_benchmark", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-benchmark: Any = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+benchmark = load_script("performance")
 
 STAGES = ("read", "resize", "preprocess", "network", "proposals", "masks", "results")
 

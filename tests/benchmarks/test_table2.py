@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripts import load_script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "table2.py"
-spec = importlib.util.spec_from_file_location("table2", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-table2: Any = importlib.util.module_from_spec(spec)
-sys.modules["table2"] = table2  # dataclasses look their module up
-spec.loader.exec_module(table2)
+table2 = load_script("table2")
 
 
 def test_every_recipe_is_a_cell_with_the_papers_figures() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import forms_of
 
 from embedmask.errors import BadInput
 from embedmask.inference.pictures import as_image
@@ -20,14 +21,7 @@ def picture() -> np.ndarray:
 
 
 def test_every_form_gives_the_same(picture: np.ndarray, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    Image.fromarray(picture).save(path)
-    forms = [
-        path, str(path), path.read_bytes(), Image.open(path), picture,
-        torch.from_numpy(picture.copy()).permute(2, 0, 1),
-        np.dstack([picture, np.zeros_like(picture[..., :1])]), picture[::-1][::-1],
-    ]  # fmt: skip
-    for form in forms:
+    for form in forms_of(picture, tmp_path):
         assert torch.equal(as_image(form), torch.from_numpy(picture).permute(2, 0, 1)), type(form)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import small_baseline
+from small_models import forms_of, small_baseline
 from torch import Tensor
 
 from embedmask import EmbedMask, ModelConfig, Predictions, Predictor
@@ -82,13 +82,7 @@ def test_detections_are_in_the_pictures_frame(predictor: Predictor, picture: np.
 def test_every_form_of_a_picture_gives_the_same(
     predictor: Predictor, picture: np.ndarray, tmp_path: Path
 ) -> None:
-    path = tmp_path / "picture.png"
-    Image.fromarray(picture).save(path)
-    forms = [
-        path, str(path), path.read_bytes(), Image.open(path), picture,
-        torch.from_numpy(picture.copy()).permute(2, 0, 1),
-        np.dstack([picture, np.zeros_like(picture[..., :1])]), picture[::-1][::-1],
-    ]  # fmt: skip
+    forms = forms_of(picture, tmp_path)
     expected = predictor(picture, 0.0)
     assert len(expected) > 0
     for form in forms:

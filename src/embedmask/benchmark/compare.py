@@ -18,12 +18,12 @@ from embedmask.benchmark.load import BOX_CELLS, load_embedmask, load_torchvision
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.benchmark.sides import SETTINGS, EmbedMaskSide, Setting, Side, TorchvisionSide
 from embedmask.benchmark.timing import Times, interleave, machine, medians, quartiles, time_run
-from embedmask.config import ModelConfig, Precision
+from embedmask.config import Engine, ModelConfig, Precision
 from embedmask.data.images import read_image
 from embedmask.data.transforms import EvalTransform, resized_size
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
-from embedmask.inference.engines import Engine, make_network
+from embedmask.inference.engines import make_network
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Size
 

@@ -11,7 +11,15 @@ from embedmask.cli.data import data_check, data_shapes, data_show
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
-from embedmask.config import DataConfig, DetectorConfig, MaskRCNNConfig, ModelConfig, Precision, TrainConfig
+from embedmask.config import (
+    DataConfig,
+    DetectorConfig,
+    Engine,
+    MaskRCNNConfig,
+    ModelConfig,
+    Precision,
+    TrainConfig,
+)
 from embedmask.config.data import Degenerate, Split
 from embedmask.errors import BadInput
 
@@ -177,7 +185,7 @@ def predict(
     resume: bool = False,
     batch_size: int | None = None,
     precision: Precision = "auto",
-    engine: Literal["torch", "compile", "openvino"] = "torch",
+    engine: Engine = "torch",
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
@@ -260,7 +268,7 @@ def bench(
     model: dict[str, Any] | None = None,
     image_size: tuple[int, int] = (800, 1216),
     json: Path | None = None,
-    engine: list[Literal["torch", "compile", "openvino"]] = ["torch"],  # noqa: B006
+    engine: list[Engine] = ["torch"],  # noqa: B006
     baseline: list[Literal["float32", "bfloat16", "compiled"]] = ["float32", "bfloat16", "compiled"],  # noqa: B006
     batch: list[int] = [1],  # noqa: B006
     detections: int = 100,

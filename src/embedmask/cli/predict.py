@@ -27,10 +27,9 @@ from embedmask.cli.writers import (
     write_classes,
     write_form,
 )
-from embedmask.config import Precision
+from embedmask.config import Engine, Precision
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
-from embedmask.inference.engines import Engine
 from embedmask.inference.loop import choose_workers
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.reading import PictureResult

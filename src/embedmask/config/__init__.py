@@ -13,13 +13,14 @@ from embedmask.config.kinds import model_from_dict, model_to_dict
 from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import HINGE_MARGIN, PRESETS, ModelConfig
 from embedmask.config.recipe import Recipe, read_yaml
-from embedmask.config.train import Precision, TrainConfig
+from embedmask.config.train import Engine, Precision, TrainConfig
 
 __all__ = [
     "HINGE_MARGIN",
     "PRESETS",
     "DataConfig",
     "DetectorConfig",
+    "Engine",
     "MaskRCNNConfig",
     "ModelConfig",
     "Precision",

@@ -8,6 +8,8 @@ from typing import Literal
 from embedmask.fields import check_types, require
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Engine = Literal["torch", "compile", "openvino"]
+"""What runs the network in prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)

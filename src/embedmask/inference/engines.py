@@ -7,11 +7,12 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from embedmask.config import Engine
 from embedmask.errors import BadInput
 from embedmask.inference.fused import Maps, Trunk
 from embedmask.inference.openvino import openvino_trunk
@@ -20,7 +21,6 @@ from embedmask.model.embedmask import EmbedMask
 from embedmask.model.head import Head
 from embedmask.structures import ImageBatch, Predictions
 
-Engine = Literal["torch", "compile", "openvino"]
 Network = Callable[..., Any]
 """A preprocessed batch in, what the model's own `forward` gives out (`Predictions`, all maps float32); its keywords
 are that `forward`'s too."""

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from embedmask._supervision import sv
-from embedmask.config import DetectorConfig, ModelConfig, Precision, override
+from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, override
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
-from embedmask.inference.engines import Engine, make_network
+from embedmask.inference.engines import make_network
 from embedmask.inference.loop import choose_workers, find_instances
 from embedmask.inference.pictures import PICTURE_TYPES, Picture, as_image, check_picture
 from embedmask.inference.reading import PictureResult, ReadPicture, make_batches, read_ahead

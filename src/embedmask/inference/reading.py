@@ -13,7 +13,7 @@ from torch import Tensor
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
 from embedmask.inference.pictures import Picture
-from embedmask.model.detector import FRAME_MULTIPLE
+from embedmask.model.detector import frame_of
 from embedmask.structures import Instances, Size
 
 Item = TypeVar("Item")
@@ -47,10 +47,7 @@ class ReadPicture:
     @property
     def frame(self) -> Size | None:
         """What it is padded to when it is alone."""
-        if self.resized is None:
-            return None
-        height, width = (-(-side // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in size_of(self.resized))
-        return height, width
+        return None if self.resized is None else frame_of([size_of(self.resized)])
 
     @property
     def num_bytes(self) -> int:

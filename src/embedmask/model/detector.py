@@ -44,9 +44,7 @@ class Detector(nn.Module):
             A batch on the model's device.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = (
-            -(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, least, strict=True)
-        )
+        height, width = frame_of([*sizes, least])
         tensors = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image, (h, w) in zip(tensors, images, sizes, strict=True):
             slot[:, :h, :w] = self._normalize(image)
@@ -60,3 +58,9 @@ class Detector(nn.Module):
             # one grey level more: a blank image stays blank
             return (pixels - pixels.mean()) / (pixels.std() + 1.0)
         return (pixels - self.mean) / self.std
+
+
+def frame_of(sizes: Sequence[Size]) -> Size:
+    """The smallest frame that holds pictures of these sizes: `(height, width)` px, multiples of `FRAME_MULTIPLE`."""
+    height, width = (-(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, strict=True))
+    return height, width
