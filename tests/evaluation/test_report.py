@@ -122,14 +122,6 @@ def test_worst_image_comes_first_and_best_last(tmp_path: Path) -> None:
     assert names == ["4.png", "3.png", "2.png", "5.png", "1.png"]
 
 
-def test_only_the_images_asked_for(tmp_path: Path) -> None:
-    truth, results = some(4, 1)
-    page = report(tmp_path, truth, results, image_ids=[2])
-    assert "2.png" in page.text
-    assert "3.png" not in page.text
-    assert len(page.pictures) == 2
-
-
 @pytest.mark.parametrize("lacking", ["results", "objects", "both"])
 def test_nothing_to_show_is_shown(tmp_path: Path, lacking: str) -> None:
     truth, results = some(3, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import tiny
 
-from embedmask.config import Recipe
+from embedmask.config import Recipe, override
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.model.build import build_model
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
 from embedmask.weights.checkpoint import load_checkpoint
@@ -67,6 +69,43 @@ def test_pictures_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -
         with Image.open(path) as picture:
             assert min(picture.size) >= 64
     assert len(list((out / "samples").iterdir())) == 3
+
+
+def test_a_run_can_start_from_the_weights_of_another(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
+) -> None:
+    weights = run[0] / "model.safetensors"
+    lines: list[str] = []
+    still = tiny(init=str(weights), epochs=1, lr=1e-12, weight_decay=0.0, ema_decay=None)
+    fit.train(still, shapes, tmp_path / "on", report=lines.append)
+    before, after = load_file(weights), load_file(tmp_path / "on" / "last.safetensors")
+    learned = [name for name in before if "running" not in name and "num_batches" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learned)
+    assert lines[1] == f"starts from {weights}: {len(before)} of {len(before)} tensors"
+
+
+def test_weights_of_other_classes_leave_the_class_layer_random(
+    run: tuple[Path, dict[str, float], list[str]], tmp_path: Path
+) -> None:
+    checkpoint = load_checkpoint(run[0] / "model.safetensors")
+    model = build_model(replace(checkpoint.config, num_classes=2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lines: list[str] = []
+    fit.set_first_weights(model, tiny(init=str(run[0] / "model.safetensors")).train, lines.append)
+    after, held = model.state_dict(), checkpoint.model.state_dict()
+    kept = {name for name, value in after.items() if value.shape != held[name].shape}
+    assert {name.rpartition(".")[2] for name in kept} == {"weight", "bias"}
+    assert all(torch.equal(after[name], before[name] if name in kept else held[name]) for name in after)
+    assert lines[0].endswith(f"{len(after) - 2} of {len(after)} tensors")
+
+
+def test_weights_of_another_backbone_are_refused(
+    run: tuple[Path, dict[str, float], list[str]], tmp_path: Path
+) -> None:
+    other = build_model(override(tiny().model, {"backbone": "resnet10t"}, where="test"))
+    config = tiny(init=str(run[0] / "model.safetensors")).train
+    with pytest.raises(BadInput, match="its backbone is test_resnet, the recipe's resnet10t"):
+        fit.set_first_weights(other, config, print)
 
 
 def test_classes_follow_the_data(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:

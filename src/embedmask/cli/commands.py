@@ -120,7 +120,7 @@ def evaluate(
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
 
-    dataset = CocoInstances.open(data, split, degenerate=degenerate)
+    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where)
     how: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
@@ -139,7 +139,6 @@ def evaluate(
     metrics = evaluate_weights(
         weights,
         dataset,
-        where=where,
         score_threshold=score_threshold,
         matching=matching,
         report=report,

@@ -30,7 +30,9 @@ def write_contact_sheet(
         dataset = CocoInstances.open(folder, split)
     else:
         transform = TrainTransform(augment)
-        dataset = CocoInstances.open(folder, split, transform, degenerate=augment.degenerate)
+        dataset = CocoInstances.open(
+            folder, split, transform, degenerate=augment.degenerate, where=augment.where
+        )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]
     pictures = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_picture(contact_sheet(pictures, columns=min(NUM_COLUMNS, len(pictures))), out)

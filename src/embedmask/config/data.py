@@ -46,6 +46,8 @@ class DataConfig:
     """Largest standard deviation of a random Gaussian blur, px."""
     noise: float = 0.0
     """Largest standard deviation of random noise, as a part of white, 0..1."""
+    where: str | None = None
+    """`KEY=VALUE`: train and evaluate only on pictures whose record in the annotation file says so."""
     min_box_side: float = 1.0
     """Objects whose visible part is narrower or lower are left out of the targets, px."""
     repeat: int = 1

@@ -99,6 +99,9 @@ class ModelConfig(DetectorConfig):
     score: Literal["product", "root"] = "product"
     """Class score x centerness, of candidates whose class score passes `score_threshold`; or the square root of that
     product, which itself must pass (second repository)."""
+    rescore_masks: bool = False
+    """Multiply scores by how far the mask agrees with its box and holds what no better one holds, for scores that tell
+    duplicates from touching objects; ours, in no paper. See inference/rescoring.py."""
     clip_before_nms: bool = True
     """Boxes are clipped to the image before the NMS or after the best `max_detections` are chosen; boxes without
     area are dropped there."""

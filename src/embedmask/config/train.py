@@ -58,6 +58,9 @@ class TrainConfig:
     """Keep a moving average of the weights and evaluate, save that; null: none."""
     pretrained: bool = True
     """Start the backbone from timm's ImageNet weights."""
+    init: str | None = None
+    """Start from a model file, or a released model by name (`nuclei`), instead; what does not fit, as the class layer
+    of another data set, stays random."""
     precision: Precision = "auto"
     """`auto`: bfloat16 where the device is fast at it. Embeddings, distances and losses stay float32."""
     workers: int | None = None

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedmask.config.data import Degenerate, Split
-from embedmask.data.annotations import Annotations, check_annotations
+from embedmask.data.annotations import Annotations, Content, check_annotations
 from embedmask.data.images import read_image, size_of
 from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
 from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
 from embedmask.data.segmentation import to_coco
+from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
 from embedmask.structures import Target
@@ -33,24 +34,33 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from; for messages.
+        where: what the pictures were chosen by; None: all are here.
     """
 
-    def __init__(self, files: SplitFiles, transform: Transform | None = None, note: Note = refuse) -> None:
+    def __init__(
+        self,
+        files: SplitFiles,
+        transform: Transform | None = None,
+        note: Note = refuse,
+        where: str | None = None,
+    ) -> None:
         """Read and check the annotations, and that every picture is there.
 
         Args:
             files: where the split lies.
             transform: makes the item; None: the whole picture at its own size.
             note: is told of every problem; by default the first that is fatal is raised.
+            where: as in `open`.
 
         Raises:
-            BadInput: see `check_annotations`; or a picture is missing.
+            BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
         """
         self.annotations_file = files.annotations
         self.images_dir = files.images
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
-        content = check_annotations(files.read(note), self.annotations_file, note)
+        self.where = where
+        content = check_annotations(self._part(files.read(note)), self.annotations_file, note)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
@@ -67,6 +77,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         split: Split,
         transform: Transform | None = None,
         degenerate: Degenerate = "refuse",
+        where: str | None = None,
     ) -> CocoInstances:
         """The split of a folder, see `find_split`.
 
@@ -75,13 +86,13 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             split: which of its splits.
             transform: makes the item; None: the whole picture at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
+            where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
 
         Raises:
-            BadInput: see `find_split` and `__init__`.
+            BadInput: see `find_split` and `__init__`; or `where` leaves no picture.
         """
-        dataset = cls(
-            find_split(data_dir, split), transform, drop_degenerate if degenerate == "drop" else refuse
-        )
+        note = drop_degenerate if degenerate == "drop" else refuse
+        dataset = cls(find_split(data_dir, split), transform, note, where)
         if dataset._dropped:
             dataset.layout += f"; {len(dataset._dropped)} degenerate objects of {split} left out"
         return dataset
@@ -94,13 +105,16 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         if self.annotations_file.suffix != ".json":
             return self._as_coco()
-        if not self._dropped and self.annotations_file.name != ROBOFLOW_FILE:
+        if not self._dropped and self.where is None and self.annotations_file.name != ROBOFLOW_FILE:
             return self.annotations_file
-        content: dict[str, Any] = json.loads(self.annotations_file.read_text(encoding="utf-8"))
+        content = self._part(json.loads(self.annotations_file.read_text(encoding="utf-8")))
         dropped = set(self._dropped)
         kept = [entry for i, entry in enumerate(content["annotations"]) if i not in dropped]
         categories = [entry for entry in content["categories"] if entry["id"] in self.category_ids]
         return {**content, "annotations": kept, "categories": categories}
+
+    def _part(self, content: Content) -> Content:
+        return content if self.where is None else content_where(content, self.where, self.annotations_file)
 
     def _as_coco(self) -> dict[str, Any]:
         """The ground truth in the form of a COCO file, made when asked for: as lists it is large."""

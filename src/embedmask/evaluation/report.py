@@ -45,7 +45,6 @@ def write_report(
     *,
     title: str,
     score_threshold: float,
-    image_ids: Sequence[int] | None = None,
 ) -> Path:
     """Write `index.html`, which holds its pictures and needs no network.
 
@@ -56,17 +55,16 @@ def write_report(
         metrics: what stands in the table, by `KIND/METRIC`.
         title: of the page.
         score_threshold: results from here on are drawn, counted as errors, and decide how good an image is.
-        image_ids: as in `CocoEvaluator.compute`.
 
     Raises:
         BadInput: as `CocoEvaluator.compute`, or a picture cannot be read.
     """
-    images = judge(evaluator, score_threshold, image_ids)
+    images = judge(evaluator, score_threshold)
     sections = [
         _summary(evaluator, images, score_threshold),
         _metrics(metrics),
-        _curves(evaluator, image_ids),
-        _classes(evaluator, images, image_ids),
+        _curves(evaluator),
+        _classes(evaluator, images),
         _errors(images, score_threshold),
         *_pictures(evaluator, dataset, images, score_threshold),
     ]
@@ -113,8 +111,8 @@ def _metrics(metrics: Mapping[str, float]) -> str:
     return page.section("Figures", text, *tables)
 
 
-def _curves(evaluator: CocoEvaluator, image_ids: Sequence[int] | None) -> str:
-    measured = evaluator.curves(image_ids)
+def _curves(evaluator: CocoEvaluator) -> str:
+    measured = evaluator.curves()
     charts = [
         page.chart(
             KIND_NAMES[kind],
@@ -126,8 +124,8 @@ def _curves(evaluator: CocoEvaluator, image_ids: Sequence[int] | None) -> str:
     return page.section("Precision and recall", text, f'<div class="row">{"".join(charts)}</div>')
 
 
-def _classes(evaluator: CocoEvaluator, images: list[ImageFindings], image_ids: Sequence[int] | None) -> str:
-    per_class = evaluator.per_class(image_ids)
+def _classes(evaluator: CocoEvaluator, images: list[ImageFindings]) -> str:
+    per_class = evaluator.per_class()
     categories = Counter(truth["category_id"] for image in images for truth in image.truths)
     rows = []
     for category, (name, values) in zip(sorted(evaluator.truth.cats), per_class.items(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,6 @@ def evaluate_weights(
     weights: Path,
     dataset: CocoInstances,
     *,
-    where: str | None = None,
     max_detections: int | None = None,
     image_short_side: int | None = None,
     score_threshold: float = 0.3,
@@ -47,7 +46,6 @@ def evaluate_weights(
     Args:
         weights: written by `embedmask.weights.checkpoint.save`.
         dataset: the split.
-        where: `KEY=VALUE`, only the images whose record in the ground truth says so; None: all.
         max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
         image_short_side: what pictures are resized to for the network, px; None: the same.
         score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all.
@@ -70,25 +68,16 @@ def evaluate_weights(
         raise BadInput(f"--score-threshold must lie between 0 and 1, got {score_threshold}")
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
-    image_ids = None if where is None else images_where(evaluator.truth.imgs.values(), where)
-    found = _predict(checkpoint, dataset, image_ids, device=device, precision=precision, progress=progress)
+    found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
     begin()
     for results in found:
         evaluator.add(results)
-    metrics = evaluator.compute(image_ids, progress=progress)
+    metrics = evaluator.compute(progress=progress)
     if matching or len(dataset.class_names) == 1:
-        metrics |= matching_metrics(evaluator, score_threshold, image_ids)
+        metrics |= matching_metrics(evaluator, score_threshold)
     if report is not None:
-        write_report(
-            report,
-            evaluator,
-            dataset,
-            metrics,
-            title=title,
-            score_threshold=score_threshold,
-            image_ids=image_ids,
-        )
-    return {**metrics, "classes": evaluator.per_class(image_ids)}
+        write_report(report, evaluator, dataset, metrics, title=title, score_threshold=score_threshold)
+    return {**metrics, "classes": evaluator.per_class()}
 
 
 def write_results(
@@ -118,7 +107,7 @@ def write_results(
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     name = dataset.annotations_file.stem.removeprefix(NO_TRUTH)
     path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
-    found = _predict(checkpoint, dataset, None, device=device, precision=precision, progress=progress)
+    found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
     write_json_rows(path, chain.from_iterable(found))
     return path
 
@@ -145,46 +134,27 @@ def _open_weights(weights: Path, **changes: int | None) -> Checkpoint:
 def _predict(
     checkpoint: Checkpoint,
     dataset: CocoInstances,
-    image_ids: Sequence[int] | None,
     *,
     device: str,
     precision: Precision,
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
-    """COCO results of each picture of a data set, or of those asked for, in the data set's classes."""
+    """COCO results of each picture of a data set, in the data set's classes."""
     config, category_ids = checkpoint.config, match_classes(checkpoint.class_names, dataset)
-    wanted = set(dataset.image_ids if image_ids is None else image_ids)
-    items = [item for item, image_id in enumerate(dataset.image_ids) if image_id in wanted]
     batches = eval_loader(
         dataset,
         EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding),
         workers=choose_workers(None),
-        wanted=items,
     )
     on = choose_device(device)
     found = predict_dataset(checkpoint.model.to(on), config, batches, dtype=choose_precision(on, precision))
 
     def walk() -> Iterator[list[dict[str, Any]]]:
-        for image_id, instances in tqdm(found, total=len(items), unit="picture", disable=not progress):
+        for image_id, instances in tqdm(found, total=len(dataset), unit="picture", disable=not progress):
             results = coco_results(instances, image_id, category_ids)
             yield [result for result in results if result["category_id"] in dataset.category_ids]
 
     return walk()  # what can be wrong has been said by now
-
-
-def images_where(images: Iterable[Mapping[str, Any]], condition: str) -> list[int]:
-    """Ids of the images whose record says `KEY=VALUE`, for example `modality=fluorescence`.
-
-    Raises:
-        BadInput: no equals sign, or no such image.
-    """
-    key, equals, value = condition.partition("=")
-    records = list(images)
-    chosen = [int(image["id"]) for image in records if str(image.get(key)) == value]
-    if not equals or not chosen:
-        keys = ", ".join(sorted({name for image in records for name in image}))
-        raise BadInput(f"--where {condition}: no image of the split is so; give KEY=VALUE, keys: {keys}")
-    return chosen
 
 
 def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:

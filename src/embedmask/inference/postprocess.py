@@ -11,6 +11,7 @@ from torchvision.ops import clip_boxes_to_image
 from embedmask.config import ModelConfig
 from embedmask.inference.masks import decode_masks
 from embedmask.inference.proposals import Proposals, decode_proposals
+from embedmask.inference.rescoring import rescore_by_masks
 from embedmask.structures import Instances, Predictions, Size
 
 
@@ -83,4 +84,6 @@ class Postprocessor:
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
         # scaling rounds, at the border by a last digit out of the picture
         boxes = clip_boxes_to_image(boxes, original_size)
-        return Instances(boxes, proposals.scores, proposals.labels, masks, proposals.embed, proposals.margin)
+        embed, margin = proposals.embed, proposals.margin
+        instances = Instances(boxes, proposals.scores, proposals.labels, masks, embed, margin)
+        return rescore_by_masks(instances) if cfg.rescore_masks else instances

@@ -36,10 +36,9 @@ class SplitPair(LightningDataModule):
         self.evaluated: Sequence[int] | None = None
         self.start = 0
         self._batches_an_epoch: int | None = None
-        self.train_set = CocoInstances.open(
-            data, "train", TrainTransform(recipe.data), degenerate=recipe.data.degenerate
-        )
-        self.val_set = CocoInstances.open(data, "val", degenerate=recipe.data.degenerate)
+        degenerate, where = recipe.data.degenerate, recipe.data.where
+        self.train_set = CocoInstances.open(data, "train", TrainTransform(recipe.data), degenerate, where)
+        self.val_set = CocoInstances.open(data, "val", degenerate=degenerate, where=where)
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from embedmask.config import Recipe, override
+from embedmask.config import Recipe, TrainConfig, override
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
+from embedmask.model.detector import Detector
 from embedmask.training.batch_norm import join_batch_norms
 from embedmask.training.callbacks import MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
@@ -27,6 +28,7 @@ from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_first
 from embedmask.training.samples import write_samples
 from embedmask.visualize import plot_curves
+from embedmask.weights.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,8 @@ def train(
     tell(f"{data}: {splits.train_set.layout}")
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
-    if recipe.train.pretrained and not resumed:
-        module.model.backbone.load_pretrained()
+    if not resumed:
+        set_first_weights(module.model, recipe.train, tell)
     results = ResultsFolder(
         out,
         recipe,
@@ -122,6 +124,27 @@ def prepare(
     if hardware.processes.are_many:
         join_batch_norms(module.model)
     return recipe, splits, module
+
+
+def set_first_weights(model: Detector, config: TrainConfig, tell: Report) -> None:
+    """Those that training starts from, where they are not random.
+
+    Raises:
+        BadInput: `init` is no model file, or of another backbone.
+    """
+    if config.init is not None:
+        first = load_checkpoint(config.init).model
+        ours, theirs = model.config.backbone, first.config.backbone
+        if ours != theirs:
+            raise BadInput(
+                f"train.init {config.init}: its backbone is {theirs}, the recipe's {ours}; use the same"
+            )
+        held, wanted = first.state_dict(), model.state_dict()
+        fit = {n: value for n, value in held.items() if n in wanted and value.shape == wanted[n].shape}
+        model.load_state_dict(fit, strict=False)
+        tell(f"starts from {config.init}: {len(fit)} of {len(wanted)} tensors")
+    elif config.pretrained:
+        model.backbone.load_pretrained()
 
 
 def check_folder(out: Path, resume: bool) -> None:

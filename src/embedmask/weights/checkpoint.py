@@ -26,6 +26,7 @@ from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
+from embedmask.weights.released import find_weights
 
 FORMAT = "embedmask"
 VERSION = 1
@@ -48,11 +49,14 @@ class Checkpoint:
     class_names: list[str]
 
 
-def save(model: Detector, path: str | Path, *, class_names: Sequence[str]) -> None:
+def save(
+    model: Detector, path: str | Path, *, class_names: Sequence[str], dtype: torch.dtype | None = None
+) -> None:
     """Write the weights, the config and the class names to one safetensors file, whole or not at all.
 
     Args:
         class_names: name of each label, `model.config.num_classes` of them.
+        dtype: of the weights in the file, as torch.float16 for half the size; None: as they are.
 
     Raises:
         BadInput: the number of names does not fit, or the file cannot be written.
@@ -68,7 +72,7 @@ def save(model: Detector, path: str | Path, *, class_names: Sequence[str]) -> No
         "config": json.dumps(model_to_dict(model.config)),
         "class_names": json.dumps(names),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors = {name: _packed(value, dtype) for name, value in model.state_dict().items()}
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
@@ -80,20 +84,28 @@ def save(model: Detector, path: str | Path, *, class_names: Sequence[str]) -> No
             ) from error
 
 
+def _packed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+
+
 def load(path: str | Path) -> Detector:
-    """The network of a checkpoint, on the CPU, in eval mode; errors as `load_checkpoint`."""
+    """The network of a checkpoint, or of a released model by name; on the CPU, in eval mode, as `load_checkpoint`."""
     return load_checkpoint(path).model
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Rebuild the network that `save` wrote.
 
+    Args:
+        path: a file, or the name of a model that comes with the package (`nuclei`). Weights kept in half precision
+            become float32.
+
     Raises:
         BadInput: no such file; cut short or damaged; not an EmbedMask checkpoint; written by a newer version;
             or its tensors are not those of its config (the first that differs is named).
     """
-    path = Path(path)
-    _require_safetensors(path)
+    path = find_weights(path)
+    _refuse_torch_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             config, class_names = _parse_metadata(file.metadata() or {}, path)
@@ -139,8 +151,7 @@ def _require_file(path: Path) -> None:
         raise BadInput(f"{path}: no such weights file")
 
 
-def _require_safetensors(path: Path) -> None:
-    _require_file(path)
+def _refuse_torch_file(path: Path) -> None:
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -1,0 +1,117 @@
+"""Scores that know the masks: by hand, against a slow twin, and through the post-processing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import random_predictions, small_config
+from torch import Tensor
+from torchvision.ops import box_iou, masks_to_boxes
+
+from embedmask import Postprocessor
+from embedmask.inference.rescoring import free_shares, mask_boxes, rescore_by_masks
+from embedmask.structures import CropMasks, Instances, RunCrops
+
+SIZE = (24, 32)
+
+
+def filled(*boxes: tuple[int, int, int, int]) -> Tensor:
+    """Dense masks of rectangles, xyxy."""
+    masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = True
+    return masks
+
+
+def found(dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labels: list[int]) -> Instances:
+    masks = CropMasks(RunCrops.of(list(dense)), [(0, 0)] * len(dense), SIZE)
+    return Instances(
+        torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(labels), masks
+    )
+
+
+def twin(dense: Tensor, boxes: Tensor, scores: Tensor, labels: list[int]) -> Tensor:
+    """Pixel by pixel, mask by mask."""
+    new = []
+    for i, mask in enumerate(dense):
+        if not mask.any():
+            new.append(0.0)
+            continue
+        better = [dense[j] for j in range(i) if labels[j] == labels[i]]
+        taken = torch.stack(better).any(0) if better else torch.zeros(SIZE, dtype=torch.bool)
+        free = (mask & ~taken).sum() / mask.sum()
+        around = masks_to_boxes(mask[None]) + torch.tensor([0, 0, 1, 1])
+        new.append(float(scores[i] * free * box_iou(boxes[i][None], around)))
+    return torch.tensor(new)
+
+
+def test_a_mask_that_fills_its_box_alone_keeps_its_score() -> None:
+    rectangles = [(2, 2, 10, 12), (10, 2, 20, 12)]
+    kept = rescore_by_masks(found(filled(*rectangles), rectangles, [0.9, 0.5], [0, 0]))
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
+
+
+def test_a_duplicate_falls_behind_and_one_of_another_class_does_not() -> None:
+    same = (2, 2, 10, 12)
+    results = found(filled(same, same, (12, 2, 20, 12), same), [same, same, (12, 2, 20, 12), same],
+                    [0.9, 0.8, 0.5, 0.4], [0, 0, 0, 1])  # fmt: skip
+    kept = rescore_by_masks(results)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.0])
+    assert kept.labels.tolist() == [0, 0, 1, 0]
+    assert kept.boxes[1].tolist() == [12, 2, 20, 12]
+    assert torch.equal(kept.masks.to_dense()[1], filled((12, 2, 20, 12))[0])
+
+
+def test_a_mask_of_half_its_box_scores_half() -> None:
+    kept = rescore_by_masks(found(filled((2, 2, 6, 12)), [(2, 2, 10, 12)], [0.8], [0]))
+    assert kept.scores.tolist() == pytest.approx([0.4])
+
+
+def test_an_empty_mask_scores_nothing() -> None:
+    dense = torch.cat([filled((0, 0, 0, 0)), filled((0, 0, 32, 24))])
+    kept = rescore_by_masks(found(dense, [(2, 2, 6, 6), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))
+    assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
+
+
+@pytest.mark.parametrize("crops", ["runs", "tensors"])
+def test_no_results(crops: str) -> None:
+    empty = CropMasks(RunCrops([], []) if crops == "runs" else [], [], SIZE)
+    none = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), empty)
+    assert len(rescore_by_masks(none)) == 0
+    assert mask_boxes(empty).shape == (0, 4)
+    assert free_shares(empty, []).shape == (0,)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 9), st.integers(0, 2**31))
+def test_equals_its_slow_twin(count: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    low = torch.rand(count, 2, generator=draw) * torch.tensor([24.0, 16])
+    boxes = torch.cat([low, low + 1 + 7 * torch.rand(count, 2, generator=draw)], 1)
+    dense = torch.zeros(count, *SIZE, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(dense, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = torch.rand(y2 - y1, x2 - x1, generator=draw) < 0.6
+    scores = torch.rand(count, generator=draw).sort(descending=True).values
+    labels = torch.randint(0, 2, (count,), generator=draw).tolist()
+    expected = twin(dense, boxes, scores, labels)
+    instances = found(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels) if count else None
+    if instances is None:
+        return
+    kept = rescore_by_masks(instances)
+    assert kept.scores.tolist() == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-6)
+    assert (kept.scores.diff() <= 0).all()
+
+
+def test_the_post_processing_rescores_where_it_is_asked_to() -> None:
+    predictions = random_predictions((64, 64))
+    plain, rescored = (
+        Postprocessor(small_config(embed_dim=4, rescore_masks=asked))(predictions, [(64, 64)], [(64, 64)])[0]
+        for asked in (False, True)
+    )
+    expected = rescore_by_masks(plain)
+    assert len(rescored) == len(plain) > 0
+    assert torch.equal(rescored.scores, expected.scores)
+    assert torch.equal(rescored.masks.to_dense(), expected.masks.to_dense())
+    assert (rescored.proposal_embed == expected.proposal_embed).all()

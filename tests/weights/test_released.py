@@ -1,0 +1,63 @@
+"""The models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import small_config
+
+from embedmask.errors import BadInput
+from embedmask.model.embedmask import EmbedMask
+from embedmask.weights import load, load_checkpoint, released, save
+from embedmask.weights.released import find_weights, released_names
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    torch.manual_seed(0)
+    save(EmbedMask(small_config()), folder / "cells.safetensors", class_names=["a", "b", "c"])
+    monkeypatch.setattr(released, "models_folder", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_name_is_a_released_model(models: Path) -> None:
+    assert released_names() == ["cells"]
+    assert find_weights("cells") == models / "cells.safetensors"
+    assert load_checkpoint("cells").class_names == ["a", "b", "c"]
+    assert isinstance(load("cells"), EmbedMask)
+
+
+def test_a_file_of_that_name_comes_first_and_a_folder_does_not(models: Path) -> None:
+    Path("cells").mkdir()
+    assert find_weights("cells") == models / "cells.safetensors"
+    Path("cells").rmdir()
+    Path("cells").write_bytes(b"mine")
+    assert find_weights("cells") == Path("cells")
+
+
+@pytest.mark.parametrize("name", ["cell", "elsewhere/cells", "cells.safetensors", "../models/cells"])
+def test_what_is_neither_is_refused(models: Path, name: str) -> None:
+    with pytest.raises(BadInput, match=r"no such weights file.*come with the package: cells$"):
+        find_weights(name)
+
+
+def test_the_nearest_name_is_given(models: Path) -> None:
+    with pytest.raises(BadInput, match="did you mean 'cells'"):
+        load("cell")
+
+
+def test_half_precision_is_half_the_size_and_loads_as_float32(tmp_path: Path) -> None:
+    model = EmbedMask(small_config())
+    paths = [tmp_path / name for name in ("whole.safetensors", "half.safetensors")]
+    for path, dtype in zip(paths, (None, torch.float16), strict=True):
+        save(model, path, class_names=["a", "b", "c"], dtype=dtype)
+    assert paths[1].stat().st_size < 0.55 * paths[0].stat().st_size
+    whole, half = (load(path).state_dict() for path in paths)
+    for name, value in whole.items():
+        assert half[name].dtype == value.dtype
+        torch.testing.assert_close(half[name], value, rtol=1e-3, atol=1e-6)
