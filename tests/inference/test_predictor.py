@@ -452,3 +452,19 @@ def test_bfloat16_stays_near_float32(picture: np.ndarray) -> None:
     assert not np.array_equal(found.xyxy[:20], exact.xyxy[:20])
     near = [np.abs(exact.xyxy - box).max(1).min() for box in found.xyxy[:20]]
     assert np.median(near) < 2
+
+
+def test_without_a_threshold_the_model_decides(picture: np.ndarray) -> None:
+    torch.manual_seed(0)
+    model = EmbedMask(small_config())
+    everything = Predictor(model, NAMES, precision="float32")(picture, score_threshold=0.0)
+    assert everything.confidence is not None
+    middle = float(np.median(everything.confidence))
+    model.config = replace(model.config, decision_threshold=middle)
+    predictor = Predictor(model, NAMES, precision="float32")
+    decided = predictor(picture)
+    assert 0 < len(decided) < len(everything)
+    assert same(decided, predictor(picture, score_threshold=middle))
+    (streamed,) = predictor.stream([picture])
+    assert streamed.instances is not None
+    assert len(streamed.instances) == len(decided)

@@ -93,7 +93,7 @@ def evaluate(
     where: str | None = None,
     max_detections: int | None = None,
     image_short_side: int | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
     precision: Precision = "auto",
@@ -110,7 +110,8 @@ def evaluate(
         where: Only the images whose record in the annotation file says KEY=VALUE, as modality=fluorescence.
         max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
         image_short_side: Short side of the pictures that the network sees, px; by default what the model says.
-        score_threshold: From here on a result counts as decided, in matching and in the report; AP ranks all.
+        score_threshold: From here on a result counts as decided, in matching and in the report, by default what the
+            model says; AP ranks all.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
@@ -177,7 +178,7 @@ def predict(
     out: Path,
     format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
     no_draw: bool = False,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     max_detections: int | None = None,
     tile: int | None = None,
     overlap: int = 128,
@@ -202,7 +203,7 @@ def predict(
         format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),
             polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).
         no_draw: Leave out the drawn pictures and videos.
-        score_threshold: Leave out what the model is less sure of, 0 to 1.
+        score_threshold: Leave out what the model is less sure of, 0 to 1; by default what the model says.
         max_detections: Detections kept an image; by default what the model says.
         tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
         overlap: What neighbouring tiles share, px; half the size of a usual object is enough.

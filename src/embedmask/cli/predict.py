@@ -56,11 +56,12 @@ class Settings:
     """All that the results depend on, beside the weights; the fields are options of the command.
 
     Attributes:
-        max_detections, tile: None: as the model's config says; no tiles.
+        score_threshold, max_detections: None: as the model's config says.
+        tile: None: no tiles.
     """
 
     format: Format
-    score_threshold: float
+    score_threshold: float | None
     max_detections: int | None
     tile: int | None
     overlap: int
@@ -69,7 +70,7 @@ class Settings:
     no_draw: bool
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score_threshold <= 1:
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise BadInput(f"--score-threshold must lie between 0 and 1, got {self.score_threshold}")
 
 

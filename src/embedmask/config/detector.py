@@ -46,6 +46,10 @@ class DetectorConfig:
 
     # Inference (section 3.6)
     score_threshold: float = 0.05
+    """Of candidates."""
+    decision_threshold: float = 0.3
+    """From this score on a result counts as found, where no other is asked for: what `predict` gives, and what is
+    counted where results are not ranked. Best chosen on val."""
     nms_threshold: float = 0.6
     max_detections: int = 100
     mask_threshold: float = 0.5
@@ -54,7 +58,7 @@ class DetectorConfig:
         check_types(self)
         for name in ("num_classes", "channels", "max_detections", "image_long_side"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("score_threshold", "nms_threshold", "mask_threshold"):
+        for name in ("score_threshold", "decision_threshold", "nms_threshold", "mask_threshold"):
             require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         require(self, "mask_threshold", self.mask_threshold > 0, "above 0")
         short_ok = self.image_short_side is None or self.image_short_side >= 1

@@ -23,7 +23,9 @@ def content_where(content: Content, condition: str, path: Path) -> Content:
     images = [image for image in records if key in image and str(image[key]) == value]
     if not equals or not images:
         keys = ", ".join(sorted({str(name) for image in records for name in image}))
-        raise BadInput(f"where {condition}: no image of {path} is so; give KEY=VALUE (keys: {keys}), or no condition")
+        raise BadInput(
+            f"where {condition}: no image of {path} is so; give KEY=VALUE (keys: {keys}), or no condition"
+        )
     ids = {image.get("id") for image in images}
     kept = [a for a in content["annotations"] if isinstance(a, dict) and a.get("image_id") in ids]
     return {**content, "images": images, "annotations": kept}

@@ -32,7 +32,7 @@ def evaluate_weights(
     *,
     max_detections: int | None = None,
     image_short_side: int | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     matching: bool = False,
     report: Path | None = None,
     title: str = "",
@@ -48,7 +48,8 @@ def evaluate_weights(
         dataset: the split.
         max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
         image_short_side: what pictures are resized to for the network, px; None: the same.
-        score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all.
+        score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all. None:
+            the model's `decision_threshold`.
         matching: the figures of microscopy also where there are several classes.
         report: folder for a page with curves, errors and pictures; None: no page.
         title: of the page.
@@ -64,9 +65,10 @@ def evaluate_weights(
     Raises:
         BadInput: the weights cannot be used, or the data has a class that the model lacks.
     """
-    if not 0 <= score_threshold <= 1:
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise BadInput(f"--score-threshold must lie between 0 and 1, got {score_threshold}")
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
+    decision = checkpoint.config.decision_threshold if score_threshold is None else score_threshold
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
     found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
     begin()
@@ -74,9 +76,9 @@ def evaluate_weights(
         evaluator.add(results)
     metrics = evaluator.compute(progress=progress)
     if matching or len(dataset.class_names) == 1:
-        metrics |= matching_metrics(evaluator, score_threshold)
+        metrics |= matching_metrics(evaluator, decision)
     if report is not None:
-        write_report(report, evaluator, dataset, metrics, title=title, score_threshold=score_threshold)
+        write_report(report, evaluator, dataset, metrics, title=title, score_threshold=decision)
     return {**metrics, "classes": evaluator.per_class()}
 
 

@@ -121,7 +121,7 @@ class Predictor:
     def __call__(
         self,
         source: Picture,
-        score_threshold: float = ...,
+        score_threshold: float | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> sv.Detections: ...
@@ -129,7 +129,7 @@ class Predictor:
     def __call__(
         self,
         source: list[Picture] | tuple[Picture, ...],
-        score_threshold: float = ...,
+        score_threshold: float | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> list[sv.Detections]: ...
@@ -137,14 +137,14 @@ class Predictor:
     def __call__(
         self,
         source: Iterator[Picture],
-        score_threshold: float = ...,
+        score_threshold: float | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> Iterator[sv.Detections]: ...
     def __call__(
         self,
         source: Picture | Iterable[Picture],
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         *,
         tile: int | None = None,
@@ -159,7 +159,7 @@ class Predictor:
         Args:
             source: path, bytes of a file, PIL image, array uint8 RGB [H, W, 3] (or RGBA, or grey [H, W]) or
                 tensor uint8 RGB [3, H, W].
-            score_threshold: what scores below is left out, 0..1.
+            score_threshold: what scores below is left out, 0..1; None: the model's `decision_threshold`.
             max_detections: at most so many a picture; None: what the model's config says.
             tile: look at squares of so many px, one after the other, and join what is found; for large
                 pictures. Each tile is resized as a picture would be. `max_detections` then holds for the whole picture,
@@ -177,7 +177,7 @@ class Predictor:
         """
         if embeddings and not isinstance(self.model.config, ModelConfig):
             raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
-        request = self._request(score_threshold, max_detections, tile, overlap)
+        request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
         finish = partial(self._detections, embeddings=embeddings)
         if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
             image = as_image(source, any_size=request.tile is not None)
@@ -194,7 +194,7 @@ class Predictor:
         self,
         pictures: Iterable[Picture],
         *,
-        score_threshold: float = 0.3,
+        score_threshold: float | None = None,
         max_detections: int | None = None,
         tile: int | None = None,
         overlap: int = 128,
@@ -213,7 +213,7 @@ class Predictor:
         Raises:
             BadInput: as `__call__`, or a batch of less than one picture.
         """
-        request = self._request(score_threshold, max_detections, tile, overlap, batch_size)
+        request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
         return self._stream(pictures, request, skip_broken=skip_broken)
 
     def find(
@@ -235,6 +235,9 @@ class Predictor:
         for index, image in enumerate(images):
             check_picture(image, f"images[{index}]")
         return self._find(images, self._request(score_threshold, max_detections))
+
+    def _decision(self, score_threshold: float | None) -> float:
+        return self.model.config.decision_threshold if score_threshold is None else score_threshold
 
     def _find(self, images: Sequence[Tensor], request: _Request) -> list[Instances]:
         items = (self._prepare(image, image, request) for image in images)
