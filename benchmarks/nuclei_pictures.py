@@ -24,8 +24,10 @@ SIDE, ZOOM = 256, 2
 CLOSE_SIDE, CLOSE_ZOOM = 120, 4
 """... and of the close look."""
 PARTNER_IOU = 0.5
-CONTRAST = (1, 99)
-"""Percentiles of the values that become black and white."""
+CONTRAST = (1, 99.8)
+"""Percentiles of the values that become black and white ..."""
+GAMMA = 0.6
+"""... between which dark ones are lifted: the brightest nuclei are many times as bright as others."""
 WHITE = 255.0
 """Of objects without partner; the others' colours are not grey."""
 Colors = npt.NDArray[np.float64]
@@ -167,10 +169,10 @@ def color(label: int) -> tuple[float, ...]:
 def outlined(
     picture: Pixels, labels: Labels, colors: Colors, place: tuple[slice, slice], zoom: int
 ) -> Pixels:
-    """A place of a picture, its contrast stretched, enlarged; outlines lie inside the objects, white ones are thicker."""
+    """A place of a picture, its contrast stretched, enlarged; outlines lie inside the objects, white ones are thick."""
     crop = picture[place].astype(np.float32)
     low, high = np.percentile(crop, CONTRAST)
-    stretched = np.clip(255 * (crop - low) / max(high - low, 1), 0, 255).astype(np.uint8)
+    stretched = (255 * np.clip((crop - low) / max(high - low, 1), 0, 1) ** GAMMA).astype(np.uint8)
     size = (zoom * crop.shape[1], zoom * crop.shape[0])
     scene = np.array(Image.fromarray(stretched).resize(size, Image.Resampling.BICUBIC))
     rest = labels[place].repeat(zoom, 0).repeat(zoom, 1)

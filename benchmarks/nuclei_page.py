@@ -1,0 +1,340 @@
+"""The page of nuclei.py: tables and charts from the figures that are kept, and the pictures of nuclei_pictures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nuclei_pictures import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
+
+from embedmask.data.coco import CocoInstances
+from embedmask.errors import BadInput
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.matching import THRESHOLDS
+from embedmask.files import atomic_write, write_text
+
+BEGIN, END = "<!-- benchmarks/nuclei.py: begin -->", "<!-- benchmarks/nuclei.py: end -->"
+PUBLISHED = {
+    "3-class U-Net": (0.806, 0.775, 0.743, 0.701, 0.654, 0.578, 0.491, 0.374, 0.226),
+    "StarDist": (0.864, 0.836, 0.804, 0.755, 0.685, 0.586, 0.450, 0.287, 0.119),
+    "Mask R-CNN": (0.832, 0.805, 0.773, 0.730, 0.684, 0.597, 0.489, 0.353, 0.189),
+    "Cellpose, public model": (0.868, 0.852, 0.829, 0.802, 0.755, 0.676, 0.563, 0.418, 0.234),
+    "Neven et al.": (0.873, 0.852, 0.830, 0.799, 0.762, 0.704, 0.623, 0.511, 0.373),
+    "Cellpose, trained on the set": (0.853, 0.826, 0.812, 0.792, 0.768, 0.716, 0.645, 0.536, 0.402),
+    "EmbedSeg, test-time augmentation": (0.876, 0.858, 0.834, 0.806, 0.768, 0.715, 0.645, 0.530, 0.399),
+}
+"""Matching AP at each IoU, mean over 50 test images of StarDist's subset: the figure of arXiv 2101.10033."""
+MATCHING = tuple(f"AP{round(100 * iou)}" for iou in THRESHOLDS)
+COLORS = ("#1864ab", "#d9480f", "#2b8a3e", "#862e9c", "#c2255c", "#5f3dc4")
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
+
+Results = dict[str, Any]
+Rows = Mapping[str, Results]
+
+
+def write_page(
+    kept: Results, dataset: CocoInstances, found: Iterable[tuple[str, CocoEvaluator]], docs: Path
+) -> None:
+    """Charts and pictures into `docs/nuclei`, the text into `docs/results.md` between its two marks.
+
+    Args:
+        kept: what nuclei.py has measured; its first row is the one whose pictures are shown.
+        dataset: the pictures of that row.
+        found: rows and what their models found in the pictures, the first row first; asked for when all else is well.
+
+    Raises:
+        BadInput: the page has not the two marks.
+    """
+    path, folder = docs / "results.md", docs / "nuclei"
+    before, after = around_marks(path)
+    rows: Rows = kept["rows"]
+    for name, (draw, _) in CHARTS.items():
+        write_chart(folder / f"{name}.png", draw, same_pictures(rows))
+    scenes = [Scenes(name, dataset, evaluator, rows[name]["score_threshold"]) for name, evaluator in found]
+    shots = [*write_ranked(scenes[0], folder), write_close_look(scenes, folder)]
+    write_text(path, f"{before}{BEGIN}\n{part(kept, shots, [one.name for one in scenes])}\n{END}{after}")
+
+
+def around_marks(path: Path) -> tuple[str, str]:
+    """What stands before and behind the generated part.
+
+    Raises:
+        BadInput: no such page, or not each mark once, in order.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before + after:
+        raise BadInput(f"{path}: needs one line {BEGIN!r} and below it one line {END!r}; put them in")
+    return before, after
+
+
+def same_pictures(rows: Rows) -> Rows:
+    """The rows that were measured on the pictures of the first: these compare."""
+    where = next(iter(rows.values()))["where"]
+    return {name: row for name, row in rows.items() if row["where"] == where}
+
+
+# The text
+
+
+def part(kept: Results, shots: Sequence[Shot], drawn: Sequence[str]) -> str:
+    """All that stands between the marks; `drawn` are the rows whose results the pictures show."""
+    rows: Rows = kept["rows"]
+    first = next(iter(rows))
+    lines = [
+        *published_lines(same_pictures(rows)),
+        *comparison_lines(rows, kept["time"]),
+        *modality_lines({name: row for name, row in rows.items() if len(row["modalities"]) > 1}),
+        "### Pictures",
+        f"Truth on the left, results of {first} that score at least {rows[first]['score_threshold']:g} on the "
+        "right. The pictures are the two best, the two in the middle and the two worst by their own mean matching "
+        f"AP. Of large pictures the most crowded {SIDE} x {SIDE} px are shown, the figures are of the whole. Pixels "
+        f"are enlarged {ZOOM} times, contrast is stretched, dark values are lifted. An object and the result that "
+        f"overlaps it by at least half (IoU {PARTNER_IOU}) have one colour; a thick white outline has no partner.",
+        "",
+    ]
+    for shot in shots:
+        lines += [shot.caption, "", f"![{shot.name.replace('_', ' ')}](nuclei/{shot.name}.png)", ""]
+    return "\n".join([*lines, *command_lines(kept, drawn)])
+
+
+def published_lines(rows: Rows) -> list[str]:
+    """Matching AP beside that of others."""
+    first = next(iter(rows.values()))
+    body = [[name, *map(number, values), number(mean(values)), "–"] for name, values in PUBLISHED.items()]
+    for name, row in rows.items():
+        found = [row["metrics"][f"matching/{metric}"] for metric in MATCHING]
+        ends = mean(found), row["metrics"]["matching_pooled/mAP"]
+        body.append([f"**{name}**", *map(number, (*found, *ends))])
+    return [
+        "### Against published results",
+        "AP is TP / (TP + FP + FN) at an IoU, mean over images; in the last column the counts of all images are "
+        "pooled before the mean over IoU is taken. The upper rows are published: the figure of the EmbedSeg paper "
+        "(arXiv 2101.10033), on the 50 test images of StarDist's subset. The rows in bold are ours, on "
+        f"{first['images']} validation images{chosen_by(first)}, each looked at once, without test-time "
+        "augmentation. The images differ from the published ones.",
+        "",
+        *table(["", *(f".{metric.removeprefix('AP')}" for metric in MATCHING), "mean", "pooled"], body),
+        *chart_lines("matching"),
+        *chart_lines("thresholds"),
+    ]
+
+
+def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
+    """All models beside each other."""
+    head = ["", "network", "backbone", "parameters", "steps", "hours", "images", "mask AP", "AP50", "AP75", "AP90",
+            "boundary AP", "box AP", "matching mean"]  # fmt: skip
+    metrics = ("segm/AP", "segm/AP50", "segm/AP75", "segm/AP90", "boundary/AP", "bbox/AP", "matching/mAP")
+    body = [
+        [
+            name,
+            row["model"]["kind"],
+            row["model"]["backbone"],
+            f"{row['model']['parameters'] / 1e6:.1f} M",
+            *training_cells(row),
+            str(row["images"]),
+            *(number(row["metrics"][metric]) for metric in metrics),
+        ]
+        for name, row in rows.items()
+    ]
+    by_iou = [[name, *map(number, row["by_iou"]["segm"])] for name, row in rows.items()]
+    ious = [f".{50 + 5 * step}" for step in range(10)]
+    return [
+        "### Beside Mask R-CNN",
+        "Rows compare where they have the same images. AP is COCO's, mean over IoU 0.5 to 0.95; boundary AP looks at "
+        "a band along the outline. Hours are those of the training, with its evaluations.",
+        "",
+        *table(head, body),
+        "Mask AP at each IoU:",
+        "",
+        *table(["", *ious], by_iou),
+        *chart_lines("precision"),
+        *time_lines(rows, times),
+    ]
+
+
+def training_cells(row: Results) -> list[str]:
+    """Steps and hours, where they are known."""
+    training = row["training"]
+    return ["–", "–"] if training is None else [f"{training['steps']:,}", f"{training['hours']:.1f}"]
+
+
+def time_lines(rows: Rows, times: Results | None) -> list[str]:
+    """Seconds and memory."""
+    ratios: dict[str, float] = {} if times is None else times["ratios"]
+    seconds = {name: row["seconds"] for name, row in rows.items()} | (
+        {} if times is None else times["seconds"]
+    )
+    body = [
+        [
+            name,
+            f"{1000 * seconds[name]:.0f}",
+            f"{ratios[name]:.2f}" if name in ratios else "–",
+            f"{row['memory_mb']['before']:.0f}" if row["memory_mb"] else "–",
+            f"{row['memory_mb']['pictures']:.0f}" if row["memory_mb"] else "–",
+        ]
+        for name, row in rows.items()
+    ]
+    where = next(iter(rows.values()))["machine"] if times is None else times["machine"]
+    return [
+        "Time is the median over the pictures, one at a time, from the decoded picture to finished masks in its own "
+        "frame. Models with a ratio were shown each picture in turn, in one process. Memory is that of a process of "
+        "its own that predicts all pictures, one after the other: what it holds before, and at most. On "
+        f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
+        f"{where['torch']}.",
+        "",
+        *table(["", "ms a picture", "ratio", "MB before", "MB at most"], body),
+    ]
+
+
+def modality_lines(rows: Rows) -> list[str]:
+    """Figures of each modality, of models that were measured on several."""
+    if not rows:
+        return []
+    metrics = ("segm/AP", "segm/AP50", "segm/AP75", "boundary/AP", "bbox/AP", "matching/mAP", "matching/AP50")
+    body = [
+        [name, kind, str(of["images"]), str(of["objects"]), *(number(of["metrics"][m]) for m in metrics)]
+        for name, row in rows.items()
+        for kind, of in (*row["modalities"].items(), ("all", row))
+    ]
+    head = ["", "modality", "images", "objects", "mask AP", "AP50", "AP75", "boundary AP", "box AP",
+            "matching mean", "matching .50"]  # fmt: skip
+    return [
+        "### By modality",
+        "Models that were measured on several kinds of images.",
+        "",
+        *table(head, body),
+    ]
+
+
+def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
+    """What to call for each figure."""
+    lines = ["### Commands", "```"]
+    for name, row in kept["rows"].items():
+        training = row["training"]
+        if training is not None and training["recipe"] is not None:
+            lines.append(
+                f"embedmask train --config {training['recipe']} --data nuclei --out runs/{training['run']}"
+            )
+        options = [f"--weights {row['weights']}", f'--name "{name}"']
+        options += [] if row["where"] is None else [f"--where {row['where']}"]
+        options += [] if training is None else [f"--run runs/{training['run']}"]
+        options += [f"--score-threshold {row['score_threshold']:g}"]
+        lines.append(f"python benchmarks/nuclei.py measure --data nuclei {' '.join(options)}")
+    if kept["time"] is not None:
+        lines.append(
+            f"python benchmarks/nuclei.py time --data nuclei --weights {files(kept, kept['time']['seconds'])}"
+        )
+    lines += [f"python benchmarks/nuclei.py page --data nuclei --weights {files(kept, drawn)}", "```"]
+    commits = [f"{name}: {row['machine']['commit']}" for name, row in kept["rows"].items()]
+    return [*lines, f"Measured at these commits: {', '.join(commits)}."]
+
+
+def files(kept: Results, names: Iterable[str]) -> str:
+    """ROW=FILE of some rows."""
+    return " ".join(f'"{name}={kept["rows"][name]["weights"]}"' for name in names)
+
+
+def chosen_by(row: Results) -> str:
+    """Which pictures a row is of."""
+    return "" if row["where"] is None else f" (`{row['where']}`)"
+
+
+def chart_lines(name: str) -> list[str]:
+    """A chart and what it shows."""
+    return [f"![{CHARTS[name][1]}](nuclei/{name}.png)", ""]
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown, and an empty line."""
+    rows = [head, ["---"] * len(head), *body]
+    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def number(value: float | None) -> str:
+    """Three digits; a dash for what there is not."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(values) / len(values)
+
+
+# The charts
+
+
+def write_chart(path: Path, draw: Callable[[Any, Rows], None], rows: Rows) -> None:
+    """One chart, 800 px wide."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    draw(figure, rows)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def styles(rows: Rows) -> Iterator[tuple[str, Results, Results]]:
+    """Each row with its line's colour, marker and dashes: each of them alone tells it from the others."""
+    for index, (name, row) in enumerate(rows.items()):
+        style = {
+            "color": COLORS[index % len(COLORS)],
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": DASHES[index % len(DASHES)],
+        }
+        yield name, row, {**style, "label": name, "linewidth": 2}
+
+
+def draw_matching(figure: Any, rows: Rows) -> None:
+    """Matching AP against IoU; what is published in grey."""
+    panel = figure.subplots()
+    for index, (name, values) in enumerate(PUBLISHED.items()):
+        style = {"marker": "1234+x|"[index], "linestyle": DASHES[index % len(DASHES)], "markersize": 9}
+        panel.plot(THRESHOLDS, values, color="#868e96", linewidth=1, label=name, **style)
+    for _, row, style in styles(rows):
+        panel.plot(THRESHOLDS, [row["metrics"][f"matching/{metric}"] for metric in MATCHING], **style)
+    panel.set(xlabel="IoU", ylabel="TP / (TP + FP + FN), mean over images", ylim=(0, 1))
+    panel.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+
+
+def draw_precision(figure: Any, rows: Rows) -> None:
+    """Precision against recall of masks, a panel for each IoU."""
+    ious = list(next(iter(rows.values()))["precision"])
+    recall = np.linspace(0, 1, 101)
+    for iou, panel in zip(ious, figure.subplots(1, len(ious), sharey=True), strict=True):
+        for name, row, style in styles(rows):
+            panel.plot(
+                recall,
+                row["precision"][iou],
+                markevery=20,
+                **{**style, "label": name if iou == ious[0] else None},
+            )
+        panel.set(title=f"IoU {iou}", xlabel="recall", xlim=(0, 1), ylim=(0, 1.02))
+        panel.grid(alpha=0.3)
+    figure.supylabel("precision", fontsize="medium")
+    figure.legend(loc="outside lower center", ncols=3)
+
+
+def draw_thresholds(figure: Any, rows: Rows) -> None:
+    """Mean matching AP against the score from which results count; a ring marks the threshold in use."""
+    panel = figure.subplots()
+    for _, row, style in styles(rows):
+        scores = [float(score) for score in row["by_threshold"]]
+        panel.plot(scores, list(row["by_threshold"].values()), **style)
+        used = row["score_threshold"], row["metrics"]["matching/mAP"]
+        panel.plot(*used, marker="o", markersize=14, fillstyle="none", color=style["color"])
+    panel.set(xlabel="score from which results count (ring: in use)", ylabel="mean matching AP", ylim=(0, 1))
+    panel.grid(alpha=0.3)
+    panel.legend()
+
+
+CHARTS: dict[str, tuple[Callable[[Any, Rows], None], str]] = {
+    "matching": (draw_matching, "matching AP against IoU"),
+    "thresholds": (draw_thresholds, "mean matching AP against the score threshold"),
+    "precision": (draw_precision, "precision against recall of masks"),
+}
