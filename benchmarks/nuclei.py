@@ -1,6 +1,7 @@
 """Figures of models on the validation pictures of nuclei; writes the generated part of docs/results.md.
 
     python benchmarks/nuclei.py measure --data DIR --weights FILE --name ROW [--where KEY=VALUE] [--run RUN]
+                                        [--change FIELD=VALUE ...]
     python benchmarks/nuclei.py time --data DIR --weights ROW=FILE ROW=FILE
     python benchmarks/nuclei.py page --data DIR --weights ROW=FILE ROW=FILE
 
@@ -17,16 +18,18 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from nuclei_page import write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.benchmark.timing import machine
-from embedmask.config import ModelConfig, Recipe
+from embedmask.config import ModelConfig, Recipe, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
@@ -35,7 +38,7 @@ from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.run import write_results
 from embedmask.files import write_json
 from embedmask.inference.predictor import Predictor
-from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
+from embedmask.weights.checkpoint import Checkpoint, load_checkpoint, save
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = "results.json"
@@ -55,8 +58,15 @@ def measure(
     score_threshold: float | None,
     run: Path | None,
     recipe: str | None,
+    changes: Mapping[str, Any],
 ) -> Results:
-    """All figures of one model: a row."""
+    """All figures of one model, or of one with changed fields: a row."""
+    if changes:
+        with changed(weights, changes) as copy:
+            row = measure(
+                data, copy, where=where, score_threshold=score_threshold, run=run, recipe=recipe, changes={}
+            )
+        return {**row, "weights": weights.name, "changes": dict(changes)}
     dataset = CocoInstances.open(data, "val", where=where)
     checkpoint = load_checkpoint(weights)
     threshold = checkpoint.config.decision_threshold if score_threshold is None else score_threshold
@@ -65,6 +75,7 @@ def measure(
     curves = evaluator.curves()["segm"]
     return {
         "weights": weights.name,
+        "changes": {},
         "where": where,
         "score_threshold": threshold,
         "model": model_facts(checkpoint),
@@ -81,6 +92,16 @@ def measure(
         "memory_mb": memory(weights, dataset, threshold),
         "machine": machine(torch.device("cpu")),
     }
+
+
+@contextmanager
+def changed(weights: Path, changes: Mapping[str, Any]) -> Iterator[Path]:
+    """A copy of a model file whose config says something else; it is there as long as the context."""
+    checkpoint = load_checkpoint(weights)
+    checkpoint.model.config = override(checkpoint.config, changes, where="--change")
+    with tempfile.TemporaryDirectory() as folder:
+        save(checkpoint.model, Path(folder) / "model.safetensors", class_names=checkpoint.class_names)
+        yield Path(folder) / "model.safetensors"
 
 
 def evaluate(weights: Path, dataset: CocoInstances) -> CocoEvaluator:
@@ -236,7 +257,7 @@ def run(given: argparse.Namespace) -> None:
             raise BadInput(f"--name {given.name}: a name has no equals sign")
         row = measure(
             given.data, given.weights, where=given.where, score_threshold=given.score_threshold,
-            run=given.run, recipe=given.recipe,
+            run=given.run, recipe=given.recipe, changes=dict(map(read_change, given.change)),
         )  # fmt: skip
         kept = read_kept(path)  # not before: measuring takes minutes, and others may have been written
         kept["rows"][given.name] = row
@@ -249,6 +270,12 @@ def run(given: argparse.Namespace) -> None:
         write_json(path, kept)
     else:
         page(given.data, files, kept, given.docs)
+
+
+def read_change(text: str) -> tuple[str, Any]:
+    """FIELD=VALUE, the value as YAML has it."""
+    field, _, value = text.partition("=")
+    return field, yaml.safe_load(value)
 
 
 def read_kept(path: Path) -> Results:
@@ -275,6 +302,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         options.add_argument("--weights", type=Path, required=True, help="a file, or a released model's name")
         options.add_argument("--name", required=True, help="of the row")
         options.add_argument("--where", help="KEY=VALUE: only the pictures whose record says so")
+        options.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="of its config")
         options.add_argument("--run", type=Path, help="folder of the training: steps, pictures, hours")
         options.add_argument("--recipe", help="name of the recipe that it was trained by, for the page")
         options.add_argument(

@@ -221,6 +221,8 @@ def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
                 f"embedmask train --config {training['recipe']} --data nuclei --out runs/{training['run']}"
             )
         options = [f"--weights {row['weights']}", f'--name "{name}"']
+        changes = [f"{field}={value}" for field, value in row["changes"].items()]
+        options += ["--change", *changes] if changes else []
         options += [] if row["where"] is None else [f"--where {row['where']}"]
         options += [] if training is None else [f"--run runs/{training['run']}"]
         options += [f"--score-threshold {row['score_threshold']:g}"]

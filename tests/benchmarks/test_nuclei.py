@@ -120,6 +120,16 @@ def test_a_row_is_what_evaluation_says(data: Path, weights: dict[str, Path], doc
     assert str(data) not in json.dumps(row)
 
 
+def test_a_row_can_be_of_a_model_with_changed_fields(
+    data: Path, weights: dict[str, Path], docs: Path
+) -> None:
+    few = measure(data, docs, weights["Ours"], "Few", "--change", "max_detections=1")["rows"]["Few"]
+    assert few["changes"] == {"max_detections": 1}
+    assert few["weights"] == weights["Ours"].name
+    whole = measure(data, docs, weights["Ours"], "All")["rows"]["All"]
+    assert few["metrics"]["segm/AR"] < whole["metrics"]["segm/AR"]
+
+
 def test_figures_of_some_pictures() -> None:
     size, mask = (20, 20), ellipse((20, 20), (9, 9), (5, 5))
     truth = make_truth([as_annotation(n, n, 7, mask) for n in (1, 2)], {1: size, 2: size}, [7])

@@ -11,6 +11,7 @@ from embedmask.cli.recipes import resolve_recipe
 from embedmask.config import DetectorConfig, ModelConfig, override
 from embedmask.errors import BadInput
 from embedmask.weights.checkpoint import load_checkpoint
+from embedmask.weights.released import find_weights
 
 COLUMNS = ("read", "resize", "preprocess", "network", "proposals", "masks", "results", "to_masks", "whole")
 
@@ -28,6 +29,7 @@ def make_plan(weights: Path | None, config: str, changes: Mapping[str, Any], **o
         BadInput: unreadable weights, unknown recipe or field, impossible value, or a model that is no EmbedMask.
     """
     if weights is not None:
+        weights = find_weights(weights)
         model: DetectorConfig = override(load_checkpoint(weights).config, changes, where="--model")
     else:
         model = resolve_recipe(config, {"model": changes}).model

@@ -102,7 +102,7 @@ def evaluate(
     """Box, mask and boundary AP of a model on a split of a data set; with one class also TP / (TP + FP + FN).
 
     Args:
-        weights: Model file (.safetensors).
+        weights: Model file (.safetensors), or a model that comes with the package: nuclei.
         data: Folder of the data set.
         split: train, val, test or test-dev; of one without annotations the results are written, for COCO's server.
         json: Write the metrics to this file as well; without annotations, the results to this file or folder.
@@ -198,7 +198,7 @@ def predict(
     Args:
         source: Pictures, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders of them, or patterns such as
             'photos/*.jpg'.
-        weights: Model file (.safetensors).
+        weights: Model file (.safetensors), or a model that comes with the package: nuclei.
         out: Folder for the results; images.json in it says which file, and which frame, an image_id is.
         format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),
             polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).

@@ -37,6 +37,7 @@ from embedmask.inference.results import coco_results, to_detections
 from embedmask.training.processes import Processes, choose_processes, gather, place
 from embedmask.visualize import Pixels, draw, write_picture
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
+from embedmask.weights.released import find_weights
 
 BLOCK_BATCHES = 4
 """Batches are made inside blocks of so many, so that they do not depend on who computes the others."""
@@ -118,7 +119,7 @@ def predict_files(
     sources = find_sources(given)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
-    records = Records(out, {**asdict(settings), "weights": _hash(weights)})
+    records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()
     where = choose_device(device)
