@@ -145,7 +145,7 @@ def model_facts(checkpoint: Checkpoint) -> Results:
 
 
 def training_facts(run: Path) -> Results:
-    """What the folder of a training tells: its steps, the pictures that they saw, its hours with evaluations.
+    """What the folder of a training tells: its steps, and the pictures that they saw.
 
     Raises:
         BadInput: no such folder, or it has no finished epoch.
@@ -163,7 +163,6 @@ def training_facts(run: Path) -> Results:
         "steps": steps,
         "epochs": int(rows[-1]["epoch"]),
         "pictures": steps * Recipe.from_yaml(recipe).train.batch_size,
-        "hours": sum(float(row["seconds"]) for row in rows) / 3600,
     }
 
 
@@ -303,7 +302,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         options.add_argument("--name", required=True, help="of the row")
         options.add_argument("--where", help="KEY=VALUE: only the pictures whose record says so")
         options.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="of its config")
-        options.add_argument("--run", type=Path, help="folder of the training: steps, pictures, hours")
+        options.add_argument("--run", type=Path, help="folder of the training: steps, pictures")
         options.add_argument("--recipe", help="name of the recipe that it was trained by, for the page")
         options.add_argument(
             "--score-threshold", type=float, help="for matching and times; default: the model's"

@@ -126,7 +126,7 @@ def published_lines(rows: Rows) -> list[str]:
 
 def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
     """All models beside each other."""
-    head = ["", "network", "backbone", "parameters", "steps", "hours", "images", "mask AP", "AP50", "AP75", "AP90",
+    head = ["", "network", "backbone", "parameters", "steps", "images", "mask AP", "AP50", "AP75", "AP90",
             "boundary AP", "box AP", "matching mean"]  # fmt: skip
     metrics = ("segm/AP", "segm/AP50", "segm/AP75", "segm/AP90", "boundary/AP", "bbox/AP", "matching/mAP")
     body = [
@@ -135,7 +135,7 @@ def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
             row["model"]["kind"],
             row["model"]["backbone"],
             f"{row['model']['parameters'] / 1e6:.1f} M",
-            *training_cells(row),
+            "–" if row["training"] is None else f"{row['training']['steps']:,}",
             str(row["images"]),
             *(number(row["metrics"][metric]) for metric in metrics),
         ]
@@ -146,7 +146,7 @@ def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
     return [
         "### Beside Mask R-CNN",
         "Rows compare where they have the same images. AP is COCO's, mean over IoU 0.5 to 0.95; boundary AP looks at "
-        "a band along the outline. Hours are those of the training, with its evaluations.",
+        "a band along the outline.",
         "",
         *table(head, body),
         "Mask AP at each IoU:",
@@ -155,12 +155,6 @@ def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
         *chart_lines("precision"),
         *time_lines(rows, times),
     ]
-
-
-def training_cells(row: Results) -> list[str]:
-    """Steps and hours, where they are known."""
-    training = row["training"]
-    return ["–", "–"] if training is None else [f"{training['steps']:,}", f"{training['hours']:.1f}"]
 
 
 def time_lines(rows: Rows, times: Results | None) -> list[str]:

@@ -161,7 +161,7 @@ def test_every_picture_is_shown_to_all_in_turn(data: Path) -> None:
 def test_a_training_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds,segm/AP\n1,10,900,0.1\n2,20,2700,\n")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"train": {"batch_size": 8}}))
-    expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "pictures": 160, "hours": 1.0}
+    expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "pictures": 160}
     assert nuclei.training_facts(tmp_path) == expected
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds\n")
     with pytest.raises(BadInput, match="no epoch yet"):
