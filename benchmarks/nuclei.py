@@ -1,7 +1,7 @@
 """Figures of models on the validation pictures of nuclei; writes the generated part of docs/results.md.
 
     python benchmarks/nuclei.py measure --data DIR --weights FILE --name ROW [--where KEY=VALUE] [--run RUN]
-                                        [--change FIELD=VALUE ...]
+                                        [--recipe NAME] [--score-threshold T] [--change FIELD=VALUE ...]
     python benchmarks/nuclei.py time --data DIR --weights ROW=FILE ROW=FILE
     python benchmarks/nuclei.py page --data DIR --weights ROW=FILE ROW=FILE
 
@@ -66,15 +66,18 @@ def measure(
             row = measure(
                 data, copy, where=where, score_threshold=score_threshold, run=run, recipe=recipe, changes={}
             )
-        return {**row, "weights": weights.name, "changes": dict(changes)}
+        return {**row, "weights": weights.name, "changes": dict(changes)}  # the copy's name says nothing
     dataset = CocoInstances.open(data, "val", where=where)
     checkpoint = load_checkpoint(weights)
     threshold = checkpoint.config.decision_threshold if score_threshold is None else score_threshold
     evaluator = evaluate(weights, dataset)
     predictor = Predictor(checkpoint.model, checkpoint.class_names, device="cpu")
     curves = evaluator.curves()["segm"]
+    name = (
+        f"runs/{run.resolve().name}/{weights.name}" if run is not None and weights.is_file() else weights.name
+    )
     return {
-        "weights": weights.name,
+        "weights": name,
         "changes": {},
         "where": where,
         "score_threshold": threshold,
@@ -244,6 +247,10 @@ def named_files(given: Sequence[str], rows: Mapping[str, Results]) -> dict[str, 
         if name not in rows:
             known = ", ".join(rows) or "none"
             raise BadInput(f"--weights {text}: no row {name!r} has been measured, only {known}; measure it")
+        if rows[name]["changes"]:
+            raise BadInput(
+                f"--weights {text}: the row is of a model with changed fields; only its figures are kept"
+            )
         files[name] = Path(file)
     return files
 

@@ -94,7 +94,8 @@ def part(kept: Results, shots: Sequence[Shot], drawn: Sequence[str]) -> str:
         "right. The pictures are the two best, the two in the middle and the two worst by their own mean matching "
         f"AP. Of large pictures the most crowded {SIDE} x {SIDE} px are shown, the figures are of the whole. Pixels "
         f"are enlarged {ZOOM} times, contrast is stretched, dark values are lifted. An object and the result that "
-        f"overlaps it by at least half (IoU {PARTNER_IOU}) have one colour; a thick white outline has no partner.",
+        f"overlaps it by at least half (IoU {PARTNER_IOU}) have one colour; a thick white outline has no partner. "
+        "All pictures are of BBBC038, CC0 1.0.",
         "",
     ]
     for shot in shots:
@@ -115,8 +116,8 @@ def published_lines(rows: Rows) -> list[str]:
         "AP is TP / (TP + FP + FN) at an IoU, mean over images; in the last column the counts of all images are "
         "pooled before the mean over IoU is taken. The upper rows are published: the figure of the EmbedSeg paper "
         "(arXiv 2101.10033), on the 50 test images of StarDist's subset. The rows in bold are ours, on "
-        f"{first['images']} validation images{chosen_by(first)}, each looked at once, without test-time "
-        "augmentation. The images differ from the published ones.",
+        f"{first['images']} validation images{chosen_by(first)}, one forward pass an image, without "
+        "test-time augmentation. The images differ from the published ones.",
         "",
         *table(["", *(f".{metric.removeprefix('AP')}" for metric in MATCHING), "mean", "pooled"], body),
         *chart_lines("matching"),
@@ -181,7 +182,7 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
         f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",
-        *table(["", "ms a picture", "ratio", "MB before", "MB at most"], body),
+        *table(["", "ms a picture", "times the first", "MB before", "MB at most"], body),
     ]
 
 
@@ -211,14 +212,14 @@ def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
     for name, row in kept["rows"].items():
         training = row["training"]
         if training is not None and training["recipe"] is not None:
-            lines.append(
-                f"embedmask train --config {training['recipe']} --data nuclei --out runs/{training['run']}"
-            )
+            lines.append(train_line(training, row["where"]))
         options = [f"--weights {row['weights']}", f'--name "{name}"']
         changes = [f"{field}={value}" for field, value in row["changes"].items()]
         options += ["--change", *changes] if changes else []
         options += [] if row["where"] is None else [f"--where {row['where']}"]
         options += [] if training is None else [f"--run runs/{training['run']}"]
+        if training is not None and training["recipe"] is not None:
+            options.append(f"--recipe {training['recipe']}")
         options += [f"--score-threshold {row['score_threshold']:g}"]
         lines.append(f"python benchmarks/nuclei.py measure --data nuclei {' '.join(options)}")
     if kept["time"] is not None:
@@ -228,6 +229,12 @@ def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
     lines += [f"python benchmarks/nuclei.py page --data nuclei --weights {files(kept, drawn)}", "```"]
     commits = [f"{name}: {row['machine']['commit']}" for name, row in kept["rows"].items()]
     return [*lines, f"Measured at these commits: {', '.join(commits)}."]
+
+
+def train_line(training: Results, where: str | None) -> str:
+    """The command of a training."""
+    part = "" if where is None else f" --augment.where {where}"
+    return f"embedmask train --config {training['recipe']} --data nuclei --out runs/{training['run']}{part}"
 
 
 def files(kept: Results, names: Iterable[str]) -> str:

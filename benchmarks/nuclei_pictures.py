@@ -118,7 +118,8 @@ def write_close_look(scenes: Sequence[Scenes], folder: Path) -> Shot:
     place, count = places[image_id]
     picture, truth = first.picture(image_id), first.truth(image_id)
     nothing = np.zeros_like(truth)
-    panels = {"ground truth": outlined(picture, truth, partners(truth, truth)[0], place, CLOSE_ZOOM)}
+    colors = partners(truth, first.found(image_id))[0]
+    panels = {"ground truth": outlined(picture, truth, colors, place, CLOSE_ZOOM)}
     for one in scenes:
         found = one.found(image_id)
         panels[one.name] = outlined(picture, found, partners(truth, found)[1], place, CLOSE_ZOOM)

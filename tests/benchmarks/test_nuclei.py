@@ -213,7 +213,9 @@ def test_a_page_without_its_marks_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_bad_words_are_named(data: Path, docs: Path, tmp_path: Path) -> None:
     (docs / "nuclei").mkdir()
-    (docs / "nuclei" / "results.json").write_text(json.dumps({"rows": {"A": {}, "B": {}}, "time": None}))
+    (docs / "nuclei" / "results.json").write_text(
+        json.dumps({"rows": {name: {"changes": {}} for name in "AB"}, "time": None})
+    )
     for given, message in (
         ("A", "give ROW=FILE"),
         ("C=f", "no row 'C'.* only A, B"),
@@ -222,7 +224,7 @@ def test_bad_words_are_named(data: Path, docs: Path, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=message):
             call("page", "--data", data, "--docs", docs, "--weights", given)
     (docs / "results.md").write_text("no marks")
-    (docs / "nuclei" / "results.json").write_text(json.dumps({"rows": {"A": {"where": None}}, "time": None}))
+    (docs / "nuclei" / "results.json").write_text(json.dumps({"rows": {"A": {"where": None, "changes": {}}}, "time": None}))
     with pytest.raises(BadInput, match="needs one line"):  # before the models are asked
         call("page", "--data", data, "--docs", docs, "--weights", "A=nowhere")
     with pytest.raises(BadInput, match="no equals sign"):

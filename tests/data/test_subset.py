@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from embedmask.config import Recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.training.datamodule import SplitPair
 
 from .conftest import MakeFolder, annotation
 
@@ -23,7 +25,7 @@ def folder(make_folder: MakeFolder) -> Path:
     content = json.loads(path.read_text())
     for image, kind in zip(content["images"], ("day", "night", "day"), strict=True):
         image["kind"] = kind
-    content["images"][1]["number"] = 3
+    content["images"][1] |= {"number": 3, "checked": True, "note": None}
     path.write_text(json.dumps(content))
     return made
 
@@ -33,9 +35,29 @@ def test_only_the_pictures_that_are_so(folder: Path) -> None:
     assert day.image_ids == [5, 7]
     assert [len(day[i][1]) for i in range(2)] == [1, 1]
     assert day.class_names == CocoInstances.open(folder, "train").class_names
-    night = CocoInstances.open(folder, "train", where="number=3")  # numbers are compared as they are written
+
+
+@pytest.mark.parametrize("condition", ["number=3", "checked=true", "note=null", "kind=night"])
+def test_values_are_compared_as_the_file_has_them(folder: Path, condition: str) -> None:
+    night = CocoInstances.open(folder, "train", where=condition)
     assert night.image_ids == [6]
     assert len(night[0][1]) == 2
+
+
+def test_what_is_broken_in_the_part_is_told(folder: Path) -> None:
+    path = folder / "train.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["id"] = [5]
+    content["annotations"][1]["image_id"] = [6]
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="id"):
+        CocoInstances.open(folder, "train", where="kind=day")
+
+
+def test_a_recipe_trains_and_evaluates_on_the_part(folder: Path) -> None:
+    (folder / "val.json").write_text((folder / "train.json").read_text())
+    splits = SplitPair(folder, Recipe.from_mapping({"data": {"where": "kind=day"}}, where="test"))
+    assert splits.train_set.image_ids == splits.val_set.image_ids == [5, 7]
 
 
 def test_the_ground_truth_of_an_evaluation_is_the_same_part(folder: Path) -> None:

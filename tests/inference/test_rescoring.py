@@ -73,6 +73,8 @@ def test_an_empty_mask_scores_nothing() -> None:
     dense = torch.cat([filled((0, 0, 0, 0)), filled((0, 0, 32, 24))])
     kept = rescore_by_masks(found(dense, [(2, 2, 6, 6), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))
     assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
+    kept = rescore_by_masks(found(dense, [(0, 0, 0, 0), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))  # 0 / 0
+    assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
 
 
 @pytest.mark.parametrize("crops", ["runs", "tensors"])
@@ -85,7 +87,7 @@ def test_no_results(crops: str) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 9), st.integers(0, 2**31))
+@given(st.integers(1, 9), st.integers(0, 2**31))
 def test_equals_its_slow_twin(count: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=draw) * torch.tensor([24.0, 16])
@@ -96,18 +98,22 @@ def test_equals_its_slow_twin(count: int, seed: int) -> None:
     scores = torch.rand(count, generator=draw).sort(descending=True).values
     labels = torch.randint(0, 2, (count,), generator=draw).tolist()
     expected = twin(dense, boxes, scores, labels)
-    instances = found(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels) if count else None
-    if instances is None:
-        return
-    kept = rescore_by_masks(instances)
-    assert kept.scores.tolist() == pytest.approx(expected.sort(descending=True).values.tolist(), abs=1e-6)
+    kept = rescore_by_masks(found(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels))
     assert (kept.scores.diff() <= 0).all()
+    before = {tuple(box): i for i, box in enumerate(boxes.tolist())}
+    order = [before[tuple(box)] for box in kept.boxes.tolist()]
+    assert sorted(order) == list(range(count))
+    assert kept.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
+    assert kept.labels.tolist() == [labels[i] for i in order]
+    assert torch.equal(kept.masks.to_dense(), dense[order])
 
 
 def test_the_post_processing_rescores_where_it_is_asked_to() -> None:
     predictions = random_predictions((64, 64))
     plain, rescored = (
-        Postprocessor(small_config(embed_dim=4, rescore_masks=asked))(predictions, [(64, 64)], [(64, 64)])[0]
+        Postprocessor(small_config(embed_dim=4, rescore_masks=asked), max_detections=1000)(
+            predictions, [(64, 64)], [(64, 64)]
+        )[0]
         for asked in (False, True)
     )
     expected = rescore_by_masks(plain)
@@ -115,3 +121,16 @@ def test_the_post_processing_rescores_where_it_is_asked_to() -> None:
     assert torch.equal(rescored.scores, expected.scores)
     assert torch.equal(rescored.masks.to_dense(), expected.masks.to_dense())
     assert (rescored.proposal_embed == expected.proposal_embed).all()
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_the_best_are_kept_however_few_are_asked_for(most: int) -> None:
+    predictions = random_predictions((96, 96))
+    config = small_config(embed_dim=4, rescore_masks=True, score_threshold=0.0)
+    whole, few = (
+        Postprocessor(config, max_detections=count)(predictions, [(96, 96)], [(96, 96)])[0]
+        for count in (50, most)
+    )
+    assert len(few) == most
+    assert torch.equal(few.scores, whole.scores[:most])
+    assert torch.equal(few.boxes, whole.boxes[:most])

@@ -85,7 +85,7 @@ def test_a_run_can_start_from_the_weights_of_another(
 
 
 def test_weights_of_other_classes_leave_the_class_layer_random(
-    run: tuple[Path, dict[str, float], list[str]], tmp_path: Path
+    run: tuple[Path, dict[str, float], list[str]],
 ) -> None:
     checkpoint = load_checkpoint(run[0] / "model.safetensors")
     model = build_model(replace(checkpoint.config, num_classes=2))
@@ -100,7 +100,7 @@ def test_weights_of_other_classes_leave_the_class_layer_random(
 
 
 def test_weights_of_another_backbone_are_refused(
-    run: tuple[Path, dict[str, float], list[str]], tmp_path: Path
+    run: tuple[Path, dict[str, float], list[str]],
 ) -> None:
     other = build_model(override(tiny().model, {"backbone": "resnet10t"}, where="test"))
     config = tiny(init=str(run[0] / "model.safetensors")).train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_name_is_a_released_model(models: Path) -> None:
     assert released_names() == ["cells"]
-    assert find_weights("cells") == models / "cells.safetensors"
+    assert find_weights("cells") == find_weights("cells.safetensors") == models / "cells.safetensors"
     assert load_checkpoint("cells").class_names == ["a", "b", "c"]
     assert isinstance(load("cells"), EmbedMask)
 
@@ -40,7 +41,7 @@ def test_a_file_of_that_name_comes_first_and_a_folder_does_not(models: Path) -> 
     assert find_weights("cells") == Path("cells")
 
 
-@pytest.mark.parametrize("name", ["cell", "elsewhere/cells", "cells.safetensors", "../models/cells"])
+@pytest.mark.parametrize("name", ["cell", "elsewhere/cells", "../models/cells"])
 def test_what_is_neither_is_refused(models: Path, name: str) -> None:
     with pytest.raises(BadInput, match=r"no such weights file.*come with the package: cells$"):
         find_weights(name)
@@ -61,3 +62,19 @@ def test_half_precision_is_half_the_size_and_loads_as_float32(tmp_path: Path) ->
     for name, value in whole.items():
         assert half[name].dtype == value.dtype
         torch.testing.assert_close(half[name], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, "float16"])
+def test_a_format_that_holds_no_weights_is_refused(tmp_path: Path, dtype: Any) -> None:
+    with pytest.raises(BadInput, match="holds no weights"):
+        save(EmbedMask(small_config()), tmp_path / "m.safetensors", class_names=["a", "b", "c"], dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_do_not_fit_the_format_are_refused(tmp_path: Path) -> None:
+    model = EmbedMask(small_config())
+    name = next(name for name in model.state_dict() if name.endswith("running_var"))
+    model.state_dict()[name].fill_(1e6)
+    with pytest.raises(BadInput, match=f"{name} has values beyond torch.float16"):
+        save(model, tmp_path / "m.safetensors", class_names=["a", "b", "c"], dtype=torch.float16)
+    save(model, tmp_path / "m.safetensors", class_names=["a", "b", "c"], dtype=torch.bfloat16)

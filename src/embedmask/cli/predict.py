@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -119,6 +119,8 @@ def predict_files(
     sources = find_sources(given)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
+    if settings.score_threshold is None:  # records hold what the results depend on
+        settings = replace(settings, score_threshold=checkpoint.config.decision_threshold)
     records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()

@@ -1,4 +1,4 @@
-"""`DataConfig`: how training pictures are changed before the network sees them."""
+"""`DataConfig`: which pictures training sees, and how they are changed before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Split = Literal["train", "val", "test", "test-dev"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How training pictures are changed before the network sees them. The defaults are section 4.1."""
+    """Which pictures training sees, and how they are changed before. The defaults are section 4.1."""
 
     short_sides: tuple[int, ...] = (800,)
     """The short side is drawn from these, px; empty: pictures keep their size. (Inference: `image_short_side`.)"""

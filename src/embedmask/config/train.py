@@ -59,8 +59,8 @@ class TrainConfig:
     pretrained: bool = True
     """Start the backbone from timm's ImageNet weights."""
     init: str | None = None
-    """Start from a model file, or a released model by name (`nuclei`), instead; what does not fit, as the class layer
-    of another data set, stays random."""
+    """Start from a model file, or a released model by name (`nuclei`), instead. Tensors of another shape stay random,
+    as those of the class layer with another number of classes. Names of classes do not matter."""
     precision: Precision = "auto"
     """`auto`: bfloat16 where the device is fast at it. Embeddings, distances and losses stay float32."""
     workers: int | None = None

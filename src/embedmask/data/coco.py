@@ -34,7 +34,6 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from; for messages.
-        where: what the pictures were chosen by; None: all are here.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.images_dir = files.images
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
-        self.where = where
+        self._where = where
         content = check_annotations(self._part(files.read(note)), self.annotations_file, note)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
@@ -105,7 +104,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         if self.annotations_file.suffix != ".json":
             return self._as_coco()
-        if not self._dropped and self.where is None and self.annotations_file.name != ROBOFLOW_FILE:
+        if not self._dropped and self._where is None and self.annotations_file.name != ROBOFLOW_FILE:
             return self.annotations_file
         content = self._part(json.loads(self.annotations_file.read_text(encoding="utf-8")))
         dropped = set(self._dropped)
@@ -114,7 +113,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return {**content, "annotations": kept, "categories": categories}
 
     def _part(self, content: Content) -> Content:
-        return content if self.where is None else content_where(content, self.where, self.annotations_file)
+        return content if self._where is None else content_where(content, self._where, self.annotations_file)
 
     def _as_coco(self) -> dict[str, Any]:
         """The ground truth in the form of a COCO file, made when asked for: as lists it is large."""

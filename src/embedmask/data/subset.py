@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from embedmask.data.annotations import Content
 from embedmask.errors import BadInput
@@ -20,12 +22,18 @@ def content_where(content: Content, condition: str, path: Path) -> Content:
     """
     key, equals, value = condition.partition("=")
     records = [image for image in content["images"] if isinstance(image, dict)]
-    images = [image for image in records if key in image and str(image[key]) == value]
+    images = [image for image in records if key in image and _as_written(image[key]) == value]
     if not equals or not images:
         keys = ", ".join(sorted({str(name) for image in records for name in image}))
         raise BadInput(
             f"where {condition}: no image of {path} is so; give KEY=VALUE (keys: {keys}), or no condition"
         )
-    ids = {image.get("id") for image in images}
-    kept = [a for a in content["annotations"] if isinstance(a, dict) and a.get("image_id") in ids]
+    ids = {image["id"] for image in images if isinstance(image.get("id"), int)}
+    objects = [entry for entry in content["annotations"] if isinstance(entry, dict)]
+    kept = [entry for entry in objects if isinstance(i := entry.get("image_id"), int) and i in ids]
     return {**content, "images": images, "annotations": kept}
+
+
+def _as_written(value: Any) -> str:
+    """A text as it is, anything else as JSON has it."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -11,7 +11,7 @@ from torchvision.ops import clip_boxes_to_image
 from embedmask.config import ModelConfig
 from embedmask.inference.masks import decode_masks
 from embedmask.inference.proposals import Proposals, decode_proposals
-from embedmask.inference.rescoring import rescore_by_masks
+from embedmask.inference.rescoring import MIN_RESCORED, rescore_by_masks
 from embedmask.structures import Instances, Predictions, Size
 
 
@@ -47,6 +47,7 @@ class Postprocessor:
     def propose(self, predictions: Predictions, index: int, image_size: Size) -> Proposals:
         """First half, for image `index`: what survives the NMS."""
         cfg = self.cfg
+        most = self.max_detections
         return decode_proposals(
             predictions,
             index,
@@ -54,7 +55,7 @@ class Postprocessor:
             score_threshold=cfg.score_threshold,
             pre_nms=cfg.pre_nms,
             nms_threshold=cfg.nms_threshold,
-            max_detections=self.max_detections,
+            max_detections=max(most, MIN_RESCORED) if cfg.rescore_masks else most,
             box_offset=cfg.box_offset,
             score=cfg.score,
             clip_before_nms=cfg.clip_before_nms,
@@ -86,4 +87,7 @@ class Postprocessor:
         boxes = clip_boxes_to_image(boxes, original_size)
         embed, margin = proposals.embed, proposals.margin
         instances = Instances(boxes, proposals.scores, proposals.labels, masks, embed, margin)
-        return rescore_by_masks(instances) if cfg.rescore_masks else instances
+        if not cfg.rescore_masks:
+            return instances
+        rescored = rescore_by_masks(instances)
+        return rescored.select(range(min(len(rescored), self.max_detections)))

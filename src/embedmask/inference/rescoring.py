@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from embedmask.structures import CropMasks, Instances
+
+MIN_RESCORED = 1000
+"""As many proposals get masks and new scores, however few results are asked for: the best of them may come from far
+down the detector's order."""
 
 
 def rescore_by_masks(instances: Instances) -> Instances:
@@ -21,14 +27,14 @@ def rescore_by_masks(instances: Instances) -> Instances:
     empty mask scores 0.
 
     Args:
-        instances: by descending score, in the picture's frame.
+        instances: by descending score, in the picture's frame; they are not changed.
     """
-    agreement = box_iou(instances.boxes, mask_boxes(instances.masks).to(instances.boxes)).diagonal()
-    free = free_shares(instances.masks, instances.labels.tolist()).to(instances.scores)
-    scores = instances.scores * agreement * free
+    around, free = mask_boxes(instances.masks), free_shares(instances.masks, instances.labels.tolist())
+    agreement = box_iou(instances.boxes.cpu(), around).diagonal()
+    factor = torch.where(free > 0, agreement * free, 0)  # of two boxes without area the IoU is no number
+    scores = instances.scores * factor.to(instances.scores)
     order = scores.argsort(descending=True, stable=True).tolist()
-    instances.scores = scores
-    return instances.select(order)
+    return replace(instances, scores=scores).select(order)
 
 
 def mask_boxes(masks: CropMasks) -> Tensor:
@@ -45,16 +51,16 @@ def mask_boxes(masks: CropMasks) -> Tensor:
 def free_shares(masks: CropMasks, labels: list[int]) -> Tensor:
     """The part of each mask that no earlier mask of the same label holds, float32 `[R]`; of an empty one 0.
 
-    One picture for each label is held, and one crop at a time.
+    One picture is held, and one crop at a time.
     """
     shares = torch.zeros(len(masks))
-    taken = {label: torch.zeros(masks.image_size, dtype=torch.bool) for label in set(labels)}
-    for index, (crop, (y, x), label) in enumerate(zip(masks.crops, masks.offsets, labels, strict=True)):
-        height, width = crop.shape
-        window = taken[label][y : y + height, x : x + width]
-        mask = crop.cpu()
-        area = int(mask.sum())
-        if area:
-            shares[index] = 1 - int((mask & window).sum()) / area
-            window |= mask
+    for label in set(labels):
+        taken = torch.zeros(masks.image_size, dtype=torch.bool)
+        for index in (place for place, own in enumerate(labels) if own == label):
+            mask, (y, x) = masks.crops[index].cpu(), masks.offsets[index]
+            window = taken[y : y + mask.shape[0], x : x + mask.shape[1]]
+            area = int(mask.sum())
+            if area:
+                shares[index] = 1 - int((mask & window).sum()) / area
+                window |= mask
     return shares

@@ -133,7 +133,10 @@ def set_first_weights(model: Detector, config: TrainConfig, tell: Report) -> Non
         BadInput: `init` is no model file, or of another backbone.
     """
     if config.init is not None:
-        first = load_checkpoint(config.init).model
+        try:
+            first = load_checkpoint(config.init).model
+        except BadInput as error:
+            raise BadInput(f"train.init {error}") from None
         ours, theirs = model.config.backbone, first.config.backbone
         if ours != theirs:
             raise BadInput(

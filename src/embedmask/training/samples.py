@@ -17,8 +17,6 @@ from embedmask.inference.results import to_detections
 from embedmask.structures import Instances, Target
 from embedmask.visualize import draw, side_by_side, write_picture
 
-SCORE_THRESHOLD = 0.3
-
 
 def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, count: int = 8) -> None:
     """Pictures spread over a data set, as `IMAGE_ID.png`: left the ground truth, right the predictions.
@@ -29,11 +27,9 @@ def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, co
     whole = EvalTransform(None, 0)
     for index in spread(len(dataset), count):
         image = dataset.image(index)
-        (instances,) = predictor.find([image])
-        found = to_detections(instances, dataset.class_names, SCORE_THRESHOLD)
         picture = side_by_side(
             draw_target(*whole(image, dataset.annotations(index), torch.Generator()), dataset.class_names),
-            draw(image, found, dataset.class_names),
+            draw(image, predictor(image), dataset.class_names),
             titles=("ground truth", "prediction"),
         )
         write_picture(picture, folder / f"{dataset.image_ids[index]}.png")

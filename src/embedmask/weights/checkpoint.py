@@ -59,7 +59,7 @@ def save(
         dtype: of the weights in the file, as torch.float16 for half the size; None: as they are.
 
     Raises:
-        BadInput: the number of names does not fit, or the file cannot be written.
+        BadInput: the number of names does not fit, `dtype` cannot hold the weights, or the file cannot be written.
     """
     names, count = list(class_names), model.config.num_classes
     if isinstance(class_names, str) or len(names) != count:
@@ -72,7 +72,12 @@ def save(
         "config": json.dumps(model_to_dict(model.config)),
         "class_names": json.dumps(names),
     }
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise BadInput(f"{path}: dtype {dtype} holds no weights; use torch.float16, bfloat16 or float32")
     tensors = {name: _packed(value, dtype) for name, value in model.state_dict().items()}
+    for name, value in model.state_dict().items():
+        if bool(value.isfinite().all()) and not bool(tensors[name].isfinite().all()):
+            raise BadInput(f"{path}: {name} has values beyond {dtype}; use another, or leave dtype out")
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)

@@ -18,7 +18,7 @@ def find_weights(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    released = models_folder() / f"{path}.safetensors"
+    released = models_folder() / f"{path.name.removesuffix('.safetensors')}.safetensors"
     if path.name == str(path) and released.is_file():
         return released
     if path.is_dir():
