@@ -71,7 +71,6 @@ def measure(
     checkpoint = load_checkpoint(weights)
     threshold = checkpoint.config.decision_threshold if score_threshold is None else score_threshold
     evaluator = evaluate(weights, dataset)
-    predictor = Predictor(checkpoint.model, checkpoint.class_names, device="cpu")
     curves = evaluator.curves()["segm"]
     name = (
         f"runs/{run.resolve().name}/{weights.name}" if run is not None and weights.is_file() else weights.name
@@ -91,7 +90,6 @@ def measure(
         "modalities": {
             name: figures(evaluator, threshold, ids) for name, ids in modalities(evaluator).items()
         },
-        "seconds": seconds_a_picture({"": predictor}, {"": threshold}, dataset)[""],
         "memory_mb": memory(weights, dataset, threshold),
         "machine": machine(torch.device("cpu")),
     }

@@ -159,26 +159,23 @@ def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
 
 
 def time_lines(rows: Rows, times: Results | None) -> list[str]:
-    """Seconds and memory."""
-    ratios: dict[str, float] = {} if times is None else times["ratios"]
-    seconds = {name: row["seconds"] for name, row in rows.items()} | (
-        {} if times is None else times["seconds"]
-    )
+    """Seconds of the models that were timed, and memory."""
+    if times is None:
+        return []
     body = [
         [
             name,
-            f"{1000 * seconds[name]:.0f}",
-            f"{ratios[name]:.2f}" if name in ratios else "–",
-            f"{row['memory_mb']['before']:.0f}" if row["memory_mb"] else "–",
-            f"{row['memory_mb']['pictures']:.0f}" if row["memory_mb"] else "–",
+            f"{1000 * seconds:.0f}",
+            f"{times['ratios'][name]:.2f}",
+            *(f"{rows[name]['memory_mb'][step]:.0f}" for step in ("before", "pictures")),
         ]
-        for name, row in rows.items()
+        for name, seconds in times["seconds"].items()
     ]
-    where = next(iter(rows.values()))["machine"] if times is None else times["machine"]
+    where = times["machine"]
     return [
         "Time is the median over the pictures, one at a time, from the decoded picture to finished masks in its own "
-        "frame. Models with a ratio were shown each picture in turn, in one process. Memory is that of a process of "
-        "its own that predicts all pictures, one after the other: what it holds before, and at most. On "
+        "frame; each picture was shown to all models in turn, in one process. Memory is that of a process of its own "
+        "that predicts all pictures, one after the other: what it holds before, and at most. On "
         f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",

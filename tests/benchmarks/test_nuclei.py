@@ -115,7 +115,6 @@ def test_a_row_is_what_evaluation_says(data: Path, weights: dict[str, Path], doc
         assert np.mean(values) == pytest.approx(expected[f"{kind}/AP"])
     assert [len(curve) for curve in row["precision"].values()] == [101] * 3
     assert row["model"]["kind"] == "EmbedMask"
-    assert row["seconds"] > 0
     assert row["memory_mb"] == {"before": 100.0, "pictures": 321.0}
     assert str(data) not in json.dumps(row)
 
@@ -197,7 +196,7 @@ def test_the_page_shows_every_row_and_keeps_what_is_by_hand(
     ratio = times["seconds"]["Mask R-CNN"] / times["seconds"]["Ours"]
     milliseconds = 1000 * times["seconds"]["Mask R-CNN"]
     assert f"| Mask R-CNN | {milliseconds:.0f} | {ratio:.2f} | 100 | 321 |" in beside
-    assert "| All kinds | " in beside.partition("ms a picture")[2]
+    assert "| All kinds | " not in beside.partition("ms a picture")[2]  # was not timed
     shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(shown) == 3 + 4 + 1  # charts, four pictures are all there are, the close look
     for name in shown:
@@ -224,7 +223,9 @@ def test_bad_words_are_named(data: Path, docs: Path, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=message):
             call("page", "--data", data, "--docs", docs, "--weights", given)
     (docs / "results.md").write_text("no marks")
-    (docs / "nuclei" / "results.json").write_text(json.dumps({"rows": {"A": {"where": None, "changes": {}}}, "time": None}))
+    (docs / "nuclei" / "results.json").write_text(
+        json.dumps({"rows": {"A": {"where": None, "changes": {}}}, "time": None})
+    )
     with pytest.raises(BadInput, match="needs one line"):  # before the models are asked
         call("page", "--data", data, "--docs", docs, "--weights", "A=nowhere")
     with pytest.raises(BadInput, match="no equals sign"):
