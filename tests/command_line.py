@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,15 @@ def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False
     assert lines[0].startswith("embedmask: ")
     assert captured.out.count("\n") == int(started)
     return lines[0]
+
+
+def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """The data set with its annotations changed."""
+    data = folder / "data"
+    data.mkdir()
+    (data / "images").symlink_to(shapes / "images", target_is_directory=True)
+    for split in ("train", "val"):
+        content = json.loads((shapes / f"{split}.json").read_text())
+        change(content)
+        (data / f"{split}.json").write_text(json.dumps(content))
+    return data

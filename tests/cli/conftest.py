@@ -1,0 +1,37 @@
+"""A small data set, a recipe and a model for the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import save_eager
+from tiny_run import TINY
+
+from embedmask.cli import main
+
+RECIPE = {
+    **TINY,
+    "train": {"batch_size": 4, "max_steps": None, "epochs": 1, "pretrained": False, "workers": 0},
+}
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    assert main(["data", "shapes", str(folder), "--train", "8", "--val", "3", "--size", "64"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def eager(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that finds something in every picture."""
+    return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")

@@ -1,0 +1,229 @@
+"""`train`, `eval` and `data` as a user types them: what they write and say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import copy_with, fails
+from PIL import Image
+
+from embedmask.cli import main
+from embedmask.cli.commands import metrics_table
+from embedmask.model.detector import Detector
+from embedmask.weights.checkpoint import load_checkpoint
+
+METRICS = ("AP", "AP50", "AP75", "AP90", "AR", "AP_small", "AP_medium", "AP_large")
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--config", recipe, "--data", str(shapes), "--out", str(out)]) == 0
+    return out
+
+
+class TestTrain:
+    def test_says_where_the_weights_are(self, run: Path) -> None:
+        assert load_checkpoint(run / "model.safetensors").config.channels == 32
+
+    def test_overrides_and_precision_reach_the_run(self, shapes: Path, recipe: str, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        words = [
+            "train",
+            "--config",
+            recipe,
+            "--data",
+            str(shapes),
+            "--out",
+            str(out),
+            "--precision",
+            "float32",
+        ]
+        assert main([*words, "--model.embed_dim", "4", "--train.max_steps=1", "--train.lr", "1e-3"]) == 0
+        kept = yaml.safe_load((out / "recipe.yaml").read_text())
+        assert kept["model"]["embed_dim"] == 4
+        assert (kept["train"]["max_steps"], kept["train"]["epochs"]) == (1, None)
+        assert (kept["train"]["lr"], kept["train"]["precision"]) == (0.001, "float32")
+        assert json.loads((out / "metrics.json").read_text())["steps"] == 1
+
+    def test_resume_needs_no_recipe(self, run: Path, shapes: Path, capsys: Any) -> None:
+        steps = json.loads((run / "metrics.json").read_text())["steps"]
+        assert (
+            main(["train", "--resume", "--data", str(shapes), "--out", str(run), "--train.epochs", "2"]) == 0
+        )
+        assert json.loads((run / "metrics.json").read_text())["steps"] == 2 * steps
+        assert "epoch 2" in capsys.readouterr().out
+
+    def test_a_run_is_not_overwritten(self, run: Path, shapes: Path, recipe: str, capsys: Any) -> None:
+        assert "--resume" in fails(capsys, "train", "--config", recipe, "--data", shapes, "--out", run)
+
+
+class TestEval:
+    def test_json_holds_the_three_aps(self, run: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        out = tmp_path / "metrics.json"
+        weights = str(run / "model.safetensors")
+        assert main(["eval", "--weights", weights, "--data", str(shapes), "--json", str(out)]) == 0
+        metrics = json.loads(out.read_text())
+        assert {"bbox/AP", "segm/AP", "boundary/AP"} <= set(metrics)
+        assert {f"{kind}/{metric}" for kind in ("bbox", "segm", "boundary") for metric in METRICS} <= set(
+            metrics
+        )
+        assert "matching/AP50" not in metrics
+        names = [category["name"] for category in json.loads((shapes / "val.json").read_text())["categories"]]
+        assert sorted(metrics["classes"]) == sorted(names)
+        table = capsys.readouterr().out
+        assert [line.split()[0] for line in table.splitlines()[1:]] == ["AP", "bbox", "segm", "boundary"]
+
+    def test_matching_where_asked_or_with_one_class(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        out = tmp_path / "metrics.json"
+        words = ["eval", "--weights", str(eager), "--data", str(shapes), "--json", str(out), "--matching"]
+        assert main([*words, "--score-threshold", "0.9"]) == 0
+        assert "matching_pooled" in capsys.readouterr().out
+        high = json.loads(out.read_text())
+        assert {"matching/mAP", "matching/AP50", "matching/AP90", "matching_pooled/AP50"} <= set(high)
+        assert main([*words, "--score-threshold", "0"]) == 0
+        assert json.loads(out.read_text())["matching_pooled/recall50"] >= high["matching_pooled/recall50"]
+        assert "score-threshold" in fails(capsys, *words[:5], "--score-threshold", "1.5")
+
+        def merge(annotations: dict[str, Any]) -> None:
+            annotations["categories"] = annotations["categories"][:1]
+            for entry in annotations["annotations"]:
+                entry["category_id"] = annotations["categories"][0]["id"]
+
+        data = copy_with(shapes, tmp_path, merge)
+        assert main(["eval", "--weights", str(eager), "--data", str(data), "--json", str(out)]) == 0
+        assert "matching/AP50" in json.loads(out.read_text())
+
+    def test_report_is_one_page(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        folder = tmp_path / "report"
+        words = ["eval", "--weights", str(eager), "--data", str(shapes), "--report", str(folder)]
+        assert main(words) == 0
+        assert [file.name for file in folder.iterdir()] == ["index.html"]
+        assert str(folder / "index.html") in capsys.readouterr().out
+        assert "eager.safetensors on val of shapes" in (folder / "index.html").read_text()
+
+    def test_degenerate_objects_may_be_left_out(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        data = copy_with(shapes, tmp_path, lambda a: a["annotations"][0].update(bbox=[3, 3, 0, 8]))
+        words = ["eval", "--weights", str(eager), "--data", str(data)]
+        assert "drop" in fails(capsys, *words)
+        assert main([*words, "--degenerate", "drop"]) == 0
+        assert "1 degenerate" in capsys.readouterr().out.splitlines()[0]
+
+    def test_pictures_of_another_size(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """EmbedMask-600 of Table 1 is a trained model, tested so."""
+        seen: list[tuple[int, ...]] = []
+        preprocess = Detector.preprocess
+
+        def watched(self: Detector, images: Any) -> Any:
+            seen.extend(tuple(image.shape[1:]) for image in images)
+            return preprocess(self, images)
+
+        monkeypatch.setattr(Detector, "preprocess", watched)
+        words = ["eval", "--weights", str(eager), "--data", str(shapes)]
+        assert main([*words, "--image-short-side", "40"]) == 0
+        assert seen
+        assert {min(size) for size in seen} == {40}
+        assert "--image-short-side" in fails(capsys, *words, "--image-short-side", "0")
+
+    def test_without_annotations_the_server_s_file_is_written(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        """COCO's test-dev: images and categories alone."""
+        data, out = tmp_path / "coco", tmp_path / "results"
+        (data / "annotations").mkdir(parents=True)
+        (data / "test2017").symlink_to((shapes / "images").resolve())
+        content = json.loads((shapes / "val.json").read_text())
+        del content["annotations"]
+        for number, category in enumerate(content["categories"]):
+            category["id"] = 7 * number + 3
+        (data / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(content))
+        words = ["eval", "--weights", str(eager), "--data", str(data), "--split", "test-dev"]
+        assert "--json" in fails(capsys, *words)
+        assert main([*words, "--json", str(out), "--max-detections", "5"]) == 0
+        said = capsys.readouterr().out
+        assert said.count("\n") == 1
+        assert "no AP" in said
+        (path,) = out.iterdir()
+        assert path.name == "detections_test-dev2017_eager_results.json"
+        assert str(path) in said
+        results = json.loads(path.read_text())
+        images = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+        assert 0 < len(results) <= 5 * len(images)
+        for result in results:
+            assert set(result) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+            assert result["segmentation"]["size"] == images[result["image_id"]]
+            assert isinstance(result["segmentation"]["counts"], str)
+            assert result["category_id"] in {category["id"] for category in content["categories"]}
+        assert main([*words, "--json", str(tmp_path / "named.json")]) == 0
+        assert json.loads((tmp_path / "named.json").read_text())
+
+    def test_agrees_with_the_evaluation_of_training(self, run: Path, shapes: Path, tmp_path: Path) -> None:
+        out = tmp_path / "metrics.json"
+        main(["eval", "--weights", str(run / "model.safetensors"), "--data", str(shapes), "--json", str(out)])
+        trained = json.loads((run / "metrics.json").read_text())
+        assert json.loads(out.read_text())["segm/AP"] == pytest.approx(trained["segm/AP"], abs=1e-6)
+
+    def test_only_some_images(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        data = copy_with(shapes, tmp_path, lambda a: a["images"][0].update(modality="night"))
+        whole, part = tmp_path / "whole.json", tmp_path / "part.json"
+        words = ["eval", "--weights", str(eager), "--data", str(data), "--json"]
+        assert main([*words, str(whole)]) == 0
+        assert main([*words, str(part), "--where", "modality=night"]) == 0
+        assert json.loads(whole.read_text()) != json.loads(part.read_text())
+        assert "modality" in fails(
+            capsys, "eval", "--weights", eager, "--data", data, "--where", "modality=dusk"
+        )
+
+    def test_a_class_that_the_model_lacks(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        data = copy_with(shapes, tmp_path, lambda a: a["categories"][0].update(name="dragon"))
+        assert "dragon" in fails(capsys, "eval", "--weights", eager, "--data", data)
+
+    def test_table_has_a_head_for_each_set_of_columns(self) -> None:
+        metrics = {"bbox/AP": 0.5, "segm/AP": 0.25, "matching/mAP": float("nan"), "classes": {}}
+        assert [line.split() for line in metrics_table(metrics).splitlines()] == [
+            ["AP"],
+            ["bbox", "0.5000"],
+            ["segm", "0.2500"],
+            ["mAP"],
+            ["matching", "nan"],
+        ]
+
+
+class TestData:
+    def test_show_draws_a_sheet(self, shapes: Path, tmp_path: Path) -> None:
+        out = tmp_path / "sheet.png"
+        assert main(["data", "show", str(shapes), "--count", "5", "--out", str(out)]) == 0
+        assert min(Image.open(out).size) > 100
+
+    def test_show_draws_what_a_recipe_makes_of_it(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        def sheet(*options: str) -> Image.Image:
+            arguments = ["--count", "2", "--out", str(tmp_path / "sheet.png"), *options]
+            assert main(["data", "show", str(shapes), *arguments]) == 0
+            return Image.open(tmp_path / "sheet.png").convert("RGB")
+
+        plain = sheet()
+        cropped = sheet("--config", "shapes", "--augment.crop_size", "32", "--augment.copy_paste", "1")
+        assert cropped.size == (32 + 4 + 32, 32)
+        assert plain.height > 32
+        again = sheet("--config", "shapes", "--augment.crop_size", "32", "--augment.copy_paste", "1")
+        assert again.tobytes() == cropped.tobytes()
+        show = ("data", "show", shapes, "--out", tmp_path / "s.png")
+        assert "--config" in fails(capsys, *show, "--augment.crop_size", "64")
+        assert "copy_paste" in fails(capsys, *show, "--config", "shapes", "--augment.copy_past", "1")
+
+    def test_shapes_does_not_overwrite(self, shapes: Path, capsys: Any) -> None:
+        before = sorted(path.name for path in shapes.rglob("*"))
+        assert str(shapes) in fails(capsys, "data", "shapes", shapes)
+        assert before == sorted(path.name for path in shapes.rglob("*"))

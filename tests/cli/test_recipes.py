@@ -1,0 +1,90 @@
+"""Recipes by name or file, and what the command line changes in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import fails
+
+from embedmask.cli.recipes import recipe_names, resolve_recipe
+from embedmask.config import MaskRCNNConfig, Recipe
+
+
+class TestRecipes:
+    def test_overrides_reach_every_section(self, recipe: str) -> None:
+        changes = {"model": {"embed_dim": 4}, "data": {"short_sides": [64, 96]}, "train": {"lr": 1}}
+        built = resolve_recipe(recipe, changes)
+        assert (built.model.embed_dim, built.data.short_sides, built.train.lr) == (4, (64, 96), 1.0)
+        assert built.model.channels == 32
+
+    def test_what_is_not_overridden_stays(self, recipe: str) -> None:
+        assert resolve_recipe(recipe, {}) == Recipe.from_yaml(recipe)
+        assert resolve_recipe(recipe, {"train": {"lr": 1}}).data.short_sides == ()
+
+    def test_a_recipe_of_the_baseline_takes_overrides(self) -> None:
+        built = resolve_recipe("maskrcnn/r50_1x", {"model": {"anchor_sizes": [8, 16, 32, 64, 128]}})
+        assert built.model == MaskRCNNConfig(anchor_sizes=(8, 16, 32, 64, 128))
+
+    def test_the_kind_of_a_model_is_the_recipes(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        words = (
+            "--config",
+            "shapes",
+            "--model.kind",
+            "maskrcnn",
+            "--data",
+            shapes,
+            "--out",
+            tmp_path / "out",
+        )
+        assert "write model: maskrcnn" in fails(capsys, "train", *words)
+
+    def test_one_length_replaces_the_other(self, recipe: str) -> None:
+        built = resolve_recipe(recipe, {"train": {"max_steps": 7}})
+        assert (built.train.max_steps, built.train.epochs) == (7, None)
+
+    def test_every_shipped_recipe_can_be_named(self) -> None:
+        assert "nuclei" in recipe_names()
+        for name in recipe_names():
+            assert resolve_recipe(name, {}).train.batch_size >= 1
+
+    def test_unknown_name_shows_the_nearest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        line = fails(capsys, "train", "--config", "nucleii", "--data", shapes, "--out", tmp_path / "out")
+        assert "did you mean 'nuclei'" in line
+
+    @pytest.mark.parametrize(
+        ("option", "nearest"),
+        [
+            ("--model.embed_dims", "embed_dim"),
+            ("--train.learning", "warmup"),
+            ("--augment.short_side", "short_sides"),
+        ],
+    )
+    def test_unknown_field_shows_the_nearest(
+        self, *, option: str, nearest: str, shapes: Path, recipe: str, tmp_path: Path, capsys: Any
+    ) -> None:
+        out = tmp_path / "out"
+        line = fails(capsys, "train", "--config", recipe, "--data", shapes, "--out", out, option, "3")
+        assert option.partition(".")[2] in line
+        if option != "--train.learning":
+            assert f"did you mean '{nearest}'" in line
+        assert not out.exists()
+
+    def test_unknown_key_in_a_file_shows_the_nearest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "r.yaml").write_text("model: {embed_dimm: 8}")
+        line = fails(
+            capsys, "train", "--config", tmp_path / "r.yaml", "--data", shapes, "--out", tmp_path / "out"
+        )
+        assert "did you mean 'embed_dim'" in line
+        assert str(tmp_path / "r.yaml") in line
+
+    def test_impossible_value_is_told(self, shapes: Path, recipe: str, tmp_path: Path, capsys: Any) -> None:
+        out = tmp_path / "out"
+        words = ("train", "--config", recipe, "--data", shapes, "--out", out)
+        assert "margin" in fails(capsys, *words, "--model.margin", "wide")
+        assert "lr" in fails(capsys, *words, "--train.lr", "fast")
+        assert not out.exists()
+
+    def test_a_recipe_is_needed(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        assert "--config is missing" in fails(capsys, "train", "--data", shapes, "--out", tmp_path / "out")
