@@ -119,8 +119,8 @@ def predict_files(
     sources = find_sources(given)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
-    if settings.score_threshold is None:  # records hold what the results depend on
-        settings = replace(settings, score_threshold=checkpoint.config.decision_threshold)
+    # records hold what the results depend on
+    settings = replace(settings, score_threshold=checkpoint.config.decision(settings.score_threshold))
     records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()

@@ -64,3 +64,7 @@ class DetectorConfig:
         short_ok = self.image_short_side is None or self.image_short_side >= 1
         require(self, "image_short_side", short_ok, "at least 1, or null")
         require(self, "frozen_stages", self.frozen_stages >= 0, "at least 0")
+
+    def decision(self, asked: float | None) -> float:
+        """The score from which on a result counts as found: the one asked for, else `decision_threshold`."""
+        return self.decision_threshold if asked is None else asked

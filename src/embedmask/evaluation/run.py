@@ -68,7 +68,7 @@ def evaluate_weights(
     if score_threshold is not None and not 0 <= score_threshold <= 1:
         raise BadInput(f"--score-threshold must lie between 0 and 1, got {score_threshold}")
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
-    decision = checkpoint.config.decision_threshold if score_threshold is None else score_threshold
+    decision = checkpoint.config.decision(score_threshold)
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
     found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
     begin()

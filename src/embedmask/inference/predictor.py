@@ -177,7 +177,7 @@ class Predictor:
         """
         if embeddings and not isinstance(self.model.config, ModelConfig):
             raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
-        request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
+        request = self._request(self.model.config.decision(score_threshold), max_detections, tile, overlap)
         finish = partial(self._detections, embeddings=embeddings)
         if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
             image = as_image(source, any_size=request.tile is not None)
@@ -213,7 +213,9 @@ class Predictor:
         Raises:
             BadInput: as `__call__`, or a batch of less than one picture.
         """
-        request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
+        request = self._request(
+            self.model.config.decision(score_threshold), max_detections, tile, overlap, batch_size
+        )
         return self._stream(pictures, request, skip_broken=skip_broken)
 
     def find(
@@ -235,9 +237,6 @@ class Predictor:
         for index, image in enumerate(images):
             check_picture(image, f"images[{index}]")
         return self._find(images, self._request(score_threshold, max_detections))
-
-    def _decision(self, score_threshold: float | None) -> float:
-        return self.model.config.decision_threshold if score_threshold is None else score_threshold
 
     def _find(self, images: Sequence[Tensor], request: _Request) -> list[Instances]:
         items = (self._prepare(image, image, request) for image in images)
