@@ -45,7 +45,7 @@ KEPT = "results.json"
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 CURVE_IOUS = (0.5, 0.75, 0.9)
 """Whose curves of precision and recall are kept."""
-SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Results = dict[str, Any]
 

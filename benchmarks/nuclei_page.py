@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from nuclei_pictures import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
 
+from embedmask.cli.recipes import resolve_recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
@@ -229,9 +230,11 @@ def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
 
 
 def train_line(training: Results, where: str | None) -> str:
-    """The command of a training."""
+    """The command of a training, with its epochs where the recipe has others."""
+    name, epochs = training["recipe"], training["epochs"]
     part = "" if where is None else f" --augment.where {where}"
-    return f"embedmask train --config {training['recipe']} --data nuclei --out runs/{training['run']}{part}"
+    length = "" if resolve_recipe(name, {}).train.epochs == epochs else f" --train.epochs {epochs}"
+    return f"embedmask train --config {name} --data nuclei --out runs/{training['run']}{part}{length}"
 
 
 def files(kept: Results, names: Iterable[str]) -> str:

@@ -167,6 +167,12 @@ def test_a_training_is_told(tmp_path: Path) -> None:
         nuclei.training_facts(tmp_path)
 
 
+def test_the_command_of_a_training_says_where_its_length_is_another() -> None:
+    facts, train_line = {"recipe": "nuclei", "run": "one", "epochs": 12}, nuclei_page.train_line
+    assert train_line(facts, None) == "embedmask train --config nuclei --data nuclei --out runs/one"
+    assert train_line({**facts, "epochs": 3}, "a=b").endswith("--augment.where a=b --train.epochs 3")
+
+
 def test_the_page_shows_every_row_and_keeps_what_is_by_hand(
     data: Path, weights: dict[str, Path], docs: Path
 ) -> None:
