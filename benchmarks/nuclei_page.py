@@ -116,7 +116,7 @@ def published_lines(rows: Rows) -> list[str]:
         "### Against published results",
         "AP is TP / (TP + FP + FN) at an IoU, mean over images; in the last column the counts of all images are "
         "pooled before the mean over IoU is taken. The upper rows are published: the figure of the EmbedSeg paper "
-        "(arXiv 2101.10033), on the 50 test images of StarDist's subset. The rows in bold are ours, on "
+        "(arXiv 2101.10033), on the 50 test images of StarDist's subset. The rows in bold were measured here, on "
         f"{first['images']} validation images{chosen_by(first)}, one forward pass an image, without "
         "test-time augmentation. The images differ from the published ones.",
         "",
