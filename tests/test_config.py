@@ -365,22 +365,24 @@ def _read_outside_config() -> set[str]:
     return set().union(*(_attributes(source, HOLDERS) for source in sources))
 
 
-def _properties_of(cls: type) -> dict[str, set[str]]:
-    """Property -> the fields it is made of."""
-    found = {name: value.fget for name, value in vars(cls).items() if isinstance(value, property)}
+def _derived_of(cls: type) -> dict[str, set[str]]:
+    """Property or public method of a config or its bases -> the fields it is made of."""
+    members = {name: value for base in reversed(cls.__mro__[:-1]) for name, value in vars(base).items()}
+    found = {name: value.fget if isinstance(value, property) else value for name, value in members.items()}
     return {
         name: _attributes(inspect.cleandoc("\n" + inspect.getsource(get)), {"self"})
         for name, get in found.items()
+        if inspect.isfunction(get) and not name.startswith("_")
     }
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
 def test_every_field_is_read(cls: Any) -> None:
     read = _read_outside_config()
-    derived = [fields for name, fields in _properties_of(cls).items() if name in read]
+    derived = [fields for name, fields in _derived_of(cls).items() if name in read]
     unread = {field.name for field in dataclasses.fields(cls)} - read - set().union(*derived)
     assert unread == set(), "a setting that nothing reads"
 
 
 def test_every_derived_value_is_read() -> None:
-    assert set(_properties_of(ModelConfig)) <= _read_outside_config()
+    assert set(_derived_of(ModelConfig)) <= _read_outside_config()
