@@ -209,15 +209,15 @@ def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
     lines = ["### Commands", "```"]
     for name, row in kept["rows"].items():
         training = row["training"]
-        if training is not None and training["recipe"] is not None:
+        recipe = None if training is None else training["recipe"]
+        if recipe is not None:
             lines.append(train_line(training, row["where"]))
         options = [f"--weights {row['weights']}", f'--name "{name}"']
         changes = [f"{field}={value}" for field, value in row["changes"].items()]
         options += ["--change", *changes] if changes else []
         options += [] if row["where"] is None else [f"--where {row['where']}"]
         options += [] if training is None else [f"--run runs/{training['run']}"]
-        if training is not None and training["recipe"] is not None:
-            options.append(f"--recipe {training['recipe']}")
+        options += [] if recipe is None else [f"--recipe {recipe}"]
         options += [f"--score-threshold {row['score_threshold']:g}"]
         lines.append(f"python benchmarks/nuclei.py measure --data nuclei {' '.join(options)}")
     if kept["time"] is not None:

@@ -50,3 +50,8 @@ def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any
         change(content)
         (data / f"{split}.json").write_text(json.dumps(content))
     return data
+
+
+def empty_box(annotations: dict[str, Any]) -> None:
+    """Leave the first object without area."""
+    annotations["annotations"][0].update(bbox=[3, 3, 0, 8])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import copy_with, fails
+from command_line import copy_with, empty_box, fails
 from PIL import Image
 
 from embedmask.cli import main
@@ -111,7 +111,7 @@ class TestEval:
     def test_degenerate_objects_may_be_left_out(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        data = copy_with(shapes, tmp_path, lambda a: a["annotations"][0].update(bbox=[3, 3, 0, 8]))
+        data = copy_with(shapes, tmp_path, empty_box)
         words = ["eval", "--weights", str(eager), "--data", str(data)]
         assert "drop" in fails(capsys, *words)
         assert main([*words, "--degenerate", "drop"]) == 0

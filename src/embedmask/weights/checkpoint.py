@@ -26,7 +26,7 @@ from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
-from embedmask.weights.released import find_weights
+from embedmask.weights.released import find_weights, no_weights
 
 FORMAT = "embedmask"
 VERSION = 1
@@ -74,8 +74,9 @@ def save(
     }
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise BadInput(f"{path}: dtype {dtype} holds no weights; use torch.float16, bfloat16 or float32")
-    tensors = {name: _packed(value, dtype) for name, value in model.state_dict().items()}
-    for name, value in model.state_dict().items():
+    state = model.state_dict()
+    tensors = {name: _packed(value, dtype) for name, value in state.items()}
+    for name, value in state.items():
         if bool(value.isfinite().all()) and not bool(tensors[name].isfinite().all()):
             raise BadInput(f"{path}: {name} has values beyond {dtype}; use another, or leave dtype out")
     with atomic_write(path) as temporary:
@@ -136,7 +137,8 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
         BadInput: no such file; cut short or damaged; wants to execute code; or holds no state dict.
     """
     path = Path(path)
-    _require_file(path)
+    if not path.is_file():
+        raise no_weights(path)
     values = _load_plain(path)
     if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
         values = values["model"]
@@ -147,13 +149,6 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
     ):
         raise BadInput(f'{path}: holds no state dict; expected tensors by name, alone or under "model"')
     return without_prefix({str(name): value for name, value in values.items()})
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise BadInput(f"{path}: a folder; give the weights file in it")
-    if not path.is_file():
-        raise BadInput(f"{path}: no such weights file")
 
 
 def _refuse_torch_file(path: Path) -> None:

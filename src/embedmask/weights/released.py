@@ -21,13 +21,16 @@ def find_weights(path: str | Path) -> Path:
     released = models_folder() / f"{path.name.removesuffix('.safetensors')}.safetensors"
     if path.name == str(path) and released.is_file():
         return released
-    if path.is_dir():
-        raise BadInput(f"{path}: a folder; give the weights file in it")
     names = released_names()
     hint = nearest(str(path), names) if path.name == str(path) else ""
-    raise BadInput(
-        f"{path}: no such weights file{hint}; models that come with the package: {', '.join(names)}"
-    )
+    raise no_weights(path, f"{hint}; models that come with the package: {', '.join(names)}")
+
+
+def no_weights(path: Path, hint: str = "") -> BadInput:
+    """What to raise where a weights file was asked for and there is none."""
+    if path.is_dir():
+        return BadInput(f"{path}: a folder; give the weights file in it")
+    return BadInput(f"{path}: no such weights file{hint}")
 
 
 def released_names() -> list[str]:
