@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 import io
-import itertools
 import math
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,53 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from predictors import NAMES, NOTHING, changed, predictor_config, same
 from small_models import forms_of, small_baseline
 from torch import Tensor
 
-from embedmask import EmbedMask, ModelConfig, Predictions, Predictor
+from embedmask import EmbedMask, ModelConfig, Predictor
 from embedmask._supervision import CompactMask, sv
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.pictures import as_image
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.model.build import build_model
-from embedmask.structures import CropMasks, ImageBatch, Instances, Size
+from embedmask.structures import ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
-
-NAMES = ["disc", "star", "ring"]
-
-
-def small_config(**changes: Any) -> ModelConfig:
-    values: dict[str, Any] = {
-        "num_classes": 3, "backbone": "resnet18", "channels": 16, "norm_groups": 4, "embed_dim": 4,
-        "tower_convs": 1, "backbone_norm": "batch", "image_short_side": 64, "image_long_side": 128,
-        "score_threshold": 0.0, "max_detections": 20,
-    }  # fmt: skip
-    return ModelConfig.preset("paper", **{**values, **changes})
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    torch.manual_seed(0)
-    return Predictor(EmbedMask(small_config()), NAMES, device="cpu", precision="float32")
-
-
-@pytest.fixture
-def picture() -> np.ndarray:
-    rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
-    return np.asarray(small.resize((131, 90)))
-
-
-def same(a: sv.Detections, b: sv.Detections) -> bool:
-    assert a.mask is not None
-    assert b.mask is not None
-    return (
-        np.array_equal(a.xyxy, b.xyxy)
-        and np.array_equal(a.confidence, b.confidence)  # type: ignore[arg-type]
-        and np.array_equal(a.class_id, b.class_id)  # type: ignore[arg-type]
-        and np.array_equal(np.asarray(a.mask), np.asarray(b.mask))
-    )
 
 
 def test_detections_are_in_the_pictures_frame(predictor: Predictor, picture: np.ndarray) -> None:
@@ -97,153 +58,6 @@ def test_a_list(predictor: Predictor, picture: np.ndarray) -> None:
     assert same(listed[1], predictor(picture[:50], 0.0))
     assert predictor([], 0.0) == []
     assert same(predictor((picture,), 0.0)[0], listed[0])
-
-
-def test_an_iterator_is_lazy_and_bounded(predictor: Predictor, picture: np.ndarray) -> None:
-    shown: list[int] = []
-    threads = threading.active_count()
-    results = predictor(camera(picture, shown), 0.0)
-    assert isinstance(results, Iterator)
-    assert shown == []
-    expected = predictor(picture, 0.0)
-    for number in range(3):
-        assert same(next(results), expected)
-        assert number + 1 <= len(shown) <= number + 20
-    del results
-    assert threading.active_count() == threads
-
-
-def camera(picture: np.ndarray, shown: list[int]) -> Iterator[np.ndarray]:
-    """Never ends; notes how many it has given."""
-    for frame in itertools.count():
-        shown.append(frame)
-        yield picture
-
-
-def test_stopping_early_leaves_no_threads(predictor: Predictor, picture: np.ndarray) -> None:
-    threads = threading.active_count()
-    for result in predictor.stream(camera(picture, [])):
-        assert result.image is not None
-        break
-    del result
-    gc.collect()
-    assert threading.active_count() == threads
-
-    def unplugged() -> Iterator[np.ndarray]:
-        yield picture
-        raise OSError("unplugged")
-
-    stream = predictor.stream(unplugged())
-    next(stream)
-    with pytest.raises(OSError, match="unplugged"):
-        next(stream)
-    assert threading.active_count() == threads
-
-
-def mixed_pictures(picture: np.ndarray) -> list[np.ndarray]:
-    """Of three frames, in no order, some of one frame but of other sizes."""
-    shapes = [(90, 131), (131, 90), (90, 131), (70, 70), (90, 125), (131, 88), (70, 71), (90, 131), (90, 131)]
-    return [np.ascontiguousarray(np.resize(picture, (*shape, 3))) for shape in shapes]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_results_come_in_order_however_they_are_batched(
-    predictor: Predictor, picture: np.ndarray, batch_size: int
-) -> None:
-    pictures = mixed_pictures(picture)
-    results = list(predictor.stream(pictures, score_threshold=0.0, batch_size=batch_size))
-    assert len(results) == len(pictures)
-    for result, shown in zip(results, pictures, strict=True):
-        assert result.source is shown
-        assert result.error is None
-        assert torch.equal(result.image, as_image(shown))
-        alone = predictor(shown, 0.0)
-        assert result.instances is not None
-        # the same sums in another order: the last digits
-        np.testing.assert_allclose(result.instances.boxes.numpy(), alone.xyxy, atol=0.01)
-        np.testing.assert_allclose(result.instances.scores.numpy(), alone.confidence, atol=1e-5)
-        assert result.instances.masks.shape[1:] == shown.shape[:2]
-
-
-def test_only_pictures_of_one_frame_share_a_batch(predictor: Predictor, picture: np.ndarray) -> None:
-    """What the network is given; each frame is what the picture would be padded to if it were alone."""
-    frames = []
-
-    def network(batch: ImageBatch) -> Predictions:
-        frames.append(tuple(batch.tensors.shape))
-        return predictor.network(batch)
-
-    watched = changed(predictor, network=network)
-    pictures = mixed_pictures(picture)
-    list(watched.stream(pictures, batch_size=4))
-    assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
-    alone: set[tuple[int, ...]] = set()
-    for shown in pictures:
-        frames.clear()
-        watched(shown)
-        alone.update(frames)
-    assert alone == {(1, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64)}
-
-
-def changed(predictor: Predictor, **attributes: Any) -> Predictor:
-    """A twin, for tests that replace a part of it."""
-    twin = copy.copy(predictor)
-    vars(twin).update(attributes)
-    return twin
-
-
-def test_large_pictures_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
-    sizes = []
-
-    def run(resized: list[Tensor], *rest: Any) -> list[Instances]:
-        sizes.append(len(resized))
-        return [NOTHING] * len(resized)
-
-    predictor = changed(predictor, resize=EvalTransform(None, 0), _run=run)
-    large, small = torch.zeros(3, 512, 513, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)
-    list(predictor.stream([large] * 3 + [small] * 8, batch_size=4))
-    assert sizes == [1, 1, 1, 4, 4]
-
-
-NOTHING = Instances(
-    torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CropMasks([], [], (32, 32))
-)
-
-
-def test_a_thousand_small_pictures(predictor: Predictor) -> None:
-    """With a network that costs nothing: the order of many, in batches, by threads."""
-
-    def found(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
-        """One object, whose score is the picture's grey."""
-        return [
-            replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
-                    masks=CropMasks([torch.ones(1, 1).bool()], [(0, 0)], size))
-            for image, size in zip(resized, sizes, strict=True)
-        ]  # fmt: skip
-
-    predictor = changed(predictor, _run=found)
-    greys = np.random.default_rng(0).integers(0, 256, 1000)
-    pictures = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
-    results = list(predictor.stream(pictures, score_threshold=0.0, batch_size=8))
-    scores = [float(result.instances.scores[0]) for result in results if result.instances is not None]
-    np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
-
-
-def test_a_broken_picture_among_others(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
-    """It is passed over and told of, or raised when its turn has come."""
-    path = tmp_path / "broken.png"
-    path.write_bytes(b"no picture")
-    pictures = [picture, path, picture, b"", picture]
-    results = list(predictor.stream(pictures, skip_broken=True, batch_size=2))
-    assert [result.error is None for result in results] == [True, False, True, False, True]
-    broken = results[1]
-    assert (broken.source, broken.image, broken.instances) == (path, None, None)
-    assert "broken.png" in str(broken.error)
-    assert str(results[3].error).startswith("pictures[3]: ")
-    stream = predictor.stream(pictures)
-    assert next(stream).error is None
-    with pytest.raises(BadInput, match=r"broken\.png"):
-        next(stream)
 
 
 def test_a_list_is_checked_before_anything_is_read(predictor: Predictor, picture: np.ndarray) -> None:
@@ -438,12 +252,12 @@ def test_load(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None
 
 def test_wrong_number_of_names() -> None:
     with pytest.raises(BadInput, match="2 class names for a model of 3"):
-        Predictor(EmbedMask(small_config()), ["a", "b"], device="cpu")
+        Predictor(EmbedMask(predictor_config()), ["a", "b"], device="cpu")
 
 
 def test_bfloat16_stays_near_float32(picture: np.ndarray) -> None:
     torch.manual_seed(0)
-    model = EmbedMask(small_config())
+    model = EmbedMask(predictor_config())
     exact = Predictor(model, NAMES, device="cpu", precision="float32")(picture, 0.0, 1000)
     reduced = Predictor(model, NAMES, device="cpu", precision="bfloat16")
     assert reduced.dtype == torch.bfloat16
@@ -456,7 +270,7 @@ def test_bfloat16_stays_near_float32(picture: np.ndarray) -> None:
 
 def test_without_a_threshold_the_model_decides(picture: np.ndarray) -> None:
     torch.manual_seed(0)
-    model = EmbedMask(small_config())
+    model = EmbedMask(predictor_config())
     everything = Predictor(model, NAMES, precision="float32")(picture, score_threshold=0.0)
     assert everything.confidence is not None
     middle = float(np.median(everything.confidence))

@@ -1,14 +1,11 @@
-"""`embedmask predict` as a user types it: what it leaves, also where it is killed, and its exit codes."""
+"""`embedmask predict` as a user types it: what it leaves, and its exit codes."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
 import stat
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,75 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from command_line import fails, save_eager
+from command_line import fails
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image
-from tiny_run import TORCHRUN, free_port, start
+from predict_command import COUNT, files, masks_of, results_of, words
 
-from embedmask._supervision import sv
 from embedmask.cli import main
 from embedmask.cli.records import FOLDER
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import label_objects
-from embedmask.data.shapes import make_shapes
-from embedmask.files import is_temporary
-
-COUNT = 12
-RATE = 10
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    make_shapes(folder, train=COUNT, val=1, size=64, seed=0)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def weights(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")
-
-
-@pytest.fixture
-def pictures(shapes: Path, tmp_path: Path) -> Path:
-    """A folder of pictures that a test may change."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for path in sorted((shapes / "images").glob("train*")):
-        shutil.copy(path, folder)
-    return folder
-
-
-@pytest.fixture
-def video(pictures: Path, tmp_path: Path) -> Path:
-    """Eight frames of 64 x 48."""
-    path = tmp_path / "clip.avi"
-    with sv.VideoSink(str(path), sv.VideoInfo(64, 48, RATE)) as sink:
-        for picture in sorted(pictures.iterdir())[:8]:
-            frame = np.asarray(Image.open(picture).convert("RGB"))[:48, :, ::-1]
-            sink.write_frame(np.ascontiguousarray(frame))
-    return path
-
-
-def words(given: Path, weights: Path, out: Path, *more: str) -> list[str]:
-    base = ["predict", str(given), "--weights", str(weights), "--out", str(out), "--precision", "float32"]
-    return [*base, "--score-threshold", "0.45", "--max-detections", "20", "--device", "cpu", *more]
-
-
-def files(out: Path) -> dict[str, bytes]:
-    """Everything that is left, by name, what is hidden included."""
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-
-def results_of(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The pictures, and the results of all of them."""
-    images = json.loads((out / "images.json").read_text())["images"]
-    return images, json.loads((out / "predictions.json").read_text())
-
-
-def masks_of(results: list[dict[str, Any]], image_id: int) -> list[Any]:
-    mine = [result["segmentation"] for result in results if result["image_id"] == image_id]
-    return [mask_api.decode(mask).astype(bool) for mask in mine]
 
 
 class TestResults:
@@ -299,155 +236,3 @@ class TestBroken:
         (tmp_path / "out").write_text("a file")
         assert "cannot be written" in fails(capsys, *words(pictures, weights, tmp_path / "out"))
         assert (tmp_path / "out").read_text() == "a file"
-
-
-def run_main(given: list[str]) -> None:
-    """In a process of its own."""
-    torch.set_num_threads(1)
-    raise SystemExit(main(given))
-
-
-def finished(out: Path) -> list[Path]:
-    return [path for path in out.glob(f"{FOLDER}/*.jsonl") if not is_temporary(path)]
-
-
-def check_whole(path: Path) -> None:
-    """Read all of a file."""
-    if path.suffix == ".png":
-        Image.open(path).load()
-    elif path.suffix == ".jsonl":
-        assert [json.loads(line) for line in path.read_text().splitlines()]
-    elif path.suffix == ".json":
-        json.loads(path.read_text())
-    else:
-        assert len(list(sv.get_video_frames_generator(str(path)))) == 8
-
-
-class TestResume:
-    def test_killed_at_random_moments(
-        self, weights: Path, pictures: Path, video: Path, tmp_path: Path
-    ) -> None:
-        shutil.move(video, pictures / "clip.avi")
-        torch.set_num_threads(1)
-        whole, out = tmp_path / "whole", tmp_path / "out"
-        more = ("--format", "labels")
-        assert main(words(pictures, weights, whole, *more)) == 0
-        rng = random.Random(0)
-        for _ in range(3):
-            begun = len(finished(out))
-            process = start(run_main, words(pictures, weights, out, *more, "--resume"))
-            patience = time.monotonic() + 60
-            while process.is_alive() and len(finished(out)) <= begun:
-                assert time.monotonic() < patience
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0, 0.03))
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            for path in (path for path in out.rglob("*") if path.is_file() and not is_temporary(path)):
-                check_whole(path)
-        done = {path: path.stat().st_mtime_ns for path in finished(out)}
-        assert len(done) >= 3
-        assert main(words(pictures, weights, out, *more, "--resume")) == 0
-        assert {path: path.stat().st_mtime_ns for path in done} == done
-        assert files(out) == files(whole)
-
-    @pytest.mark.parametrize(
-        ("option", "value"), [("--score-threshold", "0.5"), ("--format", "yolo"), ("--tile", "64")]
-    )
-    def test_other_settings_are_refused(
-        self, *, option: str, value: str, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
-    ) -> None:
-        out, picture = tmp_path / "out", min(pictures.iterdir())
-        assert main(words(picture, weights, out)) == 0
-        before = files(out)
-        assert option in fails(capsys, *words(pictures, weights, out, option, value, "--resume"))
-        assert files(out) == before
-
-    def test_other_weights_are_refused(
-        self, weights: Path, shapes: Path, pictures: Path, tmp_path: Path, capsys: Any
-    ) -> None:
-        out = tmp_path / "out"
-        assert main(words(min(pictures.iterdir()), weights, out)) == 0
-        other = tmp_path / "other.safetensors"
-        changed = bytearray(weights.read_bytes())
-        changed[-1] ^= 1
-        other.write_bytes(bytes(changed))
-        assert "--weights" in fails(capsys, *words(pictures, other, out, "--resume"))
-
-    def test_new_pictures_join_the_old(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
-        given, out = sorted(pictures.iterdir()), tmp_path / "out"
-        first = given[0].rename(tmp_path / "later")
-        assert main(words(pictures, weights, out)) == 0
-        first.rename(given[0])
-        assert main(words(pictures, weights, out, "--resume")) == 0
-        assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in given]
-
-
-class TestVideo:
-    def test_drawn_and_frame_by_frame(self, weights: Path, video: Path, tmp_path: Path) -> None:
-        out = tmp_path / "out"
-        assert main(words(video, weights, out, "--format", "labels")) == 0
-        info = sv.VideoInfo.from_video_path(str(out / "clip.mp4"))
-        assert (info.resolution_wh, info.fps) == ((64, 48), RATE)
-        frames = list(sv.get_video_frames_generator(str(out / "clip.mp4")))
-        assert len(frames) == 8
-        plain = next(sv.get_video_frames_generator(str(video)))
-        assert np.abs(frames[0].astype(int) - plain).mean() > 1
-        images, results = results_of(out)
-        assert [(image["file_name"], image["frame"]) for image in images] == [
-            (str(video), frame) for frame in range(8)
-        ]
-        assert {result["image_id"] for result in results} == set(range(1, 9))
-        assert len(list((out / "labels" / "clip").iterdir())) == 8
-
-    def test_a_video_and_a_picture_of_one_name(self, weights: Path, video: Path, pictures: Path) -> None:
-        shutil.copy(min(pictures.iterdir()), video.parent / "clip.jpg")
-        out = video.parent / "out"
-        more = (str(video.parent / "clip.jpg"), "--no-draw")
-        given = words(video, weights, out)
-        assert main([given[0], given[1], *more, *given[2:]]) == 0
-        images, _ = results_of(out)
-        assert [image["name"] for image in images] == [f"clip/{k:06}" for k in range(8)] + ["clip_2"]
-        assert not (out / "clip.mp4").exists()
-
-    def test_a_video_cut_short_gives_what_it_holds(
-        self, weights: Path, video: Path, tmp_path: Path, capsys: Any
-    ) -> None:
-        content = video.read_bytes()
-        video.write_bytes(content[: len(content) // 2])
-        assert main(words(video, weights, tmp_path / "out")) == 1
-        given = len(results_of(tmp_path / "out")[0])
-        assert 0 < given < 8
-        assert f"clip.avi: breaks off after {given} of 8 frames" in capsys.readouterr().err
-        video.write_bytes(content[:100])
-        assert "clip.avi" in fails(capsys, *words(video, weights, tmp_path / "none"))
-        assert not (tmp_path / "none").exists()
-
-
-def one_of_two(rank: int, port: int, given: list[str]) -> None:
-    """What torchrun starts."""
-    os.environ.update(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", MASTER_PORT=str(port))
-    run_main(given)
-
-
-class TestProcesses:
-    @pytest.mark.parametrize("batch", ["1", "2"])
-    def test_two_leave_what_one_leaves(
-        self, batch: str, weights: Path, pictures: Path, video: Path, tmp_path: Path
-    ) -> None:
-        torch.set_num_threads(1)
-        shutil.move(video, pictures / "clip.avi")
-        given = sorted(pictures.iterdir())
-        given[4].write_bytes(given[4].read_bytes()[:300])
-        more = ("--format", "yolo", "--batch-size", batch)
-        port = free_port()
-        ranks = [
-            start(one_of_two, rank, port, words(pictures, weights, tmp_path / "two", *more))
-            for rank in range(2)
-        ]
-        assert main(words(pictures, weights, tmp_path / "one", *more)) == 1
-        for process in ranks:
-            process.join(120)
-        assert [process.exitcode for process in ranks] == [1, 0]  # the first one tells of the broken file
-        assert files(tmp_path / "two") == files(tmp_path / "one")

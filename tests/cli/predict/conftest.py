@@ -1,0 +1,48 @@
+"""Pictures, a video and a model for `predict`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import save_eager
+from PIL import Image
+from predict_command import COUNT, RATE
+
+from embedmask._supervision import sv
+from embedmask.data.shapes import make_shapes
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=COUNT, val=1, size=64, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def weights(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")
+
+
+@pytest.fixture
+def pictures(shapes: Path, tmp_path: Path) -> Path:
+    """A folder of pictures that a test may change."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in sorted((shapes / "images").glob("train*")):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def video(pictures: Path, tmp_path: Path) -> Path:
+    """Eight frames of 64 x 48."""
+    path = tmp_path / "clip.avi"
+    with sv.VideoSink(str(path), sv.VideoInfo(64, 48, RATE)) as sink:
+        for picture in sorted(pictures.iterdir())[:8]:
+            frame = np.asarray(Image.open(picture).convert("RGB"))[:48, :, ::-1]
+            sink.write_frame(np.ascontiguousarray(frame))
+    return path

@@ -1,0 +1,135 @@
+"""`embedmask predict --resume`, also where it is killed, and over several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import fails
+from PIL import Image
+from predict_command import files, results_of, words
+from tiny_run import TORCHRUN, free_port, start
+
+from embedmask._supervision import sv
+from embedmask.cli import main
+from embedmask.cli.records import FOLDER
+from embedmask.files import is_temporary
+
+
+def run_main(given: list[str]) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    raise SystemExit(main(given))
+
+
+def finished(out: Path) -> list[Path]:
+    return [path for path in out.glob(f"{FOLDER}/*.jsonl") if not is_temporary(path)]
+
+
+def check_whole(path: Path) -> None:
+    """Read all of a file."""
+    if path.suffix == ".png":
+        Image.open(path).load()
+    elif path.suffix == ".jsonl":
+        assert [json.loads(line) for line in path.read_text().splitlines()]
+    elif path.suffix == ".json":
+        json.loads(path.read_text())
+    else:
+        assert len(list(sv.get_video_frames_generator(str(path)))) == 8
+
+
+class TestResume:
+    def test_killed_at_random_moments(
+        self, weights: Path, pictures: Path, video: Path, tmp_path: Path
+    ) -> None:
+        shutil.move(video, pictures / "clip.avi")
+        torch.set_num_threads(1)
+        whole, out = tmp_path / "whole", tmp_path / "out"
+        more = ("--format", "labels")
+        assert main(words(pictures, weights, whole, *more)) == 0
+        rng = random.Random(0)
+        for _ in range(3):
+            begun = len(finished(out))
+            process = start(run_main, words(pictures, weights, out, *more, "--resume"))
+            patience = time.monotonic() + 60
+            while process.is_alive() and len(finished(out)) <= begun:
+                assert time.monotonic() < patience
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.03))
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            for path in (path for path in out.rglob("*") if path.is_file() and not is_temporary(path)):
+                check_whole(path)
+        done = {path: path.stat().st_mtime_ns for path in finished(out)}
+        assert len(done) >= 3
+        assert main(words(pictures, weights, out, *more, "--resume")) == 0
+        assert {path: path.stat().st_mtime_ns for path in done} == done
+        assert files(out) == files(whole)
+
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--score-threshold", "0.5"), ("--format", "yolo"), ("--tile", "64")]
+    )
+    def test_other_settings_are_refused(
+        self, *, option: str, value: str, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        out, picture = tmp_path / "out", min(pictures.iterdir())
+        assert main(words(picture, weights, out)) == 0
+        before = files(out)
+        assert option in fails(capsys, *words(pictures, weights, out, option, value, "--resume"))
+        assert files(out) == before
+
+    def test_other_weights_are_refused(
+        self, weights: Path, shapes: Path, pictures: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        out = tmp_path / "out"
+        assert main(words(min(pictures.iterdir()), weights, out)) == 0
+        other = tmp_path / "other.safetensors"
+        changed = bytearray(weights.read_bytes())
+        changed[-1] ^= 1
+        other.write_bytes(bytes(changed))
+        assert "--weights" in fails(capsys, *words(pictures, other, out, "--resume"))
+
+    def test_new_pictures_join_the_old(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
+        given, out = sorted(pictures.iterdir()), tmp_path / "out"
+        first = given[0].rename(tmp_path / "later")
+        assert main(words(pictures, weights, out)) == 0
+        first.rename(given[0])
+        assert main(words(pictures, weights, out, "--resume")) == 0
+        assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in given]
+
+
+def one_of_two(rank: int, port: int, given: list[str]) -> None:
+    """What torchrun starts."""
+    os.environ.update(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", MASTER_PORT=str(port))
+    run_main(given)
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("batch", ["1", "2"])
+    def test_two_leave_what_one_leaves(
+        self, batch: str, weights: Path, pictures: Path, video: Path, tmp_path: Path
+    ) -> None:
+        torch.set_num_threads(1)
+        shutil.move(video, pictures / "clip.avi")
+        given = sorted(pictures.iterdir())
+        given[4].write_bytes(given[4].read_bytes()[:300])
+        more = ("--format", "yolo", "--batch-size", batch)
+        port = free_port()
+        ranks = [
+            start(one_of_two, rank, port, words(pictures, weights, tmp_path / "two", *more))
+            for rank in range(2)
+        ]
+        assert main(words(pictures, weights, tmp_path / "one", *more)) == 1
+        for process in ranks:
+            process.join(120)
+        assert [process.exitcode for process in ranks] == [1, 0]  # the first one tells of the broken file
+        assert files(tmp_path / "two") == files(tmp_path / "one")

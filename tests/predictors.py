@@ -1,0 +1,45 @@
+"""A small predictor, changed copies of it, and whether two results are the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedmask import ModelConfig, Predictor
+from embedmask._supervision import sv
+from embedmask.structures import CropMasks, Instances
+
+NAMES = ["disc", "star", "ring"]
+NOTHING = Instances(
+    torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CropMasks([], [], (32, 32))
+)
+
+
+def predictor_config(**changes: Any) -> ModelConfig:
+    values: dict[str, Any] = {
+        "num_classes": 3, "backbone": "resnet18", "channels": 16, "norm_groups": 4, "embed_dim": 4,
+        "tower_convs": 1, "backbone_norm": "batch", "image_short_side": 64, "image_long_side": 128,
+        "score_threshold": 0.0, "max_detections": 20,
+    }  # fmt: skip
+    return ModelConfig.preset("paper", **{**values, **changes})
+
+
+def same(a: sv.Detections, b: sv.Detections) -> bool:
+    assert a.mask is not None
+    assert b.mask is not None
+    return (
+        np.array_equal(a.xyxy, b.xyxy)
+        and np.array_equal(a.confidence, b.confidence)  # type: ignore[arg-type]
+        and np.array_equal(a.class_id, b.class_id)  # type: ignore[arg-type]
+        and np.array_equal(np.asarray(a.mask), np.asarray(b.mask))
+    )
+
+
+def changed(predictor: Predictor, **attributes: Any) -> Predictor:
+    """A twin, for tests that replace a part of it."""
+    twin = copy.copy(predictor)
+    vars(twin).update(attributes)
+    return twin
