@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from embedmask.errors import BadInput
 from embedmask.fields import check_types, require
 
 Rounding = Literal["down", "nearest"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+SCORE_ROUNDING = 1e-6
+"""Relative; several times what float32 loses between a candidate's value and its finished score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class DetectorConfig:
 
     # Inference (section 3.6)
     score_threshold: float = 0.05
-    """Of candidates."""
+    """Of candidates, before the NMS: a lower bound for speed, not a threshold on finished scores."""
     decision_threshold: float = 0.3
     """From this score on a result counts as found, where no other is asked for: what `predict` gives, and what is
     counted where results are not ranked. Best chosen on val."""
@@ -68,3 +71,25 @@ class DetectorConfig:
     def decision(self, asked: float | None) -> float:
         """The score from which on a result counts as found: the one asked for, else `decision_threshold`."""
         return self.decision_threshold if asked is None else asked
+
+    def candidate_threshold(self, score_threshold: float) -> float:
+        """Return the highest candidate threshold that loses no result with a score of at least `score_threshold`.
+
+        A candidate below it ends below `score_threshold`, and the NMS, rescoring and the limit on detections let a
+        result change only what scores less.
+
+        Args:
+            score_threshold: of finished scores, 0..1.
+
+        Raises:
+            BadInput: the threshold is no number between 0 and 1.
+        """
+        if isinstance(score_threshold, bool) or not isinstance(score_threshold, (int, float)):
+            raise BadInput(f"score_threshold must be a number, got {score_threshold!r}")
+        if not 0 <= score_threshold <= 1:  # nan fails too
+            raise BadInput(f"score_threshold must be between 0 and 1, got {score_threshold!r}")
+        return self._candidate_score(score_threshold) * (1 - SCORE_ROUNDING)
+
+    def _candidate_score(self, score: float) -> float:
+        """Return the least value that candidates are compared by of a result with this finished score."""
+        return score

@@ -169,6 +169,11 @@ class ModelConfig(DetectorConfig):
             raise BadInput(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
         return from_dict(ModelConfig, {**PRESETS[name], **overrides}, where=f"preset {name}")
 
+    def _candidate_score(self, score: float) -> float:
+        # `root` compares candidates by class score x centerness, of which the finished score is the root; with
+        # `product` they are compared by the class score, which is at least the product
+        return score**2 if self.score == "root" else score
+
     @property
     def pixel_stride(self) -> int:
         """px a cell of the pixel embedding."""

@@ -356,11 +356,14 @@ def _changed(
 ) -> DetectorConfig:
     """The config of a request; kept, for a video asks for the same at every frame.
 
+    The requested threshold is one on finished scores: it reaches the candidates only as far as no result is lost.
     With `parts`, for tiles: what is asked for holds for the whole objects only, their parts may score less and be more.
     """
-    # no result is lost to the threshold: a score is at most its class score, and suppresses no higher one
-    given = {"score_threshold": score_threshold, "max_detections": max_detections}
-    changes: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, object] = {}
+    if score_threshold is not None:
+        changes["score_threshold"] = config.candidate_threshold(score_threshold)
+    if max_detections is not None:
+        changes["max_detections"] = max_detections
     if isinstance(config, ModelConfig):
         changes["mask_frame"] = "exact"
     changed = override(config, changes, where="predictor")
