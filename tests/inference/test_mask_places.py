@@ -12,6 +12,8 @@ from small_models import small_config
 from torch import Tensor
 
 from embedmask import Postprocessor, Predictions
+from embedmask.inference.masks import decode_masks
+from embedmask.inference.proposals import Proposals
 from embedmask.structures import Instances
 
 Size = tuple[int, int]
@@ -183,3 +185,25 @@ def test_a_pixel() -> None:
     inside = found.masks.to_dense()[0].nonzero().double() + 0.5
     assert len(inside) >= 4
     assert inside.mean(0).tolist() == pytest.approx([26.0, 34.0], abs=0.1)
+
+
+@pytest.mark.parametrize(("margin", "reach"), [(0.0, 1.5 * 4), (0.1, 8.0), (0.5, 40.0), (2.0, 80.0)])
+def test_a_mask_reaches_as_far_beyond_its_box_as_its_margin(margin: float, reach: float) -> None:
+    """A bar across the whole image, of which the box holds the middle 80 px."""
+    pixels = torch.full((1, 30, 30), 9.0)
+    pixels[0, 10:20] = 0
+    proposals = Proposals(
+        torch.tensor([[80.0, 80.0, 160.0, 160.0]]),
+        torch.ones(1),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(1, 1),
+        torch.ones(1, 1),
+    )
+    masks = decode_masks(
+        pixels, proposals, stride=8, image_size=(240, 240), original_size=(240, 240), threshold=0.5,
+        interpolation="prob", frame="exact", margin=margin,
+    )  # fmt: skip
+    columns = masks.to_dense()[0].any(0).nonzero()[:, 0]
+    # cells are 4 px, and one that the margin touches counts
+    assert columns[0] == pytest.approx(80 - reach, abs=4)
+    assert columns[-1] + 1 == pytest.approx(160 + reach, abs=4)

@@ -112,8 +112,12 @@ class ModelConfig(DetectorConfig):
     mask_frame: Literal["authors", "exact"] = "authors"
     """Where cells lie in the picture, and how far around its box a mask may reach. `authors`: the map is resized to its
     size rounded up to whole px, by which masks drift up to 1 px at the far edge; a cell or two around the box (of
-    4 px, where p has 8). `exact`: cells lie where they lie at every size; 1.5 cells and a tenth of its side around the
-    box. `mask_interpolation: aligned`, which is exact and knows no boxes, is the same in both."""
+    4 px, where p has 8). `exact`: cells lie where they lie at every size; `mask_margin` around the box.
+    `mask_interpolation: aligned`, which is exact and knows no boxes, is the same in both."""
+    mask_margin: float = 0.1
+    """In the frame `exact`: how far around its box a mask may reach, as a share of the box's side, and at least 1.5
+    cells. Boxes are often a little too small; a mask that passes this margin ends in a straight cut. More than 0.15
+    lets neighbors in (docs/predicting.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +128,7 @@ class ModelConfig(DetectorConfig):
             require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("box_offset", "mask_weight", "smooth_weight", "semantic_weight", "min_prob"):
             require(self, name, getattr(self, name) >= 0, "at least 0")
+        require(self, "mask_margin", 0 <= self.mask_margin < math.inf, "a finite number, at least 0")
         for name in ("embed_channels", "max_mask_instances"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "at least 1, or null")

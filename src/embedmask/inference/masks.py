@@ -18,9 +18,8 @@ UPSAMPLING = 2
 """The pixel embedding (`aligned`: phi) is resized this much first, as in training."""
 OUTSIDE_LOG_PROB = -10.0
 """What the 2021 version takes for log phi outside of a box's cells when it resizes log phi."""
-MARGIN_CELLS, MARGIN_SHARE = 1.5, 0.1
-"""How far around its box a mask may reach in the frame `exact`: so many cells, or this share of the box's side where
-that is more. Boxes are often a pixel or two too small; the mask loss looks as far (section 3.5, sides x 1.2)."""
+MIN_MARGIN_CELLS = 1.5
+"""How far around its box a mask may always reach in the frame `exact`: boxes are often a pixel or two too small."""
 
 Interpolation = Literal["prob", "log_prob", "aligned"]
 Frame = Literal["authors", "exact"]
@@ -36,6 +35,7 @@ def decode_masks(
     threshold: float,
     interpolation: Interpolation,
     frame: Frame = "authors",
+    margin: float = 0.1,
 ) -> CropMasks:
     """Masks of one image's proposals, in the original image's frame, each as the run lengths of its own crop.
 
@@ -49,6 +49,7 @@ def decode_masks(
         threshold: phi above which a pixel belongs to the instance.
         interpolation: resize phi (2019), log phi (2021), or phi as it is on the grid of p (second repository).
         frame: where cells lie in the picture and how far around its box a mask may reach, `ModelConfig.mask_frame`.
+        margin: that reach in the frame `exact`, as a share of the box's side, `ModelConfig.mask_margin`.
     """
     pixels = pixel_embed.float()[None].mT.contiguous(memory_format=torch.channels_last)  # [1, D, w, h]
     cell = stride
@@ -67,7 +68,7 @@ def decode_masks(
     if interpolation == "aligned":
         ranges = _spans(pixels[0].mT, proposals, threshold)
     elif frame == "exact":
-        ranges = _exact_ranges(proposals.boxes / cell, grid)
+        ranges = _exact_ranges(proposals.boxes / cell, grid, margin)
     else:
         ranges = cell_ranges(proposals.boxes / cell, grid, interpolation)
     cells = Cells(pixels[0].permute(1, 2, 0).flatten(0, 1), grid, rows, columns, limit, outside, in_log)
@@ -92,11 +93,11 @@ def cell_ranges(boxes: Tensor, grid: Size, interpolation: Literal["prob", "log_p
     return _inside((low - 1).ceil(), (high + 1).ceil(), grid)
 
 
-def _exact_ranges(boxes: Tensor, grid: Size) -> Tensor:
-    """As `cell_ranges`, in the frame `exact`."""
+def _exact_ranges(boxes: Tensor, grid: Size, margin: float) -> Tensor:
+    """Return the ranges of `cell_ranges` in the frame `exact`; `margin` is a share of the box's side."""
     low, high = boxes[:, :2], boxes[:, 2:]
-    margin = ((high - low) * MARGIN_SHARE).clamp(min=MARGIN_CELLS)
-    return _inside((low - margin).floor(), (high + margin).ceil(), grid)
+    reach = ((high - low) * margin).clamp(min=MIN_MARGIN_CELLS)
+    return _inside((low - reach).floor(), (high + reach).ceil(), grid)
 
 
 def _inside(low: Tensor, high: Tensor, grid: Size) -> Tensor:

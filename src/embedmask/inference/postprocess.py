@@ -80,6 +80,7 @@ class Postprocessor:
             threshold=cfg.mask_threshold,
             interpolation=cfg.mask_interpolation,
             frame=cfg.mask_frame,
+            margin=cfg.mask_margin,
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
