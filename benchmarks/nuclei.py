@@ -69,7 +69,7 @@ def measure(
         return {**row, "weights": weights.name, "changes": dict(changes)}  # the copy's name says nothing
     dataset = CocoInstances.open(data, "val", where=where)
     checkpoint = load_checkpoint(weights)
-    threshold = checkpoint.config.decision(score_threshold)
+    threshold = checkpoint.config.decision(score_threshold)[0]  # nuclei are one class
     evaluator = evaluate(weights, dataset)
     curves = evaluator.curves()["segm"]
     name = (

@@ -120,10 +120,13 @@ def _eroded(mask: npt.NDArray[np.bool_], by: int) -> npt.NDArray[np.bool_]:
 
 
 def _write_labels(scene: Pixels, detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
-    """Class and score at each box that is larger than its own text is high."""
+    """Write class and score at each object that is thicker than its text is high."""
     font_size = int(np.clip(FONT_SHARE * min(scene.shape[:2]), *FONT_RANGE))
     sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
-    index = np.flatnonzero((sides.max(1) >= 2 * font_size) & (sides.min(1) >= font_size))
+    thickness = detections.area / np.maximum(
+        sides.max(1), 1
+    )  # of what is drawn: a label would hide a thin object
+    index = np.flatnonzero((sides.max(1) >= 2 * font_size) & (thickness >= font_size))
     if not len(index):
         return scene
     writer = sv.RichLabelAnnotator(

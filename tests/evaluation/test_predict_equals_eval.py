@@ -67,7 +67,7 @@ def test_predictor_finds_the_objects_that_eval_measures(
 ) -> None:
     dataset = CocoInstances.open(nuclei, "val")
     predictor = Predictor.load("nuclei", **SETTINGS)
-    level = predictor.model.config.decision(threshold)
+    (level,) = predictor.model.config.decision(threshold)
     evaluator = CocoEvaluator(dataset.ground_truth, predictor.model.config.max_detections)
     streamed = predictor.stream(map(dataset.image_path, range(len(dataset))), score_threshold=threshold)
     for image_id, result in zip(dataset.image_ids, streamed, strict=True):

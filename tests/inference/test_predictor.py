@@ -133,7 +133,7 @@ def test_the_config_of_a_request_is_made_once(predictor: Predictor, picture: np.
     for _ in range(3):
         watched(picture, 0.25, 7)
     assert configs[0] is configs[1] is configs[2]
-    assert (configs[0].score_threshold, configs[0].max_detections) == (pytest.approx(0.25), 7)
+    assert (configs[0].score_threshold, configs[0].max_detections) == (pytest.approx(0.25, rel=1e-5), 7)
     assert configs[0].mask_frame == "exact"
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from embedmask.cli.data import data_check, data_shapes, data_show
 from embedmask.cli.parser import Command, Commands
-from embedmask.cli.recipes import resolve_recipe
+from embedmask.cli.recipes import parse_score_threshold, resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
 from embedmask.config import (
     DataConfig,
@@ -93,7 +93,7 @@ def evaluate(
     where: str | None = None,
     max_detections: int | None = None,
     image_short_side: int | None = None,
-    score_threshold: float | None = None,
+    score_threshold: str | None = None,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
     precision: Precision = "auto",
@@ -111,7 +111,7 @@ def evaluate(
         max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
         image_short_side: Short side of the pictures that the network sees, px; by default what the model says.
         score_threshold: From here on a result counts as decided, in matching and in the report, by default what the
-            model says; AP ranks all.
+            model says; AP ranks all. One number, or CLASS=NUMBER,CLASS=NUMBER.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
@@ -140,7 +140,7 @@ def evaluate(
     metrics = evaluate_weights(
         weights,
         dataset,
-        score_threshold=score_threshold,
+        score_threshold=parse_score_threshold(score_threshold),
         matching=matching,
         report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
@@ -178,7 +178,7 @@ def predict(
     out: Path,
     format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
     no_draw: bool = False,
-    score_threshold: float | None = None,
+    score_threshold: str | None = None,
     max_detections: int | None = None,
     tile: int | None = None,
     overlap: int = 128,
@@ -203,7 +203,8 @@ def predict(
         format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),
             polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).
         no_draw: Leave out the drawn pictures and videos.
-        score_threshold: Leave out what the model is less sure of, 0 to 1; by default what the model says.
+        score_threshold: Leave out results that score less, 0 to 1; by default what the model says. One number, or
+            CLASS=NUMBER,CLASS=NUMBER.
         max_detections: Detections kept an image; by default what the model says.
         tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
         overlap: What neighbouring tiles share, px; half the size of a usual object is enough.
@@ -220,7 +221,7 @@ def predict(
 
     settings = Settings(
         format=format,
-        score_threshold=score_threshold,
+        score_threshold=parse_score_threshold(score_threshold),
         max_detections=max_detections,
         tile=tile or None,
         overlap=overlap,

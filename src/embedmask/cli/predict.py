@@ -27,7 +27,7 @@ from embedmask.cli.writers import (
     write_classes,
     write_form,
 )
-from embedmask.config import Engine, Precision
+from embedmask.config import Engine, Precision, ScoreThreshold
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
 from embedmask.inference.loop import choose_workers
@@ -62,17 +62,13 @@ class Settings:
     """
 
     format: Format
-    score_threshold: float | None
+    score_threshold: ScoreThreshold | None
     max_detections: int | None
     tile: int | None
     overlap: int
     precision: Precision
     engine: Engine
     no_draw: bool
-
-    def __post_init__(self) -> None:
-        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise BadInput(f"--score-threshold must lie between 0 and 1, got {self.score_threshold}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +116,9 @@ def predict_files(
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
     # records hold what the results depend on
-    settings = replace(settings, score_threshold=checkpoint.config.decision(settings.score_threshold))
+    decision = checkpoint.config.decision(settings.score_threshold, checkpoint.class_names)
+    common = decision[0] if len(set(decision)) == 1 else list(decision)
+    settings = replace(settings, score_threshold=common)
     records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()

@@ -48,6 +48,26 @@ def lengths(section: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {pair[given[0]]: None, **fields} if len(given) == 1 else fields
 
 
+def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
+    """Read `--score-threshold`: one number, or `CLASS=NUMBER,CLASS=NUMBER`.
+
+    Raises:
+        BadInput: a value that is no number between 0 and 1.
+    """
+    if text is None:
+        return None
+    parts = [part.rpartition("=") for part in text.split(",")]
+    try:
+        numbers = {name.strip(): float(value) for name, _, value in parts}
+        if (len(parts) > 1 and "" in numbers) or not all(0 <= value <= 1 for value in numbers.values()):
+            raise ValueError
+    except ValueError:
+        raise BadInput(
+            f"--score-threshold must lie between 0 and 1, one number or CLASS=NUMBER,CLASS=NUMBER, got {text}"
+        ) from None
+    return numbers.get("", numbers)
+
+
 def run_recipe(folder: Path | None) -> Path:
     """The recipe that a run wrote into its folder."""
     path = Path(folder or "") / "recipe.yaml"

@@ -8,7 +8,7 @@ defaults; `model: maskrcnn` makes it one of the baseline.
 
 from embedmask.config.convert import from_dict, override, to_dict
 from embedmask.config.data import DataConfig
-from embedmask.config.detector import DetectorConfig
+from embedmask.config.detector import DetectorConfig, ScoreThreshold
 from embedmask.config.kinds import model_from_dict, model_to_dict
 from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import HINGE_MARGIN, PRESETS, ModelConfig
@@ -25,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "Precision",
     "Recipe",
+    "ScoreThreshold",
     "TrainConfig",
     "from_dict",
     "model_from_dict",

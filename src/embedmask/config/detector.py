@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from embedmask.errors import BadInput
-from embedmask.fields import check_types, require
+from embedmask.fields import check_types, nearest, require
 
 Rounding = Literal["down", "nearest"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 SCORE_ROUNDING = 1e-6
 """Relative; several times what float32 loses between a candidate's value and its finished score."""
+
+
+ScoreThreshold = float | Sequence[float] | Mapping[str, float]
+"""A requested threshold on finished scores: for all classes, one per class, or by class name."""
+DEFAULT_DECISION = 0.3
+"""Of a model whose threshold was not chosen on val."""
+
+
+def check_score(value: object) -> None:
+    """Raise `BadInput` unless the value is a number between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:  # nan fails too
+        raise BadInput(f"score_threshold must be a number between 0 and 1, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +63,10 @@ class DetectorConfig:
     # Inference (section 3.6)
     score_threshold: float = 0.05
     """Of candidates, before the NMS: a lower bound for speed, not a threshold on finished scores."""
-    decision_threshold: float = 0.3
-    """From this score on a result counts as found, where no other is asked for: what `predict` gives, and what is
-    counted where results are not ranked. Best chosen on val."""
+    decision_threshold: float | tuple[float, ...] | None = None
+    """Score from which a result counts as found where no other is requested: in `predict`, and wherever results are
+    counted instead of ranked. One for all classes, or one per class. null: training chooses it on val, where F1 at mask
+    IoU 0.5 is highest; until then 0.3."""
     nms_threshold: float = 0.6
     max_detections: int = 100
     mask_threshold: float = 0.5
@@ -61,16 +75,52 @@ class DetectorConfig:
         check_types(self)
         for name in ("num_classes", "channels", "max_detections", "image_long_side"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("score_threshold", "decision_threshold", "nms_threshold", "mask_threshold"):
+        for name in ("score_threshold", "nms_threshold", "mask_threshold"):
             require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        own = self.decision_threshold
+        for value in () if own is None else own if isinstance(own, tuple) else (own,):
+            require(self, "decision_threshold", 0 <= value <= 1, "between 0 and 1, one or one per class")
         require(self, "mask_threshold", self.mask_threshold > 0, "above 0")
         short_ok = self.image_short_side is None or self.image_short_side >= 1
         require(self, "image_short_side", short_ok, "at least 1, or null")
         require(self, "frozen_stages", self.frozen_stages >= 0, "at least 0")
 
-    def decision(self, asked: float | None) -> float:
-        """The score from which on a result counts as found: the one asked for, else `decision_threshold`."""
-        return self.decision_threshold if asked is None else asked
+    def decision(
+        self, requested: ScoreThreshold | None = None, class_names: Sequence[str] = ()
+    ) -> tuple[float, ...]:
+        """Return the score from which a result of each class counts as found, `[C]`.
+
+        Args:
+            requested: one for all classes, one per class, or by class name; classes without a value, and all classes
+                where it is None, keep the model's own `decision_threshold`.
+            class_names: of the model, C; needed with names.
+
+        Raises:
+            BadInput: a value that is no number between 0 and 1, another number of values than classes, or an
+                unknown class.
+        """
+        own = self.decision_threshold
+        values = self._per_class(DEFAULT_DECISION if own is None else own, "decision_threshold")
+        if isinstance(requested, Mapping):
+            unknown = [name for name in requested if name not in class_names]
+            if unknown:
+                hint = nearest(unknown[0], class_names)
+                raise BadInput(f"score_threshold names the class {unknown[0]!r}, which the model lacks{hint}")
+            values = tuple(map(requested.get, class_names, values))
+        elif requested is not None:
+            values = self._per_class(requested, "score_threshold")
+        for value in values:
+            check_score(value)
+        return values
+
+    def _per_class(self, value: float | Sequence[float], name: str) -> tuple[float, ...]:
+        if not isinstance(value, Sequence):
+            return (value,) * self.num_classes
+        if len(value) != self.num_classes:
+            raise BadInput(
+                f"{name} has {len(value)} values for {self.num_classes} classes; give one per class"
+            )
+        return tuple(value)
 
     def candidate_threshold(self, score_threshold: float) -> float:
         """Return the highest candidate threshold that loses no result with a score of at least `score_threshold`.
@@ -84,10 +134,7 @@ class DetectorConfig:
         Raises:
             BadInput: the threshold is no number between 0 and 1.
         """
-        if isinstance(score_threshold, bool) or not isinstance(score_threshold, (int, float)):
-            raise BadInput(f"score_threshold must be a number, got {score_threshold!r}")
-        if not 0 <= score_threshold <= 1:  # nan fails too
-            raise BadInput(f"score_threshold must be between 0 and 1, got {score_threshold!r}")
+        check_score(score_threshold)
         return self._candidate_score(score_threshold) * (1 - SCORE_ROUNDING)
 
     def _candidate_score(self, score: float) -> float:

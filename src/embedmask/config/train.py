@@ -67,6 +67,8 @@ class TrainConfig:
     """Processes that load pictures; null: one fewer than the cores, at most 8."""
     eval_every: int = 1
     """Epochs between evaluations on val."""
+    class_thresholds: bool = False
+    """Choose `decision_threshold` for each class on val, not one for all; where the recipe leaves it null."""
     seed: int = 0
 
     def __post_init__(self) -> None:

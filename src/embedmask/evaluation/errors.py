@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import THRESHOLDS, match_pairs
 from embedmask.evaluation.overlap import Overlaps, mask_ious
+from embedmask.evaluation.thresholds import Thresholds, is_decided
 
 Record = dict[str, Any]
 ErrorKind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
@@ -56,6 +57,10 @@ class Finding:
     verdict: Verdict
     target: int | None = None
 
+    def is_decided(self, thresholds: Thresholds) -> bool:
+        """Return whether the result scores at least the threshold of its category."""
+        return is_decided(self.score, self.category, thresholds)
+
 
 @dataclass(frozen=True)
 class ImageFindings:
@@ -74,19 +79,19 @@ class ImageFindings:
     quality: float
     num_decided: int
 
-    def missed(self, score_threshold: float = -math.inf) -> list[Record]:
+    def missed(self, score_threshold: Thresholds = -math.inf) -> list[Record]:
         """Objects that no result from the threshold on is about."""
-        met = {finding.target for finding in self.findings if finding.score >= score_threshold}
+        met = {finding.target for finding in self.findings if finding.is_decided(score_threshold)}
         return [truth for truth in self.truths if truth["id"] not in met]
 
 
 def judge(
-    evaluator: CocoEvaluator, score_threshold: float, image_ids: Sequence[int] | None = None
+    evaluator: CocoEvaluator, score_threshold: Thresholds, image_ids: Sequence[int] | None = None
 ) -> list[ImageFindings]:
     """What became of every result of each image.
 
     Args:
-        score_threshold: results from here on count as decided.
+        score_threshold: results from here on count as decided; for all categories or by category id.
         image_ids: as in `CocoEvaluator.compute`.
 
     Raises:
@@ -98,7 +103,7 @@ def judge(
 
 
 def _judge_image(
-    image_id: int, found: list[Record], records: list[Record], threshold: float
+    image_id: int, found: list[Record], records: list[Record], thresholds: Thresholds
 ) -> ImageFindings:
     ious = mask_ious(found, records)
     categories = np.array([record["category_id"] for record in records], dtype=np.int64)
@@ -112,7 +117,7 @@ def _judge_image(
             free[target] = False
         object_id = records[target]["id"] if target is not None else None
         findings.append(Finding(result["category_id"], result["score"], verdict, object_id))
-    decided = np.array([result["score"] >= threshold for result in found], dtype=bool)
+    decided = np.array([is_decided(r["score"], r["category_id"], thresholds) for r in found], dtype=bool)
     quality = _quality(np.where(own, ious, 0)[decided][:, ~crowd])
     objects = [record for record in records if not record["iscrowd"]]
     return ImageFindings(image_id, findings, objects, quality, int(decided.sum()))
@@ -154,14 +159,14 @@ def _quality(ious: Overlaps) -> float:
     return float(match_pairs(truths, found, ious[found, truths], ious.shape[::-1]).ap.mean())
 
 
-def count_errors(images: Iterable[ImageFindings], score_threshold: float) -> dict[ErrorKind, int]:
+def count_errors(images: Iterable[ImageFindings], score_threshold: Thresholds) -> dict[ErrorKind, int]:
     """How often each error occurs among the results that score at least the threshold, and objects missed.
 
     An object is missed here when no result from the threshold on is about it.
     """
     counts: Counter[Verdict] = Counter()
     for image in images:
-        counts.update(finding.verdict for finding in image.findings if finding.score >= score_threshold)
+        counts.update(finding.verdict for finding in image.findings if finding.is_decided(score_threshold))
         counts["missed"] += len(image.missed(score_threshold))
     return {kind: counts[kind] for kind in ERROR_KINDS}
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.overlap import Crop, crop_of
+from embedmask.evaluation.thresholds import Thresholds, is_decided
 from embedmask.structures import Size
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
@@ -160,7 +161,7 @@ def label_image(masks: Iterable[Crop], size: Size) -> Labels:
 
 
 def matching_metrics(
-    evaluator: CocoEvaluator, score_threshold: float, image_ids: Sequence[int] | None = None
+    evaluator: CocoEvaluator, score_threshold: Thresholds, image_ids: Sequence[int] | None = None
 ) -> dict[str, float]:
     """The microscopy figures of what the evaluator holds.
 
@@ -169,7 +170,7 @@ def matching_metrics(
     Crowds have no place in a label image and are left out.
 
     Args:
-        score_threshold: 0..1.
+        score_threshold: 0..1, for all categories or by category id.
         image_ids: as in `CocoEvaluator.compute`.
 
     Returns:
@@ -185,7 +186,7 @@ def matching_metrics(
     none = Tally(np.zeros(len(THRESHOLDS), dtype=np.int64), np.zeros(len(THRESHOLDS)), 0, 0)
     tallies = []
     for image_id in ids:
-        kept = [result for result in found[image_id] if result["score"] >= score_threshold]
+        kept = [r for r in found[image_id] if is_decided(r["score"], r["category_id"], score_threshold)]
         tallies.append(sum(_match_image(truths[image_id], kept, evaluator.size_of(image_id)), none))
     pooled = sum(tallies, none)
     per_image = {name: np.mean([values[name] for values in map(_named, tallies)]) for name in _named(none)}

@@ -97,11 +97,16 @@ def note(text: str, tag: str = "td") -> Html:
     return Html(f'<{tag} class="text">{escape(text)}</{tag}>')
 
 
-def chart(title: str, curves: Sequence[tuple[str, NDArray[np.float64]]]) -> str:
-    """Precision over recall 0..1 as SVG.
+def chart(
+    title: str,
+    curves: Sequence[tuple[str, NDArray[np.float64]]],
+    axes: tuple[str, str] = ("recall", "precision"),
+) -> str:
+    """Draw curves over the unit square as SVG.
 
     Args:
-        curves: name, and precision at evenly spread recalls, float64 `[101]`; a nan leaves the curve out.
+        curves: name, and values at evenly spread places of 0..1, float64 `[P]`; a nan leaves the curve out.
+        axes: names of x and y.
     """
     lines, names = [], []
     for (name, values), color, dash in zip(curves, COLORS, DASHES, strict=False):
@@ -113,22 +118,20 @@ def chart(title: str, curves: Sequence[tuple[str, NDArray[np.float64]]]) -> str:
                 f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8" '
                 f'stroke-dasharray="{dash}"/>'
             )
-    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{_grid()}{"".join(lines)}</svg>'
-    caption = " · ".join([f"<b>{escape(title)}</b>", *names])
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{_grid(*axes)}{"".join(lines)}</svg>'
+    caption = " · ".join([f"<b>{escape(title)}</b>", *names] if title else names)
     return f'<figure class="curve">{drawing}<figcaption>{caption}</figcaption></figure>'
 
 
-def _grid() -> str:
+def _grid(x_name: str, y_name: str) -> str:
     marks = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         x, y = _x(tick), _y(tick)
         marks.append(f'<path d="M{_x(0)},{y}H{_x(1)}M{x},{_y(0)}V{_y(1)}" stroke="#e3e7eb"/>')
         marks.append(f'<text x="{LEFT - 4}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
         marks.append(f'<text x="{x}" y="{HEIGHT - 18}" text-anchor="middle">{tick:g}</text>')
-    marks.append(f'<text x="{_x(0.5)}" y="{HEIGHT - 4}" text-anchor="middle">recall</text>')
-    marks.append(
-        f'<text transform="translate(9 {_y(0.5)}) rotate(-90)" text-anchor="middle">precision</text>'
-    )
+    marks.append(f'<text x="{_x(0.5)}" y="{HEIGHT - 4}" text-anchor="middle">{x_name}</text>')
+    marks.append(f'<text transform="translate(9 {_y(0.5)}) rotate(-90)" text-anchor="middle">{y_name}</text>')
     return f'<g font-size="10" fill="#48525e">{"".join(marks)}</g>'
 
 

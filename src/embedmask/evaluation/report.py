@@ -16,7 +16,9 @@ from embedmask.data.coco import CocoInstances
 from embedmask.evaluation import page
 from embedmask.evaluation.coco import KINDS, CocoEvaluator
 from embedmask.evaluation.errors import ERROR_KINDS, ErrorKind, ImageFindings, ap50, count_errors, judge
-from embedmask.evaluation.overlap import crop_of
+from embedmask.evaluation.overlap import boundary_of, crop_of
+from embedmask.evaluation.threshold_curves import ThresholdCurves
+from embedmask.evaluation.thresholds import Thresholds, describe, is_decided
 from embedmask.files import write_text
 from embedmask.inference.results import to_detections
 from embedmask.structures import CropMasks, Instances
@@ -44,7 +46,7 @@ def write_report(
     metrics: Mapping[str, float],
     *,
     title: str,
-    score_threshold: float,
+    score_threshold: Thresholds,
 ) -> Path:
     """Write `index.html`, which holds its pictures and needs no network.
 
@@ -54,7 +56,8 @@ def write_report(
         dataset: the pictures; its ids and classes are the evaluator's.
         metrics: what stands in the table, by `KIND/METRIC`.
         title: of the page.
-        score_threshold: results from here on are drawn, counted as errors, and decide how good an image is.
+        score_threshold: results from here on are drawn, counted as errors, and decide how good an image is; for all
+            categories or by category id.
 
     Raises:
         BadInput: as `CocoEvaluator.compute`, or a picture cannot be read.
@@ -62,8 +65,9 @@ def write_report(
     images = judge(evaluator, score_threshold)
     sections = [
         _summary(evaluator, images, score_threshold),
-        _metrics(metrics),
+        _metrics(metrics, thin_share(evaluator)),
         _curves(evaluator),
+        _thresholds(images, score_threshold),
         _classes(evaluator, images),
         _errors(images, score_threshold),
         *_pictures(evaluator, dataset, images, score_threshold),
@@ -73,19 +77,32 @@ def write_report(
     return path
 
 
-def _summary(evaluator: CocoEvaluator, images: list[ImageFindings], score_threshold: float) -> str:
+def _summary(evaluator: CocoEvaluator, images: list[ImageFindings], score_threshold: Thresholds) -> str:
     facts = {
         "images": len(images),
         "objects": sum(len(image.truths) for image in images),
         "classes": len(evaluator.class_names),
         "results": sum(len(image.findings) for image in images),
-        f"results that score at least {score_threshold:g}": sum(image.num_decided for image in images),
+        f"results that score {describe(score_threshold)}": sum(image.num_decided for image in images),
         "results of an image and class that count, at most": evaluator.max_detections,
     }
     return page.table(("", ""), [(name, str(value)) for name, value in facts.items()])
 
 
-def _metrics(metrics: Mapping[str, float]) -> str:
+def thin_share(evaluator: CocoEvaluator) -> float:
+    """Return the share of objects that lie wholly inside their boundary band, 0..1; 0 without objects.
+
+    For them boundary AP and mask AP judge the same pixels.
+    """
+    objects = [
+        truth for truths in evaluator.truths_by_image(evaluator.image_ids()).values() for truth in truths
+    ]
+    masks = [truth["segmentation"] for truth in objects if not truth["iscrowd"]]
+    thin = [np.array_equal(boundary_of(mask).pixels, crop_of(mask).pixels) for mask in masks]
+    return float(np.mean(thin)) if thin else 0.0
+
+
+def _metrics(metrics: Mapping[str, float], thin: float) -> str:
     """One table for each group of kinds that have their metrics in common."""
     kinds: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -108,6 +125,10 @@ def _metrics(metrics: Mapping[str, float]) -> str:
         "Boundary AP looks at a band along the outline, 2 % of the image's diagonal wide. "
         "Matching is TP / (TP + FP + FN) of the decided results, mean over images, or of all images pooled."
     )
+    if thin > 0:
+        text += (
+            f" {thin:.0%} of the objects lie wholly inside that band: for them boundary AP equals mask AP."
+        )
     return page.section("Figures", text, *tables)
 
 
@@ -124,20 +145,37 @@ def _curves(evaluator: CocoEvaluator) -> str:
     return page.section("Precision and recall", text, f'<div class="row">{"".join(charts)}</div>')
 
 
+def _thresholds(images: list[ImageFindings], used: Thresholds) -> str:
+    """Precision, recall and F1 against the score threshold, and the best one beside the one in use."""
+    curves = ThresholdCurves.of(images)
+    text = "At mask IoU 0.5, of the results that score at least the threshold, all classes pooled."
+    if curves.best is not None:
+        text += f" F1 is highest at {curves.best:g}: {page.number(float(curves.f1.max()))}."
+    decided = [finding for image in images for finding in image.findings if finding.is_decided(used)]
+    hits = sum(finding.verdict == "right" for finding in decided)
+    results = sum(finding.verdict != "ignored" for finding in decided)
+    f1 = 2 * hits / max(results + sum(len(image.truths) for image in images), 1)
+    text += f" Of the results that score {describe(used)}, as in this report, it is {page.number(f1)}."
+    lines = [("F1", curves.f1), ("precision", curves.precision), ("recall", curves.recall)]
+    return page.section("Score threshold", text, page.chart("", lines, axes=("score threshold", "")))
+
+
 def _classes(evaluator: CocoEvaluator, images: list[ImageFindings]) -> str:
     per_class = evaluator.per_class()
     categories = Counter(truth["category_id"] for image in images for truth in image.truths)
     rows = []
     for category, (name, values) in zip(sorted(evaluator.truth.cats), per_class.items(), strict=True):
         aps = [values[f"{kind}/AP"] for kind in KINDS]
-        row = [name, page.bar(aps[1]), *map(page.number, aps), str(categories[category])]
+        best = ThresholdCurves.of(images, category).best
+        threshold = "–" if best is None else f"{best:.2f}"
+        row = [name, page.bar(aps[1]), *map(page.number, aps), str(categories[category]), threshold]
         rows.append((-math.inf if math.isnan(aps[1]) else aps[1], row))
     rows.sort(key=lambda row: row[0], reverse=True)
-    head = ("class", "mask AP", *(f"AP {KIND_NAMES[kind]}" for kind in KINDS), "objects")
+    head = ("class", "mask AP", *(f"AP {KIND_NAMES[kind]}" for kind in KINDS), "objects", "best threshold")
     return page.section("Classes", "By mask AP, the best first.", page.table(head, [row for _, row in rows]))
 
 
-def _errors(images: list[ImageFindings], score_threshold: float) -> str:
+def _errors(images: list[ImageFindings], score_threshold: Thresholds) -> str:
     counts, base = count_errors(images, score_threshold), ap50(images)
     gains: dict[ErrorKind, float] = {kind: ap50(images, kind) - base for kind in ERROR_KINDS}
     total = max(sum(counts.values()), 1)
@@ -153,7 +191,7 @@ def _errors(images: list[ImageFindings], score_threshold: float) -> str:
         for kind in ERROR_KINDS
     ]
     text = (
-        f"Of the results that score at least {score_threshold:g}, judged by their masks; a wrong one counts as "
+        f"Of the results that score {describe(score_threshold)}, judged by their masks; a wrong one counts as "
         "the first error of the list that fits. The gain is what mask AP50, "
         f"{page.number(base)} over all results, would rise by if this error did not occur: a wrong class or "
         "place corrected, other wrong results taken away, missed objects not asked for."
@@ -162,7 +200,7 @@ def _errors(images: list[ImageFindings], score_threshold: float) -> str:
 
 
 def _pictures(
-    evaluator: CocoEvaluator, dataset: CocoInstances, images: list[ImageFindings], score_threshold: float
+    evaluator: CocoEvaluator, dataset: CocoInstances, images: list[ImageFindings], score_threshold: Thresholds
 ) -> list[str]:
     """The worst and the best images; one with nothing to see is neither."""
     ranked = sorted(
@@ -171,8 +209,8 @@ def _pictures(
     )
     count = min(PICTURES, (len(ranked) + 1) // 2)
     text = (
-        "Left the ground truth, right the results that score at least "
-        f"{score_threshold:g}. The figure is TP / (TP + FP + FN), mean over IoU 0.5 to 0.9."
+        f"Left the ground truth, right the results that score {describe(score_threshold)}. "
+        "The figure is TP / (TP + FP + FN), mean over IoU 0.5 to 0.9."
     )
     parts = []
     for title, chosen in (("Worst images", ranked[:count]), ("Best images", ranked[count:][::-1][:PICTURES])):
@@ -183,9 +221,11 @@ def _pictures(
     return parts
 
 
-def _pair(dataset: CocoInstances, image: ImageFindings, found: list[dict[str, Any]], threshold: float) -> str:
+def _pair(
+    dataset: CocoInstances, image: ImageFindings, found: list[dict[str, Any]], thresholds: Thresholds
+) -> str:
     index = dataset.image_ids.index(image.image_id)
-    decided = [result for result in found if result["score"] >= threshold]
+    decided = [r for r in found if is_decided(r["score"], r["category_id"], thresholds)]
     caption = (
         f"{dataset.image_path(index).name} · {image.quality:.3f} · objects {len(image.truths)}, "
         f"results {len(decided)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from embedmask.config import Precision, override
+from embedmask.config import Precision, ScoreThreshold, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import CLASS_NAME
 from embedmask.data.loader import eval_loader
@@ -32,7 +32,7 @@ def evaluate_weights(
     *,
     max_detections: int | None = None,
     image_short_side: int | None = None,
-    score_threshold: float | None = None,
+    score_threshold: ScoreThreshold | None = None,
     matching: bool = False,
     report: Path | None = None,
     title: str = "",
@@ -48,8 +48,8 @@ def evaluate_weights(
         dataset: the split.
         max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
         image_short_side: what pictures are resized to for the network, px; None: the same.
-        score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all. None:
-            the model's `decision_threshold`.
+        score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all. One for
+            all classes, one per class, or by class name. None: the model's `decision_threshold`.
         matching: the figures of microscopy also where there are several classes.
         report: folder for a page with curves, errors and pictures; None: no page.
         title: of the page.
@@ -65,10 +65,9 @@ def evaluate_weights(
     Raises:
         BadInput: the weights cannot be used, or the data has a class that the model lacks.
     """
-    if score_threshold is not None and not 0 <= score_threshold <= 1:
-        raise BadInput(f"--score-threshold must lie between 0 and 1, got {score_threshold}")
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
-    decision = checkpoint.config.decision(score_threshold)
+    decision = checkpoint.config.decision(score_threshold, checkpoint.class_names)
+    thresholds = dict(zip(match_classes(checkpoint.class_names, dataset), decision, strict=True))
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
     found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
     begin()
@@ -76,9 +75,9 @@ def evaluate_weights(
         evaluator.add(results)
     metrics = evaluator.compute(progress=progress)
     if matching or len(dataset.class_names) == 1:
-        metrics |= matching_metrics(evaluator, decision)
+        metrics |= matching_metrics(evaluator, thresholds)
     if report is not None:
-        write_report(report, evaluator, dataset, metrics, title=title, score_threshold=decision)
+        write_report(report, evaluator, dataset, metrics, title=title, score_threshold=thresholds)
     return {**metrics, "classes": evaluator.per_class()}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embedmask._supervision import sv
-from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, override
+from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, ScoreThreshold, override
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
@@ -51,7 +51,7 @@ class _Request:
     """What the user asked for, checked."""
 
     config: DetectorConfig
-    score_threshold: float
+    score_thresholds: tuple[float, ...]
     max_detections: int | None
     tile: int | None
     overlap: int
@@ -121,7 +121,7 @@ class Predictor:
     def __call__(
         self,
         source: Picture,
-        score_threshold: float | None = ...,
+        score_threshold: ScoreThreshold | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> sv.Detections: ...
@@ -129,7 +129,7 @@ class Predictor:
     def __call__(
         self,
         source: list[Picture] | tuple[Picture, ...],
-        score_threshold: float | None = ...,
+        score_threshold: ScoreThreshold | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> list[sv.Detections]: ...
@@ -137,14 +137,14 @@ class Predictor:
     def __call__(
         self,
         source: Iterator[Picture],
-        score_threshold: float | None = ...,
+        score_threshold: ScoreThreshold | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> Iterator[sv.Detections]: ...
     def __call__(
         self,
         source: Picture | Iterable[Picture],
-        score_threshold: float | None = None,
+        score_threshold: ScoreThreshold | None = None,
         max_detections: int | None = None,
         *,
         tile: int | None = None,
@@ -159,7 +159,8 @@ class Predictor:
         Args:
             source: path, bytes of a file, PIL image, array uint8 RGB [H, W, 3] (or RGBA, or grey [H, W]) or
                 tensor uint8 RGB [3, H, W].
-            score_threshold: what scores below is left out, 0..1; None: the model's `decision_threshold`.
+            score_threshold: results that score less are left out, 0..1; a sequence holds one per class, a mapping one
+                by class name. None: the model's `decision_threshold`.
             max_detections: at most so many a picture; None: what the model's config says.
             tile: look at squares of so many px, one after the other, and join what is found; for large
                 pictures. Each tile is resized as a picture would be. `max_detections` then holds for the whole picture,
@@ -177,7 +178,7 @@ class Predictor:
         """
         if embeddings and not isinstance(self.model.config, ModelConfig):
             raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
-        request = self._request(self.model.config.decision(score_threshold), max_detections, tile, overlap)
+        request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
         finish = partial(self._detections, embeddings=embeddings)
         if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
             image = as_image(source, any_size=request.tile is not None)
@@ -194,7 +195,7 @@ class Predictor:
         self,
         pictures: Iterable[Picture],
         *,
-        score_threshold: float | None = None,
+        score_threshold: ScoreThreshold | None = None,
         max_detections: int | None = None,
         tile: int | None = None,
         overlap: int = 128,
@@ -213,39 +214,41 @@ class Predictor:
         Raises:
             BadInput: as `__call__`, or a batch of less than one picture.
         """
-        request = self._request(
-            self.model.config.decision(score_threshold), max_detections, tile, overlap, batch_size
-        )
+        request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
         return self._stream(pictures, request, skip_broken=skip_broken)
 
     def find(
         self,
         images: Sequence[Tensor],
         max_detections: int | None = None,
-        score_threshold: float | None = None,
+        score_threshold: ScoreThreshold | None = None,
     ) -> list[Instances]:
         """Everything found in each picture, in its own frame; the tensors stay on the device.
 
         Args:
             images: uint8 RGB [3, H, W], of any sizes; those of one frame share a batch.
             max_detections: at most so many a picture; None: what the model's config says.
-            score_threshold: what scores below is left out; None: what the model's config says of candidates.
+            score_threshold: as in `__call__`; None: everything above the config's threshold of candidates.
 
         Raises:
             BadInput: not such an image, a threshold beyond 0..1, or less than one detection.
         """
         for index, image in enumerate(images):
             check_picture(image, f"images[{index}]")
-        return self._find(images, self._request(score_threshold, max_detections))
+        thresholds = None if score_threshold is None else self._decision(score_threshold)
+        return self._find(images, self._request(thresholds, max_detections))
 
     def _find(self, images: Sequence[Tensor], request: _Request) -> list[Instances]:
         items = (self._prepare(image, image, request) for image in images)
         done = self._in_order(items, request)
         return [item.result.instances for item in done if item.result.instances is not None]
 
+    def _decision(self, score_threshold: ScoreThreshold | None) -> tuple[float, ...]:
+        return self.model.config.decision(score_threshold, self.class_names)
+
     def _request(
         self,
-        score_threshold: float | None,
+        score_thresholds: tuple[float, ...] | None,
         max_detections: int | None,
         tile: int | None = None,
         overlap: int = 0,
@@ -255,9 +258,10 @@ class Predictor:
             check_tiles(tile, overlap)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: use at least 1")
-        config = _changed(self.model.config, score_threshold, max_detections, parts=tile is not None)
+        lowest = None if score_thresholds is None else min(score_thresholds)
+        config = _changed(self.model.config, lowest, max_detections, parts=tile is not None)
         batch_size = batch_size or self.batch_size
-        return _Request(config, score_threshold or 0.0, max_detections, tile, overlap, batch_size)
+        return _Request(config, score_thresholds or (), max_detections, tile, overlap, batch_size)
 
     def _stream(
         self, pictures: Iterable[Picture], request: _Request, *, skip_broken: bool = False
@@ -315,8 +319,7 @@ class Predictor:
         else:
             found = [self._tiled(image, request) for image in images]
         for item, instances in zip(items, found, strict=True):
-            wanted = int((instances.scores >= request.score_threshold).sum())
-            item.result.instances = instances.select(range(wanted))
+            item.result.instances = _passing(instances, request.score_thresholds)
             item.resized = None
         return items
 
@@ -327,7 +330,7 @@ class Predictor:
             return find_instances(self.network, config, self.model.preprocess(resized), original_sizes)
 
     def _tiled(self, image: Tensor, request: _Request) -> Instances:
-        whole = replace(request, tile=None, score_threshold=0.0)
+        whole = replace(request, tile=None, score_thresholds=())
         return tiled_instances(
             image,
             lambda tiles: self._find(tiles, whole),
@@ -348,6 +351,14 @@ class Predictor:
 
 def _name(index: int) -> str:
     return f"pictures[{index}]"
+
+
+def _passing(instances: Instances, thresholds: tuple[float, ...]) -> Instances:
+    """Return the instances that reach the threshold of their class, `[C]`; all of them without thresholds."""
+    if not thresholds:
+        return instances
+    limits = instances.scores.new_tensor(thresholds)[instances.labels]
+    return instances.select((instances.scores >= limits).nonzero()[:, 0].tolist())
 
 
 @lru_cache

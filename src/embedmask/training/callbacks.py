@@ -7,7 +7,7 @@ import io
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from embedmask.config import Recipe
+from embedmask.config import DetectorConfig, Recipe
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.threshold_curves import Choice, choose_thresholds
 from embedmask.files import write_text
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import gather
@@ -58,6 +59,7 @@ class ResultsFolder(Callback):
         self.report = report
         self.history: list[Row] = []
         self.best: Row = {}
+        self.choice: Choice | None = None
         self.evaluated_step = -1
         self.without_better = 0
         self.epoch = EpochSums()
@@ -171,7 +173,8 @@ class ResultsFolder(Callback):
             return {}
         self.evaluator.reset()
         self.evaluator.add(results)
-        return self.evaluator.compute()
+        self.choice = choose_thresholds(self.evaluator, per_class=self.recipe.train.class_thresholds)
+        return self.evaluator.compute() | self.choice.metrics()
 
     def _tell(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -180,9 +183,16 @@ class ResultsFolder(Callback):
 
     def _save_weights(self, pl_module: LightningModule, improved: bool) -> None:
         assert isinstance(pl_module, EmbedMaskModule)
-        names = ("last", "best") if improved else ("last",)
-        for name in names:
-            save(pl_module.model, self.out / f"{name}.safetensors", class_names=self.class_names)
+        model = pl_module.model
+        config = self._with_threshold(model.config)
+        for name in ("last", "best") if improved else ("last",):
+            save(model, self.out / f"{name}.safetensors", class_names=self.class_names, config=config)
+
+    def _with_threshold(self, config: DetectorConfig) -> DetectorConfig:
+        """Return the config with the threshold that is best on val, unless the recipe sets one."""
+        if self.choice is None or self.recipe.model.decision_threshold is not None:
+            return config
+        return replace(config, decision_threshold=self.choice.threshold)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedmask.config import Recipe, TrainConfig, override
+from embedmask.config.detector import DEFAULT_DECISION
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json
@@ -173,6 +174,7 @@ def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -
     if max_detections is not None:
         changes["max_detections"] = max_detections
     model = override(recipe.model, changes, where="model")
+    model.decision()  # as many thresholds as classes, if one per class
     return Recipe(model=model, data=recipe.data, train=recipe.train)
 
 
@@ -220,8 +222,21 @@ def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Traine
         precision=splits.recipe.train.precision,
     )
     write_samples(predictor, splits.val_set, out / "samples")
+    results.report(threshold_line(predictor.model.config.decision_threshold, results.best))
     aps = f"mask AP {results.best['segm/AP']:.3f}, box AP {results.best['bbox/AP']:.3f} on val"
     results.report(f"{aps} · {out / 'model.safetensors'}")
+
+
+def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping[str, float]) -> str:
+    """Return the line that tells the score threshold of the model and the F1 on val that it was chosen by."""
+    if threshold is None:
+        return f"score threshold {DEFAULT_DECISION:g}: no result on val was right, so none was chosen"
+    values = threshold if isinstance(threshold, tuple) else (threshold,)
+    best, default = metrics["decision/F1"], metrics[f"decision/F1_at_{DEFAULT_DECISION:g}"]
+    return (
+        f"score threshold {', '.join(f'{value:g}' for value in values)} · F1 at mask IoU 0.5 on val: at most "
+        f"{best:.3f} with one threshold for all classes, {default:.3f} at {DEFAULT_DECISION:g}"
+    )
 
 
 def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:

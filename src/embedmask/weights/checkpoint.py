@@ -50,13 +50,19 @@ class Checkpoint:
 
 
 def save(
-    model: Detector, path: str | Path, *, class_names: Sequence[str], dtype: torch.dtype | None = None
+    model: Detector,
+    path: str | Path,
+    *,
+    class_names: Sequence[str],
+    dtype: torch.dtype | None = None,
+    config: DetectorConfig | None = None,
 ) -> None:
     """Write the weights, the config and the class names to one safetensors file, whole or not at all.
 
     Args:
         class_names: name of each label, `model.config.num_classes` of them.
         dtype: of the weights in the file, as torch.float16 for half the size; None: as they are.
+        config: written in place of the model's own, for example with another threshold.
 
     Raises:
         BadInput: the number of names does not fit, `dtype` cannot hold the weights, or the file cannot be written.
@@ -69,7 +75,7 @@ def save(
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
-        "config": json.dumps(model_to_dict(model.config)),
+        "config": json.dumps(model_to_dict(config or model.config)),
         "class_names": json.dumps(names),
     }
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
