@@ -177,6 +177,7 @@ def predict(
     weights: Path,
     out: Path,
     format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
+    ids_from: Path | None = None,
     no_draw: bool = False,
     score_threshold: str | None = None,
     max_detections: int | None = None,
@@ -202,6 +203,8 @@ def predict(
         out: Folder for the results; images.json in it says which file, and which frame, an image_id is.
         format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),
             polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).
+        ids_from: Folder of a data set that holds these images: predictions.json takes its image and category ids, so
+            that it can be evaluated against the annotations. By default images are counted from 1.
         no_draw: Leave out the drawn pictures and videos.
         score_threshold: Leave out results that score less, 0 to 1; by default what the model says. One number, or
             CLASS=NUMBER,CLASS=NUMBER.
@@ -240,11 +243,14 @@ def predict(
         devices=devices,
         nodes=nodes,
         progress=is_watched(),
+        ids_from=ids_from,
     )
     for line in outcome.broken:
         print(f"embedmask: {line}", file=sys.stderr)
     if outcome.num_images:
-        print(f"{outcome.num_objects} objects in {outcome.num_images} pictures · {out}")
+        print(f"{outcome.num_objects} objects in {outcome.num_images} images · {out}")
+        if outcome.hint:
+            print(f"nothing found: {outcome.hint}")
         return SOME_BROKEN if outcome.broken else DONE
     return SOME_BAD if outcome.broken else DONE
 

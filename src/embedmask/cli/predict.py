@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from embedmask.cli.dataset_ids import DatasetIds
 from embedmask.cli.records import Records, Row
 from embedmask.cli.sources import Source, find_sources, refuse_overwriting
 from embedmask.cli.video import open_video, read_frames, write_video
@@ -43,6 +44,8 @@ BLOCK_BATCHES = 4
 """Batches are made inside blocks of so many, so that they do not depend on who computes the others."""
 ROOM = 2**27
 """Bytes of pictures that wait to be written."""
+HINT_IMAGES = 8
+"""Images that are looked at again where a run found nothing."""
 WHOLE_VIDEO = 0.95
 """A video that gives a smaller share of the frames that it tells of breaks off; some tell of a few too many."""
 
@@ -78,11 +81,13 @@ class Outcome:
     Attributes:
         num_images, num_objects: of all that is finished, also earlier.
         broken: one line for each file that could not be used.
+        hint: where no object was found at all, the best score there was.
     """
 
     num_images: int = 0
     num_objects: int = 0
     broken: Sequence[str] = ()
+    hint: str = ""
 
 
 def predict_files(
@@ -97,6 +102,7 @@ def predict_files(
     devices: int | None,
     nodes: int,
     progress: bool,
+    ids_from: Path | None = None,
 ) -> Outcome:
     """Predict pictures and videos into `out`; what has its name there is whole at any time.
 
@@ -107,6 +113,7 @@ def predict_files(
         given: files, folders and patterns.
         resume: pass over what is finished; the settings must be the same.
         batch_size: pictures that the network sees at once; None: what suits the device.
+        ids_from: data set whose image and category ids the results carry; None: they are counted.
 
     Raises:
         BadInput: nothing to predict, settings that are impossible or others than the run's, weights that cannot be
@@ -115,6 +122,7 @@ def predict_files(
     sources = find_sources(given)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
+    ids = None if ids_from is None else DatasetIds.read(ids_from, sources, checkpoint.class_names)
     # records hold what the results depend on
     decision = checkpoint.config.decision(settings.score_threshold, checkpoint.class_names)
     common = decision[0] if len(set(decision)) == 1 else list(decision)
@@ -138,11 +146,34 @@ def predict_files(
             counts = (0, 0)
             if done:
                 write_classes(settings.format, out, checkpoint.class_names)
-                counts = records.merge(done, checkpoint.class_names)
-            return Outcome(*counts, [line for _, line in broken])
+                counts = records.merge(done, checkpoint.class_names, ids)
+            hint = "" if counts[1] else best_score_hint(share.predictor, settings, done)
+            return Outcome(*counts, [line for _, line in broken], hint)
         finally:
             if is_first:
                 records.discard_empty()
+
+
+def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
+    """Return one line with the best score in the first images of a run that found nothing; empty without images."""
+    images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
+    results = predictor.stream(
+        images, score_threshold=0.0, max_detections=1, tile=settings.tile, overlap=settings.overlap
+    )
+    scores = [
+        (float(result.instances.scores[0]), path)
+        for path, result in zip(images, results, strict=True)
+        if result.instances is not None and len(result.instances)
+    ]
+    if not scores:
+        return f"in the first {len(images)} there is no candidate with any score" if images else ""
+    score, path = max(scores)
+    looked = (
+        f"the best score in {len(images)} of {len(done)} is"
+        if len(images) < len(done)
+        else "the best score is"
+    )
+    return f"{looked} {score:.2g} ({path}); a lower --score-threshold shows more"
 
 
 def _joined(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from embedmask.cli.dataset_ids import DatasetIds
 from embedmask.cli.sources import Source
 from embedmask.errors import BadInput
 from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json, write_json_rows
@@ -95,11 +96,14 @@ class Records:
         with self._file(source).open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
-    def merge(self, sources: Sequence[Source], class_names: Sequence[str]) -> tuple[int, int]:
+    def merge(
+        self, sources: Sequence[Source], class_names: Sequence[str], ids: DatasetIds | None = None
+    ) -> tuple[int, int]:
         """Write `predictions.json` and `images.json` of all that is finished; memory holds one picture's results.
 
         Args:
             sources: finished ones, in the order of the numbers that their pictures get.
+            ids: image and category ids of a data set; None: images are counted from 1, categories are labels + 1.
 
         Returns:
             Number of pictures and of objects.
@@ -107,16 +111,21 @@ class Records:
         images: list[Row] = []
         num_objects = 0
 
+        numbers = list(range(1, len(class_names) + 1)) if ids is None else ids.categories
+
         def results() -> Iterator[Row]:
             nonlocal num_objects
-            for row in (row for source in sources for row in self.rows(source)):
+            for source, row in ((own, row) for own in sources for row in self.rows(own)):
                 found = row.pop("results")
                 num_objects += len(found)
-                images.append({"id": len(images) + 1, "file_name": row.pop("source"), **row})
-                yield from ({**result, "image_id": len(images)} for result in found)
+                image_id = len(images) + 1 if ids is None else ids.images[source.name]
+                images.append({"id": image_id, "file_name": row.pop("source"), **row})
+                for result in found:
+                    category = numbers[result["category_id"] - 1]
+                    yield {**result, "image_id": image_id, "category_id": category}
 
         write_json_rows(self.out / "predictions.json", results())
-        categories = [{"id": label + 1, "name": name} for label, name in enumerate(class_names)]
+        categories = [{"id": n, "name": name} for n, name in zip(numbers, class_names, strict=True)]
         write_json(self.out / "images.json", {"images": images, "categories": categories})
         return len(images), num_objects
 

@@ -1,0 +1,122 @@
+"""`--ids-from`: results under a data set's own ids. And a run that finds nothing says what the best score was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from embedmask.cli import main
+from embedmask.data.coco import CocoInstances
+from embedmask.evaluation.coco import CocoEvaluator
+
+
+@pytest.fixture(scope="module")
+def renumbered(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shapes with large image ids and sparse category ids."""
+    folder = tmp_path_factory.mktemp("data") / "renumbered"
+    shutil.copytree(shapes, folder)
+    for split in ("train", "val"):
+        content = json.loads((folder / f"{split}.json").read_text())
+        shift = 10**12 if split == "train" else 2 * 10**12
+        for image in content["images"]:
+            image["id"] += shift
+        for annotation in content["annotations"]:
+            annotation["image_id"] += shift
+            annotation["category_id"] = 7 * annotation["category_id"]
+        for category in content["categories"]:
+            category["id"] *= 7
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def predict(source: Path, weights: Path, out: Path, *options: str) -> int:
+    common = ["--device", "cpu", "--precision", "float32", "--no-draw"]
+    return main(["predict", str(source), "--weights", str(weights), "--out", str(out), *common, *options])
+
+
+def test_results_can_be_evaluated(renumbered: Path, weights: Path, tmp_path: Path) -> None:
+    """Of a data set's own folder, and of copies of its files elsewhere."""
+    copies = tmp_path / "copies"
+    shutil.copytree(renumbered / "images", copies)
+    train = CocoInstances.open(renumbered, "train")
+    names = {train.image_path(i).name: image_id for i, image_id in enumerate(train.image_ids)}
+    for place in (renumbered / "images", copies):
+        out = tmp_path / f"out_{place.name}"
+        assert predict(place, weights, out, "--ids-from", str(renumbered)) == 0
+        results = json.loads((out / "predictions.json").read_text())
+        own = [result for result in results if result["image_id"] in train.image_ids]
+        assert len(own) > 0
+        assert {result["category_id"] for result in results} <= set(train.category_ids)
+        CocoEvaluator(train.ground_truth).add(own)  # refuses ids that it does not know
+        listed = json.loads((out / "images.json").read_text())
+        ids = {Path(image["file_name"]).name: image["id"] for image in listed["images"]}
+        assert names.items() <= ids.items()
+        assert [category["id"] for category in listed["categories"]] == train.category_ids
+
+
+def test_the_same_results_under_other_ids(renumbered: Path, weights: Path, tmp_path: Path) -> None:
+    assert predict(renumbered / "images", weights, tmp_path / "counted") == 0
+    assert predict(renumbered / "images", weights, tmp_path / "own", "--ids-from", str(renumbered)) == 0
+    counted, own = (
+        json.loads((tmp_path / name / "predictions.json").read_text()) for name in ("counted", "own")
+    )
+    dropped = ("image_id", "category_id")
+    plain = [[{k: v for k, v in row.items() if k not in dropped} for row in rows] for rows in (counted, own)]
+    assert plain[0] == plain[1]
+    assert [7 * row["category_id"] for row in counted] == [row["category_id"] for row in own]
+
+
+def test_an_image_of_no_split(
+    renumbered: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stranger = tmp_path / "in" / "stranger.png"
+    stranger.parent.mkdir()
+    shutil.copy(next((renumbered / "images").iterdir()), stranger)
+    assert predict(stranger, weights, tmp_path / "out", "--ids-from", str(renumbered)) == 2
+    assert "stranger.png: is in no split of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_data_set(shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(shapes / "images", weights, tmp_path / "out", "--ids-from", str(tmp_path)) == 2
+    assert "split" in capsys.readouterr().err
+
+
+def test_nothing_found_tells_the_best_score(
+    shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(shapes / "images", weights, tmp_path / "out", "--score-threshold", "1") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("0 objects in ")
+    assert lines[-1].startswith("nothing found: the best score ")
+    best = float(lines[-1].split(" is ")[1].split()[0])
+    assert 0 < best < 1
+    assert predict(shapes / "images", weights, tmp_path / "some", "--score-threshold", str(0.9 * best)) == 0
+    assert "nothing found" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["1.5", "-0.1", "nan", "x", "0.3,0.4", "disc=2"])
+def test_impossible_thresholds(
+    shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    assert predict(shapes / "images", weights, tmp_path / "out", f"--score-threshold={text}") == 2
+    assert (
+        f"--score-threshold must lie between 0 and 1, one number or CLASS=NUMBER,CLASS=NUMBER, got {text}"
+        in (capsys.readouterr().err)
+    )
+
+
+def test_a_threshold_for_one_class(shapes: Path, weights: Path, tmp_path: Path) -> None:
+    """The others keep the model's own."""
+    names = CocoInstances.open(shapes, "train").class_names
+    assert predict(shapes / "images", weights, tmp_path / "all") == 0
+    found = json.loads((tmp_path / "all" / "predictions.json").read_text())
+    chosen = found[0]["category_id"]
+    option = f"--score-threshold={names[chosen - 1]}=1"
+    assert predict(shapes / "images", weights, tmp_path / "some", option) == 0
+    some = json.loads((tmp_path / "some" / "predictions.json").read_text())
+    assert some == [row for row in found if row["category_id"] != chosen]
+    assert predict(shapes / "images", weights, tmp_path / "wrong", "--score-threshold=stra=1") == 2
