@@ -128,7 +128,7 @@ def _classes(evaluator: CocoEvaluator, images: list[ImageFindings]) -> str:
     per_class = evaluator.per_class()
     categories = Counter(truth["category_id"] for image in images for truth in image.truths)
     rows = []
-    for category, (name, values) in zip(sorted(evaluator.truth.cats), per_class.items(), strict=True):
+    for category, (name, values) in zip(evaluator.truth.categories, per_class.items(), strict=True):
         aps = [values[f"{kind}/AP"] for kind in KINDS]
         row = [name, page.bar(aps[1]), *map(page.number, aps), str(categories[category])]
         rows.append((-math.inf if math.isnan(aps[1]) else aps[1], row))
