@@ -87,9 +87,7 @@ def measure(
         "by_threshold": {
             str(score): matching_metrics(evaluator, score)["matching/mAP"] for score in SCORE_THRESHOLDS
         },
-        "modalities": {
-            name: figures(evaluator, threshold, ids) for name, ids in modalities(evaluator).items()
-        },
+        "modalities": {name: figures(evaluator, threshold, ids) for name, ids in modalities(dataset).items()},
         "memory_mb": memory(weights, dataset, threshold),
         "machine": machine(torch.device("cpu")),
     }
@@ -127,12 +125,13 @@ def figures(evaluator: CocoEvaluator, threshold: float, image_ids: Sequence[int]
     }
 
 
-def modalities(evaluator: CocoEvaluator) -> dict[str, list[int]]:
-    """Ids of the pictures of each modality, where the records name it."""
+def modalities(dataset: CocoInstances) -> dict[str, list[int]]:
+    """Return the ids of the images of each modality, where the annotation file names it."""
     groups: dict[str, list[int]] = {}
-    for image_id, image in evaluator.truth.imgs.items():
-        if "modality" in image:
-            groups.setdefault(image["modality"], []).append(image_id)
+    if dataset.annotations_file.suffix == ".json":
+        for image in json.loads(dataset.annotations_file.read_text(encoding="utf-8"))["images"]:
+            if "modality" in image and image["id"] in dataset.image_ids:
+                groups.setdefault(image["modality"], []).append(image["id"])
     return groups
 
 

@@ -52,6 +52,6 @@ def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any
     return data
 
 
-def empty_box(annotations: dict[str, Any]) -> None:
+def two_points(annotations: dict[str, Any]) -> None:
     """Leave the first object without area."""
-    annotations["annotations"][0].update(bbox=[3, 3, 0, 8])
+    annotations["annotations"][0].update(segmentation=[[3, 3, 9, 9]])

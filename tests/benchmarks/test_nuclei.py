@@ -129,14 +129,16 @@ def test_a_row_can_be_of_a_model_with_changed_fields(
     assert few["metrics"]["segm/AR"] < whole["metrics"]["segm/AR"]
 
 
-def test_figures_of_some_pictures() -> None:
+def test_figures_of_some_pictures(tmp_path: Path) -> None:
     size, mask = (20, 20), ellipse((20, 20), (9, 9), (5, 5))
     truth = make_truth([as_annotation(n, n, 7, mask) for n in (1, 2)], {1: size, 2: size}, [7])
     for image, modality in zip(truth["images"], ("dark", "bright"), strict=True):
         image["modality"] = modality
     evaluator = CocoEvaluator(truth)
     evaluator.add([as_result(1, 7, mask, 0.5)])
-    groups = nuclei.modalities(evaluator)
+    file = tmp_path / "val.json"
+    file.write_text(json.dumps(truth))
+    groups = nuclei.modalities(SimpleNamespace(annotations_file=file, image_ids=[1, 2]))
     assert groups == {"dark": [1], "bright": [2]}
     found = {name: nuclei.figures(evaluator, 0.3, ids) for name, ids in groups.items()}
     assert found["dark"]["by_iou"]["segm"] == pytest.approx([1] * 10)

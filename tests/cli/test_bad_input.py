@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import copy_with, empty_box, fails
+from command_line import copy_with, fails, two_points
 
 from embedmask.data.shapes import make_shapes
 
@@ -22,7 +22,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "missing image": lambda a: a["annotations"][0].update(image_id=987654),
     "missing category": lambda a: a["annotations"][0].update(category_id=987654),
     "polygon of 2 points": lambda a: a["annotations"][0].update(segmentation=[[1, 1, 5, 5]]),
-    "zero-area box": empty_box,
+    "two points": two_points,
     "mask of another size": lambda a: a["annotations"][0].update(segmentation=rle(7, 9)),
     "missing picture": lambda a: a["images"][0].update(file_name="absent.jpg"),
     "no annotations": lambda a: a.pop("annotations"),

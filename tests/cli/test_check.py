@@ -67,12 +67,12 @@ def test_warnings_give_exit_code_0(shapes: Path, capsys: pytest.CaptureFixture[s
 
 def test_degenerate_objects(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((shapes / "train.json").read_text())
-    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][0]["segmentation"] = [[1, 1, 9, 9]]
     (shapes / "train.json").write_text(json.dumps(content))
     assert main(["data", "check", str(shapes)]) == 2
-    assert "error: degenerate box, 1" in capsys.readouterr().out
+    assert "error: degenerate polygon, 1" in capsys.readouterr().out
     assert main(["data", "check", str(shapes), "--degenerate", "drop"]) == 0
-    assert "warning: degenerate box, 1" in capsys.readouterr().out
+    assert "warning: degenerate polygon, 1" in capsys.readouterr().out
 
 
 def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

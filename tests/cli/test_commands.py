@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import copy_with, empty_box, fails
+from command_line import copy_with, fails, two_points
 from PIL import Image
 
 from embedmask.cli import main
@@ -111,11 +111,30 @@ class TestEval:
     def test_degenerate_objects_may_be_left_out(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        data = copy_with(shapes, tmp_path, empty_box)
+        data = copy_with(shapes, tmp_path, two_points)
         words = ["eval", "--weights", str(eager), "--data", str(data)]
         assert "drop" in fails(capsys, *words)
         assert main([*words, "--degenerate", "drop"]) == 0
         assert "1 degenerate" in capsys.readouterr().out.splitlines()[0]
+
+    def test_doubtful_annotations_are_told_before_the_figures(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        def spoil(content: dict[str, Any]) -> None:
+            for entry in content["annotations"]:
+                entry |= {"iscrowd": None, "area": None}
+            content["annotations"][0] |= {"iscrowd": 1}
+            del content["annotations"][1]["bbox"]
+
+        data = copy_with(shapes, tmp_path, spoil)
+        assert main(["eval", "--weights", str(eager), "--data", str(data)]) == 0
+        layout, areas, crowds, head, *_ = capsys.readouterr().out.splitlines()
+        assert "val.json beside images/" in layout
+        assert areas.startswith(f"warning: {data / 'val.json'}: ")
+        assert "have an 'area' that is no number above 0" in areas
+        assert f"{data / 'val.json'}: 1 of " in crowds
+        assert "are crowds" in crowds
+        assert head.split()[:2] == ["AP", "AP50"]
 
     def test_pictures_of_another_size(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,12 @@ SCENES: dict[str, Scene] = {
 NAMES = ["disc", "star"]
 
 
+def change_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
 def write_pictures(folder: Path, split: str, suffix: str = ".png") -> None:
     """Grey noise, each picture its own."""
     folder.mkdir(parents=True, exist_ok=True)

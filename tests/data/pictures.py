@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedmask.data.annotations import Annotations
+from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import parse_segmentation
 
 from .conftest import run_lengths

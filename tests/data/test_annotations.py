@@ -10,47 +10,14 @@ import pytest
 import torch
 
 from embedmask.config import DataConfig
-from embedmask.data.annotations import Annotations, PackedAnnotations, check_annotations, read_coco
+from embedmask.data.annotations import check_annotations, read_coco
 from embedmask.data.coco import CocoInstances
 from embedmask.data.problems import Problem
-from embedmask.data.segmentation import Polygons, RunLengths
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
+from embedmask.evaluation.truth import read_truth
 
 from .conftest import MakeFolder, annotation, polygon, run_lengths
-
-
-def test_packed_annotations_come_back() -> None:
-    rng = np.random.default_rng(0)
-    items = []
-    for number in range(20):
-        masks: list[Polygons | RunLengths] = []
-        for kind in rng.integers(0, 2, rng.integers(0, 4)):
-            if kind:
-                parts = [rng.uniform(-5, 90, (rng.integers(3, 9), 2)) for _ in range(rng.integers(1, 4))]
-                masks.append(Polygons([part.astype(np.float32) for part in parts]))
-            else:
-                masks.append(RunLengths(np.array([0, 30, 40]), (7, 10)))
-        items.append(Annotations(rng.integers(0, 80, len(masks)), masks, (7, 10), number * 7))
-    packed = PackedAnnotations(items)
-    assert len(packed) == 20
-    for index in (*range(20), -1):
-        found, expected = packed[index], items[index]
-        assert (found.size, found.image_id) == (expected.size, expected.image_id)
-        np.testing.assert_array_equal(found.labels, expected.labels)
-        for ours, theirs in zip(found.segmentations, expected.segmentations, strict=True):
-            assert type(ours) is type(theirs)
-            assert ours.bounds() == theirs.bounds()
-            if isinstance(ours, Polygons) and isinstance(theirs, Polygons):
-                for part, other in zip(ours.parts, theirs.parts, strict=True):
-                    np.testing.assert_array_equal(part, other)
-            elif isinstance(ours, RunLengths) and isinstance(theirs, RunLengths):
-                np.testing.assert_array_equal(ours.counts, theirs.counts)
-                assert ours.size == theirs.size
-
-
-def test_no_annotations_at_all() -> None:
-    assert len(PackedAnnotations([])) == 0
 
 
 def crowded_content(images: int, objects: int, points: int) -> dict[str, Any]:
@@ -72,7 +39,7 @@ def test_memory_is_that_of_the_numbers(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     images, objects, points = 200, 8, 30
     file.write_text(json.dumps(crowded_content(images, objects, points)))
-    read_coco(file)  # what is imported or cached once is not counted
+    check_annotations(read_coco(file), file)  # what is imported or cached once is not counted
     tracemalloc.start()
     content = check_annotations(read_coco(file), file)
     kept, peak = tracemalloc.get_traced_memory()
@@ -101,7 +68,6 @@ def test_a_picture_of_1964_objects(make_folder: MakeFolder) -> None:
 
 
 DEGENERATE: dict[str, dict[str, Any]] = {
-    "degenerate box": {"bbox": [4, 6, 0, 8]},
     "degenerate polygon": {"segmentation": [[1, 2, 3, 4]]},
     "empty mask": {"segmentation": run_lengths(np.zeros((40, 30), dtype=bool))},
     "outside": {"segmentation": [[30, 6, 35, 6, 35, 9]]},
@@ -124,10 +90,9 @@ def test_degenerate_objects_are_refused_or_dropped(make_folder: MakeFolder, kind
     dataset = CocoInstances.open(folder, "train", degenerate="drop")
     assert len(dataset[0][1]) == 1
     assert dataset.layout.endswith("; 1 degenerate objects of train left out")
-    truth = dataset.ground_truth
-    assert isinstance(truth, dict)
-    assert [entry["id"] for entry in truth["annotations"]] == [2, 3]
-    assert [len(truth["images"]), len(truth["categories"])] == [1, 2]
+    truth = read_truth(dataset.ground_truth)
+    assert [entry["iscrowd"] for entry in truth.records[5]] == [0, 1]
+    assert [list(truth.sizes), list(truth.categories)] == [[5], [7, 90]]
 
 
 @pytest.mark.parametrize("parts", LINES)
@@ -157,11 +122,6 @@ def test_dropping_forgives_nothing_else(make_folder: MakeFolder) -> None:
         CocoInstances.open(folder, "train", degenerate="drop")
 
 
-def test_ground_truth_is_the_file_where_nothing_was_dropped(make_folder: MakeFolder) -> None:
-    folder = make_folder([annotation()])
-    assert CocoInstances.open(folder, "train", degenerate="drop").ground_truth == folder / "train.json"
-
-
 def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) -> None:
     folder = make_folder(
         [
@@ -169,11 +129,13 @@ def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) ->
             annotation(1),
             annotation(2, image_id=9),
             annotation(3, category_id=9),
-            annotation(4, bbox=[1, 1, 0, 0], segmentation=[[1, 2, 3, 4]]),
+            annotation(4, segmentation=[[1, 2, 3, 4]]),
             annotation([5]),  # type: ignore[arg-type]
             3,  # type: ignore[list-item]
             annotation(6),
-            annotation(7, iscrowd="0"),
+            annotation(7, iscrowd="many"),
+            annotation(8, iscrowd=1, segmentation=[], bbox=[1, 1, 0, 0]),
+            annotation(9, bbox=[1, 1, 0, 0], area=1e6, segmentation=[polygon(20, 6, 9, 9)]),
         ]
     )
     content = json.loads((folder / "train.json").read_text())
@@ -187,15 +149,25 @@ def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) ->
         "duplicate id",
         "bad record",
         "bad record",
-        "duplicate id",
         "unknown image",
         "unknown category",
-        "degenerate box",
         "degenerate polygon",
         "bad record",
         "bad record",
         "bad record",
+        "bad mask",
+        "duplicate id",
+        "bad area",
+        "bad box",
+        "object twice",
     ]
-    assert len(file.annotations[0]) == 2
-    assert file.dropped == [1, 2, 3, 4, 5, 6, 8]
+    assert [problem.kind for problem in noted if not problem.fatal] == [
+        "bad mask",
+        "duplicate id",
+        "bad area",
+        "bad box",
+        "object twice",
+    ]
+    assert len(file.annotations[0]) == 4
+    assert file.dropped == [2, 3, 4, 5, 6, 8]
     assert file.class_names == ["disc", "star"]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedmask.config import DataConfig
-from embedmask.data.annotations import Annotations
 from embedmask.data.coco import CocoInstances
 from embedmask.data.loader import train_loader
+from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import parse_segmentation
 from embedmask.data.transforms import TrainTransform
 from embedmask.data.views import View, rotate_patch

@@ -15,17 +15,11 @@ from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 
 from .conftest import annotation, polygon, run_lengths
-from .folders import SIZE, WRITERS, write_label_images, write_plain, write_yolo
+from .folders import SIZE, WRITERS, change_json, write_label_images, write_plain, write_yolo
 
 
 def kinds(report: Report) -> list[str]:
     return [problem.kind for problem in report.problems]
-
-
-def change_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -76,14 +70,14 @@ def spoil_everything(folder: Path) -> None:
         ]
         categories += [{"id": 4, "name": "ghost"}, {"id": 4, "name": "double"}]
         content["annotations"] += [
-            annotation(100, 10, category_id=3, bbox=[4, 6, 0, 8]),
+            annotation(100, 10, category_id=3, bbox=[4, 6, 0, 8], segmentation=[polygon(20, 20, 9, 9)]),
             annotation(101, 10, category_id=3, segmentation=[[4, 6, 8, 9]]),
             annotation(102, 10, category_id=3, segmentation=run_lengths(np.zeros(SIZE, dtype=bool))),
             annotation(103, 99, category_id=3),
             annotation(104, 10, category_id=99),
             annotation(105, 10, category_id=3),
             annotation(105, 10, category_id=3),
-            annotation(106, 10, category_id=3, segmentation=[polygon(4, 6, 0.5, 0.5)]),
+            annotation(106, 10, category_id=3, segmentation=[polygon(4, 6, 0.5, 0.5)], bbox=[4, 6, 0.5, 0.5]),
         ]
 
     change_json(folder / "train.json", change)
@@ -95,7 +89,6 @@ def spoil_everything(folder: Path) -> None:
 
 EVERYTHING = {
     "duplicate id": 3,
-    "degenerate box": 1,
     "degenerate polygon": 1,
     "empty mask": 1,
     "unknown image": 1,
@@ -107,6 +100,9 @@ EVERYTHING = {
     "unused category": 1,
     "crowded image": 1,
     "tiny object": 1,
+    "object twice": 1,
+    "bad box": 1,
+    "bad area": 1,
     "same picture twice": 1,
     "leak": 1,
 }
@@ -126,7 +122,7 @@ def test_everything_is_in_one_report(tmp_path: Path) -> None:
     assert "d.png of val: is the same picture as" in messages["leak"]
     assert "b.png of train; remove one" in messages["leak"]
     assert "category 4 (ghost)" in messages["unused category"]
-    assert "a.png: has 4 objects, but 3 detections" in messages["crowded image"]
+    assert "a.png: has 6 objects, but 3 detections" in messages["crowded image"]
     by_kind = [kind for kind, _ in report.by_kind()]
     assert len(by_kind) == len(EVERYTHING)
     assert set(by_kind[-5:]) == {
@@ -149,7 +145,9 @@ def test_a_quick_look_misses_what_must_be_decoded(tmp_path: Path) -> None:
 
 
 FATAL: dict[str, Callable[[Path], Any]] = {
-    "box": lambda f: change_json(f / "train.json", lambda c: c["annotations"][0].update(bbox=[4, 6, 3, 0])),
+    "two points": lambda f: change_json(
+        f / "train.json", lambda c: c["annotations"][0].update(segmentation=[[4, 6, 3, 0]])
+    ),
     "picture gone": lambda f: (f / "images/b.png").unlink(),
     "other classes": lambda f: change_json(f / "val.json", lambda c: c["categories"][0].update(name="x")),
     "no val": lambda f: (f / "val.json").unlink(),
@@ -189,10 +187,10 @@ def test_an_item_says_what_the_report_says(tmp_path: Path, spoil: str) -> None:
 
 def test_dropped_objects_are_warnings(tmp_path: Path) -> None:
     write_plain(tmp_path)
-    FATAL["box"](tmp_path)
+    FATAL["two points"](tmp_path)
     report = check_folder(tmp_path, degenerate="drop")
     assert [(problem.kind, problem.fatal) for problem in report.problems] == [
-        ("degenerate box", False),
+        ("degenerate polygon", False),
         ("unused category", False),
     ]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedmask.config import DataConfig
-from embedmask.data.annotations import Annotations
 from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
+from embedmask.data.packed import Annotations
 from embedmask.data.transforms import TrainTransform
 from embedmask.structures import Target
 

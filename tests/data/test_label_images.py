@@ -14,6 +14,7 @@ from embedmask.data.label_images import label_objects
 from embedmask.data.layouts import find_split
 from embedmask.data.problems import Problem
 from embedmask.errors import BadInput
+from embedmask.evaluation.truth import read_truth
 
 from .folders import SCENES, SIZE, write_label_images
 
@@ -88,10 +89,10 @@ def test_palette_pictures_are_read_by_number(tmp_path: Path) -> None:
 def test_labels_become_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     truth = CocoInstances.open(tmp_path, "val").ground_truth
-    assert isinstance(truth, dict)
-    assert [image["file_name"] for image in truth["images"]] == ["c.png", "d.png"]
-    assert [entry["image_id"] for entry in truth["annotations"]] == [1, 2, 2, 2]
-    assert sorted(entry["id"] for entry in truth["annotations"]) == [1, 2, 3, 4]
+    assert truth.file_names == ["c.png", "d.png"]
+    records = [record for own in read_truth(truth).records.values() for record in own]
+    assert [record["image_id"] for record in records] == [1, 2, 2, 2]
+    assert [record["id"] for record in records] == [1, 2, 3, 4]
 
 
 def spoil_channels(path: Path) -> None:

@@ -72,9 +72,9 @@ def test_degenerate_objects_of_the_part_are_left_out(folder: Path) -> None:
     content["annotations"][0]["segmentation"] = [[1, 1, 9, 9, 5, 5]]  # of picture 5, a line
     path.write_text(json.dumps(content))
     day = CocoInstances.open(folder, "train", degenerate="drop", where="kind=day")
-    truth = day.ground_truth
-    assert isinstance(truth, dict)
-    assert [entry["id"] for entry in truth["annotations"]] == [4]
+    assert [len(day.annotations(index)) for index in range(2)] == [0, 1]
+    records = CocoEvaluator(day.ground_truth).truths_by_image([5, 7])
+    assert [len(own) for own in records.values()] == [0, 1]
     assert "1 degenerate" in day.layout
 
 

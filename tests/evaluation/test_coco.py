@@ -6,10 +6,12 @@ import copy
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from evaluation_scenes import (
+    Mask,
     Record,
     as_annotation,
     as_result,
@@ -20,13 +22,16 @@ from evaluation_scenes import (
     rle,
     scene,
 )
+from faster_coco_eval.core import mask as mask_api
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 
-NUCLEI = Path(__file__).parents[2] / ".." / "shared" / "data" / "nuclei" / "val.json"
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+NUCLEI = SHARED / "nuclei" / "val.json"
+COCO_FILES = [SHARED / f"coco-mini/annotations/instances_{split}2017.json" for split in ("train", "val")]
 STATS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 RECALLS = ("AR", "AR_small", "AR_medium", "AR_large")
 
@@ -151,6 +156,47 @@ def test_the_truth_itself_is_perfect() -> None:
     assert set(found.values()) == {1}
 
 
+@pytest.mark.parametrize("factor", [1, -1])
+@pytest.mark.parametrize("shift", [2**53, 2**60, 2**64])
+def test_ids_of_any_size_give_the_same_figures(shift: int, factor: int) -> None:
+    """The library keeps ids as floats, which are the same for neighbours beyond 2^53."""
+    truth, results = scene(1)
+    expected = measured(truth, results)
+    for entry in (*truth["images"], *truth["categories"]):
+        entry["id"] = factor * (entry["id"] + shift)
+    for entry in (*truth["annotations"], *results):
+        entry["image_id"] = factor * (entry["image_id"] + shift)
+        entry["category_id"] = factor * (entry["category_id"] + shift)
+    found = measured(truth, results)
+    # scores that tie are taken in the order of the ids
+    assert found == pytest.approx(expected, abs=0.02 if factor < 0 else 1e-12, nan_ok=True)
+
+
+def test_a_result_whose_id_went_through_a_float_is_refused() -> None:
+    """2^60 + 1 as a float is 2^60: another image."""
+    given, result = one_object()
+    given["images"] = [{**given["images"][0], "id": 2**60 + n} for n in range(2)]
+    given["annotations"][0]["image_id"] = 2**60
+    with pytest.raises(BadInput, match=r"no image 1\.15"):
+        CocoEvaluator(given).add([{**result, "image_id": float(2**60 + 1)}])
+
+
+@pytest.mark.parametrize("places", [1, 2, 3])
+def test_polygons_are_painted_as_pycocotools_paints_them(places: int) -> None:
+    rng = np.random.default_rng(places)
+    size = (120, 160)
+    outlines = [rng.uniform(0, 120, 2 * int(rng.integers(3, 30))).round(places).tolist() for _ in range(40)]
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": 2, "segmentation": [outline]}
+        for n, outline in enumerate(outlines)
+    ]
+    truth = CocoEvaluator(make_truth(annotations, {1: size}, [2])).truth
+    for record, outline in zip(truth.records[1], outlines, strict=True):
+        np.testing.assert_array_equal(
+            mask_api.decode(record["segmentation"]) > 0, index_mask([outline], size)
+        )
+
+
 @pytest.mark.parametrize("first_id", [0, 5])
 def test_annotation_ids_do_not_matter(first_id: int) -> None:
     """pycocotools takes the match with annotation 0 for no match; a file may count from 0 or repeat an id."""
@@ -266,6 +312,17 @@ def test_max_detections_counts_an_image() -> None:
         ({"score": math.nan}, "score nan"),
         ({"segmentation": {"size": [50, 40], "counts": "0"}}, r"size \[40, 50\]"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must be an RLE"),
+        ({"segmentation": {"size": [40, 50]}}, "must be an RLE"),
+        ({"segmentation": {"size": [40, 50], "counts": [2000]}}, "must be an RLE"),
+        ({"image_id": True}, "no image True"),
+        ({"image_id": "1"}, "no image '1'"),
+        ({"image_id": None}, "no image None"),
+        ({"category_id": "2"}, "no category '2'"),
+        ({"score": None}, "score None"),
+        ({"score": "0.5"}, "score 0.5"),
+        ({"bbox": [1, 2, 3]}, "bbox"),
+        ({"bbox": [1, 2, math.nan, 4]}, "bbox"),
+        ({"bbox": [1, 2, "3", 4]}, "bbox"),
     ],
 )
 def test_bad_results_are_refused_whole(change: Record, message: str) -> None:
@@ -306,6 +363,35 @@ def test_impossible_questions_are_refused() -> None:
 
 
 # --- real images ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("file", COCO_FILES, ids=lambda path: path.stem)
+def test_equals_pycocotools_on_files_of_coco(file: Path, kind: str) -> None:
+    """Polygons, crowds, and areas that are not quite those of the masks, as COCO has them."""
+    if not file.is_file():
+        pytest.skip("no part of COCO beside the checkout (../shared/data/coco-mini)")
+    values = json.loads(file.read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in values["images"]}
+    rng = np.random.default_rng(0)
+    results = []
+    for entry in values["annotations"]:
+        mask = index_mask(entry["segmentation"], sizes[entry["image_id"]])
+        moved = np.roll(mask, rng.integers(-3, 4, 2), axis=(0, 1))
+        score = float(rng.integers(1, 20)) / 20
+        results.append(as_result(entry["image_id"], entry["category_id"], moved, score))
+    evaluator = CocoEvaluator(file)
+    evaluator.add(results)
+    expected = reference(values, results, kind, 100)
+    assert min(expected[name] for name in ("AP_small", "AP_medium", "AP_large")) > 0
+    assert_equal(evaluator.compute(), expected, kind)
+    [warning] = evaluator.truth.warnings
+    assert "are crowds" in warning
+
+
+def index_mask(segmentation: Any, size: tuple[int, int]) -> Mask:
+    code = mask_api.frPyObjects(segmentation, *size)
+    return mask_api.decode(mask_api.merge(code) if isinstance(code, list) else code).astype(bool)
 
 
 def test_nuclei_need_more_than_100_detections() -> None:

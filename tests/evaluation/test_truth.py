@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
-from evaluation_scenes import Record, one_object
+from evaluation_scenes import Record, as_annotation, ellipse, make_truth, one_object
+from faster_coco_eval.core import mask as mask_api
+from PIL import Image
 
+from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.truth import read_truth
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 9}, "annotation 7 is of image 9"),
-        ({"category_id": 9}, "annotation 7 is of category 9"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 7 has a polygon with 2 points"),
-        ({"segmentation": {"size": [4, 5], "counts": [20]}}, "annotation 7 has a mask of size"),
-        ({"segmentation": None}, "annotation 7 has no segmentation"),
+        ({"image_id": 9}, "annotation 7 names image 9"),
+        ({"category_id": 9}, "annotation 7 of image 1 names category 9"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "annotation 7 of image 1 .* has a polygon with 2 points"),
+        ({"segmentation": {"size": [4, 5], "counts": [20]}}, "annotation 7 of image 1 .* has a mask of size"),
+        ({"segmentation": None}, "annotation 7 of image 1 .* has no segmentation"),
     ],
 )
 def test_bad_annotations_are_named(change: Record, message: str) -> None:
@@ -40,3 +46,44 @@ def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
         CocoEvaluator(path)
     with pytest.raises(BadInput, match=r"other\.json: no such annotation file"):
         CocoEvaluator(tmp_path / "other.json")
+
+
+def test_all_doors_read_a_file_the_same_way(tmp_path: Path) -> None:
+    """A file, its content, and the data set: the same ground truth, whatever is odd in it."""
+    mask = ellipse((40, 50), (20, 20), (10, 12))
+    polygon = [5.1, 3.7, 30.3, 4.9, 28.7, 33.3]
+    entries = [
+        {**as_annotation(9, 4, 2, mask), "iscrowd": None, "area": "377"},
+        {**as_annotation(9, 4, 2, mask, crowd=True), "iscrowd": True, "bbox": None},
+        {"id": None, "image_id": 4.0, "category_id": 2, "segmentation": [polygon], "bbox": [5, 3, 31, 34]},
+    ]
+    content = make_truth(entries, {4: (40, 50), 1: (10, 10)}, [2])
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (tmp_path / "images").mkdir()
+    for number, (height, width) in {4: (40, 50), 1: (10, 10)}.items():
+        Image.new("RGB", (width, height)).save(tmp_path / f"images/{number}.png")
+    before = copy.deepcopy(content)
+    dataset = CocoInstances.open(tmp_path, "val")
+    truths = [read_truth(given) for given in (content, tmp_path / "val.json", dataset.ground_truth)]
+    assert content == before
+    assert truths[0].records == truths[1].records == truths[2].records
+    assert [list(truth.sizes) for truth in truths] == [[1, 4]] * 3
+    first, crowd, last = truths[0].records[4]
+    assert (first["area"], first["iscrowd"], crowd["iscrowd"]) == (mask.sum(), 0, 1)
+    assert crowd["bbox"] == first["bbox"] == entries[0]["bbox"]
+    assert last["bbox"] == [float(v) for v in mask_api.toBbox(last["segmentation"])]
+    lines = [line.replace(str(tmp_path / "val.json"), "annotations") for line in truths[1].warnings]
+    assert lines == truths[0].warnings
+    assert [
+        line.replace(str(tmp_path / "val.json"), "annotations") for line in dataset.warning_lines()
+    ] == lines
+    assert len(lines) == 4
+
+
+def test_names_of_images_and_classes_are_not_needed() -> None:
+    given, result = one_object()
+    del given["images"][0]["file_name"], given["categories"][0]["name"]
+    evaluator = CocoEvaluator(given)
+    evaluator.add([result])
+    assert evaluator.compute()["segm/AP"] == 1
+    assert evaluator.class_names == ["2"]

@@ -58,6 +58,27 @@ def test_it_counts_the_whole_run_and_writes_nothing(
     assert "the whole takes about" in lines[-1]
 
 
+def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").symlink_to(shapes / "images", target_is_directory=True)
+    for split, area in (("train", 1e9), ("val", None)):
+        content = json.loads((shapes / f"{split}.json").read_text())
+        for entry in content["annotations"]:
+            entry |= {"iscrowd": None, "area": area}
+        content["annotations"][0] |= {"iscrowd": True, "area": 1}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    lines: list[str] = []
+    rehearse(tiny(), tmp_path, report=lines.append)
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert [("crowds" in line, "train.json" in line) for line in warnings] == [
+        (False, True),
+        (True, True),
+        (False, False),
+        (True, False),
+    ]
+    assert "have an 'area' that is not that of their masks" in warnings[0]
+    assert "have an 'area' that is no number above 0" in warnings[2]
+
+
 def test_parts_of_a_step_are_counted_as_one(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     train = EmbedMaskModule.training_step

@@ -144,7 +144,7 @@ def evaluate(
         matching=matching,
         report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
-        begin=lambda: print(f"{data}: {dataset.layout}"),
+        begin=lambda: print(f"{data}: {dataset.layout}", *dataset.warning_lines(), sep="\n"),
         **how,
     )
     print(metrics_table(metrics))

@@ -19,6 +19,7 @@ from embedmask.data.coco import CocoInstances, check_same_classes
 from embedmask.data.images import read_image, read_size, size_of
 from embedmask.data.layouts import find_split
 from embedmask.data.problems import DEGENERATE, KINDS, Kind, Note, Problem
+from embedmask.data.segmentation import Segmentation
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -40,7 +41,7 @@ class SplitSummary:
         num_images: pictures.
         num_empty: pictures without objects.
         most: objects of the picture with the most.
-        counts: of each class, by the area of the mask; crowds are not counted.
+        counts: of each class, by area as in AP; crowds are not counted.
     """
 
     layout: str
@@ -159,14 +160,15 @@ def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> Split
     numbers = []
     for index in range(len(dataset)):
         item = dataset.annotations(index)
-        areas = [mask.area() for mask in item.segmentations]
+        areas = item.known_areas()
         np.add.at(counts, (item.labels, np.digitize(areas, (SMALL, MEDIUM))), 1)
         numbers.append(len(item))
         name = dataset.image_path(index)
         if len(item) > max_detections:
             message = f"{name}: has {len(item)} objects, but {max_detections} detections are kept an image"
             note(Problem("crowded image", f"{message}; raise max_detections", fatal=False))
-        tiny = sum(area < 1 for area in areas)
+        pairs = zip(areas, item.segmentations, strict=True)
+        tiny = sum(min(area, _extent(mask)) < 1 for area, mask in pairs)
         if tiny:
             message = f"{name}: has {tiny} objects smaller than a pixel, which teach nothing; look at them"
             note(Problem("tiny object", message, fatal=False))
@@ -175,6 +177,11 @@ def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> Split
     for class_name, (small, medium, large) in zip(dataset.class_names, counts.tolist(), strict=True):
         named[class_name] = (small, medium, large)
     return SplitSummary(dataset.layout, len(dataset), numbers.count(0), max(numbers, default=0), named)
+
+
+def _extent(mask: Segmentation) -> float:
+    left, top, right, bottom = mask.bounds()
+    return (right - left) * (bottom - top)
 
 
 def _note_unused(dataset: CocoInstances, counts: list[int], note: Note) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedmask.config.data import Degenerate, Split
-from embedmask.data.annotations import Annotations, Content, check_annotations
+from embedmask.data.annotations import AnnotationFile, Content, check_annotations
 from embedmask.data.images import read_image, size_of
-from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
-from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
-from embedmask.data.segmentation import to_coco
+from embedmask.data.layouts import SplitFiles, find_split
+from embedmask.data.packed import GroundTruth
+from embedmask.data.problems import Note, Problem, WarningCollector, drop_degenerate, refuse, warning_lines
 from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
@@ -34,6 +32,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from; for messages.
+        warnings: problems of the annotations that do not stop training.
     """
 
     def __init__(
@@ -59,15 +58,16 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self._where = where
-        content = check_annotations(self._part(files.read(note)), self.annotations_file, note)
+        collector = WarningCollector(note)
+        content = check_annotations(self._part(files.read(collector)), self.annotations_file, collector)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
         self.sizes = content.sizes
         self._file_names = content.file_names
-        self._annotations = content.annotations
-        self._dropped = content.dropped
-        self._check_files(note)
+        self._content = content
+        self._check_files(collector)
+        self.warnings = collector.warnings
 
     @classmethod
     def open(
@@ -92,51 +92,28 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         note = drop_degenerate if degenerate == "drop" else refuse
         dataset = cls(find_split(data_dir, split), transform, note, where)
-        if dataset._dropped:
-            dataset.layout += f"; {len(dataset._dropped)} degenerate objects of {split} left out"
+        objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
+        for count, name in ((objects, "objects"), (parts, "polygons of objects")):
+            if count:
+                dataset.layout += f"; {count} degenerate {name} of {split} left out"
         return dataset
 
     @property
-    def ground_truth(self) -> Path | dict[str, Any]:
-        """What an evaluator compares with: a COCO file's path, or what such a file would hold.
+    def ground_truth(self) -> AnnotationFile:
+        """The checked annotations, crowds included, as an evaluator takes them."""
+        return self._content
 
-        Crowds are in it; objects and categories that were left out are not.
-        """
-        if self.annotations_file.suffix != ".json":
-            return self._as_coco()
-        if not self._dropped and self._where is None and self.annotations_file.name != ROBOFLOW_FILE:
-            return self.annotations_file
-        content = self._part(json.loads(self.annotations_file.read_text(encoding="utf-8")))
-        dropped = set(self._dropped)
-        kept = [entry for i, entry in enumerate(content["annotations"]) if i not in dropped]
-        categories = [entry for entry in content["categories"] if entry["id"] in self.category_ids]
-        return {**content, "annotations": kept, "categories": categories}
+    @property
+    def leaves_out(self) -> bool:
+        """Whether degenerate objects, or polygons of objects, are left out."""
+        return bool(self._content.dropped or self._content.dropped_parts)
+
+    def warning_lines(self) -> list[str]:
+        """Return a line for each kind of doubtful annotation."""
+        return warning_lines(self.warnings)
 
     def _part(self, content: Content) -> Content:
         return content if self._where is None else content_where(content, self._where, self.annotations_file)
-
-    def _as_coco(self) -> dict[str, Any]:
-        """The ground truth in the form of a COCO file, made when asked for: as lists it is large."""
-        images = [
-            {"id": image_id, "file_name": name, "height": height, "width": width}
-            for image_id, name, (height, width) in zip(
-                self.image_ids, self._file_names, self.sizes, strict=True
-            )
-        ]
-        annotations = [
-            {
-                "image_id": item.image_id,
-                "category_id": self.category_ids[label],
-                "segmentation": to_coco(mask),
-            }
-            for item in map(self.annotations, range(len(self)))
-            for label, mask in zip(item.labels.tolist(), item.segmentations, strict=True)
-        ]
-        for number, entry in enumerate(annotations, start=1):
-            entry["id"] = number
-        names = zip(self.category_ids, self.class_names, strict=True)
-        categories = [{"id": number, "name": name} for number, name in names]
-        return {"images": images, "annotations": annotations, "categories": categories}
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -154,9 +131,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         return self.transform(self.image(index), self.annotations(index), generator, self)
 
-    def annotations(self, index: int) -> Annotations:
-        """Ground truth of item `index` in the file's frame, masks not painted."""
-        return self._annotations[index]
+    def annotations(self, index: int) -> GroundTruth:
+        """Return the objects of item `index` in the file's frame without crowds, masks not painted."""
+        return self._content.annotations[index].without_crowds()
 
     def image_path(self, index: int) -> Path:
         """File of item `index`."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedmask.data.annotations import Annotations
 from embedmask.data.draws import below, between
 from embedmask.data.images import size_of
+from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import Patch
 from embedmask.data.views import PIXELS, visible
 from embedmask.structures import CropMasks, Size, Target

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from embedmask.errors import BadInput
@@ -16,10 +16,8 @@ Kind = Literal[
     "duplicate id",
     "unknown image",
     "unknown category",
-    "degenerate box",
     "degenerate polygon",
     "empty mask",
-    "bad box",
     "bad mask",
     "missing mask",
     "missing image",
@@ -27,8 +25,13 @@ Kind = Literal[
     "wrong size",
     "leak",
     "same picture twice",
+    "same class name",
     "unused category",
     "no objects",
+    "crowd",
+    "object twice",
+    "bad box",
+    "bad area",
     "crowded image",
     "tiny object",
     "one label only",
@@ -36,8 +39,8 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order of a report: what keeps training from starting first."""
-DEGENERATE: tuple[Kind, ...] = ("degenerate box", "degenerate polygon", "empty mask")
-"""Objects that cover nothing; they may be left out (`DataConfig.degenerate`)."""
+DEGENERATE: tuple[Kind, ...] = ("degenerate polygon", "empty mask")
+"""Objects, or parts of them, that cover nothing; they may be left out (`DataConfig.degenerate`)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,37 @@ class Problem:
 
 Note = Callable[[Problem], None]
 """Is told of a problem, and raises or returns; after it returns, what is wrong is left out."""
+
+
+@dataclass
+class WarningCollector:
+    """Passes problems on, and keeps those that are not fatal.
+
+    Attributes:
+        note: called with every problem.
+        warnings: those that are not fatal.
+    """
+
+    note: Note
+    warnings: list[Problem] = field(default_factory=list)
+
+    def __call__(self, problem: Problem) -> None:
+        """Keep and pass on a problem."""
+        if not problem.fatal:
+            self.warnings.append(problem)
+        self.note(problem)
+
+
+def warning_lines(problems: Iterable[Problem]) -> list[str]:
+    """Return one line for each kind of problem: the first of the kind, and the number of others."""
+    kinds: dict[Kind, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem.message)
+    return [
+        f"warning: {first}"
+        + (f" (and {len(others)} more such lines in `embedmask data check`)" if others else "")
+        for first, *others in kinds.values()
+    ]
 
 
 class BadObject(BadInput):

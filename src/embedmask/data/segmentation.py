@@ -7,7 +7,7 @@ resized picture. Work and memory grow with the object, never with the picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 from PIL import Image
 
-from embedmask.data.problems import BadObject
+from embedmask.data.problems import DEGENERATE, BadObject
 from embedmask.structures import Size
 
 Bounds = tuple[float, float, float, float]
@@ -43,10 +43,6 @@ class Polygons:
         points = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         return left, top, right, bottom
-
-    def area(self) -> float:
-        """Sum of the parts' areas, px²."""
-        return sum(_area(part) for part in self.parts)
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
         """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
@@ -134,16 +130,24 @@ class RunLengths:
 Segmentation = Polygons | RunLengths
 
 
-def parse_segmentation(value: Any, size: Size) -> Segmentation:
+def raise_fault(fault: BadObject) -> None:
+    """Raise the fault."""
+    raise fault
+
+
+def parse_segmentation(
+    value: Any, size: Size, on_bad_part: Callable[[BadObject], None] = raise_fault
+) -> Segmentation:
     """Check and compact the `segmentation` of an annotation.
 
     Args:
         value: list of polygons `[x1, y1, x2, y2, ...]`, or run lengths `{size, counts}` with counts a list
             or a string, or `RunLengths`, which stay as they are.
-        size: `(height, width)` of the picture.
+        size: `(height, width)` of the image.
+        on_bad_part: called for a degenerate polygon beside others that can be used; it is left out if this returns.
 
     Raises:
-        BadObject: what is wrong and how to mend it, without naming the file or the annotation.
+        BadObject: the fault and how to fix it, without the name of the file or the annotation.
     """
     if isinstance(value, Mapping):
         return _parse_runs(value, size)
@@ -151,18 +155,31 @@ def parse_segmentation(value: Any, size: Size) -> Segmentation:
         return value
     if not isinstance(value, (list, tuple)) or not len(value):
         raise BadObject("bad mask", "has no segmentation; add polygons or run lengths, or remove it")
-    polygons = Polygons([_parse_polygon(part, size) for part in value])
-    if all(_is_line(part) for part in polygons.parts):
+    parts, faults, is_outside = [], [], True
+    for part in value:
+        try:
+            points, meets_image = _parse_polygon(part, size)
+            parts.append(points)
+            is_outside &= not meets_image
+        except BadObject as error:
+            if error.kind not in DEGENERATE:
+                raise
+            faults.append(error)
+    if not parts:
+        raise faults[0]
+    if all(map(_is_line, parts)):
         raise BadObject("degenerate polygon", "has a polygon without area; correct or remove it")
-    left, top, right, bottom = polygons.bounds()
-    if left >= size[1] or top >= size[0] or right <= 0 or bottom <= 0:
+    if is_outside:
         raise BadObject(
             "empty mask", f"has polygons outside its image {list(size)} (height, width); remove it"
         )
-    return polygons
+    for fault in faults:
+        on_bad_part(fault)
+    return Polygons(parts)
 
 
-def _parse_polygon(values: Any, size: Size) -> NDArray[np.float32]:
+def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
+    """Return the points of a polygon, `[P, 2]`, and whether its bounds meet the image."""
     try:
         flat = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
@@ -187,12 +204,7 @@ def _parse_polygon(values: Any, size: Size) -> NDArray[np.float32]:
             f"has a polygon far outside its image {list(size)} (height, width), or not finite; "
             "correct or remove it",
         )
-    return points
-
-
-def _area(points: NDArray[np.float32]) -> float:
-    x, y = (points - points[0]).T  # near the origin float32 is exact enough
-    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))) / 2
+    return points, left < width and top < height and right > 0 and bottom > 0
 
 
 def _is_line(points: NDArray[np.float32]) -> bool:
@@ -226,11 +238,30 @@ def _list_counts(counts: Any) -> NDArray[np.int64]:
     )
 
 
-def to_coco(mask: Segmentation) -> list[list[float]] | dict[str, Any]:
-    """The `segmentation` of an annotation, as `parse_segmentation` reads it: polygons, or lists of counts."""
-    if isinstance(mask, Polygons):
-        return [part.ravel().tolist() for part in mask.parts]
-    return {"size": list(mask.size), "counts": mask.counts.tolist()}
+def to_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
+    """Return COCO's compressed run lengths of a mask, `{"size": [H, W], "counts": bytes}`, as pycocotools paints it."""
+    if isinstance(mask, RunLengths):
+        runs: Any = coco_mask.frPyObjects({"size": list(size), "counts": mask.counts.tolist()}, *size)
+        return dict(runs)
+    parts: Any = coco_mask.frPyObjects([as_written(part).ravel().tolist() for part in mask.parts], *size)
+    return dict(coco_mask.merge(parts))
+
+
+def as_written(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the shortest decimals (2 to 5 places) that round to the given float32 numbers.
+
+    Files have few decimals, and whether a pixel is painted may depend on 10.7 not being 10.699999809.
+    """
+    exact = values.astype(np.float64)
+    for places in (5, 4, 3, 2):
+        decimals = exact.round(places)
+        exact = np.where(decimals.astype(np.float32) == values, decimals, exact)
+    return exact
+
+
+def pixel_area(mask: Segmentation, size: Size) -> float:
+    """Return the number of pixels of a mask in an image `(height, width)`."""
+    return mask.area() if isinstance(mask, RunLengths) else float(coco_mask.area(to_rle(mask, size)))
 
 
 def decode_counts(text: str | bytes) -> NDArray[np.int64]:

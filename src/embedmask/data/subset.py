@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.data.annotations import Content
+from embedmask.data.records import as_id
 from embedmask.errors import BadInput
 
 
@@ -28,9 +29,13 @@ def content_where(content: Content, condition: str, path: Path) -> Content:
         raise BadInput(
             f"where {condition}: no image of {path} is so; give KEY=VALUE (keys: {keys}), or no condition"
         )
-    ids = {image["id"] for image in images if isinstance(image.get("id"), int)}
-    objects = [entry for entry in content["annotations"] if isinstance(entry, dict)]
-    kept = [entry for entry in objects if isinstance(i := entry.get("image_id"), int) and i in ids]
+    known, chosen = ({as_id(image.get("id")) for image in group} for group in (records, images))
+    others = known - chosen - {None}
+
+    def is_of_others(entry: Any) -> bool:  # what is of no image stays, to be checked
+        return isinstance(entry, dict) and as_id(entry.get("image_id")) in others
+
+    kept = [entry for entry in content["annotations"] if not is_of_others(entry)]
     return {**content, "images": images, "annotations": kept}
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from embedmask.config import DataConfig
 from embedmask.config.detector import Rounding
-from embedmask.data.annotations import Annotations
 from embedmask.data.colors import change_camera, change_colors
 from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
 from embedmask.data.draws import below, between, choose, happens
 from embedmask.data.images import size_of
+from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import Window
 from embedmask.data.views import View
 from embedmask.structures import Size, Target

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from embedmask.data.annotations import Annotations
 from embedmask.data.images import resize_image
+from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import Patch, Segmentation, Window
 from embedmask.structures import CropMasks, Size, Target
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,11 @@ from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from embedmask.data.annotations import collector_paused
+from embedmask.data.annotations import AnnotationFile, collector_paused
+from embedmask.data.records import as_id
 from embedmask.errors import BadInput
 from embedmask.evaluation.overlap import Overlaps, boundary_ious, box_ious, mask_ious
-from embedmask.evaluation.truth import read_truth
+from embedmask.evaluation.truth import Truth, read_truth
 from embedmask.structures import Size
 
 Kind = Literal["bbox", "segm", "boundary"]
@@ -79,8 +81,8 @@ class CocoEvaluator:
 
     Attributes:
         max_detections: the highest-scoring results of an image and category that count (maxDets).
-        truth: index of the ground truth; its masks are compressed RLE.
-        results: what has been added.
+        truth: the ground truth; its masks are compressed RLE.
+        results: what has been added, under the ids of the ground truth.
 
     Example:
         >>> evaluator = CocoEvaluator("val.json", max_detections=1000)
@@ -89,12 +91,15 @@ class CocoEvaluator:
         >>> evaluator.reset()  # the results are forgotten, the ground truth stays
     """
 
-    def __init__(self, annotations: str | Path | Mapping[str, Any], max_detections: int = 100) -> None:
+    def __init__(
+        self, annotations: AnnotationFile | str | Path | Mapping[str, Any], max_detections: int = 100
+    ) -> None:
         """Read the ground truth.
 
         Args:
-            annotations: a COCO annotation file or what it holds; any ids, in any order. Objects without
-                `area`, `bbox` or `iscrowd` are completed from their mask.
+            annotations: `CocoInstances.ground_truth`, or a COCO annotation file or its content, which is checked
+                in the same way; ids of any size, in any order. An `area` or `bbox` that is missing or does not
+                fit its mask is taken from the mask; `truth.warnings` tells.
             max_detections: see the attribute.
 
         Raises:
@@ -104,14 +109,14 @@ class CocoEvaluator:
             raise BadInput(f"max_detections must be at least 1, got {max_detections}")
         self.max_detections = max_detections
         self._where = str(annotations) if isinstance(annotations, (str, Path)) else "annotations"
-        self.truth: COCO = read_truth(annotations)
+        self.truth: Truth = read_truth(annotations)
         self.results: list[dict[str, Any]] = []
         self._curves: dict[tuple[int, ...], dict[Kind, Curves]] = {}
 
     @property
     def class_names(self) -> list[str]:
         """Names of the categories, by ascending id."""
-        return [str(self.truth.cats[key].get("name", key)) for key in sorted(self.truth.cats)]
+        return [*self.truth.categories.values()]
 
     def add(self, results: Iterable[Mapping[str, Any]]) -> None:
         """Add results of any number of images, in COCO's result format; they are not changed.
@@ -190,22 +195,21 @@ class CocoEvaluator:
         Raises:
             BadInput: no image, or one that the ground truth lacks.
         """
-        ids = tuple(sorted(self.truth.imgs if wanted is None else {int(i) for i in wanted}))
+        ids = tuple(sorted(self.truth.sizes if wanted is None else {int(i) for i in wanted}))
         if not ids:
             raise BadInput(f"{self._where}: no images to evaluate")
         for image_id in ids:
-            if image_id not in self.truth.imgs:
+            if image_id not in self.truth.sizes:
                 raise BadInput(f"{self._where}: no image {image_id} to evaluate")
         return ids
 
     def size_of(self, image_id: int) -> Size:
         """`(height, width)` of an image."""
-        image = self.truth.imgs[image_id]
-        return image["height"], image["width"]
+        return self.truth.sizes[image_id]
 
     def truths_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
         """The ground truth of each image, crowds included, in the file's order."""
-        return {image_id: self.truth.imgToAnns.get(image_id, []) for image_id in image_ids}
+        return {image_id: self.truth.records[image_id] for image_id in image_ids}
 
     def results_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
         """The results of each image by descending score, of each category no more than count."""
@@ -222,35 +226,62 @@ class CocoEvaluator:
         missing = [k for k in ("image_id", "category_id", "bbox", "score", "segmentation") if k not in result]
         if missing:
             raise BadInput(f"result {index} has no {missing[0]}; see COCO's result format")
-        image = self.truth.imgs.get(result["image_id"])
-        if image is None:
-            raise BadInput(f"result {index}: {self._where} has no image {result['image_id']}")
-        if result["category_id"] not in self.truth.cats:
-            raise BadInput(f"result {index}: {self._where} has no category {result['category_id']}")
-        size = [image["height"], image["width"]]
-        if not isinstance(result["segmentation"], Mapping) or list(result["segmentation"]["size"]) != size:
-            raise BadInput(f"result {index}: its mask must be an RLE of image {image['id']}, size {size}")
-        if not math.isfinite(result["score"]):
-            raise BadInput(f"result {index}: score {result['score']} is not a number")
-        return dict(result)
+        image_id, category_id = as_id(result["image_id"]), as_id(result["category_id"])
+        if image_id not in self.truth.sizes:
+            raise BadInput(f"result {index}: {self._where} has no image {result['image_id']!r}")
+        if category_id not in self.truth.categories:
+            raise BadInput(f"result {index}: {self._where} has no category {result['category_id']!r}")
+        size, mask = [*self.truth.sizes[image_id]], result["segmentation"]
+        is_rle = isinstance(mask, Mapping) and isinstance(mask.get("counts"), (str, bytes))
+        if not is_rle or [*mask.get("size", ())] != size:
+            raise BadInput(f"result {index}: its mask must be an RLE of image {image_id}, size {size}")
+        score, box = result["score"], result["bbox"]
+        if not isinstance(score, Real) or not math.isfinite(score):
+            raise BadInput(f"result {index}: score {score} is not a number")
+        if len(box) != 4 or not all(isinstance(side, Real) and math.isfinite(side) for side in box):
+            raise BadInput(f"result {index}: bbox {box} is not [x, y, width, height]")
+        return {**result, "image_id": image_id, "category_id": category_id}
 
     def _measure(self, ids: tuple[int, ...], bar: tqdm[Any]) -> dict[Kind, Curves]:
-        boxes = _Evaluation(self.truth, self._found("bbox"), ids, self.max_detections, bar)
+        # The library keeps ids as floats: it is given positions, which are exact and keep the order.
+        numbers = {image_id: number for number, image_id in enumerate(self.truth.sizes)}
+        chosen = [numbers[image_id] for image_id in ids]
+        truth = self._index(numbers, [record for image_id in ids for record in self.truth.records[image_id]])
+        boxes = _Evaluation(
+            truth, self._index(numbers, self._found("bbox")), chosen, self.max_detections, bar
+        )
         measured: dict[Kind, Curves] = {"bbox": boxes.measure("bbox")}
         del boxes
-        masks = _Evaluation(self.truth, self._found("segmentation"), ids, self.max_detections, bar)
+        found = self._index(numbers, self._found("segmentation"))
+        masks = _Evaluation(truth, found, chosen, self.max_detections, bar)
         return {**measured, "segm": masks.measure("segm"), "boundary": masks.measure("boundary")}
 
-    def _found(self, shape: Literal["bbox", "segmentation"]) -> COCO:
-        """The library's index over the results, with the area of their box or of their mask."""
+    def _index(self, numbers: Mapping[int, int], records: Iterable[Mapping[str, Any]]) -> COCO:
+        """Return the library's index over copies of the records, images and categories by their positions."""
+        categories = {category_id: number for number, category_id in enumerate(self.truth.categories)}
+        copies = [
+            {
+                **record,
+                "image_id": numbers[record["image_id"]],
+                "category_id": categories[record["category_id"]],
+            }
+            for record in records
+        ]
+        return COCO(
+            {
+                "images": [{"id": number} for number in numbers.values()],
+                "categories": [{"id": number} for number in categories.values()],
+                "annotations": copies,
+            }
+        )
+
+    def _found(self, shape: Literal["bbox", "segmentation"]) -> Iterator[dict[str, Any]]:
+        """Yield the results with the area of their box or of their mask."""
         shapes = [result[shape] for result in self.results]
         areas = [w * h for _, _, w, h in shapes] if shape == "bbox" else mask_api.area(shapes).tolist()
-        keys = ("image_id", "category_id", "score", shape)
-        found = [
-            {**{key: result[key] for key in keys}, "id": number, "area": area}
-            for number, (result, area) in enumerate(zip(self.results, areas, strict=True), start=1)
-        ]
-        return COCO({"images": [], "categories": [], "annotations": found})
+        for number, (result, area) in enumerate(zip(self.results, areas, strict=True), start=1):
+            keys = ("image_id", "category_id", "score", shape)
+            yield {**{key: result[key] for key in keys}, "id": number, "area": area}
 
 
 class _Evaluation(COCOeval_faster):
@@ -260,11 +291,9 @@ class _Evaluation(COCOeval_faster):
     it once for every kind of AP. Here masks and boundaries share one index and one set of mask overlaps.
     """
 
-    def __init__(
-        self, truth: COCO, found: COCO, ids: tuple[int, ...], max_detections: int, bar: tqdm[Any]
-    ) -> None:
+    def __init__(self, truth: COCO, found: COCO, ids: list[int], max_detections: int, bar: tqdm[Any]) -> None:
         super().__init__(truth, found, "bbox")
-        self.params.imgIds = list(ids)
+        self.params.imgIds = ids
         self.params.maxDets = [max_detections]
         self._kind: Kind = "bbox"
         self._bar = bar

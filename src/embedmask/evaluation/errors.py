@@ -106,9 +106,16 @@ def _judge_image(
     image_id: int, found: list[Record], records: list[Record], thresholds: Thresholds
 ) -> ImageFindings:
     ious = mask_ious(found, records)
-    categories = np.array([record["category_id"] for record in records], dtype=np.int64)
     crowd = np.array([bool(record["iscrowd"]) for record in records], dtype=bool)
-    own = np.array([result["category_id"] for result in found], dtype=np.int64)[:, None] == categories
+    # categories by position: an id may be too large for an array
+    labels = {
+        category: label for label, category in enumerate({r["category_id"] for r in (*records, *found)})
+    }
+    expected, given = (
+        np.array([labels[record["category_id"]] for record in group], dtype=np.int64)
+        for group in (records, found)
+    )
+    own = given[:, None] == expected
     free = ~crowd
     findings = []
     for result, overlaps, same in zip(found, ious, own, strict=True):

@@ -164,7 +164,7 @@ def _classes(evaluator: CocoEvaluator, images: list[ImageFindings]) -> str:
     per_class = evaluator.per_class()
     categories = Counter(truth["category_id"] for image in images for truth in image.truths)
     rows = []
-    for category, (name, values) in zip(sorted(evaluator.truth.cats), per_class.items(), strict=True):
+    for category, (name, values) in zip(evaluator.truth.categories, per_class.items(), strict=True):
         aps = [values[f"{kind}/AP"] for kind in KINDS]
         best = ThresholdCurves.of(images, category).best
         threshold = "–" if best is None else f"{best:.2f}"

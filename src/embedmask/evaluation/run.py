@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -159,7 +159,7 @@ def _predict(
 
 
 def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
-    """The data set's category id of each class of the model, by name.
+    """The data set's category id of each class of the model, by name; of the same name, in their order.
 
     A class that the data set does not have gets an id that it does not have either.
 
@@ -171,13 +171,20 @@ def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
         *dataset.class_names,
     ):
         return dataset.category_ids  # label images do not name their class
-    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    for name in ids:
-        if name not in class_names:
-            known = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
+    known = _numbered(class_names)
+    ids = dict(zip(_numbered(dataset.class_names), dataset.category_ids, strict=True))
+    for name, number in ids:
+        if (name, number) not in known:
+            times = f" {number + 1} times" if number else ""
+            names = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
             raise BadInput(
-                f"{dataset.annotations_file}: has the class {name!r}, the model knows {known}; "
+                f"{dataset.annotations_file}: has the class {name!r}{times}, the model knows {names}; "
                 "evaluate on a data set of the model's classes"
             )
     absent = max(dataset.category_ids) + 1
-    return [ids.get(name, absent) for name in class_names]
+    return [ids.get(key, absent) for key in known]
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Return each name with the number of times that it has come before; two classes may have the same."""
+    return [(name, names[:position].count(name)) for position, name in enumerate(names)]

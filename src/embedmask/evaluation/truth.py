@@ -1,75 +1,111 @@
-"""The ground truth that results are measured against: read, checked, every mask as run lengths."""
+"""The ground truth that results are compared with: the annotations of a data set, every mask as run lengths."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faster_coco_eval import COCO
+import numpy as np
 from faster_coco_eval.core import mask as mask_api
 
-from embedmask.data.annotations import read_coco
-from embedmask.data.segmentation import parse_segmentation
+from embedmask.data.annotations import AnnotationFile, check_annotations, read_coco
+from embedmask.data.packed import GroundTruth
+from embedmask.data.problems import WarningCollector, refuse, warning_lines
+from embedmask.data.segmentation import as_written, to_rle
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
+Record = dict[str, Any]
 
-def read_truth(annotations: str | Path | Mapping[str, Any]) -> COCO:
-    """The library's index over a copy of the ground truth, annotations numbered from 1.
 
-    The library, like pycocotools, marks "unmatched" by id 0 and keeps one annotation an id: a file that
-    counts from 0, or has an id twice, would be measured wrongly.
+@dataclass(frozen=True)
+class Truth:
+    """Ground truth under the ids of its file.
+
+    Attributes:
+        sizes: image id -> `(height, width)`, ascending ids.
+        categories: category id -> name, ascending ids; of categories with the same name it tells the id too.
+        records: image id -> objects and crowds in the order of the file: `id` (from 1, over all images),
+            `image_id`, `category_id`, `segmentation` (compressed RLE), `area`, `bbox` (xywh px) and `iscrowd`.
+        warnings: a line for each kind of doubtful annotation.
+    """
+
+    sizes: dict[int, Size]
+    categories: dict[int, str]
+    records: dict[int, list[Record]]
+    warnings: list[str]
+
+
+def read_truth(annotations: AnnotationFile | str | Path | Mapping[str, Any]) -> Truth:
+    """Return the ground truth of a data set, or of a COCO annotation file or its content.
 
     Args:
-        annotations: a COCO annotation file or what it holds; any ids, in any order.
-
-    Returns:
-        Objects with `segmentation` as compressed RLE, and with `area`, `bbox` and `iscrowd`, completed from
-        the mask where the file lacks them.
+        annotations: checked annotations, or what `check_annotations` has still to check; it is not changed.
 
     Raises:
-        BadInput: a file that cannot be read, or an annotation of an unknown image or category or without a
-            usable mask.
+        BadInput: a file that cannot be read; or as `check_annotations`.
     """
-    where = str(annotations) if isinstance(annotations, (str, Path)) else "annotations"
-    values = annotations if isinstance(annotations, Mapping) else read_coco(Path(annotations), compact=False)
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(values.get(key), Sequence):
-            raise BadInput(f"{where}: no list of {key}; give a COCO annotation file")
-    images = {_require(image, "id", f"{where}: image"): image for image in values["images"]}
-    categories = {_require(entry, "id", f"{where}: category"): entry for entry in values["categories"]}
-    objects = []
-    for number, annotation in enumerate(values["annotations"], start=1):
-        name = f"{where}: annotation {annotation.get('id', f'number {number}')}"
-        for key, known in (("image", images), ("category", categories)):
-            if annotation.get(f"{key}_id") not in known:
-                raise BadInput(f"{name} is of {key} {annotation.get(f'{key}_id')}, which the file lacks")
-        objects.append({**_completed(annotation, images[annotation["image_id"]], name), "id": number})
-    return COCO({"images": [*images.values()], "categories": [*categories.values()], "annotations": objects})
+    warnings: list[str] = []
+    if not isinstance(annotations, AnnotationFile):
+        given, path = (
+            (annotations, Path("annotations"))
+            if isinstance(annotations, Mapping)
+            else (read_coco(Path(annotations)), Path(annotations))
+        )
+        content, collector = _completed(given, path), WarningCollector(refuse)
+        annotations = check_annotations(content, path, collector)
+        warnings = warning_lines(collector.warnings)
+    file, count, records = annotations, 0, {}
+    for item in map(file.annotations.__getitem__, range(len(file.image_ids))):
+        records[item.image_id] = _records(item, file.category_ids, count)
+        count += len(item)
+    return Truth(
+        dict(sorted(zip(file.image_ids, file.sizes, strict=True))),
+        _distinct_names(file),
+        records,
+        warnings,
+    )
 
 
-def _require(entry: Mapping[str, Any], key: str, name: str) -> Any:
-    if key not in entry:
-        raise BadInput(f"{name} {entry.get('id', '')} has no {key}; see COCO's annotation format")
-    return entry[key]
+def _completed(values: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
+    """A copy of the content of a COCO file, with the names that evaluation does without."""
+    lists: dict[str, list[Any]] = {}
+    for key, name in (("images", "file_name"), ("annotations", ""), ("categories", "name")):
+        entries = values.get(key)
+        if not isinstance(entries, Sequence):
+            raise BadInput(f"{path}: no list of {key}; give a COCO annotation file")
+        lists[key] = [{name: str(e.get("id")), **e} if name and isinstance(e, dict) else e for e in entries]
+    return lists
 
 
-def _completed(annotation: Mapping[str, Any], image: Mapping[str, Any], name: str) -> dict[str, Any]:
-    size = (_require(image, "height", f"{name}: image"), _require(image, "width", f"{name}: image"))
-    segmentation = annotation.get("segmentation")
-    try:
-        parse_segmentation(segmentation, size)
-    except BadInput as error:
-        raise BadInput(f"{name} {error}") from None
-    rle = _to_rle(segmentation, size)
-    area, bbox = float(mask_api.area(rle)), [float(value) for value in mask_api.toBbox(rle)]
-    return {"area": area, "bbox": bbox, "iscrowd": 0, **annotation, "segmentation": rle}
+def _distinct_names(file: AnnotationFile) -> dict[int, str]:
+    counts = Counter(file.class_names)
+    pairs = zip(file.category_ids, file.class_names, strict=True)
+    return {number: f"{name} (category {number})" if counts[name] > 1 else name for number, name in pairs}
 
 
-def _to_rle(segmentation: Any, size: Size) -> dict[str, Any]:
-    if isinstance(segmentation, Mapping) and isinstance(segmentation["counts"], (str, bytes)):
-        return dict(segmentation)
-    rles = mask_api.frPyObjects(segmentation, *size)
-    merged: dict[str, Any] = mask_api.merge(rles) if isinstance(rles, list) else rles
-    return merged
+def _records(item: GroundTruth, category_ids: Sequence[int], count: int) -> list[Record]:
+    """Objects and crowds of one image, numbered from `count + 1`."""
+    rles = [to_rle(mask, item.size) for mask in item.segmentations]
+    # where the file does not say, the mask does
+    areas = np.where(np.isnan(item.areas), mask_api.area(rles) if rles else 0, item.areas).tolist()
+    boxes = as_written(item.boxes)
+    unknown = np.isnan(boxes[:, 0])
+    if unknown.any():
+        boxes[unknown] = mask_api.toBbox(rles)[unknown]
+    rows = zip(item.labels.tolist(), rles, areas, boxes.tolist(), item.crowd.tolist(), strict=True)
+    return [
+        {
+            "id": number,
+            "image_id": item.image_id,
+            "category_id": category_ids[label],
+            "segmentation": rle,
+            "area": area,
+            "bbox": box,
+            "iscrowd": int(crowd),
+        }
+        for number, (label, rle, area, box, crowd) in enumerate(rows, start=count + 1)
+    ]

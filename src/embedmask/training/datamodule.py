@@ -43,6 +43,12 @@ class SplitPair(LightningDataModule):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)
 
+    def report_lines(self, data: Path) -> list[str]:
+        """Return the layout of the data, and a line for each kind of doubtful annotation of both splits."""
+        layouts = [self.train_set.layout] + [self.val_set.layout] * self.val_set.leaves_out
+        warnings = [*self.train_set.warning_lines(), *self.val_set.warning_lines()]
+        return [*(f"{data}: {layout}" for layout in layouts), *warnings]
+
     def state_dict(self) -> dict[str, Any]:
         """Where in the data the run stands; a part of the checkpoint."""
         assert self.trainer is not None
