@@ -97,12 +97,33 @@ def test_everything_is_on_the_page(tmp_path: Path, classes: int) -> None:
     truth, results = some(14, classes)
     page = report(tmp_path, truth, results)
     assert page.text.count("a <b> & c") == 2
-    for heading in ("Figures", "Precision and recall", "Classes", "Errors", "Worst images", "Best images"):
+    for heading in ("Figures", "Precision and recall", "Score threshold", "Classes", "Errors", "Worst images", "Best images"):
         assert heading in page.text
-    assert page.tags["svg"] == 3
-    assert page.tags["polyline"] == 9
+    assert page.tags["svg"] == 4
+    assert page.tags["polyline"] == 12
     assert len(page.pictures) == 2 * 12
     assert sum(f"kind {key}" in page.text for key in range(1, classes + 1)) == classes
+
+
+def test_the_threshold_in_use_stands_beside_the_best_one(tmp_path: Path) -> None:
+    """Of 42 results a third scores 0.55, with a wrong place; the others are right."""
+    truth, results = some(14, 1)
+    wrong = ellipse(SIZE, (20, 20), (3, 3))
+    for result in results[2::3]:
+        result |= as_result(result["image_id"], 1, wrong, 0.55)
+    page = report(tmp_path, truth, results)
+    assert "F1 is highest at 0.66: 0.800." in page.text
+    assert "Of the results that score at least 0.3, as in this report, it is 0.667." in page.text
+
+
+def test_objects_inside_their_boundary_band_are_told(tmp_path: Path) -> None:
+    """The band of a 100 x 120 px image is 3 px wide: a bar of 5 px lies wholly inside."""
+    mask = np.zeros(SIZE, bool)
+    mask[40:45, 10:60] = True
+    wide = ellipse(SIZE, (40, 80), (20, 20))
+    annotations = [as_annotation(n, 1, 1, m) for n, m in enumerate((mask, wide), start=1)]
+    page = report(tmp_path, make_truth(annotations, {1: SIZE}, [1]), [])
+    assert "50% of the objects lie wholly inside that band: for them boundary AP equals mask AP." in page.text
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
@@ -128,9 +149,9 @@ def test_nothing_to_show_is_shown(tmp_path: Path, lacking: str) -> None:
     if lacking in ("objects", "both"):
         truth["annotations"] = []
     page = report(tmp_path, truth, [] if lacking in ("results", "both") else results)
-    assert page.tags["svg"] == 3
+    assert page.tags["svg"] == 4
     assert len(page.pictures) == (0 if lacking == "both" else 6)
-    assert page.tags.get("polyline", 0) == (9 if lacking == "results" else 0)
+    assert page.tags.get("polyline", 0) == (12 if lacking == "results" else 0)
 
 
 def test_pictures_are_small(tmp_path: Path) -> None:

@@ -35,9 +35,10 @@ class ThresholdCurves:
         objects = sum(category in (None, truth["category_id"]) for image in images for truth in image.truths)
         hits = _reaching(finding.score for finding in findings if finding.verdict == "right")
         results = _reaching(finding.score for finding in findings if finding.verdict != "ignored")
-        recall = hits / objects if objects else np.full(len(GRID), np.nan)
-        f1 = 2 * hits / (results + objects) if objects else recall
-        return cls(hits / np.maximum(results, 1), recall, f1)
+        if not objects:
+            nothing = np.full(len(GRID), np.nan)
+            return cls(nothing, nothing, nothing)
+        return cls(hits / np.maximum(results, 1), hits / objects, 2 * hits / (results + objects))
 
     @property
     def best(self) -> float | None:
@@ -83,7 +84,7 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
     common = pooled.best
     threshold: float | tuple[float, ...] | None = common
     if per_class and common is not None:
-        own = (ThresholdCurves.of(images, category).best for category in sorted(evaluator.truth.cats))
+        own = (ThresholdCurves.of(images, category).best for category in evaluator.truth.categories)
         threshold = tuple(common if best is None else best for best in own)
     at_default = int(np.searchsorted(GRID, DEFAULT_DECISION))
     return Choice(threshold, float(pooled.f1.max()), float(pooled.f1[at_default]))
