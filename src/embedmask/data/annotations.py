@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from embedmask.data.problems import DEGENERATE, BadObject, Note, Problem, refuse
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation, parse_segmentation
 from embedmask.errors import BadInput
+from embedmask.files import read_text
 from embedmask.structures import Size
 
 Content = dict[str, list[Any]]
@@ -125,7 +126,7 @@ def read_coco(path: Path, *, compact: bool = True) -> Content:
         BadInput: no such file, not JSON, or keys missing.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such annotation file; check the path") from None
     except UnicodeDecodeError:

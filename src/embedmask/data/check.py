@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.config.data import Degenerate, Split
-from embedmask.data.coco import CocoInstances, check_same_classes
+from embedmask.data.coco import CocoInstances, check_same_classes, refuse_val_split
 from embedmask.data.images import read_image, read_size, size_of
 from embedmask.data.layouts import find_split
 from embedmask.data.problems import DEGENERATE, KINDS, Kind, Note, Problem
@@ -88,6 +88,7 @@ def check_folder(
     quick: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    val_fraction: float = 0.0,
 ) -> Report:
     """Look for every problem of train, val and test.
 
@@ -103,6 +104,7 @@ def check_folder(
             that is cut short, or the same picture stored in another way, is not seen.
         workers: threads that read pictures; None: one a core.
         progress: is told how many of all pictures have been read.
+        val_fraction: of train, held out as val; 0: there is a val split.
 
     Raises:
         BadInput: no such folder, or less than one thread.
@@ -112,11 +114,17 @@ def check_folder(
     report = Report()
     sets: dict[Split, CocoInstances] = {}
     notes = {split: partial(_note, report.problems, split, degenerate) for split in CHECKED}
+    if val_fraction:
+        refuse_val_split(folder)
     for split, note in notes.items():
-        dataset = _open(folder, split, note)
-        if dataset is not None:
-            sets[split] = dataset
-            report.splits[split] = _summarize(dataset, max_detections, note)
+        if split == "val" and val_fraction:
+            _hold_out(sets, val_fraction, note)
+        else:
+            dataset = _open(folder, split, note)
+            if dataset is not None:
+                sets[split] = dataset
+    for split, dataset in sets.items():
+        report.splits[split] = _summarize(dataset, max_detections, notes[split])
     if "train" in sets and "val" in sets:
         try:
             check_same_classes(sets["train"], sets["val"])
@@ -152,6 +160,15 @@ def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
     except BadInput as error:
         note(Problem("unreadable annotations", str(error)))
         return None
+
+
+def _hold_out(sets: dict[Split, CocoInstances], fraction: float, note: Note) -> None:
+    """Divide train into train and val."""
+    if "train" in sets:
+        try:
+            sets["train"], sets["val"] = sets["train"].hold_out(fraction)
+        except BadInput as error:
+            note(Problem("missing split", str(error)))
 
 
 def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> SplitSummary:

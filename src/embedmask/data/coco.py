@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedmask.config.data import Degenerate, Split
-from embedmask.data.annotations import Annotations, Content, check_annotations
+from embedmask.config.data import DataConfig, Degenerate, Split
+from embedmask.data.annotations import (
+    Annotations,
+    Content,
+    PackedAnnotations,
+    check_annotations,
+    read_coco,
+)
+from embedmask.data.image_files import ImageFiles, find_image_files
 from embedmask.data.images import read_image, size_of
-from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
-from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
+from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split, has_split
+from embedmask.data.near_duplicates import divide
+from embedmask.data.problems import TOLD, Note, Problem, drop_degenerate, refuse
 from embedmask.data.segmentation import to_coco
 from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform
@@ -55,19 +64,23 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
         """
         self.annotations_file = files.annotations
-        self.images_dir = files.images
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self._where = where
+        self._is_part = False
         content = check_annotations(self._part(files.read(note)), self.annotations_file, note)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
         self.sizes = content.sizes
-        self._file_names = content.file_names
         self._annotations = content.annotations
         self._dropped = content.dropped
-        self._check_files(note)
+        found = find_image_files(content.file_names, files.images, files.others)
+        self.images_dir, self._file_names = found.folder, found.names
+        if found.folder != files.images or files.images in files.others:
+            place = found.folder.relative_to(files.root).as_posix()
+            self.layout += f" with images in {place}/"
+        self._note_files(found, content.file_names, note)
 
     @classmethod
     def open(
@@ -77,8 +90,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         degenerate: Degenerate = "refuse",
         where: str | None = None,
+        *,
+        val_fraction: float = 0.0,
     ) -> CocoInstances:
-        """The split of a folder, see `find_split`.
+        """Open a split of a folder, see `find_split`.
 
         Args:
             data_dir: the folder.
@@ -86,15 +101,49 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
             where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
+            val_fraction: hold out this fraction of train as val, see `hold_out`; 0: the folder has a val split.
 
         Raises:
-            BadInput: see `find_split` and `__init__`; or `where` leaves no picture.
+            BadInput: see `find_split` and `__init__`; or `where` leaves no picture; or `val_fraction` is given for a
+                folder with a val split.
         """
-        note = drop_degenerate if degenerate == "drop" else refuse
-        dataset = cls(find_split(data_dir, split), transform, note, where)
+        if val_fraction and split in ("train", "val"):
+            refuse_val_split(data_dir)
+            whole = cls.open(data_dir, "train", transform, degenerate, where)
+            return whole.hold_out(val_fraction)[split == "val"]
+        remarks: list[str] = []
+
+        def tell(problem: Problem) -> None:
+            if problem.kind in TOLD and not problem.fatal:
+                remarks.append(problem.message)
+            (drop_degenerate if degenerate == "drop" else refuse)(problem)
+
+        dataset = cls(find_split(data_dir, split), transform, tell, where)
         if dataset._dropped:
-            dataset.layout += f"; {len(dataset._dropped)} degenerate objects of {split} left out"
+            remarks.append(f"{len(dataset._dropped)} degenerate objects of {split} left out")
+        dataset.layout = "; ".join((dataset.layout, *remarks))
         return dataset
+
+    def hold_out(self, fraction: float) -> tuple[CocoInstances, CocoInstances]:
+        """Divide the images into train and val by their content, near-duplicates on one side; see `divide`.
+
+        Raises:
+            BadInput: there are fewer than two images that are not near-duplicates, or one cannot be read.
+        """
+        parts = divide([self.image_path(i) for i in range(len(self))], {"val": fraction})
+        train, val = self.select(parts["train"]), self.select(parts["val"])
+        train.layout = val.layout = f"{self.layout}; {len(val)} of {len(self)} images held out as val"
+        return train, val
+
+    def select(self, indices: Sequence[int]) -> CocoInstances:
+        """Return the data set of some of the images."""
+        part = copy.copy(self)
+        part._is_part = True
+        part.image_ids = [self.image_ids[i] for i in indices]
+        part.sizes = [self.sizes[i] for i in indices]
+        part._file_names = [self._file_names[i] for i in indices]
+        part._annotations = PackedAnnotations(map(self.annotations, indices))
+        return part
 
     @property
     def ground_truth(self) -> Path | dict[str, Any]:
@@ -104,13 +153,18 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         if self.annotations_file.suffix != ".json":
             return self._as_coco()
-        if not self._dropped and self._where is None and self.annotations_file.name != ROBOFLOW_FILE:
+        is_whole = not self._dropped and self._where is None and not self._is_part
+        if is_whole and self.annotations_file.name != ROBOFLOW_FILE:
             return self.annotations_file
-        content = self._part(json.loads(self.annotations_file.read_text(encoding="utf-8")))
-        dropped = set(self._dropped)
+        content = self._part(read_coco(self.annotations_file, compact=False))
+        dropped, ids = set(self._dropped), set(self.image_ids)
         kept = [entry for i, entry in enumerate(content["annotations"]) if i not in dropped]
-        categories = [entry for entry in content["categories"] if entry["id"] in self.category_ids]
-        return {**content, "annotations": kept, "categories": categories}
+        return {
+            **content,
+            "images": [entry for entry in content["images"] if entry["id"] in ids],
+            "annotations": [entry for entry in kept if entry["image_id"] in ids],
+            "categories": [entry for entry in content["categories"] if entry["id"] in self.category_ids],
+        }
 
     def _part(self, content: Content) -> Content:
         return content if self._where is None else content_where(content, self._where, self.annotations_file)
@@ -180,14 +234,54 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
-    def _check_files(self, note: Note) -> None:
-        for index, image_id in enumerate(self.image_ids):
-            path = self.image_path(index)
-            if not path.is_file():
-                message = (
-                    f"{path}: no such file, but image {image_id} of {self.annotations_file} names it; add it"
-                )
-                note(Problem("missing image", message))
+    def _note_files(self, found: ImageFiles, written: Sequence[str], note: Note) -> None:
+        """Report images without a certain file, and once all whose name is spelled differently."""
+        for index in found.missing:
+            near = f" (the most similar name is {found.nearest[index]})" if index in found.nearest else ""
+            message = (
+                f"{self.image_path(index)}: no such file, but image {self.image_ids[index]} of "
+                f"{self.annotations_file} names it; add it{near}"
+            )
+            note(Problem("missing image", message))
+        for index, rivals in found.uncertain.items():
+            message = f"image {self.image_ids[index]} names {written[index]!r}, which is not certain"
+            advice = f"it may also be that of {', '.join(rivals[:3])}; write the name of one file"
+            note(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
+        respelled = [index for index in found.respelled if index not in found.uncertain]
+        if respelled:
+            first = respelled[0]
+            message = f"{len(respelled)} names of images are read as those of existing files"
+            example = f"{written[first]!r} as {str(self.image_path(first))!r}"
+            note(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
+
+
+def open_train_val(
+    data_dir: str | Path, config: DataConfig, transform: Transform
+) -> tuple[CocoInstances, CocoInstances]:
+    """Open both splits of a folder as a recipe's data section says: train with its random views, val without.
+
+    Raises:
+        BadInput: see `CocoInstances.open`.
+    """
+    degenerate, where = config.degenerate, config.where
+    if config.val_fraction:
+        refuse_val_split(data_dir)
+        whole = CocoInstances.open(data_dir, "train", degenerate=degenerate, where=where)
+        train, val = whole.hold_out(config.val_fraction)
+        train.transform = transform
+        return train, val
+    train = CocoInstances.open(data_dir, "train", transform, degenerate, where)
+    return train, CocoInstances.open(data_dir, "val", degenerate=degenerate, where=where)
+
+
+def refuse_val_split(data_dir: str | Path) -> None:
+    """Refuse to hold out images where a folder has a val split of its own.
+
+    Raises:
+        BadInput: it has.
+    """
+    if has_split(data_dir, "val"):
+        raise BadInput(f"{data_dir}: has a val split of its own; leave out --val-fraction")
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:

@@ -33,11 +33,15 @@ Kind = Literal[
     "tiny object",
     "one label only",
     "labels without image",
+    "image name",
+    "left out",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order of a report: what keeps training from starting first."""
 DEGENERATE: tuple[Kind, ...] = ("degenerate box", "degenerate polygon", "empty mask")
 """Objects that cover nothing; they may be left out (`DataConfig.degenerate`)."""
+TOLD: tuple[Kind, ...] = ("image name", "left out")
+"""Of the problems that are not fatal, those that training and evaluation also report, after the layout."""
 
 
 @dataclass(frozen=True)
