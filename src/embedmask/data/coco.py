@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self._dropped = content.dropped
         found = find_image_files(content.file_names, files.images, files.others)
         self.images_dir, self._file_names = found.folder, found.names
-        if found.folder != files.images or files.images in files.others:
-            place = found.folder.relative_to(files.root).as_posix()
-            self.layout += f" with images in {place}/"
+        has_place = files.images not in files.others
+        if not has_place or found.folder != files.images:
+            place = found.common_folder()
+            if not has_place or not place.is_relative_to(files.images):
+                self.layout += f" with images in {os.path.relpath(place, files.root)}/"
         self._note_files(found, content.file_names, note)
 
     @classmethod

@@ -39,6 +39,11 @@ class ImageFiles:
     missing: list[int] = field(default_factory=list)
     nearest: dict[int, Path] = field(default_factory=dict)
 
+    def common_folder(self) -> Path:
+        """Return the deepest folder that holds all the images."""
+        folders = {os.path.dirname(self.folder / name) for name in self.names}
+        return Path(os.path.commonpath([os.path.normpath(path) for path in folders] or [str(self.folder)]))
+
 
 def find_image_files(names: Sequence[str], images: Path, others: Sequence[Path] = ()) -> ImageFiles:
     """Find the file of each name: as it is written, otherwise the one file that it can only mean.

@@ -93,6 +93,9 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
             f"{folder}: has no {split} split, only {' and '.join(others)}; "
             f"move some of its images, with their annotations, to {split}"
         )
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_data_set(path)]
+    if inner:
+        raise BadInput(f"{folder}: has no {split} split, but {inner[0]} is a data set; give that folder")
     raise BadInput(
         f"{folder}: has no {split} split; looked for {split}.json beside images/, "
         f"annotations/instances_{split}2017.json (or another year) with {split}2017/, "
@@ -108,6 +111,13 @@ def has_split(data_dir: str | Path, split: Split) -> bool:
         BadInput: see `find_split`.
     """
     return _find(Path(data_dir), split) is not None
+
+
+def _is_data_set(folder: Path) -> bool:
+    try:
+        return any(_find(folder, split) for split in SPLITS)
+    except BadInput:
+        return False
 
 
 def _find(folder: Path, split: Split) -> SplitFiles | None:

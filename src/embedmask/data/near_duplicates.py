@@ -18,14 +18,17 @@ from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
 
-SIDE = 32
+SIDE = 16
 """Images are compared as grey images of this side, px."""
-TOLERANCE = 0.25
-"""Largest difference of two near-duplicates in any of these pixels, in standard deviations of the image's grey."""
+TOLERANCE = 0.5
+"""Largest difference of two near-duplicates in any of these pixels, in standard deviations of the image's grey.
+
+Copies that are stored as JPEG, resized, or a fifth brighter differ by up to 0.5, different photographs by 1.5 or more.
+"""
 MIN_DEVIATION = 4.0
 """Deviation below which an image counts as flat: its noise is not enlarged, grey levels."""
-MEAN_TOLERANCE = 0.75
-"""Largest difference of the means of their colors, in the same unit."""
+MEAN_TOLERANCE = (3.0, 40.0)
+"""Largest difference of the means of their colors, in standard deviations and in grey levels; flat images have little."""
 AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+")
 """Names of Roboflow's augmented copies: the original's name comes first."""
 
@@ -109,13 +112,11 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
     links = _same(hashes) + _same([match[1] if (match := AUGMENTED.fullmatch(p.stem)) else p for p in paths])
     firsts = sorted({hash: place for place, hash in reversed(list(enumerate(hashes)))}.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding leaves the interpreter free
-        thumbnails = (
-            np.stack(list(pool.map(_thumbnail, (paths[i] for i in firsts)))) if firsts else np.zeros(0)
-        )
-    owner = np.arange(len(paths))
+        thumbnails = list(pool.map(_thumbnail, (paths[i] for i in firsts)))
+    owner = np.arange(len(paths), dtype=np.int64)
     for one, other in links:
         _unite(owner, one, other)
-    _unite_similar(owner, np.array(firsts, dtype=np.int64), thumbnails)
+    _unite_similar(owner, np.array(firsts, dtype=np.int64), np.array(thumbnails, dtype=np.float32))
     groups: dict[int, list[int]] = defaultdict(list)
     for place, root in enumerate(owner.tolist()):
         groups[root].append(place)
@@ -133,7 +134,7 @@ def _unite(owner: NDArray[np.int64], one: int, other: int) -> None:
 
 
 def _thumbnail(path: Path) -> NDArray[np.float32]:
-    """Return the grey image in a square, row by row, and the means of red, green and blue; float32 `[32 * 32 + 3]`."""
+    """Return the grey image in a square, row by row, and the means of red, green and blue; float32 `[16 * 16 + 3]`."""
     pixels = np.ascontiguousarray(read_image(path, any_size=True).permute(1, 2, 0).numpy())
     image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
     small = np.asarray(image, dtype=np.float32)
@@ -148,20 +149,21 @@ def _unite_similar(
     Args:
         owner: number of the group of each image `[N]`, changed in place.
         places: image of each thumbnail `[T]`.
-        thumbnails: `[T, 32 * 32 + 3]`.
+        thumbnails: `[T, 16 * 16 + 3]`.
     """
     if len(places) < 2:
         return
     grey, colors = thumbnails[:, :-3], thumbnails[:, -3:]
-    deviation = np.maximum(grey.std(1), MIN_DEVIATION)
-    normal = ((grey - grey.mean(1, keepdims=True)) / deviation[:, None]).astype(np.float16)
+    deviation = grey.std(1, keepdims=True)
+    normal = ((grey - grey.mean(1, keepdims=True)) / np.maximum(deviation, MIN_DEVIATION)).astype(np.float16)
+    limits = 1 + np.minimum(MEAN_TOLERANCE[0] * deviation[:, 0], MEAN_TOLERANCE[1])
     coarse = _invariant(normal)
     # two thumbnails differ at least as much as their sorted means of blocks
     tree = cKDTree(coarse)
     for number in range(len(places)):
         near = np.array(tree.query_ball_point(coarse[number], TOLERANCE + 0.01, p=np.inf), dtype=np.int64)
         near = near[owner[places[near]] != owner[places[number]]]
-        limit = MEAN_TOLERANCE * np.minimum(deviation[number], deviation[near])
+        limit = np.minimum(limits[number], limits[near])
         near = near[np.abs(colors[near] - colors[number]).max(1, initial=0.0) <= limit]
         for other in near[_are_similar(normal[number], normal[near])].tolist():
             _unite(owner, int(places[number]), int(places[other]))
