@@ -186,7 +186,7 @@ def test_names_that_clash_get_a_number(tmp_path: Path) -> None:
 
 def test_nothing_is_left_half_written(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
-    with pytest.raises(BadInput, match="lies in .*set, which is not to be changed"):
+    with pytest.raises(BadInput, match=r"lies in .*set, which is not to be changed"):
         write_split(folder, folder / "new", val=0.2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()

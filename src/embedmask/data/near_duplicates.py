@@ -28,7 +28,7 @@ Copies that are stored as JPEG, resized, or a fifth brighter differ by up to 0.5
 MIN_DEVIATION = 4.0
 """Deviation below which an image counts as flat: its noise is not enlarged, grey levels."""
 MEAN_TOLERANCE = (3.0, 40.0)
-"""Largest difference of the means of their colors, in standard deviations and in grey levels; flat images have little."""
+"""Largest difference of the means of their colors, in standard deviations and in grey levels."""
 AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+")
 """Names of Roboflow's augmented copies: the original's name comes first."""
 
