@@ -104,7 +104,10 @@ def test_a_val_split_of_its_own_is_kept(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
     (folder / "val.json").write_text((folder / "train.json").read_text())
     for split in ("train", "val"):
-        with pytest.raises(BadInput, match="has a val split of its own; leave out --val-fraction"):
+        with pytest.raises(
+            BadInput,
+            match="has a val split of its own, so nothing is held out; use it without --val-fraction",
+        ):
             CocoInstances.open(folder, split, val_fraction=0.2)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="has a val split of its own"):
         write_split(folder, tmp_path / "../new", val=0.2)
@@ -211,3 +214,10 @@ def test_degenerate_objects_are_dropped_on_request(tmp_path: Path) -> None:
         len(json.loads((tmp_path / f"new/{s}.json").read_text())["annotations"]) for s in ("train", "val")
     )
     assert count == len(content["annotations"]) - 1
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such data folder"):
+        CocoInstances.open(tmp_path / "nowhere", "val", val_fraction=0.2)
+    with pytest.raises(BadInput, match="no such data folder"):
+        write_split(tmp_path / "nowhere", tmp_path / "new", val=0.2)

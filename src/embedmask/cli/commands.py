@@ -356,9 +356,9 @@ COMMANDS: Commands = {
     "data": {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),
-        "split": Command(data_split, positional="folder"),
         "show": Command(
             data_show, positional="folder", epilog=field_names("Fields of --augment", DataConfig)
         ),
+        "split": Command(data_split, positional="folder"),
     },
 }

@@ -76,7 +76,7 @@ def data_check(
 def data_split(
     *,
     folder: Path,
-    out: Path,
+    out: Path | None = None,
     val: float = 0.2,
     test: float = 0.0,
     degenerate: Degenerate = "refuse",
@@ -89,7 +89,7 @@ def data_split(
 
     Args:
         folder: Data set without a val split, of any layout.
-        out: New or empty folder for train.json, val.json and images/.
+        out: New or empty folder for train.json, val.json and images/; by default FOLDER-split, beside the folder.
         val: Fraction of the images for val.
         test: Fraction of the images for test; 0: none.
         degenerate: refuse or drop objects without area, as --augment.degenerate of train.
@@ -97,6 +97,8 @@ def data_split(
     """
     from embedmask.data.split import write_split
 
+    place = folder.resolve()
+    out = out or place.with_name(f"{place.name}-split")
     report = write_split(folder, out, val=val, test=test, degenerate=degenerate, copy=copy)
     print(f"{folder}: {report.layout}")
     total = sum(report.counts.values())

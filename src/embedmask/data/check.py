@@ -117,14 +117,9 @@ def check_folder(
     if val_fraction:
         refuse_val_split(folder)
     for split, note in notes.items():
-        if split == "val" and val_fraction:
-            _hold_out(sets, val_fraction, note)
-        else:
-            dataset = _open(folder, split, note)
-            if dataset is not None:
-                sets[split] = dataset
-    for split, dataset in sets.items():
-        report.splits[split] = _summarize(dataset, max_detections, notes[split])
+        for part, dataset in _open(folder, split, note, val_fraction).items():
+            sets[part] = dataset
+            report.splits[part] = _summarize(dataset, max_detections, notes[part])
     if "train" in sets and "val" in sets:
         try:
             check_same_classes(sets["train"], sets["val"])
@@ -146,7 +141,10 @@ def _note(problems: list[Problem], split: Split, degenerate: Degenerate, problem
     problems.append(replace(problem, fatal=problem.fatal and not harmless))
 
 
-def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
+def _open(folder: Path, split: Split, note: Note, val_fraction: float) -> dict[Split, CocoInstances]:
+    """Open a split; with `val_fraction`, train and the part of it that is held out as val."""
+    if split == "val" and val_fraction:
+        return {}  # it came with train
     try:
         files = find_split(folder, split)
     except BadInput as error:
@@ -154,21 +152,16 @@ def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
             raise
         if split != "test":
             note(Problem("missing split", str(error)))
-        return None
+        return {}
     try:
-        return CocoInstances(files, note=note)
+        dataset = CocoInstances(files, note=note)
+        if split == "train" and val_fraction:
+            train, val = dataset.hold_out(val_fraction)
+            return {"train": train, "val": val}
     except BadInput as error:
         note(Problem("unreadable annotations", str(error)))
-        return None
-
-
-def _hold_out(sets: dict[Split, CocoInstances], fraction: float, note: Note) -> None:
-    """Divide train into train and val."""
-    if "train" in sets:
-        try:
-            sets["train"], sets["val"] = sets["train"].hold_out(fraction)
-        except BadInput as error:
-            note(Problem("missing split", str(error)))
+        return {}
+    return {split: dataset}
 
 
 def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> SplitSummary:

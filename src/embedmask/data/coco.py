@@ -284,7 +284,9 @@ def refuse_val_split(data_dir: str | Path) -> None:
         BadInput: it has.
     """
     if has_split(data_dir, "val"):
-        raise BadInput(f"{data_dir}: has a val split of its own; leave out --val-fraction")
+        raise BadInput(
+            f"{data_dir}: has a val split of its own, so nothing is held out; use it without --val-fraction"
+        )
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:

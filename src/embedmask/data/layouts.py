@@ -77,8 +77,6 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
             which.
     """
     folder = Path(data_dir)
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such data folder; give the folder that holds the data set")
     files = _find(folder, split)
     if files is not None:
         return files
@@ -121,6 +119,8 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _find(folder: Path, split: Split) -> SplitFiles | None:
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such data folder; give the folder that holds the data set")
     found = next((files for find in LAYOUTS if (files := find(folder, split)) is not None), None)
     has_splits = any(find(folder, name) for name in SPLITS for find in LAYOUTS) if found is None else True
     if split != "train" or has_splits:
