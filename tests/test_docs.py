@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 ARCHITECTURE, PAPER_MAP = ROOT / "ARCHITECTURE.md", ROOT / "docs" / "paper_map.md"
 DOCS = [ARCHITECTURE, PAPER_MAP]
 CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
-COMMANDS = ("train", "eval", "predict", "convert", "bench", "data shapes", "data check", "data show")
+DATA_COMMANDS = ("data shapes", "data check", "data show", "data split")
+COMMANDS = ("train", "eval", "predict", "convert", "bench", *DATA_COMMANDS)
 BASE = {"errors", "fields", "config", "structures", "files"}
 """Units that all may import: the table of arrows leaves them out."""
 MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}

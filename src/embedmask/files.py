@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,44 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; on success it becomes `path`, on any failure it is removed.
+
+    Raises:
+        BadInput: `path` is a file or a folder that holds something, or the folder cannot be written.
+    """
+    given, target = Path(path), Path(path).resolve()
+    if given.exists() and not given.is_dir():
+        raise BadInput(f"{given}: is a file; name a folder to make")
+    if given.is_dir() and any(given.iterdir()):
+        raise BadInput(f"{given}: the folder is not empty; name another one or empty it")
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        if target.exists():  # an empty folder is filled: its permissions may be someone's own
+            for part in list(unfinished.iterdir()):
+                part.replace(target / part.name)
+        else:
+            unfinished.replace(target)
+    except OSError as error:
+        raise BadInput(f"{given}: cannot be written ({error.strerror or error}); nothing was kept") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def read_text(path: Path) -> str:
+    """Read text in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is in another encoding, or no text.
+    """
+    content = path.read_bytes()
+    return content.decode(json.detect_encoding(content))
 
 
 def write_text(path: str | Path, text: str) -> None:

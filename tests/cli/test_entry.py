@@ -18,7 +18,7 @@ from embedmask.errors import BadInput
 class TestHelp:
     @pytest.mark.parametrize(
         "command",
-        ["", "train", "eval", "predict", "convert", "data", "data shapes", "data check", "data show"],
+        ["", "train", "eval", "predict", "convert", "data", "data shapes", "data check", "data split"],
     )
     def test_every_command_explains_itself(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*command.split(), "--help"]) == 0

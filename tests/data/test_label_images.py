@@ -133,7 +133,7 @@ def test_bad_label_images_are_named(tmp_path: Path, spoil, message: str) -> None
 def test_a_label_image_without_picture_is_named(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     (tmp_path / "val/images/c.png").unlink()
-    with pytest.raises(BadInput, match=r"masks/c\.tif: has no picture of that name in .*images; add it"):
+    with pytest.raises(BadInput, match=r"masks/c\.tif: has no image of that name in .*images; add it"):
         CocoInstances.open(tmp_path, "val")
 
 

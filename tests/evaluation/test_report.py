@@ -97,7 +97,15 @@ def test_everything_is_on_the_page(tmp_path: Path, classes: int) -> None:
     truth, results = some(14, classes)
     page = report(tmp_path, truth, results)
     assert page.text.count("a <b> & c") == 2
-    for heading in ("Figures", "Precision and recall", "Score threshold", "Classes", "Errors", "Worst images", "Best images"):
+    for heading in (
+        "Figures",
+        "Precision and recall",
+        "Score threshold",
+        "Classes",
+        "Errors",
+        "Worst images",
+        "Best images",
+    ):
         assert heading in page.text
     assert page.tags["svg"] == 4
     assert page.tags["polyline"] == 12
@@ -109,8 +117,7 @@ def test_the_threshold_in_use_stands_beside_the_best_one(tmp_path: Path) -> None
     """Of 42 results a third scores 0.55, with a wrong place; the others are right."""
     truth, results = some(14, 1)
     wrong = ellipse(SIZE, (20, 20), (3, 3))
-    for result in results[2::3]:
-        result |= as_result(result["image_id"], 1, wrong, 0.55)
+    results[2::3] = [as_result(result["image_id"], 1, wrong, 0.55) for result in results[2::3]]
     page = report(tmp_path, truth, results)
     assert "F1 is highest at 0.66: 0.800." in page.text
     assert "Of the results that score at least 0.3, as in this report, it is 0.667." in page.text

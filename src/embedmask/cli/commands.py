@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from embedmask.cli.data import data_check, data_shapes, data_show
+from embedmask.cli.data import data_check, data_shapes, data_show, data_split
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.recipes import parse_score_threshold, resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
@@ -36,6 +36,7 @@ def train(
     dry_run: bool = False,
     max_detections: int | None = None,
     precision: Precision | None = None,
+    val_fraction: float | None = None,
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
@@ -43,7 +44,7 @@ def train(
     """Train a recipe on a data set; leave weights, metrics on its val split and pictures in a folder.
 
     Args:
-        data: Folder of the data set, in the layout of COCO, Roboflow or YOLO, or with label images.
+        data: Folder of the data set, as COCO, YOLO, LabelMe and other tools lay it out, or with label images.
         out: Results folder, new or empty (or the run's own, with --resume). A dry run needs none.
         config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume: the run's own.
         model: Changes a FIELD of the model; they are listed below.
@@ -53,6 +54,8 @@ def train(
         dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
         max_detections: Detections kept an image, also by the model that is kept; by default what the recipe says.
         precision: auto, float32, bfloat16 or float16; the same as --train.precision.
+        val_fraction: Hold out this fraction of train as val, by the content of the images, where the data set has no
+            val split; the same as --augment.val_fraction. eval needs the same to see these images.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
         nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
@@ -61,6 +64,8 @@ def train(
         raise BadInput("missing: out; see --help")
     if precision is not None:
         train = {**(train or {}), "precision": precision}
+    if val_fraction is not None:
+        augment = {**(augment or {}), "val_fraction": val_fraction}
     changes = {"model": model, "data": augment, "train": train}
     recipe = resolve_recipe(config, changes, out if resume else None)
 
@@ -96,6 +101,7 @@ def evaluate(
     score_threshold: str | None = None,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
+    val_fraction: float = 0.0,
     precision: Precision = "auto",
     device: str = "auto",
 ) -> None:
@@ -114,6 +120,7 @@ def evaluate(
             model says; AP ranks all. One number, or CLASS=NUMBER,CLASS=NUMBER.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
+        val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         device: auto, cpu, cuda, cuda:N or mps.
     """
@@ -121,7 +128,7 @@ def evaluate(
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
 
-    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where)
+    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where, val_fraction=val_fraction)
     how: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
@@ -359,5 +366,6 @@ COMMANDS: Commands = {
         "show": Command(
             data_show, positional="folder", epilog=field_names("Fields of --augment", DataConfig)
         ),
+        "split": Command(data_split, positional="folder"),
     },
 }

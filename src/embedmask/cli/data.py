@@ -36,6 +36,7 @@ def data_check(
     degenerate: Degenerate = "refuse",
     quick: bool = False,
     workers: int | None = None,
+    val_fraction: float = 0.0,
 ) -> int:
     """Report every problem of a data set, with counts by size and class; exit code 2 when training would stop.
 
@@ -47,6 +48,7 @@ def data_check(
         degenerate: refuse or drop objects without area, as --augment.degenerate of train.
         quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
         workers: Threads that read pictures; by default one a core.
+        val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.check import report_lines
     from embedmask.data.check import check_folder
@@ -61,6 +63,7 @@ def data_check(
             quick=quick,
             workers=workers,
             progress=progress,
+            val_fraction=val_fraction,
         )
     print("\n".join(report_lines(report)))
     if json is not None:
@@ -68,6 +71,40 @@ def data_check(
     if out is not None:
         plot_counts({split: summary.counts for split, summary in report.splits.items()}, out)
     return SOME_BAD if report.fatal else DONE
+
+
+def data_split(
+    *,
+    folder: Path,
+    out: Path | None = None,
+    val: float = 0.2,
+    test: float = 0.0,
+    degenerate: Degenerate = "refuse",
+    copy: bool = False,
+) -> None:
+    """Write a data set without val as a new one with train, val (and test), divided by the content of its images.
+
+    Near-duplicates stay together. Names and order of the images do not matter: the same images give the same splits,
+    which are those of train --val-fraction. The folder itself is not changed.
+
+    Args:
+        folder: Data set without a val split, of any layout.
+        out: New or empty folder for train.json, val.json and images/; by default FOLDER-split, beside the folder.
+        val: Fraction of the images for val.
+        test: Fraction of the images for test; 0: none.
+        degenerate: refuse or drop objects without area, as --augment.degenerate of train.
+        copy: Copy the images; by default they are hard links where the disk allows it, which share their bytes.
+    """
+    from embedmask.data.split import write_split
+
+    place = folder.resolve()
+    out = out or place.with_name(f"{place.name}-split")
+    report = write_split(folder, out, val=val, test=test, degenerate=degenerate, copy=copy)
+    print(f"{folder}: {report.layout}")
+    total = sum(report.counts.values())
+    counts = ", ".join(f"{count} in {split}" for split, count in report.counts.items())
+    kept = f"{report.linked} images linked, {total - report.linked} copied"
+    print(f"{counts} · {kept} · {out}")
 
 
 def data_show(
@@ -78,6 +115,7 @@ def data_show(
     count: int = 12,
     config: str | None = None,
     augment: dict[str, Any] | None = None,
+    val_fraction: float = 0.0,
 ) -> None:
     """Draw pictures of a data set with their ground truth on one contact sheet.
 
@@ -88,10 +126,11 @@ def data_show(
         count: Pictures on the sheet, spread over the split.
         config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
         augment: Changes a FIELD of the recipe's data section; they are listed below.
+        val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.show import write_contact_sheet
 
     path = out or Path(f"{split}.png")
     data = resolve_recipe(config, {"data": augment}).data if config or augment else None
-    shown = write_contact_sheet(folder, split, path, count, data)
+    shown = write_contact_sheet(folder, split, path, count, data, val_fraction=val_fraction)
     print(f"{shown} pictures of {split} · {path}")

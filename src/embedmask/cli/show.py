@@ -18,7 +18,13 @@ NUM_COLUMNS = 4
 
 
 def write_contact_sheet(
-    folder: Path, split: Split, out: Path, count: int, augment: DataConfig | None = None
+    folder: Path,
+    split: Split,
+    out: Path,
+    count: int,
+    augment: DataConfig | None = None,
+    *,
+    val_fraction: float = 0.0,
 ) -> int:
     """Pictures spread over a split, with their ground truth drawn, on one sheet; gives how many.
 
@@ -27,11 +33,16 @@ def write_contact_sheet(
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
     if augment is None:
-        dataset = CocoInstances.open(folder, split)
+        dataset = CocoInstances.open(folder, split, val_fraction=val_fraction)
     else:
         transform = TrainTransform(augment)
         dataset = CocoInstances.open(
-            folder, split, transform, degenerate=augment.degenerate, where=augment.where
+            folder,
+            split,
+            transform,
+            degenerate=augment.degenerate,
+            where=augment.where,
+            val_fraction=val_fraction or augment.val_fraction,
         )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]
     pictures = [draw_target(image, target, dataset.class_names) for image, target in items]

@@ -48,6 +48,8 @@ class DataConfig:
     """Largest standard deviation of random noise, as a part of white, 0..1."""
     where: str | None = None
     """`KEY=VALUE`: train and evaluate only on pictures whose record in the annotation file says so."""
+    val_fraction: float = 0.0
+    """Hold out this fraction of train as val, by the content of the images; 0: the data set has a val split."""
     min_box_side: float = 1.0
     """Objects whose visible part is narrower or lower are left out of the targets, px."""
     repeat: int = 1
@@ -66,6 +68,7 @@ class DataConfig:
             require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         for name in ("gamma", "blur", "min_box_side"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "a finite number, at least 0")
+        require(self, "val_fraction", 0 <= self.val_fraction < 1, "at least 0 and below 1")
         require(self, "rotate", 0 <= self.rotate <= 180, "between 0 and 180")
         crop_ok = self.crop_size is None or self.crop_size >= 32
         require(self, "crop_size", crop_ok, "at least 32, or null")

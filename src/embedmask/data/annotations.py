@@ -6,8 +6,8 @@ import contextlib
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from embedmask.data.packed import PackedAnnotations
 from embedmask.data.problems import Note, Problem, refuse
 from embedmask.data.records import RecordCheck, as_id
 from embedmask.errors import BadInput
+from embedmask.files import read_text
 from embedmask.structures import Size
 
 Content = dict[str, list[Any]]
@@ -47,6 +48,16 @@ class AnnotationFile:
     dropped: list[int]
     dropped_parts: int
 
+    def select(self, indices: Sequence[int]) -> AnnotationFile:
+        """Return the ground truth of some of the images."""
+        return replace(
+            self,
+            image_ids=[self.image_ids[i] for i in indices],
+            file_names=[self.file_names[i] for i in indices],
+            sizes=[self.sizes[i] for i in indices],
+            annotations=PackedAnnotations(self.annotations[i] for i in indices),
+        )
+
 
 def read_coco(path: Path) -> Content:
     """Read a COCO annotation file (`images`, `annotations`, `categories`), polygons as arrays.
@@ -57,7 +68,7 @@ def read_coco(path: Path) -> Content:
         BadInput: no such file, not JSON, or keys missing.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such annotation file; check the path") from None
     except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.config.data import Degenerate, Split
-from embedmask.data.coco import CocoInstances, check_same_classes
+from embedmask.data.coco import CocoInstances, check_same_classes, refuse_val_split
 from embedmask.data.images import read_image, read_size, size_of
 from embedmask.data.layouts import find_split
 from embedmask.data.problems import DEGENERATE, KINDS, Kind, Note, Problem
@@ -89,6 +89,7 @@ def check_folder(
     quick: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    val_fraction: float = 0.0,
 ) -> Report:
     """Look for every problem of train, val and test.
 
@@ -104,6 +105,7 @@ def check_folder(
             that is cut short, or the same picture stored in another way, is not seen.
         workers: threads that read pictures; None: one a core.
         progress: is told how many of all pictures have been read.
+        val_fraction: of train, held out as val; 0: there is a val split.
 
     Raises:
         BadInput: no such folder, or less than one thread.
@@ -113,11 +115,12 @@ def check_folder(
     report = Report()
     sets: dict[Split, CocoInstances] = {}
     notes = {split: partial(_note, report.problems, split, degenerate) for split in CHECKED}
+    if val_fraction:
+        refuse_val_split(folder)
     for split, note in notes.items():
-        dataset = _open(folder, split, note)
-        if dataset is not None:
-            sets[split] = dataset
-            report.splits[split] = _summarize(dataset, max_detections, note)
+        for part, dataset in _open(folder, split, note, val_fraction).items():
+            sets[part] = dataset
+            report.splits[part] = _summarize(dataset, max_detections, notes[part])
     if "train" in sets and "val" in sets:
         try:
             check_same_classes(sets["train"], sets["val"])
@@ -139,7 +142,10 @@ def _note(problems: list[Problem], split: Split, degenerate: Degenerate, problem
     problems.append(replace(problem, fatal=problem.fatal and not harmless))
 
 
-def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
+def _open(folder: Path, split: Split, note: Note, val_fraction: float) -> dict[Split, CocoInstances]:
+    """Open a split; with `val_fraction`, train and the part of it that is held out as val."""
+    if split == "val" and val_fraction:
+        return {}  # it came with train
     try:
         files = find_split(folder, split)
     except BadInput as error:
@@ -147,12 +153,16 @@ def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
             raise
         if split != "test":
             note(Problem("missing split", str(error)))
-        return None
+        return {}
     try:
-        return CocoInstances(files, note=note)
+        dataset = CocoInstances(files, note=note)
+        if split == "train" and val_fraction:
+            train, val = dataset.hold_out(val_fraction)
+            return {"train": train, "val": val}
     except BadInput as error:
         note(Problem("unreadable annotations", str(error)))
-        return None
+        return {}
+    return {split: dataset}
 
 
 def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> SplitSummary:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedmask.config.data import Degenerate, Split
+from embedmask.config.data import DataConfig, Degenerate, Split
 from embedmask.data.annotations import AnnotationFile, Content, check_annotations
+from embedmask.data.image_files import ImageFiles, find_image_files
 from embedmask.data.images import read_image, size_of
-from embedmask.data.layouts import SplitFiles, find_split
+from embedmask.data.layouts import SplitFiles, find_split, has_split
+from embedmask.data.near_duplicates import divide
 from embedmask.data.packed import GroundTruth
 from embedmask.data.problems import Note, Problem, WarningCollector, drop_degenerate, refuse, warning_lines
 from embedmask.data.subset import content_where
@@ -54,7 +59,6 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
         """
         self.annotations_file = files.annotations
-        self.images_dir = files.images
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self._where = where
@@ -64,9 +68,15 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
         self.sizes = content.sizes
-        self._file_names = content.file_names
         self._content = content
-        self._check_files(collector)
+        found = find_image_files(content.file_names, files.images, files.others)
+        self.images_dir, self._file_names = found.folder, found.names
+        has_place = files.images not in files.others
+        if not has_place or found.folder != files.images:
+            place = found.common_folder()
+            if not has_place or not place.is_relative_to(files.images):
+                self.layout += f" with images in {os.path.relpath(place, files.root)}/"
+        self._note_files(found, content.file_names, collector)
         self.warnings = collector.warnings
 
     @classmethod
@@ -77,8 +87,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         degenerate: Degenerate = "refuse",
         where: str | None = None,
+        *,
+        val_fraction: float = 0.0,
     ) -> CocoInstances:
-        """The split of a folder, see `find_split`.
+        """Open a split of a folder, see `find_split`.
 
         Args:
             data_dir: the folder.
@@ -86,10 +98,16 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
             where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
+            val_fraction: hold out this fraction of train as val, see `hold_out`; 0: the folder has a val split.
 
         Raises:
-            BadInput: see `find_split` and `__init__`; or `where` leaves no picture.
+            BadInput: see `find_split` and `__init__`; or `where` leaves no picture; or `val_fraction` is given for a
+                folder with a val split.
         """
+        if val_fraction and split in ("train", "val"):
+            refuse_val_split(data_dir)
+            whole = cls.open(data_dir, "train", transform, degenerate, where)
+            return whole.hold_out(val_fraction)[split == "val"]
         note = drop_degenerate if degenerate == "drop" else refuse
         dataset = cls(find_split(data_dir, split), transform, note, where)
         objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
@@ -97,6 +115,25 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             if count:
                 dataset.layout += f"; {count} degenerate {name} of {split} left out"
         return dataset
+
+    def hold_out(self, fraction: float) -> tuple[CocoInstances, CocoInstances]:
+        """Divide the images into train and val by their content, near-duplicates on one side; see `divide`.
+
+        Raises:
+            BadInput: there are fewer than two images that are not near-duplicates, or one cannot be read.
+        """
+        parts = divide([self.image_path(i) for i in range(len(self))], {"val": fraction})
+        train, val = self.select(parts["train"]), self.select(parts["val"])
+        train.layout = val.layout = f"{self.layout}; {len(val)} of {len(self)} images held out as val"
+        return train, val
+
+    def select(self, indices: Sequence[int]) -> CocoInstances:
+        """Return the data set of some of the images."""
+        part = copy.copy(self)
+        part._content = self._content.select(indices)
+        part.image_ids, part.sizes = part._content.image_ids, part._content.sizes
+        part._file_names = [self._file_names[i] for i in indices]
+        return part
 
     @property
     def ground_truth(self) -> AnnotationFile:
@@ -157,14 +194,56 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
-    def _check_files(self, note: Note) -> None:
-        for index, image_id in enumerate(self.image_ids):
-            path = self.image_path(index)
-            if not path.is_file():
-                message = (
-                    f"{path}: no such file, but image {image_id} of {self.annotations_file} names it; add it"
-                )
-                note(Problem("missing image", message))
+    def _note_files(self, found: ImageFiles, written: Sequence[str], note: Note) -> None:
+        """Report images without a certain file, and once all whose name is spelled differently."""
+        for index in found.missing:
+            near = f" (the most similar name is {found.nearest[index]})" if index in found.nearest else ""
+            message = (
+                f"{self.image_path(index)}: no such file, but image {self.image_ids[index]} of "
+                f"{self.annotations_file} names it; add it{near}"
+            )
+            note(Problem("missing image", message))
+        for index, rivals in found.uncertain.items():
+            message = f"image {self.image_ids[index]} names {written[index]!r}, which is not certain"
+            advice = f"it may also be that of {', '.join(rivals[:3])}; write the name of one file"
+            note(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
+        respelled = [index for index in found.respelled if index not in found.uncertain]
+        if respelled:
+            first = respelled[0]
+            message = f"{len(respelled)} names of images are read as those of existing files"
+            example = f"{written[first]!r} as {str(self.image_path(first))!r}"
+            note(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
+
+
+def open_train_val(
+    data_dir: str | Path, config: DataConfig, transform: Transform
+) -> tuple[CocoInstances, CocoInstances]:
+    """Open both splits of a folder as a recipe's data section says: train with its random views, val without.
+
+    Raises:
+        BadInput: see `CocoInstances.open`.
+    """
+    degenerate, where = config.degenerate, config.where
+    if config.val_fraction:
+        refuse_val_split(data_dir)
+        whole = CocoInstances.open(data_dir, "train", degenerate=degenerate, where=where)
+        train, val = whole.hold_out(config.val_fraction)
+        train.transform = transform
+        return train, val
+    train = CocoInstances.open(data_dir, "train", transform, degenerate, where)
+    return train, CocoInstances.open(data_dir, "val", degenerate=degenerate, where=where)
+
+
+def refuse_val_split(data_dir: str | Path) -> None:
+    """Refuse to hold out images where a folder has a val split of its own.
+
+    Raises:
+        BadInput: it has.
+    """
+    if has_split(data_dir, "val"):
+        raise BadInput(
+            f"{data_dir}: has a val split of its own, so nothing is held out; use it without --val-fraction"
+        )
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:

@@ -1,10 +1,12 @@
-"""Label images, microscopy's habit: a picture of whole numbers, 0 background, one number an object."""
+"""Label images, as microscopy stores masks: an image of whole numbers, 0 for background, one number an object."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +14,167 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from embedmask.data import label_classes
 from embedmask.data.annotations import Content
+from embedmask.data.cellpose import read_numpy_labels
 from embedmask.data.images import READ_ERRORS, is_picture
+from embedmask.data.label_classes import Class
 from embedmask.data.problems import Note, Problem
 from embedmask.data.segmentation import RunLengths
+from embedmask.errors import BadInput
+from embedmask.structures import Size
 
 Labels = NDArray[np.integer[Any]]
 MASK_FOLDERS = ("masks", "labels", "mask", "label")
-MASK_ENDINGS = ("", "_masks", "_mask", "_labels", "_label")
-"""What may follow the picture's name in the name of its label image."""
+MASK_ENDINGS = ("", "_masks", "_mask", "_labels", "_label", "_cp_masks", "_seg")
+"""What may follow the image's name in the name of its label image; `_seg` only in numpy's files."""
+BY_PRODUCTS = ("_flows", "_cp_output", "_outlines", "_cp_outlines", label_classes.ENDING)
+"""Endings of the other images that Cellpose writes beside an image, and of class images."""
 SUFFIXES = (".png", ".tif", ".tiff")
-"""Formats that keep numbers exactly."""
+"""Formats that keep numbers exactly; numpy's files are the other."""
 CLASS_NAME = "object"
+Objects = dict[int, RunLengths]
 
 
-def find_label_images(folder: Path, split_names: Sequence[str]) -> tuple[Path, Path] | None:
-    """The folders of the pictures and of the label images of a split, which may be the same, or None."""
-    for split in split_names:
+@dataclass(frozen=True)
+class LabelImages:
+    """Where the label images of a split are.
+
+    Attributes:
+        images: folder of the images.
+        masks: folder of the label images; may be `images`.
+        classes: names of the folders in `masks`, where there is one for each class.
+    """
+
+    images: Path
+    masks: Path
+    classes: tuple[str, ...] = ()
+
+
+def find_label_images(folder: Path, split_names: Sequence[str]) -> LabelImages | None:
+    """Return the label images of a split, or with no `split_names` those of a folder without splits; None if none."""
+    places = [(folder / name, folder / "images" / name, name) for name in split_names]
+    for place, images, split in places or [(folder, folder / "images", "")]:
         for masks in MASK_FOLDERS:
-            for pair in (
-                (folder / split / "images", folder / split / masks),
-                (folder / "images" / split, folder / masks / split),
-            ):
-                if all(path.is_dir() for path in pair) and _masks(*pair):
-                    return pair
-        beside = folder / split
-        if beside.is_dir() and _masks(beside, beside):
-            return beside, beside
+            for pair in ((place / "images", place / masks), (images, folder / masks / split)):
+                if all(path.is_dir() for path in pair):
+                    found = _in_two_folders(*pair)
+                    if found is not None:
+                        return found
+        for beside in (place, place / "images", images):
+            if beside.is_dir() and _stems(beside).intersection(map(_base, _masks(beside, beside))):
+                return LabelImages(beside, beside)
     return None
 
 
-def _masks(images: Path, masks: Path) -> dict[str, Path]:
-    """Label images by stem; in the folder of the pictures, what follows the name tells them."""
-    files = sorted(path for path in masks.iterdir() if path.suffix.lower() in SUFFIXES and is_picture(path))
-    return {path.stem: path for path in files if images != masks or path.stem.endswith(MASK_ENDINGS[1:])}
+def _in_two_folders(images: Path, masks: Path) -> LabelImages | None:
+    if _masks(images, masks):
+        return LabelImages(images, masks)
+    folders = [path for path in sorted(masks.iterdir()) if path.is_dir() and _masks(images, path)]
+    stems = _stems(images)  # a folder of an image's name holds a file for each object
+    if not stems or not folders or any(path.name in stems for path in folders):
+        return None
+    return LabelImages(images, masks, tuple(path.name for path in folders))
 
 
-def read_label_images(images: Path, masks: Path, note: Note) -> Content:
-    """Read label images, in the form of a COCO file with one class.
+def _stems(folder: Path) -> set[str]:
+    return {path.stem for path in folder.iterdir() if is_picture(path)}
 
-    Objects that touch stay apart, as their numbers differ; an object in several pieces is one. Pictures are
-    numbered from 1, by name. Sizes are those of the label images.
+
+def _base(stem: str) -> str:
+    ending = max((ending for ending in MASK_ENDINGS if stem.endswith(ending)), key=len)
+    return stem.removesuffix(ending)
+
+
+def _masks(images: Path, masks: Path) -> dict[str, list[Path]]:
+    """Return the label images by stem; in the folder of the images, the ending of the name tells them."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(masks.iterdir()):
+        stem, suffix = path.stem, path.suffix.lower()
+        is_array = suffix == ".npy" and not path.name.startswith(".")
+        is_image = suffix in SUFFIXES and is_picture(path) and not stem.endswith("_seg")
+        is_named = images != masks or stem.endswith(MASK_ENDINGS[1:])
+        if (is_array or is_image) and is_named and not stem.endswith(BY_PRODUCTS):
+            found[stem].append(path)
+    return found
+
+
+def read_label_images(
+    place: LabelImages, splits: Sequence[LabelImages], names: Mapping[int, Class], note: Note
+) -> Content:
+    """Read label images, in the form of a COCO file.
+
+    Objects that touch stay apart, as their numbers differ; an object in several pieces is one. Images are
+    numbered from 1, by name. Sizes are those of the label images. Without classes there is one, `object`.
 
     Args:
-        images: folder of the pictures.
-        masks: folder of the label images, PNG or TIFF of any depth, each of the name of its picture (or with
+        place: the folders. A label image is PNG, TIFF or numpy, of any depth, and has the name of its image (or with
             `_masks` or the like behind it).
-        note: is told of files without partner, damaged ones, and pictures that hold no labels.
+        splits: those of all splits, which share one list of classes.
+        names: of classes that are given by number.
+        note: is told of files without partner, damaged ones, and images that hold no labels.
     """
-    labelled = _masks(images, masks)
-    pictures = _pictures(images, set(labelled.values()), note)
-    partners = _partners(list(pictures), labelled, images, masks, note)
+    pictures, partners = _pair(place, note)
+    categories, ids = _categories(splits, names, note)
+    files = _class_files(place)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read = list(pool.map(_read_objects, partners.values()))
+        needs_class = bool(ids) and not place.classes
+        read = list(
+            pool.map(lambda stem: _read_image(partners[stem], files.get(stem), needs_class), partners)
+        )
     records, annotations = [], []
     for number, (stem, found) in enumerate(zip(partners, read, strict=True), start=1):
         if isinstance(found, Problem):
             note(found)
             continue
         (height, width), objects = found
-        name = pictures[stem].name
-        records.append({"id": number, "file_name": name, "height": height, "width": width})
-        origin = f"{partners[stem]}: label"
+        records.append({"id": number, "file_name": pictures[stem].name, "height": height, "width": width})
         annotations += [
-            {"origin": f"{origin} {label}", "image_id": number, "category_id": 1, "segmentation": mask}
-            for label, mask in objects.items()
+            {
+                "origin": origin,
+                "image_id": number,
+                "category_id": ids[kind] if ids else 1,
+                "segmentation": mask,
+            }
+            for origin, kind, mask in objects
         ]
     if annotations and len({entry["image_id"] for entry in annotations}) == len(annotations):
-        message = f"{masks}: no file has more than one label; give every object of a picture its own number"
+        message = (
+            f"{place.masks}: no file has more than one label; give every object of an image its own number"
+        )
         note(Problem("one label only", message, fatal=False))
-    return {"images": records, "annotations": annotations, "categories": [{"id": 1, "name": CLASS_NAME}]}
+    return {"images": records, "annotations": annotations, "categories": categories}
+
+
+def _pair(place: LabelImages, note: Note) -> tuple[dict[str, Path], dict[str, dict[str, list[Path]]]]:
+    """Return the image of each stem, and its label images: by class folder, all that have its name."""
+    folders = {name: place.masks / name for name in place.classes} or {"": place.masks}
+    labelled = {name: _masks(place.images, path) for name, path in folders.items()}
+    taken = {path for masks in labelled.values() for paths in masks.values() for path in paths}
+    pictures = _pictures(place.images, taken, note)
+    partners: dict[str, dict[str, list[Path]]] = {}
+    for stem in pictures:
+        found = {}
+        for name, masks in labelled.items():
+            paths = [path for ending in MASK_ENDINGS for path in masks.pop(stem + ending, [])]
+            if paths:
+                found[name] = paths
+        if found:
+            partners[stem] = found
+        else:
+            message = f"{place.masks}: has no label image {stem}.png or .tif for an image of {place.images}"
+            note(Problem("missing mask", f"{message}; add it, all 0 where there is no object"))
+    for path in (path for masks in labelled.values() for paths in masks.values() for path in paths):
+        note(Problem("missing image", f"{path}: has no image of that name in {place.images}; add it"))
+    return pictures, partners
 
 
 def _pictures(folder: Path, masks: set[Path], note: Note) -> dict[str, Path]:
     found: dict[str, Path] = {}
+    stems = _stems(folder)
     for path in sorted(path for path in folder.iterdir() if is_picture(path) and path not in masks):
+        if any(path.stem.endswith(end) and path.stem.removesuffix(end) in stems for end in BY_PRODUCTS):
+            continue
         if path.stem in found:
             message = f"{path}: has the name of {found[path.stem].name}, so its label image is not certain"
             note(Problem("duplicate id", f"{message}; rename one"))
@@ -94,27 +182,97 @@ def _pictures(folder: Path, masks: set[Path], note: Note) -> dict[str, Path]:
     return found
 
 
-def _partners(
-    stems: Sequence[str], masks: dict[str, Path], images: Path, folder: Path, note: Note
-) -> dict[str, Path]:
-    """The label image of each picture."""
-    partners: dict[str, Path] = {}
-    for stem in stems:
-        name = next((stem + ending for ending in MASK_ENDINGS if stem + ending in masks), None)
-        if name is None:
-            message = f"{folder}: has no label image {stem}.png or .tif for a picture of {images}"
-            note(Problem("missing mask", f"{message}; add it, all 0 where there is no object"))
-        else:
-            partners[stem] = masks.pop(name)
-    for path in masks.values():
-        note(Problem("missing image", f"{path}: has no picture of that name in {images}; add it"))
-    return partners
+def _class_files(place: LabelImages) -> dict[str, Path]:
+    return {} if place.classes else label_classes.class_files(place.masks, MASK_FOLDERS, SUFFIXES)
 
 
-def _read_objects(path: Path) -> tuple[tuple[int, int], dict[int, RunLengths]] | Problem:
+def _categories(
+    splits: Sequence[LabelImages], names: Mapping[int, Class], note: Note
+) -> tuple[list[dict[str, Any]], dict[Class, int]]:
+    """Return COCO's categories of all splits, and the id of each class."""
+    kinds: set[Class] = {name for place in splits for name in place.classes}
+    for file in (file for place in splits for file in _class_files(place).values()):
+        try:
+            is_table = file.suffix.lower() in label_classes.TABLES
+            values = (
+                label_classes.read_table(file).values()
+                if is_table
+                else np.unique(_read_labels(file)).tolist()
+            )
+            kinds.update(value for value in values if is_table or value != 0)
+        except (BadInput, *READ_ERRORS) as error:
+            note(Problem("bad record", str(error)))
+    numbers = sorted({kind for kind in kinds if isinstance(kind, int)} | (set(names) if kinds else set()))
+    texts = sorted(kind for kind in kinds if isinstance(kind, str))
+    ids: dict[Class, int] = {number: number for number in numbers}
+    ids |= {text: place for place, text in enumerate(texts, start=1 + max(numbers, default=0))}
+    titles: dict[Class, str] = {
+        **{number: str(names.get(number, f"class {number}")) for number in numbers},
+        **{t: t for t in texts},
+    }
+    if not ids:
+        return [{"id": 1, "name": CLASS_NAME}], {}
+    return [{"id": number, "name": titles[kind]} for kind, number in ids.items()], ids
+
+
+def _read_image(
+    partners: Mapping[str, Sequence[Path]], class_file: Path | None, needs_class: bool
+) -> tuple[Size, list[tuple[str, Class, RunLengths]]] | Problem:
+    """Read all objects of an image, each with its origin and class, or what is wrong."""
+    size: Size | None = None
+    result: list[tuple[str, Class, RunLengths]] = []
+    for class_name, paths in partners.items():
+        found = _read_agreeing(paths)
+        if isinstance(found, Problem):
+            return found
+        if size not in (None, found[0]):
+            return Problem(
+                "wrong size", f"{paths[0]}: is {found[0]}, the label image of another class {size}"
+            )
+        size, objects = found
+        classes: Mapping[int, Class] = dict.fromkeys(objects, class_name)
+        if class_file is not None:
+            try:
+                classes = label_classes.object_classes(class_file, objects, _read_labels)
+            except (BadInput, *READ_ERRORS) as error:
+                return Problem("bad record", str(error))
+        elif needs_class and objects:
+            message = "has no file of classes, as other label images have; add one for it"
+            return Problem("bad record", f"{paths[0]}: {message}")
+        result += [(f"{paths[0]}: label {number}", classes[number], mask) for number, mask in objects.items()]
+    assert size is not None  # an image without label images is left out before
+    return size, result
+
+
+def _read_agreeing(paths: Sequence[Path]) -> tuple[Size, Objects] | Problem:
+    """Read the label image of an image; where several have its name, they must be the same."""
+    first = _read_objects(paths[0])
+    for path in paths[1:]:
+        other = _read_objects(path)
+        if (
+            not isinstance(first, Problem)
+            and not isinstance(other, Problem)
+            and not _are_equal(first[1], other[1])
+        ):
+            message = (
+                f"{paths[0]}, {path}: differ, so it is not certain which has the masks; keep one of them"
+            )
+            return Problem("bad mask", message)
+    return first
+
+
+def _are_equal(some: Objects, others: Objects) -> bool:
+    same = (
+        np.array_equal(mask.counts, others[number].counts)
+        for number, mask in some.items()
+        if number in others
+    )
+    return some.keys() == others.keys() and all(same)
+
+
+def _read_objects(path: Path) -> tuple[Size, Objects] | Problem:
     try:
-        with Image.open(path) as picture:
-            labels = np.asarray(picture)  # of a palette the numbers, not the colours
+        labels = _read_labels(path)
     except READ_ERRORS as error:
         return Problem("broken image", f"{path}: cannot be read as a picture ({error}); replace the file")
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
@@ -123,6 +281,13 @@ def _read_objects(path: Path) -> tuple[tuple[int, int], dict[int, RunLengths]] |
         message = "is no label image; write one whole number a pixel, 0 for background"
         return Problem("bad mask", f"{path}: {message}")
     return (labels.shape[0], labels.shape[1]), dict(label_objects(labels))
+
+
+def _read_labels(path: Path) -> NDArray[Any]:
+    if path.suffix.lower() == ".npy":
+        return read_numpy_labels(path)
+    with Image.open(path) as picture:
+        return np.asarray(picture)  # of a palette the numbers, not the colors
 
 
 def label_objects(labels: Labels) -> Iterator[tuple[int, RunLengths]]:

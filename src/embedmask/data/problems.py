@@ -36,6 +36,9 @@ Kind = Literal[
     "tiny object",
     "one label only",
     "labels without image",
+    "image name",
+    "left out",
+    "image left out",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order of a report: what keeps training from starting first."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from PIL import Image
 
 from embedmask.data.scenes import CLASS_NAMES, MIN_SIZE, Bools, make_scene
 from embedmask.errors import BadInput
+from embedmask.files import atomic_folder
 
 SPLITS = ("train", "val")
 JPEG_QUALITY = 95
@@ -55,16 +54,13 @@ def make_shapes(
     Raises:
         BadInput: `out` is a file or holds something, or a number is out of range.
     """
-    out = Path(out)
-    _check(out, train=train, val=val, size=size, seed=seed)
-    target = out.resolve()
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    _check(train=train, val=val, size=size, seed=seed)
     jobs = [
         (split, n) for split, count in zip(SPLITS, (train, val), strict=True) for n in range(1, count + 1)
     ]
     records = []
-    try:
-        (unfinished / "images").mkdir(parents=True)
+    with atomic_folder(out) as unfinished:
+        (unfinished / "images").mkdir()
         for record in _draw(jobs, unfinished / "images", size, seed, workers):
             records.append(record)
             if progress is not None:
@@ -72,32 +68,14 @@ def make_shapes(
         for split, start, end in zip(SPLITS, (0, train), (train, train + val), strict=True):
             text = json.dumps(_coco(records[start:end], f"synthetic shapes, {split}, seed {seed}"))
             (unfinished / f"{split}.json").write_text(text, encoding="utf-8")
-        _publish(unfinished, target)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error.strerror or error}); nothing was kept") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check(out: Path, *, train: int, val: int, size: int, seed: int) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out}: is a file; name a folder to make")
-    if out.is_dir() and any(out.iterdir()):
-        raise BadInput(f"{out}: the folder is not empty; name another one or empty it")
+def _check(*, train: int, val: int, size: int, seed: int) -> None:
     if size < MIN_SIZE:
         raise BadInput(f"size must be at least {MIN_SIZE} px, got {size}")
     for name, value in (("train", train), ("val", val), ("seed", seed)):
         if value < 0:
             raise BadInput(f"{name} must be at least 0, got {value}")
-
-
-def _publish(unfinished: Path, target: Path) -> None:
-    """Give the finished folder its name; an empty folder of that name is filled: it may be someone's own."""
-    if not target.exists():
-        unfinished.replace(target)
-        return
-    for part in list(unfinished.iterdir()):
-        part.replace(target / part.name)
 
 
 @dataclass

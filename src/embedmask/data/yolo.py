@@ -13,6 +13,7 @@ from embedmask.data.annotations import Content
 from embedmask.data.images import is_picture, read_size
 from embedmask.data.problems import Note, Problem
 from embedmask.errors import BadInput
+from embedmask.files import read_text
 from embedmask.structures import Size
 
 
@@ -23,9 +24,11 @@ def read_data_file(file: Path) -> dict[str, Any]:
         BadInput: not YAML, or without names.
     """
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_text(file))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); mend it") from None
+        raise BadInput(
+            f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it"
+        ) from None
     names = data.get("names", data.get("nc")) if isinstance(data, dict) else None
     if isinstance(names, int):
         names = [f"class {number}" for number in range(names)]
@@ -69,7 +72,7 @@ def _locate(entry: str, root: Path, file: Path) -> Path:
 def _pictures_of(path: Path) -> list[Path]:
     if path.is_dir():
         return [picture for picture in path.rglob("*") if is_picture(picture)]
-    lines = path.read_text(encoding="utf-8-sig").replace("\\", "/").splitlines()
+    lines = read_text(path).replace("\\", "/").splitlines()
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
@@ -111,7 +114,7 @@ def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note:
 
 def _objects(file: Path, image_id: int, size: Size, note: Note) -> Iterator[dict[str, Any]]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(file).splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:

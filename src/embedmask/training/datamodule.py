@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from embedmask.config import Recipe
-from embedmask.data.coco import CocoInstances, check_same_classes
+from embedmask.data.coco import check_same_classes, open_train_val
 from embedmask.data.loader import EvalBatch, TrainBatch, eval_loader, train_loader
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.errors import BadInput
@@ -36,9 +36,7 @@ class SplitPair(LightningDataModule):
         self.evaluated: Sequence[int] | None = None
         self.start = 0
         self._batches_an_epoch: int | None = None
-        degenerate, where = recipe.data.degenerate, recipe.data.where
-        self.train_set = CocoInstances.open(data, "train", TrainTransform(recipe.data), degenerate, where)
-        self.val_set = CocoInstances.open(data, "val", degenerate=degenerate, where=where)
+        self.train_set, self.val_set = open_train_val(data, recipe.data, TrainTransform(recipe.data))
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)

@@ -1,0 +1,196 @@
+"""Label images whose objects have classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedmask.data.coco import CocoInstances, check_same_classes
+from embedmask.data.label_classes import read_table
+from embedmask.errors import BadInput
+
+from .folders import SCENES, SIZE, write_label_images, write_pictures
+
+NUMBERS = {
+    split: {name: [1 + label for label, *_ in objects] for name, objects in scene.items()}
+    for split, scene in SCENES.items()
+}
+"""Class numbers 1 and 2 of each image's objects, whose labels are 5, 10, 15, ..."""
+
+
+def open_both(folder: Path) -> tuple[CocoInstances, CocoInstances]:
+    train, val = (CocoInstances.open(folder, split) for split in ("train", "val"))  # type: ignore[arg-type]
+    check_same_classes(train, val)
+    return train, val
+
+
+def labels(dataset: CocoInstances) -> list[list[int]]:
+    return [dataset[i][1].labels.tolist() for i in range(len(dataset))]
+
+
+EXPECTED = [[label for label, *_ in objects] for objects in SCENES["val"].values()]
+
+
+def class_image(split: str, name: str) -> Image.Image:
+    pixels = np.zeros(SIZE, dtype=np.uint8)
+    for label, x, y, w, h in SCENES[split][name]:
+        pixels[y : y + h, x : x + w] = label + 1
+    return Image.fromarray(pixels)
+
+
+def write_classes(file: Path, split: str, name: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = {5 * place: number for place, number in enumerate(NUMBERS[split][name], start=1)}
+    if file.suffix == ".json":
+        file.write_text(json.dumps(table))
+    elif file.suffix == ".csv":
+        file.write_text(
+            "label;class\r\n" + "".join(f"{key};{value}\r\n" for key, value in table.items()),
+            encoding="utf-16",
+        )
+    else:
+        class_image(split, name).save(file)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".png", ".tif"])
+@pytest.mark.parametrize(
+    ("place", "split_first"),
+    [
+        ("{split}/classes/{name}", True),
+        ("classes/{split}/{name}", False),
+        ("{split}/masks/{name}_classes", True),
+    ],
+)
+def test_files_of_classes(tmp_path: Path, suffix: str, place: str, split_first: bool) -> None:
+    write_label_images(tmp_path, split_first=split_first)
+    for split, scene in SCENES.items():
+        for name in scene:
+            write_classes(tmp_path / (place.format(split=split, name=name) + suffix), split, name)
+    _, val = open_both(tmp_path)
+    assert val.category_ids == [1, 2]
+    assert val.class_names == ["class 1", "class 2"]
+    assert labels(val) == EXPECTED
+    (tmp_path / "classes.json").write_text('{"1": "disc", "2": "star", "3": "rare"}')
+    assert open_both(tmp_path)[1].class_names == ["disc", "star", "rare"]
+
+
+def test_classes_by_name(tmp_path: Path) -> None:
+    write_label_images(tmp_path)
+    for split, scene in SCENES.items():
+        for name, objects in scene.items():
+            table = {5 * place: ("star", "disc")[label] for place, (label, *_) in enumerate(objects, start=1)}
+            (tmp_path / split / "masks" / f"{name}_classes.json").write_text(json.dumps(table))
+    _, val = open_both(tmp_path)
+    assert val.class_names == ["disc", "star"]
+    assert labels(val) == [[1 - label for label in image] for image in EXPECTED]
+
+
+@pytest.mark.parametrize("split_first", [True, False])
+def test_one_folder_for_each_class(tmp_path: Path, split_first: bool) -> None:
+    for split, scene in SCENES.items():
+        parts = (split, "{}") if split_first else ("{}", split)
+        write_pictures(
+            tmp_path.joinpath(*parts).with_name(parts[-1].format("images"))
+            if split_first
+            else tmp_path / "images" / split,
+            split,
+        )
+        masks = tmp_path / split / "masks" if split_first else tmp_path / "masks" / split
+        for name, objects in scene.items():
+            for number, title in enumerate(("disc", "star")):
+                own = [rectangle for label, *rectangle in objects if label == number]
+                pixels = np.zeros(SIZE, dtype=np.uint16)
+                for place, (x, y, w, h) in enumerate(own, start=1):
+                    pixels[y : y + h, x : x + w] = place
+                (masks / title).mkdir(parents=True, exist_ok=True)
+                if own or title == "disc":  # a class without objects needs no file
+                    Image.fromarray(pixels).save(masks / title / f"{name}.png")
+    _, val = open_both(tmp_path)
+    assert val.class_names == ["disc", "star"]
+    assert labels(val) == EXPECTED
+    assert val.layout.endswith("one folder for each of 2 classes")
+    assert val.ground_truth.class_names == ["disc", "star"]
+
+
+def spoil(folder: Path, change: str) -> None:
+    file = folder / "val/masks/d_classes.json"
+    if change == "missing file":
+        file.unlink()
+    elif change == "missing label":
+        file.write_text('{"5": 1, "10": 1}')
+    elif change == "no class":
+        file.write_text('{"5": 1, "10": 1, "15": null}')
+    elif change == "no table":
+        file.write_text("[1, 2]")
+    else:
+        file.unlink()
+        pixels = np.asarray(class_image("val", "d")).copy()
+        if change == "two classes":
+            pixels[2, 1] = 2
+        Image.fromarray(pixels if change == "two classes" else pixels[1:]).save(file.with_suffix(".png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing file", r"d\.tif: has no file of classes, as other label images have"),
+        ("missing label", r"d_classes\.json: has no class for label 15"),
+        ("no class", r"d_classes\.json: is no table of labels and classes"),
+        ("no table", r"d_classes\.json: is no table of labels and classes"),
+        ("two classes", r"d_classes\.png: label 5: has the classes \[1, 2\]"),
+        ("size", r"d_classes\.png: label 5: the class image is not of the label image's size"),
+    ],
+)
+def test_classes_that_are_not_certain_are_refused(tmp_path: Path, change: str, message: str) -> None:
+    write_label_images(tmp_path)
+    for split, scene in SCENES.items():
+        for name in scene:
+            write_classes(tmp_path / f"{split}/masks/{name}_classes.json", split, name)
+    spoil(tmp_path, change)
+    with pytest.raises(BadInput, match=message) as caught:
+        CocoInstances.open(tmp_path, "val")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.json", '\ufeff{"1": "tumor", "2": 7}', {1: "tumor", 2: 7}),
+        ("a.csv", "1,tumor cell\n2,7\n", {1: "tumor cell", 2: 7}),
+        ("a.csv", 'id\tclass\n1\t"tumor"\n', {1: "tumor"}),
+        ("a.csv", "", {}),
+    ],
+)
+def test_tables(tmp_path: Path, name: str, text: str, expected: dict[int, Any]) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_table(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("text", ["1\n2\n", "label,class\nx,1\n"])
+def test_bad_tables(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(BadInput, match=r"a\.csv: is no table of labels and classes"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_stardist_s_folders_without_splits(tmp_path: Path) -> None:
+    write_label_images(tmp_path / "set")
+    for part in ("images", "masks"):
+        (tmp_path / "set/val" / part).rename(tmp_path / part)
+    dataset = CocoInstances.open(tmp_path, "train")
+    assert dataset.layout == "label images, images/ with masks/"
+    assert [len(dataset[i][1]) for i in range(2)] == [1, 3]
+
+
+def test_a_file_for_each_object_is_no_folder_of_classes(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", "val")
+    for name in SCENES["val"]:
+        (tmp_path / "masks" / name).mkdir(parents=True)
+        Image.fromarray(np.ones(SIZE, np.uint8)).save(tmp_path / "masks" / name / "1.png")
+    with pytest.raises(BadInput, match="has no train split"):
+        CocoInstances.open(tmp_path, "train")

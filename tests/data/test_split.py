@@ -1,0 +1,221 @@
+"""Data sets without val: held out on the fly, or written as a new data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embedmask.config import Recipe
+from embedmask.data.coco import CocoInstances
+from embedmask.data.split import write_split
+from embedmask.errors import BadInput
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.training.datamodule import SplitPair
+
+from .conftest import polygon
+
+SIZE = (40, 30)
+
+
+def write_set(folder: Path, count: int = 10, name: str = "train.json", images: str = "images") -> Path:
+    """Images of noise, each with a rectangle of its own width, every second one with a crowd beside it."""
+    (folder / images).mkdir(parents=True)
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / images / f"{number}.png")
+        records.append(
+            {
+                "id": 7 * number,
+                "file_name": f"{number}.png",
+                "height": SIZE[0],
+                "width": SIZE[1],
+                "site": number % 2,
+            }
+        )
+        for crowd in range(1 + number % 2):
+            entry = {"image_id": 7 * number, "category_id": 4, "iscrowd": crowd, "area": (number + 2) * 5.0}
+            entry |= {"bbox": [2, 3, number + 2, 5], "segmentation": [polygon(2, 3, number + 2, 5)]}
+            annotations.append({"id": len(annotations) + 1, "score": 0.5, **entry})
+    content = {
+        "images": records,
+        "annotations": annotations,
+        "categories": [{"id": 4, "name": "disc"}],
+        "info": {"year": 1},
+    }
+    (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def pixels_of(dataset: CocoInstances) -> dict[bytes, list[float]]:
+    """What an image shows -> the areas of its objects."""
+    return {
+        dataset[i][0].numpy().tobytes(): dataset.annotations(i).known_areas() for i in range(len(dataset))
+    }
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return {
+        str(p): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_val_is_held_out_of_train(tmp_path: Path) -> None:
+    folder = write_set(tmp_path)
+    train, val = (CocoInstances.open(folder, split, val_fraction=0.2) for split in ("train", "val"))  # type: ignore[arg-type]
+    assert (len(train), len(val)) == (8, 2)
+    both = {**pixels_of(train), **pixels_of(val)}
+    assert both == pixels_of(CocoInstances.open(folder, "train"))
+    assert len(both) == 10
+    assert train.layout == "train.json beside images/; 2 of 10 images held out as val"
+    for dataset in (train, val):
+        truth = dataset.ground_truth
+        assert truth.image_ids == dataset.image_ids
+        assert [truth.annotations[i].image_id for i in range(len(dataset))] == dataset.image_ids
+        crowds = int(truth.annotations.crowd.sum())
+        assert crowds == sum(number // 7 % 2 for number in dataset.image_ids)
+        assert CocoEvaluator(truth).class_names == ["disc"]
+
+
+def test_training_sees_the_images_that_evaluation_leaves(tmp_path: Path) -> None:
+    folder = write_set(tmp_path)
+    recipe = Recipe.from_mapping({"data": {"val_fraction": 0.3, "where": "site=1"}}, where="test")
+    pair = SplitPair(folder, recipe)
+    val = CocoInstances.open(folder, "val", where="site=1", val_fraction=0.3)
+    assert pair.val_set.image_ids == val.image_ids
+    assert sorted(pair.train_set.image_ids + val.image_ids) == [7, 21, 35, 49, 63]
+    assert type(pair.train_set.transform).__name__ == "TrainTransform"
+    assert type(pair.val_set.transform).__name__ == "EvalTransform"
+
+
+def test_a_val_split_of_its_own_is_kept(tmp_path: Path) -> None:
+    folder = write_set(tmp_path)
+    (folder / "val.json").write_text((folder / "train.json").read_text())
+    for split in ("train", "val"):
+        with pytest.raises(
+            BadInput,
+            match="has a val split of its own, so nothing is held out; use it without --val-fraction",
+        ):
+            CocoInstances.open(folder, split, val_fraction=0.2)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="has a val split of its own"):
+        write_split(folder, tmp_path / "../new", val=0.2)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_the_new_data_set_is_what_training_would_hold_out(tmp_path: Path, copy: bool) -> None:
+    folder, out = write_set(tmp_path / "set"), tmp_path / "new"
+    before = state(folder)
+    report = write_split(folder, out, val=0.2, copy=copy)
+    assert state(folder) == before
+    assert report.counts == {"train": 8, "val": 2}
+    assert report.linked == (0 if copy else 10)
+    assert sorted(path.name for path in out.iterdir()) == ["images", "train.json", "val.json"]
+    for split in ("train", "val"):
+        written = CocoInstances.open(out, split)  # type: ignore[arg-type]
+        held = CocoInstances.open(folder, split, val_fraction=0.2)  # type: ignore[arg-type]
+        assert written.layout == f"{split}.json beside images/"
+        assert pixels_of(written) == pixels_of(held)
+        content = json.loads((out / f"{split}.json").read_text())
+        assert content["info"] == {"year": 1}
+        assert all(entry["score"] == 0.5 for entry in content["annotations"])
+        source = json.loads((folder / "train.json").read_text())
+        assert content["images"] == [image for image in source["images"] if image["id"] in held.image_ids]
+        assert content["annotations"] == [e for e in source["annotations"] if e["image_id"] in held.image_ids]
+
+
+def test_links_that_are_impossible_become_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = write_set(tmp_path / "set")
+    assert write_split(folder, tmp_path / "new", val=0.2).linked == 0
+    assert len(list((tmp_path / "new/images").iterdir())) == 10
+
+
+def test_test_too(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", 20, "annotations/instances_default.json".replace("annotations/", ""))
+    report = write_split(folder, tmp_path / "new", val=0.2, test=0.1)
+    assert report.counts == {"train": 14, "val": 4, "test": 2}
+    sets = [pixels_of(CocoInstances.open(tmp_path / "new", split)) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert sum(map(len, sets)) == len({key for found in sets for key in found}) == 20
+
+
+def test_a_test_split_is_kept(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    write_set(tmp_path / "other", 3, "test.json", "images")
+    (folder / "test.json").write_text((tmp_path / "other/test.json").read_text())
+    assert write_split(folder, tmp_path / "new", val=0.2).counts == {"train": 8, "val": 2, "test": 3}
+    with pytest.raises(BadInput, match="has a test split of its own, which is kept; leave out --test"):
+        write_split(folder, tmp_path / "another", val=0.2, test=0.1)
+    assert not (tmp_path / "another").exists()
+
+
+def test_names_that_clash_get_a_number(tmp_path: Path) -> None:
+    """YOLO's images may lie anywhere, under one name."""
+    for number in range(4):
+        place = tmp_path / f"place{number}/images"
+        place.mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / ("a.PNG" if number == 3 else "a.png"))
+        (tmp_path / f"place{number}/labels").mkdir()
+        (tmp_path / f"place{number}/labels/a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n" * (number + 1))
+    (tmp_path / "set").mkdir()
+    paths = [f"../place{number}/images" for number in range(4)]
+    (tmp_path / "set/data.yaml").write_text(json.dumps({"names": ["disc"], "train": paths}))
+    expected = pixels_of(CocoInstances.open(tmp_path / "set", "train"))
+    assert sorted(map(len, expected.values())) == [1, 2, 3, 4]
+    write_split(tmp_path / "set", tmp_path / "new", val=0.25)
+    train, val = (pixels_of(CocoInstances.open(tmp_path / "new", split)) for split in ("train", "val"))  # type: ignore[arg-type]
+    assert {**train, **val} == expected
+    names = [path.name.casefold() for path in (tmp_path / "new/images").iterdir()]
+    assert sorted(names) == ["a.png", "a_2.png", "a_3.png", "a_4.png"]
+    entry = json.loads((tmp_path / "new/train.json").read_text())["annotations"][0]
+    assert entry["bbox"] == pytest.approx([3, 4, 12, 16])
+    assert entry["area"] == pytest.approx(96)
+
+
+def test_nothing_is_left_half_written(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    with pytest.raises(BadInput, match=r"lies in .*set, which is not to be changed"):
+        write_split(folder, folder / "new", val=0.2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    with pytest.raises(BadInput, match="full: the folder is not empty"):
+        write_split(folder, tmp_path / "full", val=0.2)
+    for val, test in ((0.0, 0.0), (1.0, 0.0), (0.6, 0.5), (-0.1, 0.0)):
+        with pytest.raises(BadInput, match="fractions must be above 0 and below 1 together"):
+            write_split(folder, tmp_path / "new", val=val, test=test)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "set"]
+
+
+def test_degenerate_objects_are_dropped_on_request(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    content = json.loads((folder / "train.json").read_text())
+    content["annotations"][0]["segmentation"] = [[1, 1, 2, 2, 3, 3]]
+    (folder / "train.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="polygon without area"):
+        write_split(folder, tmp_path / "new", val=0.2)
+    report = write_split(folder, tmp_path / "new", val=0.2, degenerate="drop")
+    assert "1 degenerate objects of train left out" in report.layout
+    count = sum(
+        len(json.loads((tmp_path / f"new/{s}.json").read_text())["annotations"]) for s in ("train", "val")
+    )
+    assert count == len(content["annotations"]) - 1
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such data folder"):
+        CocoInstances.open(tmp_path / "nowhere", "val", val_fraction=0.2)
+    with pytest.raises(BadInput, match="no such data folder"):
+        write_split(tmp_path / "nowhere", tmp_path / "new", val=0.2)
