@@ -20,7 +20,7 @@ from embedmask.config import (
     Precision,
     TrainConfig,
 )
-from embedmask.config.data import Degenerate, Split
+from embedmask.config.data import Degenerate, Exif, Split
 from embedmask.errors import BadInput
 
 
@@ -47,7 +47,7 @@ def train(
         out: Results folder, new or empty (or the run's own, with --resume). A dry run needs none.
         config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume: the run's own.
         model: Changes a FIELD of the model; they are listed below.
-        augment: Changes a FIELD of the recipe's data section.
+        augment: Changes a FIELD of the recipe's data section; --data.FIELD does the same.
         train: Changes a FIELD of the solver.
         resume: Go on from the last checkpoint in the results folder, as if the run had never stopped.
         dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
@@ -96,6 +96,7 @@ def evaluate(
     score_threshold: float | None = None,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
+    exif: Exif = "auto",
     precision: Precision = "auto",
     device: str = "auto",
 ) -> None:
@@ -114,6 +115,7 @@ def evaluate(
             model says; AP ranks all.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
+        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         device: auto, cpu, cuda, cuda:N or mps.
     """
@@ -121,7 +123,8 @@ def evaluate(
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
 
-    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where)
+    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where, exif=exif)
+    begin = "\n".join(f"{data}: {line}" for line in (dataset.layout, *dataset.warnings))
     how: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
@@ -135,7 +138,7 @@ def evaluate(
                 f"{dataset.annotations_file}: has no annotations; give --json FILE for the results"
             )
         path = write_results(weights, dataset, json, **how)
-        print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
+        print(f"{begin}; no annotations, so no AP · results for COCO's server in {path}")
         return
     metrics = evaluate_weights(
         weights,
@@ -144,7 +147,7 @@ def evaluate(
         matching=matching,
         report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
-        begin=lambda: print(f"{data}: {dataset.layout}"),
+        begin=lambda: print(begin),
         **how,
     )
     print(metrics_table(metrics))
@@ -335,7 +338,7 @@ TRAIN_FIELDS = " ".join(
     (
         field_names("Fields of --model", ModelConfig),
         field_names("Where the recipe says model: maskrcnn", MaskRCNNConfig),
-        field_names("Of --augment", DataConfig),
+        field_names("Of --data and --augment", DataConfig),
         field_names("Of --train", TrainConfig),
     )
 )
@@ -350,7 +353,7 @@ COMMANDS: Commands = {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),
         "show": Command(
-            data_show, positional="folder", epilog=field_names("Fields of --augment", DataConfig)
+            data_show, positional="folder", epilog=field_names("Fields of --data and --augment", DataConfig)
         ),
     },
 }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,30 @@ class AnnotationFile:
     dropped: list[int]
 
 
+class CheckedObject(NamedTuple):
+    """One object whose record can be used, as a further check of its mask sees it.
+
+    Attributes:
+        mask: in the file's frame.
+        label: 0..C-1.
+        image_id: the image, as the file calls it.
+        size: `(height, width)` of the image.
+        where: file, annotation and image, for messages.
+        box: xywh px as the file has it, unchecked; None: no box.
+    """
+
+    mask: Segmentation
+    label: int
+    image_id: int
+    size: Size
+    where: str
+    box: Any
+
+
+Inspect = Callable[[CheckedObject], None]
+"""Is shown every object that is kept, in the order of the file."""
+
+
 def read_coco(path: Path, *, compact: bool = True) -> Content:
     """Read a COCO annotation file (`images`, `annotations`, `categories`), if `compact` polygons as arrays.
 
@@ -173,7 +197,9 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def check_annotations(content: Content, path: Path, note: Note = refuse) -> AnnotationFile:
+def check_annotations(
+    content: Content, path: Path, note: Note = refuse, inspect: Inspect | None = None
+) -> AnnotationFile:
     """Check what a COCO file holds; every reader's result comes through here.
 
     Nothing is dropped silently: an object that cannot be trained on is a problem. Crowd regions (`iscrowd`
@@ -184,6 +210,7 @@ def check_annotations(content: Content, path: Path, note: Note = refuse) -> Anno
             annotation may say where it stands (`origin`); otherwise its id is named.
         path: what messages call the file.
         note: is told of every problem; what is wrong is left out when it returns.
+        inspect: is shown every object that is kept.
 
     Raises:
         BadInput: by `refuse`: keys missing, an annotation of an unknown image or category, ids given twice,
@@ -194,7 +221,7 @@ def check_annotations(content: Content, path: Path, note: Note = refuse) -> Anno
         categories = _categories(content["categories"], path, note)
         images = _images(content["images"], path, note)
         check = _ObjectCheck(
-            path, note, images, {category: label for label, category in enumerate(categories)}
+            path, note, images, {category: label for label, category in enumerate(categories)}, inspect
         )
         per_image = check.group(content.pop("annotations"))
         ids = list(images)
@@ -271,6 +298,7 @@ class _ObjectCheck:
         path, note: as `check_annotations`.
         images: id -> file name and size.
         labels: category id -> label.
+        inspect: as `check_annotations`.
         known_ids: of the annotations seen so far.
         dropped: places in the list of what was left out.
     """
@@ -279,6 +307,7 @@ class _ObjectCheck:
     note: Note
     images: Mapping[int, tuple[str, Size]]
     labels: Mapping[int, int]
+    inspect: Inspect | None = None
     known_ids: set[int | str] = field(default_factory=set)
     dropped: list[int] = field(default_factory=list)
 
@@ -299,6 +328,8 @@ class _ObjectCheck:
                 else:
                     masks[entry["image_id"]].append(mask)
                     labels[entry["image_id"]].append(self.labels[entry["category_id"]])
+                    if self.inspect is not None:
+                        self.inspect(self.checked(entry, index, mask))
         for image_id, (_, size) in self.images.items():
             yield Annotations(np.array(labels[image_id], dtype=np.int64), masks.pop(image_id), size, image_id)
 
@@ -328,6 +359,14 @@ class _ObjectCheck:
             return Problem("duplicate id", f"{self.origin(entry, index)} {message}")
         self.known_ids.add(number)
         return None
+
+    def checked(self, entry: Mapping[str, Any], index: int, mask: Segmentation) -> CheckedObject:
+        """Return a kept object with all that names it."""
+        image_id = entry["image_id"]
+        name, size = self.images[image_id]
+        where = f"{self.origin(entry, index)} of image {image_id} ({name})"
+        label = self.labels[entry["category_id"]]
+        return CheckedObject(mask, label, image_id, size, where, entry.get("bbox"))
 
     def mask(self, entry: dict[str, Any], index: int) -> Segmentation | None:
         """The mask of an annotation after its checks, None where one failed."""

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedmask.config.data import Degenerate, Split
-from embedmask.data.annotations import Annotations, Content, check_annotations
+from embedmask.config.data import Degenerate, Exif, Split
+from embedmask.data.annotations import Annotations, Content, Inspect, check_annotations
+from embedmask.data.exif import count_frames, find_turned, frame_problems
 from embedmask.data.images import read_image, size_of
 from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
-from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
+from embedmask.data.problems import Note, Problem, drop_degenerate, refuse, warning_lines
 from embedmask.data.segmentation import to_coco
 from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
-from embedmask.structures import Target
+from embedmask.structures import Size, Target
 
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
@@ -34,6 +35,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from; for messages.
+        exif: the frame of the annotations where an image's EXIF orientation leaves two, see `DataConfig.exif`.
+        frames: the images with an EXIF orientation by the frame that fits; empty unless `exif` is "auto".
+        warnings: a line for each kind of problem that does not stop training, of a set made by `open`.
     """
 
     def __init__(
@@ -42,6 +46,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         note: Note = refuse,
         where: str | None = None,
+        *,
+        exif: Exif = "auto",
+        inspect: Inspect | None = None,
     ) -> None:
         """Read and check the annotations, and that every picture is there.
 
@@ -50,6 +57,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             note: is told of every problem; by default the first that is fatal is raised.
             where: as in `open`.
+            exif: as in `open`.
+            inspect: is shown every object that is kept.
 
         Raises:
             BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
@@ -59,7 +68,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self._where = where
-        content = check_annotations(self._part(files.read(note)), self.annotations_file, note)
+        self.exif = exif
+        self.warnings: list[str] = []
+        read = files.read_stored if exif == "stored" and files.read_stored is not None else files.read
+        content = check_annotations(self._part(read(note)), self.annotations_file, note, inspect)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
@@ -68,6 +80,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self._annotations = content.annotations
         self._dropped = content.dropped
         self._check_files(note)
+        paths = [self.image_path(index) for index in range(len(self))] if exif == "auto" else []
+        turned = find_turned(paths, self.image_ids, self.sizes, relative=files.read_stored is not None)
+        self.frames = count_frames(turned)
+        for problem in frame_problems(turned):
+            note(problem)
 
     @classmethod
     def open(
@@ -77,6 +94,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         degenerate: Degenerate = "refuse",
         where: str | None = None,
+        *,
+        exif: Exif = "auto",
     ) -> CocoInstances:
         """The split of a folder, see `find_split`.
 
@@ -86,12 +105,22 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
             where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
+            exif: the frame of the annotations where an image's EXIF orientation leaves two: "upright" or "stored";
+                "auto": upright, with a warning.
 
         Raises:
             BadInput: see `find_split` and `__init__`; or `where` leaves no picture.
         """
-        note = drop_degenerate if degenerate == "drop" else refuse
-        dataset = cls(find_split(data_dir, split), transform, note, where)
+        stop = drop_degenerate if degenerate == "drop" else refuse
+        warnings: list[Problem] = []
+
+        def note(problem: Problem) -> None:
+            stop(problem)
+            if not problem.fatal:
+                warnings.append(problem)
+
+        dataset = cls(find_split(data_dir, split), transform, note, where, exif=exif)
+        dataset.warnings = warning_lines(warnings)
         if dataset._dropped:
             dataset.layout += f"; {len(dataset._dropped)} degenerate objects of {split} left out"
         return dataset
@@ -166,17 +195,17 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """Picture of item `index`, uint8 `[3, H, W]`, in the frame of its annotations.
 
         Tools disagree on pictures that carry an EXIF rotation: some annotate them upright, some as stored.
-        The size in the annotation file decides; upright where both fit.
+        The size in the annotation file decides; where both fit, `exif` does, by default upright.
         """
         path, expected = self.image_path(index), self.sizes[index]
-        upright = read_image(path)
-        if size_of(upright) == expected:
-            return upright
-        stored = read_image(path, upright=False)
-        if size_of(stored) == expected:
-            return stored
+        sizes: dict[bool, Size] = {}
+        for upright in (False, True) if self.exif == "stored" else (True, False):
+            image = read_image(path, upright=upright)
+            sizes[upright] = size_of(image)
+            if sizes[upright] == expected:
+                return image
         raise BadInput(
-            f"{path}: is {size_of(upright)} (height, width), but {self.annotations_file} says {expected} for "
+            f"{path}: is {sizes[True]} (height, width), but {self.annotations_file} says {expected} for "
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 

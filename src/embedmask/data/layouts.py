@@ -31,12 +31,15 @@ class SplitFiles:
         images: folder that the names of pictures are relative to.
         layout: what the folder was recognised as, for one line to the user.
         read: reads the ground truth in the form of a COCO file.
+        read_stored: likewise, with relative coordinates meant in images as stored, not upright by EXIF; None: the
+            coordinates are absolute.
     """
 
     annotations: Path
     images: Path
     layout: str
     read: Callable[[Note], Content]
+    read_stored: Callable[[Note], Content] | None = None
 
 
 def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
@@ -128,7 +131,8 @@ def _yolo(folder: Path, split: Split) -> SplitFiles | None:
     if pictures is None:
         return None
     read = partial(read_yolo, pictures, data["names"], file)
-    return SplitFiles(file, folder, f"YOLO, {file.name} with {len(pictures)} pictures of {split}", read)
+    layout = f"YOLO, {file.name} with {len(pictures)} pictures of {split}"
+    return SplitFiles(file, folder, layout, read, partial(read, upright=False))
 
 
 def _label_images(folder: Path, split: Split) -> SplitFiles | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from embedmask.errors import BadInput
+
+if TYPE_CHECKING:
+    from embedmask.data.segmentation import Segmentation
 
 Kind = Literal[
     "missing split",
@@ -31,6 +34,12 @@ Kind = Literal[
     "no objects",
     "crowded image",
     "tiny object",
+    "self-crossing polygon",
+    "outside the image",
+    "mostly empty mask",
+    "EXIF orientation",
+    "mixed EXIF frames",
+    "objects of a turned copy",
     "one label only",
     "labels without image",
 ]
@@ -41,6 +50,21 @@ DEGENERATE: tuple[Kind, ...] = ("degenerate box", "degenerate polygon", "empty m
 
 
 @dataclass(frozen=True)
+class Example:
+    """The image, or the object, that shows a problem; it can be drawn.
+
+    Attributes:
+        image_id: id of the image in its split.
+        name: the object, such as "annotation 5"; empty for the image as a whole.
+        mask: the object; None: all objects of the image.
+    """
+
+    image_id: int
+    name: str = ""
+    mask: Segmentation | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """One thing that is wrong.
 
@@ -48,11 +72,13 @@ class Problem:
         kind: what sort of thing.
         message: one line: what, where, how to mend it.
         fatal: training cannot go on with it.
+        example: shows it, where that helps.
     """
 
     kind: Kind
     message: str
     fatal: bool = True
+    example: Example | None = None
 
 
 Note = Callable[[Problem], None]
@@ -81,3 +107,11 @@ def drop_degenerate(problem: Problem) -> None:
     """As `refuse`, but objects that cover nothing are left out."""
     if problem.kind not in DEGENERATE:
         refuse(problem)
+
+
+def warning_lines(problems: Iterable[Problem]) -> list[str]:
+    """Return a line for each kind of problem: the count, and the first of them."""
+    kinds: dict[Kind, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    return [f"warning: {kind}, {len(found)}: {found[0].message}" for kind, found in kinds.items()]

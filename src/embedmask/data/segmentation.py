@@ -44,9 +44,14 @@ class Polygons:
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         return left, top, right, bottom
 
-    def area(self) -> float:
-        """Sum of the parts' areas, px²."""
-        return sum(_area(part) for part in self.parts)
+    def area(self, size: Size) -> int:
+        """Count the pixels of the mask in an image of `(height, width)`.
+
+        The shoelace formula would count overlapping parts twice, and opposite loops of one part against each other.
+        """
+        runs = coco_mask.frPyObjects([part.ravel().tolist() for part in self.parts], *size)
+        assert isinstance(runs, list)  # a list of polygons gives a list
+        return int(coco_mask.area(coco_mask.merge(runs)))
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
         """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
@@ -91,9 +96,9 @@ class RunLengths:
         top, bottom = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
         return int(first.min()) // height, top, int(last.max()) // height + 1, bottom
 
-    def area(self) -> float:
-        """Number of pixels."""
-        return float(self.counts[1::2].sum())
+    def area(self) -> int:
+        """Count the pixels of the mask."""
+        return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
         """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
@@ -188,11 +193,6 @@ def _parse_polygon(values: Any, size: Size) -> NDArray[np.float32]:
             "correct or remove it",
         )
     return points
-
-
-def _area(points: NDArray[np.float32]) -> float:
-    x, y = (points - points[0]).T  # near the origin float32 is exact enough
-    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(y[:-1], x[1:]))) / 2
 
 
 def _is_line(points: NDArray[np.float32]) -> bool:

@@ -36,12 +36,18 @@ class SplitPair(LightningDataModule):
         self.evaluated: Sequence[int] | None = None
         self.start = 0
         self._batches_an_epoch: int | None = None
-        degenerate, where = recipe.data.degenerate, recipe.data.where
-        self.train_set = CocoInstances.open(data, "train", TrainTransform(recipe.data), degenerate, where)
-        self.val_set = CocoInstances.open(data, "val", degenerate=degenerate, where=where)
+        config = recipe.data
+        how: dict[str, Any] = {"degenerate": config.degenerate, "where": config.where, "exif": config.exif}
+        self.train_set = CocoInstances.open(data, "train", TrainTransform(config), **how)
+        self.val_set = CocoInstances.open(data, "val", **how)
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)
+
+    def lines(self) -> list[str]:
+        """Return what a user should know of the data: the layout, and a line for each kind of warning."""
+        warnings = [*self.train_set.warnings, *self.val_set.warnings]
+        return [self.train_set.layout, *warnings]
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the data the run stands; a part of the checkpoint."""

@@ -82,7 +82,8 @@ def train(
     tell = report if is_first() else lambda line: None
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, SplitPair)
-    tell(f"{data}: {splits.train_set.layout}")
+    for line in splits.lines():
+        tell(f"{data}: {line}")
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
     if not resumed:

@@ -63,8 +63,7 @@ def rehearse(
         trainer.fit(module, datamodule=splits)
     estimate = watch.estimate(recipe, splits, trainer)
     if is_first():
-        report(f"{data}: {splits.train_set.layout}")
-        for line in estimate.lines():
+        for line in (*(f"{data}: {line}" for line in splits.lines()), *estimate.lines()):
             report(line)
     return estimate
 
