@@ -100,5 +100,5 @@ def data_show(
 
     path = out or Path(f"{split}.png")
     data = resolve_recipe(config, {"data": augment}).data if config or augment else None
-    shown = write_contact_sheet(folder, split, path, count, data, exif)
+    shown = write_contact_sheet(folder, split, path, count, augment=data, exif=exif)
     print(f"{shown} pictures of {split} · {path}")

@@ -15,9 +15,9 @@ from embedmask.config import DataConfig
 from embedmask.config.data import Exif, Split
 from embedmask.data.check import Report
 from embedmask.data.coco import CocoInstances
-from embedmask.data.problems import Example
+from embedmask.data.problems import KINDS, Example
 from embedmask.data.segmentation import Bounds, Polygons
-from embedmask.data.transforms import EvalTransform, TrainTransform
+from embedmask.data.transforms import TrainTransform
 from embedmask.data.views import View
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -42,6 +42,7 @@ def write_contact_sheet(
     split: Split,
     out: Path,
     count: int,
+    *,
     augment: DataConfig | None = None,
     exif: Exif | None = None,
 ) -> int:
@@ -82,7 +83,7 @@ def write_drawings(report: Report, out: Path) -> None:
         tiles = [_draw_tile(dataset, index, dataset.image_path(index).name) for index in places]
         _write_sheet(tiles, out / f"{split}.png")
     examples = []
-    for kind, problems in report.examples.items():
+    for kind, problems in sorted(report.examples.items(), key=lambda item: KINDS.index(item[0])):
         for split, example in problems:
             dataset = report.datasets[split]
             index = dataset.image_ids.index(example.image_id)
@@ -140,6 +141,6 @@ def _outline(drawn: Pixels, mask: Polygons, view: View) -> Pixels:
     pen, (y, x), (left, top, _, _) = ImageDraw.Draw(canvas), view.scale, view.window
     pen.rectangle((-left, -top, view.resized[1] - left - 1, view.resized[0] - top - 1), outline=FRAME)
     for part in mask.parts:
-        points = part * np.float32((x, y)) - np.float32((left, top))
+        points = part * np.array((x, y)) - (left, top)
         pen.line([*map(tuple, points.tolist()), tuple(points[0].tolist())], fill=OUTLINE)
     return np.asarray(canvas)

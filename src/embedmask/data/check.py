@@ -21,6 +21,8 @@ from embedmask.errors import BadInput
 CHECKED: tuple[Split, ...] = ("train", "val", "test")
 Sizes = tuple[int, int, int]
 """Number of small, medium and large objects."""
+THIN = 30
+"""An image that is so many times longer than wide is named."""
 NUM_EXAMPLES = 8
 """Of each kind of problem, kept to be drawn."""
 
@@ -173,10 +175,14 @@ def _open(folder: Path, split: Split, note: Note, exif: Exif, masks: MaskCheck) 
 def _summarize(dataset: CocoInstances, masks: MaskCheck, max_detections: int, note: Note) -> SplitSummary:
     numbers = [masks.per_image[image_id] for image_id in dataset.image_ids]
     for index, number in enumerate(numbers):
+        path, (height, width) = dataset.image_path(index), dataset.sizes[index]
         if number > max_detections:
             kept = f"but {max_detections} detections are kept an image; raise max_detections"
-            message = f"{dataset.image_path(index)}: has {number} objects, {kept}"
-            note(Problem("crowded image", message, fatal=False))
+            note(Problem("crowded image", f"{path}: has {number} objects, {kept}", fatal=False))
+        if max(height, width) > THIN * min(height, width):
+            fault = "resizing leaves little of its short side, and its batch is padded to its long side"
+            message = f"{path}: is {height} px high and {width} px wide; {fault}; cut it into pieces"
+            note(Problem("thin image", message, fatal=False))
     counts: list[Sizes] = [
         (masks.sizes[label, 0], masks.sizes[label, 1], masks.sizes[label, 2])
         for label in range(len(dataset.class_names))

@@ -113,7 +113,7 @@ class Copies:
             ours, theirs = (self.sets[split].annotations(index) for split, index in (first, second))
             fault = misplaced(ours, theirs, copy.turn)
             if fault:
-                advice = "look at both, and give each image its own objects"
+                advice = f"look at both, and give image {image_id} and its twin their own objects"
                 example = Example(image_id)
                 note(
                     Problem(

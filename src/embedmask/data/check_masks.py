@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,24 +51,37 @@ class MaskCheck:
 
     def finish(self) -> None:
         """Judge the objects that wait."""
-        for item, crosses in zip(self._waiting, crossing_objects(self._waiting), strict=True):
-            area = item.mask.area(item.size) if isinstance(item.mask, Polygons) else item.mask.area()
+        items, self._waiting = self._waiting, []
+        areas = [
+            item.mask.area(item.size) if isinstance(item.mask, Polygons) else item.mask.area()
+            for item in items
+        ]
+        for item, area in zip(items, areas, strict=True):
             self.sizes[item.label, int(area >= SMALL) + int(area >= MEDIUM)] += 1
             self.per_image[item.image_id] += 1
-            name = item.where.partition(" of image ")[0].rpartition(": ")[2]
-            for kind, message in mask_faults(item, area, crosses):
+        facts = zip(
+            items, areas, crossing_objects(items), (item.mask.bounds() for item in items), strict=True
+        )
+        for item, area, crosses, bounds in facts:
+            for kind, message in mask_faults(item, area, crosses, bounds):
+                name = item.where.partition(" of image ")[0].rpartition(": ")[2]
                 example = Example(item.image_id, name, item.mask)
                 self.note(Problem(kind, f"{item.where} {message}", fatal=False, example=example))
-        self._waiting.clear()
 
 
-def mask_faults(item: CheckedObject, area: int, crosses: bool) -> Iterator[tuple[Kind, str]]:
-    """Yield what is suspicious about a mask of `area` pixels, of which a polygon crosses itself or none does."""
-    bounds = item.mask.bounds()
+def mask_faults(item: CheckedObject, area: int, crosses: bool, bounds: Bounds) -> Iterator[tuple[Kind, str]]:
+    """Yield what is suspicious about a mask.
+
+    Args:
+        item: the object.
+        area: its pixels inside the image.
+        crosses: one of its polygons crosses itself.
+        bounds: its box, xyxy px.
+    """
     if area <= 1:
         yield "tiny object", f"has a mask of {area} pixels, which teaches nothing; correct or remove it"
     if crosses:
-        fault = f"has a polygon that crosses itself; where it overlaps itself the mask of {area} pixels has a hole"
+        fault = f"has a polygon that crosses itself; its mask has {area} pixels, and a hole where it overlaps itself"
         yield "self-crossing polygon", f"{fault}; redraw it, or split it into parts"
     reach = reach_outside(bounds, item.size)
     if reach > OUTSIDE:
@@ -75,7 +90,7 @@ def mask_faults(item: CheckedObject, area: int, crosses: bool) -> Iterator[tuple
         )
         advice = "correct it, and look whether the image was cropped or turned after it was annotated"
         yield "outside the image", f"{fault}; {advice}"
-    box = box_area(bounds, item)
+    box = max(box_area(bounds, item.size), box_area(_corners(item.box), item.size))
     if 1 < area < MOSTLY_EMPTY * box:
         fault = f"has a mask of {area} pixels, {100 * area / box:.1f} % of its box"
         yield "mostly empty mask", f"{fault}; look for stray parts or a wrong scale, and redraw it"
@@ -87,17 +102,19 @@ def reach_outside(bounds: Bounds, size: Size) -> float:
     return max(-left, -top, right - size[1], bottom - size[0], 0.0)
 
 
-def box_area(bounds: Bounds, item: CheckedObject) -> float:
-    """Return the area of the part inside the image of the mask's own box or of the file's, the larger, px²."""
-    boxes = [bounds]
-    if isinstance(item.box, list) and len(item.box) == 4 and all(type(v) in (int, float) for v in item.box):
-        x, y, width, height = item.box
-        boxes.append((x, y, x + width, y + height))
-    height, width = item.size
-    return max(
-        max(min(right, width) - max(left, 0), 0) * max(min(bottom, height) - max(top, 0), 0)
-        for left, top, right, bottom in boxes
-    )
+def box_area(bounds: Bounds, size: Size) -> float:
+    """Return the area of the part of a box xyxy px that lies inside an image of `(height, width)`, px²."""
+    left, top, right, bottom = bounds
+    width, height = min(right, size[1]) - max(left, 0), min(bottom, size[0]) - max(top, 0)
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _corners(box: Any) -> Bounds:
+    """Return a box as the file has it, xywh px, as xyxy; an empty one where it is no box."""
+    if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        return 0.0, 0.0, 0.0, 0.0
+    x, y, width, height = box
+    return x, y, x + width, y + height
 
 
 def crossing_objects(items: Sequence[CheckedObject]) -> list[bool]:
@@ -152,7 +169,7 @@ def _pairs(followers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ND
     """Yield each place with each of the `followers` places behind it, about `PAIRS` pairs at a time."""
     total = np.cumsum(followers)
     stops = np.searchsorted(total, np.arange(PAIRS, total[-1] + PAIRS, PAIRS)) + 1
-    for begin, stop in zip([0, *stops[:-1].tolist()], stops.tolist(), strict=True):
+    for begin, stop in pairwise([0, *stops.tolist()]):
         counts = followers[begin:stop]
         first = np.repeat(np.arange(begin, begin + len(counts)), counts)
         within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from embedmask.config.data import Split
-from embedmask.data.images import TURNED_ORIENTATIONS, may_be_turned, read_header
+from embedmask.data.images import TURNED_ORIENTATIONS, read_header
 from embedmask.data.problems import Example, Problem
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -19,6 +19,8 @@ from embedmask.structures import Size
 Fit = Literal["upright", "stored", "either"]
 FrameCounts = dict[Fit, tuple[int, Path]]
 """Number of images with an EXIF orientation that fit a frame, and one of them."""
+CHUNK = 100
+"""Headers that a thread reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def find_turned(
     def look(index: int) -> Turned | None:
         path = paths[index]
         try:
-            stored, orientation = read_header(path) if may_be_turned(path) else (sizes[index], 1)
+            stored, orientation = read_header(path)
         except BadInput:
             return None  # it is told where the image is read
         if orientation == 1:
@@ -63,8 +65,12 @@ def find_turned(
         both = relative or stored == upright
         return Turned(path, image_ids[index], orientation, "either" if both else fit)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [turned for turned in pool.map(look, range(len(paths))) if turned is not None]
+    def look_at(indices: range) -> list[Turned]:
+        return [turned for turned in map(look, indices) if turned is not None]
+
+    parts = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # headers may lie on a slow disk
+        return [turned for found in pool.map(look_at, parts) for turned in found]
 
 
 def frame_problems(found: Sequence[Turned]) -> Iterator[Problem]:

@@ -34,8 +34,6 @@ TO_STORED = {
     8: Image.Transpose.ROTATE_270,
 }
 """Operation that leads from an upright image back to the stored one, by EXIF orientation."""
-HEADER_BYTES = 2**16
-"""The start of a file, within which JPEG and PNG files mention an orientation if they have one."""
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 """Formats whose endings Pillow knows, though it cannot read them."""
 STRIP_PIXELS = 2**22
@@ -104,14 +102,6 @@ def read_header(path: str | Path) -> tuple[Size, int]:
         # Pillow gives the upright size of a TIFF
         swapped = picture.format == "TIFF" and orientation in TURNED_ORIENTATIONS
     return ((width, height) if swapped else (height, width)), orientation
-
-
-def may_be_turned(path: str | Path) -> bool:
-    """Return False where the first bytes of a JPEG or PNG file rule out an EXIF orientation; faster than parsing."""
-    with _reading(str(path)), Path(path).open("rb") as file:
-        start = file.read(HEADER_BYTES)
-    is_plain = start.startswith((b"\xff\xd8", b"\x89PNG"))
-    return not is_plain or any(word in start for word in (b"Exif", b"eXIf", b"exif", b"rientation"))
 
 
 def _orientation(picture: Image.Image) -> int:

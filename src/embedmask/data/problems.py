@@ -33,6 +33,7 @@ Kind = Literal[
     "unused category",
     "no objects",
     "crowded image",
+    "thin image",
     "tiny object",
     "self-crossing polygon",
     "outside the image",

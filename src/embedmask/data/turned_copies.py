@@ -33,7 +33,7 @@ AGREE = 0.8
 """Share of the objects that must fit for a turn to be believed."""
 TURNS = tuple((mirrored, turns) for mirrored in (False, True) for turns in range(4))
 NAMES = (
-    "as it is",
+    "not turned",
     "turned by 90°",
     "turned by 180°",
     "turned by 270°",
@@ -113,26 +113,29 @@ def misplaced(first: Annotations, second: Annotations, turn: int) -> str:
     """
     ours, theirs = _boxes(first), _boxes(second)
     if not len(ours) or not len(theirs):
-        return _in_other_frame(first, second) if turn in (1, 3, 5, 7) else ""
+        return _in_other_frame(first, second) if TURNS[turn][1] % 2 else ""
     if _agreement(_turn_boxes(ours, first.size, turn), theirs) >= AGREE / 2:
         return ""
-    others = [other for other in range(len(TURNS)) if other != turn]
-    fits = {other: _agreement(_turn_boxes(ours, first.size, other), theirs) for other in others}
-    best = max(others, key=lambda other: fits[other])
-    if fits[best] < AGREE:
-        return ""
-    return f"the objects of the one lie where those of the other lie {NAMES[best]}"
+    # objects that the two have exchanged were turned back, from the frame of the second
+    fits = {
+        other: max(_agreement(_turn_boxes(ours, size, other), theirs) for size in (first.size, second.size))
+        for other in range(len(TURNS))
+        if other != turn
+    }
+    best = max(fits, key=lambda other: fits[other])
+    return f"its objects lie as if it were {NAMES[best]}" if fits[best] >= AGREE else ""
 
 
 def _in_other_frame(first: Annotations, second: Annotations) -> str:
-    """Of two images that swap height and width, one has no objects, and the other objects that only fit that one."""
-    boxes = _boxes(first if len(first) else second).tolist()
-    own, other = (first.size, second.size) if len(first) else (second.size, first.size)
-    beyond = max((reach_outside(tuple(box), own) for box in boxes), default=0.0)
-    fits = all(reach_outside(tuple(box), other) <= OUTSIDE for box in boxes)
+    """Judge two images with height and width swapped, of which one has no objects."""
+    own, twin = (first, second) if len(first) else (second, first)
+    reaches = [
+        [reach_outside(mask.bounds(), size) for mask in own.segmentations] for size in (own.size, twin.size)
+    ]
+    leaves, beyond_twin = (max(reach, default=0.0) > OUTSIDE for reach in reaches)
     return (
-        "one has no objects, and those of the other only fit into its frame"
-        if beyond > OUTSIDE and fits
+        "one has no objects, and those of the other fit the frame of that one alone"
+        if leaves and not beyond_twin
         else ""
     )
 
