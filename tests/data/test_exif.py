@@ -63,12 +63,11 @@ def lies_on_red(dataset: CocoInstances, index: int = 0) -> bool:
     return inside[0] > 180 and inside[2] < 100
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("upright", [True, False])
+@pytest.mark.parametrize(
+    ("orientation", "upright"), [(n, True) for n in range(1, 9)] + [(n, False) for n in range(5, 9)]
+)
 def test_where_the_size_tells_it_decides(tmp_path: Path, orientation: int, upright: bool) -> None:
     tells = orientation >= 5
-    if not (tells or upright):
-        pytest.skip("both frames have this size")
     write(tmp_path, {"a.png": (orientation, upright)})
     for exif in ("auto", "upright", "stored") if tells else ("auto", "upright"):
         dataset = CocoInstances.open(tmp_path, "train", exif=exif)

@@ -20,6 +20,7 @@ from embedmask.errors import BadInput
 from embedmask.model.build import build_model
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
+from embedmask.training.datamodule import SplitPair
 from embedmask.weights.checkpoint import load_checkpoint
 
 
@@ -50,6 +51,26 @@ def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -
     assert [line.split()[:2] for line in lines[1:]] == [["epoch", "1"], ["epoch", "2"], ["mask", "AP"]]
     assert lines[0].endswith("train.json beside images/")
     assert all("\n" not in line for line in lines)
+
+
+def test_warnings_of_both_splits_are_told_in_a_line_each(tmp_path: Path) -> None:
+    make_shapes(tmp_path / "shapes", train=4, val=2, size=64, seed=0)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for path in (tmp_path / "shapes/images").iterdir():
+        with Image.open(path) as image:
+            image.load()
+            image.save(path, exif=exif)
+    lines = SplitPair(tmp_path / "shapes", tiny()).lines()
+    assert lines[0] == "train.json beside images/"
+    assert [line.partition(": /")[0] for line in lines[1:]] == [
+        "warning: EXIF orientation, 4",
+        "warning: EXIF orientation, 2",
+    ]
+    said = override(tiny().data, {"exif": "stored"}, where="data")
+    splits = SplitPair(tmp_path / "shapes", replace(tiny(), data=said))
+    assert len(splits.lines()) == 1
+    assert (splits.train_set.exif, splits.val_set.exif) == ("stored", "stored")
 
 
 def test_csv_has_a_row_an_epoch(run: tuple[Path, dict[str, float], list[str]]) -> None:

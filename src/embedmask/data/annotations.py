@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedmask.data.problems import DEGENERATE, BadObject, Note, Problem, refuse
+from embedmask.data.problems import DEGENERATE, BadObject, CheckedObject, Inspect, Note, Problem, refuse
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation, parse_segmentation
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -114,30 +114,6 @@ class AnnotationFile:
     sizes: list[Size]
     annotations: PackedAnnotations
     dropped: list[int]
-
-
-class CheckedObject(NamedTuple):
-    """One object whose record can be used, as a further check of its mask sees it.
-
-    Attributes:
-        mask: in the file's frame.
-        label: 0..C-1.
-        image_id: the image, as the file calls it.
-        size: `(height, width)` of the image.
-        where: file, annotation and image, for messages.
-        box: xywh px as the file has it, unchecked; None: no box.
-    """
-
-    mask: Segmentation
-    label: int
-    image_id: int
-    size: Size
-    where: str
-    box: Any
-
-
-Inspect = Callable[[CheckedObject], None]
-"""Is shown every object that is kept, in the order of the file."""
 
 
 def read_coco(path: Path, *, compact: bool = True) -> Content:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedmask.data.annotations import CheckedObject
-from embedmask.data.problems import Example, Kind, Note, Problem
+from embedmask.data.problems import CheckedObject, Example, Kind, Note, Problem
 from embedmask.data.segmentation import Bounds, Polygons
 from embedmask.structures import Size
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedmask.config.data import Degenerate, Exif, Split
-from embedmask.data.annotations import Annotations, Content, Inspect, check_annotations
+from embedmask.data.annotations import Annotations, Content, check_annotations
 from embedmask.data.exif import count_frames, find_turned, frame_problems
 from embedmask.data.images import read_image, size_of
 from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
-from embedmask.data.problems import Note, Problem, drop_degenerate, refuse, warning_lines
+from embedmask.data.problems import Inspect, Note, Problem, drop_degenerate, refuse, warning_lines
 from embedmask.data.segmentation import to_coco
 from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from embedmask.errors import BadInput
 
 if TYPE_CHECKING:
     from embedmask.data.segmentation import Segmentation
+    from embedmask.structures import Size
 
 Kind = Literal[
     "missing split",
@@ -84,6 +85,30 @@ class Problem:
 
 Note = Callable[[Problem], None]
 """Is told of a problem, and raises or returns; after it returns, what is wrong is left out."""
+
+
+class CheckedObject(NamedTuple):
+    """One object whose record can be used, as a further check of its mask sees it.
+
+    Attributes:
+        mask: in the file's frame.
+        label: 0..C-1.
+        image_id: the image, as the file calls it.
+        size: `(height, width)` of the image.
+        where: file, annotation and image, for messages.
+        box: xywh px as the file has it, unchecked; None: no box.
+    """
+
+    mask: Segmentation
+    label: int
+    image_id: int
+    size: Size
+    where: str
+    box: Any
+
+
+Inspect = Callable[[CheckedObject], None]
+"""Is shown every object that is kept, in the order of the file."""
 
 
 class BadObject(BadInput):
