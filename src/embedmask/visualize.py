@@ -177,7 +177,7 @@ def write_picture(picture: npt.NDArray[Any], path: Path) -> None:
 
 def side_by_side(left: Pixels, right: Pixels, titles: tuple[str, str]) -> Pixels:
     """Two pictures uint8 [H, W, 3] beside each other, each under its title."""
-    return contact_sheet([_entitle(left, titles[0]), _entitle(right, titles[1])], columns=2)
+    return contact_sheet([entitle(left, titles[0]), entitle(right, titles[1])], columns=2)
 
 
 def contact_sheet(pictures: Sequence[Pixels], columns: int) -> Pixels:
@@ -202,8 +202,8 @@ def contact_sheet(pictures: Sequence[Pixels], columns: int) -> Pixels:
     return sheet
 
 
-def _entitle(picture: Pixels, title: str) -> Pixels:
-    """The picture under a line of black text; text that is too wide is made smaller."""
+def entitle(picture: Pixels, title: str) -> Pixels:
+    """Put the image under a line of black text; text that is too wide is made smaller."""
     size = int(np.clip(FONT_SHARE * min(picture.shape[:2]), 12, FONT_RANGE[1]))
     font = ImageFont.load_default(size)
     wide = font.getlength(title)

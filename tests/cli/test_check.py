@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -33,14 +34,87 @@ def test_a_sound_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert drawn.width > drawn.height > 100
 
 
-@pytest.mark.parametrize("name", ["counts", "counts.abc"])
 def test_a_name_that_is_no_picture_s_is_refused(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new"
-    assert main(["data", "check", str(shapes), "--quick", "--out", str(folder / name)]) == 2
+    assert main(["data", "check", str(shapes), "--quick", "--out", str(folder / "counts.abc")]) == 2
     assert "not the name of a picture" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_a_folder_gets_the_counts_and_contact_sheets(shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "check.v1"
+    out.mkdir()
+    assert main(["data", "check", str(shapes), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == {"counts.png", "train.png", "val.png"}
+    with Image.open(out / "train.png") as train, Image.open(out / "val.png") as val:
+        assert train.width > 4 * 300  # four columns of 320 px
+        assert val.width < 3 * 330
+        assert train.height > 2 * 300
+        assert len(train.getcolors(2**24) or []) > 1000
+
+
+def test_problems_are_drawn_close_up(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((shapes / "train.json").read_text())
+    first, second = content["annotations"][:2]
+    first.update(segmentation=[[10, 10, 30, 30, 30, 10, 10, 30]], bbox=[10, 10, 20, 20])
+    second.update(segmentation=[[40, 10, 90, 10, 90, 30, 40, 30]], bbox=[40, 10, 50, 20])
+    (shapes / "train.json").write_text(json.dumps(content))
+    out = tmp_path / "check"
+    assert main(["data", "check", str(shapes), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "warning: self-crossing polygon, 1\n" in said
+    assert f"train.json: annotation {first['id']} of image {first['image_id']}" in said
+    assert "reaches 26 px beyond its image [64, 64]" in said
+    with Image.open(out / "problems.png") as drawn:
+        pixels = np.asarray(drawn).astype(int)
+    red = (np.abs(pixels - (255, 40, 40)).max(-1) == 0).nonzero()
+    assert len(red[0]) > 500  # outlines
+    assert red[1].max() - red[1].min() > 320  # in both tiles
+    white = (pixels == 255).all(-1)
+    assert white[30:-1, 330:].any(0).any()  # the border of the image that the second object leaves
+
+
+def test_pictures_that_cannot_be_read_are_left_out_of_the_sheets(shapes: Path, tmp_path: Path) -> None:
+    for path in sorted((shapes / "images").iterdir()):
+        path.write_bytes(path.read_bytes()[:200])
+    out = tmp_path / "check"
+    assert main(["data", "check", str(shapes), "--out", str(out)]) == 2
+    assert {path.name for path in out.iterdir()} == {"counts.png"}
+
+
+def test_the_frame_of_exif_is_asked_for(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sorted((shapes / "images").iterdir())[0]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, exif=exif)
+    assert main(["data", "check", str(shapes)]) == 0
+    out = capsys.readouterr().out
+    assert "warning: EXIF orientation, 1\n" in out
+    assert f"{path}: EXIF orientation 3" in out
+    assert main(["data", "check", str(shapes), "--exif", "stored"]) == 0
+    assert "EXIF" not in capsys.readouterr().out
+    sheets = {}
+    for name, words in {
+        "auto": (),
+        "stored": ("--exif", "stored"),
+        "data": ("--config", "shapes", "--data.exif", "stored", "--data.rotate90", "false"),
+        "augment": ("--config", "shapes", "--augment.exif", "stored", "--augment.rotate90", "false"),
+    }.items():
+        sheet = tmp_path / f"{name}.png"
+        assert main(["data", "show", str(shapes), "--count", "1", "--out", str(sheet), *words]) == 0
+        sheets[name] = sheet.read_bytes()
+    assert sheets["auto"] != sheets["stored"] != sheets["data"]
+    assert sheets["data"] == sheets["augment"]
+    assert main(["data", "check", str(shapes), "--exif", "sideways"]) == 2
+    assert "--exif cannot be 'sideways', expected one of auto, upright, stored" in capsys.readouterr().err
 
 
 def test_errors_give_exit_code_2_and_long_lists_are_shortened(

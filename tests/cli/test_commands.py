@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,33 @@ class TestEval:
         data = copy_with(shapes, tmp_path, merge)
         assert main(["eval", "--weights", str(eager), "--data", str(data), "--json", str(out)]) == 0
         assert "matching/AP50" in json.loads(out.read_text())
+
+    def test_the_frame_of_exif_is_asked_for(
+        self, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = tmp_path / "turned"
+        shutil.copytree(shapes, data)
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        for path in (data / "images").iterdir():
+            with Image.open(path) as image:
+                image.load()
+                image.save(path, exif=exif)
+        seen: list[Any] = []
+
+        def evaluate(weights: Path, dataset: Any, *, begin: Any, **how: Any) -> dict[str, Any]:
+            begin()
+            seen.append(dataset.image(0))
+            return {}
+
+        monkeypatch.setattr("embedmask.evaluation.run.evaluate_weights", evaluate)
+        for words, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
+            assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *words]) == 0
+            assert ("has EXIF orientation " in capsys.readouterr().out) == warned
+        auto, stored, upright = seen
+        assert auto.equal(upright)
+        assert auto.flip((1, 2)).equal(stored)
+        assert not auto.equal(stored)
 
     def test_report_is_one_page(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         folder = tmp_path / "report"

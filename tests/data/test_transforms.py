@@ -65,6 +65,25 @@ def test_resized_size_always_has_pixels(height: int, width: int, short_side: int
     assert (new_height <= new_width) == (height <= width) or new_height == new_width
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1, 5000), (1, 1333)),
+        ((5000, 1), (1333, 1)),
+        ((3, 4000), (1, 1333)),
+        ((2, 9000), (1, 1333)),
+        ((1, 1), (800, 800)),
+        ((1, 1333), (1, 1333)),
+    ],
+)
+def test_thin_images_keep_within_the_long_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized_size(size, 800, 1333) == expected
+    masks = np.ones((1, *size), bool)
+    image, target = EvalTransform(800, 1333)(*scene(masks), seeded())
+    assert tuple(image.shape[1:]) == expected
+    assert target.boxes.tolist() == [[0, 0, expected[1], expected[0]]]
+
+
 views = st.fixed_dictionaries(
     {
         "flip_horizontal": st.booleans(),

@@ -24,7 +24,8 @@ from embedmask.structures import ImageBatch
 
 SIZES = [(64, 96), (160, 32)]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a map, in its largest value."""
+"""Largest difference of a map, in its largest value. In bfloat16, twice the error of autocast is allowed beside it: small
+normalized maps of random weights multiply rounding, by how much depends on the processor."""
 
 
 def model_of(seed: int = 0, **changes: Any) -> EmbedMask:
@@ -51,13 +52,27 @@ def plain(model: EmbedMask, batch: ImageBatch) -> Predictions:
         return model(batch)
 
 
-def assert_same(found: Predictions, wanted: Predictions, dtype: torch.dtype = torch.float32) -> None:
+def assert_same(
+    found: Predictions,
+    wanted: Predictions,
+    dtype: torch.dtype = torch.float32,
+    rounded: Predictions | None = None,
+) -> None:
+    """Equal within the tolerance of `dtype`, and twice the error of `rounded`."""
     assert (found.strides, found.pixel_stride) == (wanted.strides, wanted.pixel_stride)
-    for one, other in zip(maps_of(found), maps_of(wanted), strict=True):
+    for one, other, third in zip(*map(maps_of, (found, wanted, rounded or wanted)), strict=True):
         assert one.dtype == torch.float32
         assert one.shape == other.shape
         scale = float(other.abs().max()) + 1e-6
-        assert float((one - other).abs().max()) <= TOLERANCE[dtype] * scale
+        allowed = TOLERANCE[dtype] * scale + 2 * float((third.float() - other).abs().max())
+        assert float((one - other).abs().max()) <= allowed
+
+
+def assert_runs(network: Network, model: EmbedMask, batch: ImageBatch, dtype: torch.dtype) -> None:
+    """A network gives the maps of its model."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        rounded = plain(model, batch)
+    assert_same(network(batch), plain(model, batch), dtype, rounded)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +88,7 @@ def test_torch_is_the_plain_network(preset: str, stride: int | None, dtype: torc
     model = model_of(preset=preset, embed_stride=stride)
     network = make_network(model, "torch", dtype)
     for size in SIZES:
-        assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
+        assert_runs(network, model, batch_of(size), dtype)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +98,7 @@ def test_torch_is_the_plain_network(preset: str, stride: int | None, dtype: torc
 def test_any_backbone(backbone: str, norm: str) -> None:
     model = model_of(backbone=backbone, backbone_norm=norm, frozen_stages=0)
     for dtype in TOLERANCE:
-        found = make_network(model, "torch", dtype)(batch_of())
-        assert_same(found, plain(model, batch_of()), dtype)
+        assert_runs(make_network(model, "torch", dtype), model, batch_of(), dtype)
 
 
 def test_nothing_of_a_resnet_is_left_unfused() -> None:
@@ -204,7 +218,7 @@ def test_compiled_is_the_plain_network(dtype: torch.dtype) -> None:
     model = model_of()
     network = make_network(model, "compile", dtype)
     for size in SIZES:
-        assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
+        assert_runs(network, model, batch_of(size), dtype)
 
 
 class TestOpenvino:
@@ -231,7 +245,7 @@ class TestOpenvino:
         model = model_of(preset=preset, embed_stride=stride)
         network = make_network(model, "openvino", dtype)
         for size in [*SIZES, (288, 320)]:
-            assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
+            assert_runs(network, model, batch_of(size), dtype)
 
     @pytest.mark.usefixtures("converted")
     def test_results_outlive_the_next_picture(self) -> None:

@@ -20,6 +20,7 @@ from embedmask.errors import BadInput
 from embedmask.model.build import build_model
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
+from embedmask.training.datamodule import SplitPair
 from embedmask.weights.checkpoint import load_checkpoint
 
 
@@ -47,9 +48,29 @@ def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -
     assert kept["segm/AP"] == metrics["segm/AP"]
     assert 0 <= kept["segm/AP"] <= 1
     assert (kept["steps"], kept["epochs"]) == (6, 2)
-    assert [line.split()[:2] for line in lines[1:]] == [["epoch", "1"], ["epoch", "2"], ["mask", "AP"]]
+    begins = [" ".join(line.split()[:2]) for line in lines[1:]]
+    assert begins == ["epoch 1", "epoch 2", "score threshold", "mask AP"]
     assert lines[0].endswith("train.json beside images/")
     assert all("\n" not in line for line in lines)
+
+
+def test_warnings_of_both_splits_are_told_in_a_line_each(tmp_path: Path) -> None:
+    make_shapes(tmp_path / "shapes", train=4, val=2, size=64, seed=0)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for path in (tmp_path / "shapes/images").iterdir():
+        with Image.open(path) as image:
+            image.load()
+            image.save(path, exif=exif)
+    folder = tmp_path / "shapes"
+    lines = SplitPair(folder, tiny()).report_lines(folder)
+    assert lines[0] == f"{folder}: train.json beside images/"
+    assert [line.rpartition(" (and ")[2].split()[0] for line in lines[1:]] == ["3", "1"]
+    assert all("EXIF orientation 3" in line for line in lines[1:])
+    said = override(tiny().data, {"exif": "stored"}, where="data")
+    splits = SplitPair(folder, replace(tiny(), data=said))
+    assert len(splits.report_lines(folder)) == 1
+    assert (splits.train_set.exif, splits.val_set.exif) == ("stored", "stored")
 
 
 def test_csv_has_a_row_an_epoch(run: tuple[Path, dict[str, float], list[str]]) -> None:

@@ -146,6 +146,16 @@ def test_views_at_their_largest() -> None:
     assert largest_views(DataConfig(short_sides=())).short_sides == ()
 
 
+def test_the_processors_memory_ends_too() -> None:
+    config = tiny(batch_size=16).train
+    with pytest.raises(BadInput, match="or lower "), told_when_memory_ends(config):
+        raise RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"
+        )
+    with pytest.raises(RuntimeError, match="shapes"), told_when_memory_ends(config):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
 def test_memory_that_ends_is_told_with_the_mend() -> None:
     mend = pytest.raises(BadInput, match=r"16 images in 2 part.*--train.accumulate 4")
     with mend as caught, told_when_memory_ends(tiny(batch_size=16, accumulate=2).train):

@@ -20,7 +20,7 @@ from embedmask.config import (
     Precision,
     TrainConfig,
 )
-from embedmask.config.data import Degenerate, Split
+from embedmask.config.data import Degenerate, Exif, Split
 from embedmask.errors import BadInput
 
 
@@ -48,7 +48,7 @@ def train(
         out: Results folder, new or empty (or the run's own, with --resume). A dry run needs none.
         config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume: the run's own.
         model: Changes a FIELD of the model; they are listed below.
-        augment: Changes a FIELD of the recipe's data section.
+        augment: Changes a FIELD of the recipe's data section; --data.FIELD does the same.
         train: Changes a FIELD of the solver.
         resume: Go on from the last checkpoint in the results folder, as if the run had never stopped.
         dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
@@ -102,6 +102,7 @@ def evaluate(
     matching: bool = False,
     degenerate: Degenerate = "refuse",
     val_fraction: float = 0.0,
+    exif: Exif = "auto",
     precision: Precision = "auto",
     device: str = "auto",
 ) -> None:
@@ -121,6 +122,7 @@ def evaluate(
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
+        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         device: auto, cpu, cuda, cuda:N or mps.
     """
@@ -128,7 +130,9 @@ def evaluate(
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
 
-    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where, val_fraction=val_fraction)
+    dataset = CocoInstances.open(
+        data, split, degenerate=degenerate, where=where, val_fraction=val_fraction, exif=exif
+    )
     how: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
@@ -349,7 +353,7 @@ TRAIN_FIELDS = " ".join(
     (
         field_names("Fields of --model", ModelConfig),
         field_names("Where the recipe says model: maskrcnn", MaskRCNNConfig),
-        field_names("Of --augment", DataConfig),
+        field_names("Of --data and --augment", DataConfig),
         field_names("Of --train", TrainConfig),
     )
 )
@@ -364,7 +368,7 @@ COMMANDS: Commands = {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),
         "show": Command(
-            data_show, positional="folder", epilog=field_names("Fields of --augment", DataConfig)
+            data_show, positional="folder", epilog=field_names("Fields of --data and --augment", DataConfig)
         ),
         "split": Command(data_split, positional="folder"),
     },

@@ -7,7 +7,7 @@ from typing import Any
 
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, picture_bar
-from embedmask.config.data import Degenerate, Split
+from embedmask.config.data import Degenerate, Exif, Split
 
 
 def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256, seed: int = 0) -> None:
@@ -34,6 +34,7 @@ def data_check(
     json: Path | None = None,
     max_detections: int = 100,
     degenerate: Degenerate = "refuse",
+    exif: Exif = "auto",
     quick: bool = False,
     workers: int | None = None,
     val_fraction: float = 0.0,
@@ -42,24 +43,27 @@ def data_check(
 
     Args:
         folder: Data set, of any layout that train reads.
-        out: Picture of the counts to write, such as counts.png.
+        out: Folder for the counts, a contact sheet of each split, and the problems drawn; or only the counts, as an
+            image such as counts.png.
         json: Write the whole report to this file: the lists that are printed are shortened.
         max_detections: Name the pictures with more objects than this.
         degenerate: refuse or drop objects without area, as --augment.degenerate of train.
+        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
         quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
         workers: Threads that read pictures; by default one a core.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.check import report_lines
+    from embedmask.cli.show import write_drawings
     from embedmask.data.check import check_folder
     from embedmask.files import write_json
-    from embedmask.visualize import plot_counts
 
     with picture_bar() as progress:
         report = check_folder(
             folder,
             max_detections=max_detections,
             degenerate=degenerate,
+            exif=exif,
             quick=quick,
             workers=workers,
             progress=progress,
@@ -69,7 +73,7 @@ def data_check(
     if json is not None:
         write_json(json, report.to_dict())
     if out is not None:
-        plot_counts({split: summary.counts for split, summary in report.splits.items()}, out)
+        write_drawings(report, out)
     return SOME_BAD if report.fatal else DONE
 
 
@@ -113,6 +117,7 @@ def data_show(
     split: Split = "train",
     out: Path | None = None,
     count: int = 12,
+    exif: Exif | None = None,
     config: str | None = None,
     augment: dict[str, Any] | None = None,
     val_fraction: float = 0.0,
@@ -124,13 +129,17 @@ def data_show(
         split: train or val.
         out: Picture to write; by default SPLIT.png in the working folder.
         count: Pictures on the sheet, spread over the split.
+        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored; by
+            default upright, or what the recipe says.
         config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
-        augment: Changes a FIELD of the recipe's data section; they are listed below.
+        augment: Changes a FIELD of the recipe's data section, as --data.FIELD does; they are listed below.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.show import write_contact_sheet
 
     path = out or Path(f"{split}.png")
     data = resolve_recipe(config, {"data": augment}).data if config or augment else None
-    shown = write_contact_sheet(folder, split, path, count, data, val_fraction=val_fraction)
+    shown = write_contact_sheet(
+        folder, split, path, count, augment=data, exif=exif, val_fraction=val_fraction
+    )
     print(f"{shown} pictures of {split} · {path}")

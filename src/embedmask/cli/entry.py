@@ -51,7 +51,7 @@ def run(words: list[str]) -> int:
     if not words:
         parser.print_help()
         return DONE
-    chosen: Namespace = parser.parse_args(words)
+    chosen: Namespace = parser.parse_args([re.sub(r"^--data\.", "--augment.", word) for word in words])
     function, values = find_command(COMMANDS, chosen)
     return function(**values) or DONE
 

@@ -10,6 +10,7 @@ from embedmask.fields import check_types, require
 
 Degenerate = Literal["refuse", "drop"]
 Split = Literal["train", "val", "test", "test-dev"]
+Exif = Literal["auto", "upright", "stored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class DataConfig:
     """Times the training set is walked in one epoch (small sets: fewer, longer epochs)."""
     degenerate: Degenerate = "refuse"
     """Objects with an empty mask, a polygon or a box without area: stop, or leave them out of train and val."""
+    exif: Exif = "auto"
+    """Frame of the annotations where an image carries an EXIF orientation and its size does not tell: `upright`, as
+    `stored`, or `auto`, upright with a warning."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.data.packed import PackedAnnotations
-from embedmask.data.problems import Note, Problem, refuse
+from embedmask.data.problems import Inspect, Note, Problem, refuse
 from embedmask.data.records import RecordCheck, as_id
 from embedmask.errors import BadInput
 from embedmask.files import read_text
@@ -116,7 +116,9 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def check_annotations(content: Content, path: Path, note: Note = refuse) -> AnnotationFile:
+def check_annotations(
+    content: Content, path: Path, note: Note = refuse, inspect: Inspect | None = None
+) -> AnnotationFile:
     """Check the content of a COCO file; training, evaluation and `data check` all read it here.
 
     Nothing is dropped silently: an object that cannot be used is a fatal problem. Values that are missing or
@@ -127,6 +129,7 @@ def check_annotations(content: Content, path: Path, note: Note = refuse) -> Anno
             annotation may say where it stands (`origin`); otherwise its id is named.
         path: the file, for messages.
         note: called with every problem; after it returns, the object or record is left out.
+        inspect: called with every object that is kept, crowds left out.
 
     Raises:
         BadInput: by `refuse`: keys missing, an annotation of an unknown image or category, an image or
@@ -137,7 +140,7 @@ def check_annotations(content: Content, path: Path, note: Note = refuse) -> Anno
         categories = _categories(content["categories"], path, note)
         images = _images(content["images"], path, note)
         labels = {category: label for label, category in enumerate(categories)}
-        check = RecordCheck(path, note, images, labels)
+        check = RecordCheck(path, note, images, labels, inspect)
         packed = check.pack(content.pop("annotations"))
         ids = list(images)
         return AnnotationFile(

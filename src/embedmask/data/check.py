@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from embedmask.config.data import Degenerate, Split
+from embedmask.config.data import Degenerate, Exif, Split
+from embedmask.data.check_images import Copies, look_at_all
+from embedmask.data.check_masks import MaskCheck
 from embedmask.data.coco import CocoInstances, check_same_classes, refuse_val_split
-from embedmask.data.images import read_image, read_size, size_of
+from embedmask.data.exif import mixed_frames
 from embedmask.data.layouts import find_split
-from embedmask.data.problems import DEGENERATE, KINDS, Kind, Note, Problem
-from embedmask.data.segmentation import Segmentation
+from embedmask.data.problems import DEGENERATE, KINDS, Example, Kind, Note, Problem
 from embedmask.errors import BadInput
-from embedmask.structures import Size
 
 CHECKED: tuple[Split, ...] = ("train", "val", "test")
-SMALL, MEDIUM = 32**2, 96**2
-"""Areas from which objects are medium and large for COCO, px²."""
-CHUNK = 512
-"""Pictures that wait for a thread."""
 Sizes = tuple[int, int, int]
 """Number of small, medium and large objects."""
+THIN = 30
+"""An image that is so many times longer than wide is named."""
+NUM_EXAMPLES = 8
+"""Of each kind of problem, kept to be drawn."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,22 @@ class Report:
     Attributes:
         splits: a summary of each split that could be read.
         problems: in the order in which they were met.
+        datasets: the splits that could be read.
+        examples: some of each kind of problem that can be drawn, each with its split.
     """
 
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    datasets: dict[Split, CocoInstances] = field(default_factory=dict)
+    examples: dict[Kind, list[tuple[Split, Example]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, split: Split, degenerate: Degenerate, problem: Problem) -> None:
+        """Keep a problem of a split; training does not read test."""
+        harmless = split == "test" or (degenerate == "drop" and problem.kind in DEGENERATE)
+        problem = replace(problem, fatal=problem.fatal and not harmless)
+        if problem.example is not None and len(self.examples[problem.kind]) < NUM_EXAMPLES:
+            self.examples[problem.kind].append((split, problem.example))
+        self.problems.append(replace(problem, example=None))  # masks would take memory
 
     @property
     def fatal(self) -> bool:
@@ -77,8 +86,10 @@ class Report:
         return [(key[1], kinds[key]) for key in order]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"fatal": self.fatal, **asdict(self)}
+        """Return plain values, of which JSON can be written."""
+        splits = {split: asdict(summary) for split, summary in self.splits.items()}
+        problems = [{"kind": p.kind, "message": p.message, "fatal": p.fatal} for p in self.problems]
+        return {"fatal": self.fatal, "splits": splits, "problems": problems}
 
 
 def check_folder(
@@ -86,6 +97,7 @@ def check_folder(
     *,
     max_detections: int = 100,
     degenerate: Degenerate = "refuse",
+    exif: Exif = "auto",
     quick: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -95,14 +107,16 @@ def check_folder(
 
     Missing, broken and wrongly sized pictures, objects and records that cannot be used, classes that no
     object has, crowded pictures, and pictures that two splits, or one twice, have in common: equal pixels,
-    whatever the file.
+    whatever the file. Masks to look at: see `check_masks`; images whose frame EXIF leaves open: see `exif`; turned
+    copies with the objects of each other: see `turned_copies`.
 
     Args:
         folder: data set of any layout, see `find_split`.
         max_detections: pictures with more objects are named: a model would miss the rest.
         degenerate: "drop": objects that cover nothing do not stop training.
+        exif: as `DataConfig.exif`: "auto" warns of images that may be annotated upright or as stored.
         quick: of pictures, read the header and compare the bytes of the files; they are not decoded, so a file
-            that is cut short, or the same picture stored in another way, is not seen.
+            that is cut short, the same picture stored in another way, or a turned copy is not seen.
         workers: threads that read pictures; None: one a core.
         progress: is told how many of all pictures have been read.
         val_fraction: of train, held out as val; 0: there is a val split.
@@ -113,36 +127,42 @@ def check_folder(
     if workers is not None and workers < 1:
         raise BadInput(f"--workers must be at least 1, got {workers}")
     report = Report()
-    sets: dict[Split, CocoInstances] = {}
-    notes = {split: partial(_note, report.problems, split, degenerate) for split in CHECKED}
     if val_fraction:
         refuse_val_split(folder)
+    notes: dict[Split, Note] = {split: partial(report.add, split, degenerate) for split in CHECKED}
     for split, note in notes.items():
-        for part, dataset in _open(folder, split, note, val_fraction).items():
-            sets[part] = dataset
-            report.splits[part] = _summarize(dataset, max_detections, notes[part])
+        masks = MaskCheck(note)
+        for part, dataset in _open(folder, split, note, masks, exif=exif, val_fraction=val_fraction).items():
+            report.datasets[part] = dataset
+            report.splits[part] = _summarize(dataset, masks, max_detections, notes[part])
+    sets = report.datasets
+    report.problems += _between_splits(sets)
+    copies = Copies(sets, notes)
+    total = sum(map(len, sets.values()))
+    for done, (place, found) in enumerate(look_at_all(sets, quick, workers), start=1):
+        if isinstance(found, Problem):
+            notes[place[0]](found)
+        elif found is not None:
+            copies.add(place, found)
+        progress(done, total)
+    copies.compare_turned()
+    return report
+
+
+def _between_splits(sets: Mapping[Split, CocoInstances]) -> Iterator[Problem]:
     if "train" in sets and "val" in sets:
         try:
             check_same_classes(sets["train"], sets["val"])
         except BadInput as error:
-            report.problems.append(Problem("different classes", str(error)))
-    total = sum(map(len, sets.values()))
-    seen: dict[bytes, tuple[Split, Path]] = {}
-    for done, (split, path, found) in enumerate(_look_at_all(sets, quick, workers), start=1):
-        twin = _twin(seen, found, split, path) if isinstance(found, bytes) else found
-        if twin is not None:
-            notes[split](twin)
-        progress(done, total)
-    return report
+            yield Problem("different classes", str(error))
+    mixed = mixed_frames({split: dataset.frames for split, dataset in sets.items()})
+    if mixed is not None:
+        yield mixed
 
 
-def _note(problems: list[Problem], split: Split, degenerate: Degenerate, problem: Problem) -> None:
-    """Keep a problem; training does not read test."""
-    harmless = split == "test" or (degenerate == "drop" and problem.kind in DEGENERATE)
-    problems.append(replace(problem, fatal=problem.fatal and not harmless))
-
-
-def _open(folder: Path, split: Split, note: Note, val_fraction: float) -> dict[Split, CocoInstances]:
+def _open(
+    folder: Path, split: Split, note: Note, masks: MaskCheck, *, exif: Exif, val_fraction: float
+) -> dict[Split, CocoInstances]:
     """Open a split; with `val_fraction`, train and the part of it that is held out as val."""
     if split == "val" and val_fraction:
         return {}  # it came with train
@@ -155,7 +175,8 @@ def _open(folder: Path, split: Split, note: Note, val_fraction: float) -> dict[S
             note(Problem("missing split", str(error)))
         return {}
     try:
-        dataset = CocoInstances(files, note=note)
+        dataset = CocoInstances(files, note=note, exif=exif, inspect=masks)
+        masks.finish()
         if split == "train" and val_fraction:
             train, val = dataset.hold_out(val_fraction)
             return {"train": train, "val": val}
@@ -165,33 +186,25 @@ def _open(folder: Path, split: Split, note: Note, val_fraction: float) -> dict[S
     return {split: dataset}
 
 
-def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> SplitSummary:
-    counts = np.zeros((len(dataset.class_names), 3), dtype=np.int64)
-    numbers = []
-    for index in range(len(dataset)):
-        item = dataset.annotations(index)
-        areas = item.known_areas()
-        np.add.at(counts, (item.labels, np.digitize(areas, (SMALL, MEDIUM))), 1)
-        numbers.append(len(item))
-        name = dataset.image_path(index)
-        if len(item) > max_detections:
-            message = f"{name}: has {len(item)} objects, but {max_detections} detections are kept an image"
-            note(Problem("crowded image", f"{message}; raise max_detections", fatal=False))
-        pairs = zip(areas, item.segmentations, strict=True)
-        tiny = sum(min(area, _extent(mask)) < 1 for area, mask in pairs)
-        if tiny:
-            message = f"{name}: has {tiny} objects smaller than a pixel, which teach nothing; look at them"
-            note(Problem("tiny object", message, fatal=False))
-    _note_unused(dataset, counts.sum(1).tolist(), note)
-    named: dict[str, Sizes] = {}
-    for class_name, (small, medium, large) in zip(dataset.class_names, counts.tolist(), strict=True):
-        named[class_name] = (small, medium, large)
+def _summarize(dataset: CocoInstances, masks: MaskCheck, max_detections: int, note: Note) -> SplitSummary:
+    numbers = [masks.per_image[image_id] for image_id in dataset.image_ids]
+    for index, number in enumerate(numbers):
+        path, (height, width) = dataset.image_path(index), dataset.sizes[index]
+        if number > max_detections:
+            kept = f"but {max_detections} detections are kept an image; raise max_detections"
+            note(Problem("crowded image", f"{path}: has {number} objects, {kept}", fatal=False))
+        if max(height, width) > THIN * min(height, width):
+            fault = "resizing leaves little of its short side, and its batch is padded to its long side"
+            message = f"{path}: is {height} px high and {width} px wide; {fault}; cut it into pieces"
+            note(Problem("thin image", message, fatal=False))
+    table = np.zeros((len(dataset.class_names), 3), dtype=np.int64)
+    own = set(dataset.image_ids)
+    for (image_id, label, size), count in masks.sizes.items():
+        table[label, size] += count if image_id in own else 0
+    counts: list[Sizes] = [(small, medium, large) for small, medium, large in table.tolist()]
+    _note_unused(dataset, [sum(sizes) for sizes in counts], note)
+    named = dict(zip(dataset.class_names, counts, strict=True))
     return SplitSummary(dataset.layout, len(dataset), numbers.count(0), max(numbers, default=0), named)
-
-
-def _extent(mask: Segmentation) -> float:
-    left, top, right, bottom = mask.bounds()
-    return (right - left) * (bottom - top)
 
 
 def _note_unused(dataset: CocoInstances, counts: list[int], note: Note) -> None:
@@ -205,53 +218,3 @@ def _note_unused(dataset: CocoInstances, counts: list[int], note: Note) -> None:
         if not count:
             message = f"{where}: no object has category {number} ({name}); add some or remove the category"
             note(Problem("unused category", message, fatal=False))
-
-
-def _look_at_all(
-    sets: Mapping[Split, CocoInstances], quick: bool, workers: int | None
-) -> Iterator[tuple[Split, Path, bytes | Problem | None]]:
-    places = [(split, index) for split, dataset in sets.items() for index in range(len(dataset))]
-
-    def look(place: tuple[Split, int]) -> tuple[Split, Path, bytes | Problem | None]:
-        split, index = place
-        return split, sets[split].image_path(index), _look(sets[split], index, quick)
-
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding leaves the interpreter free
-        for start in range(0, len(places), CHUNK):
-            yield from pool.map(look, places[start : start + CHUNK])
-
-
-def _twin(seen: dict[bytes, tuple[Split, Path]], content: bytes, split: Split, path: Path) -> Problem | None:
-    """A problem when the content was seen before; known from then on."""
-    if content not in seen:
-        seen[content] = (split, path)
-        return None
-    other, twin = seen[content]
-    message = f"{path} of {split}: is the same picture as {twin} of {other}; remove one"
-    return Problem("leak" if split != other else "same picture twice", message, fatal=False)
-
-
-def _look(dataset: CocoInstances, index: int, quick: bool) -> bytes | Problem | None:
-    """A hash of the picture, or what is wrong with it; None where it is missing, which is known already."""
-    path = dataset.image_path(index)
-    if not path.is_file():
-        return None
-    try:
-        size, content = _read(path, quick)
-    except BadInput as error:
-        return Problem("broken image", str(error))
-    if size != dataset.sizes[index]:
-        try:
-            dataset.image(index)  # it may be meant as it is stored, not upright
-        except BadInput as error:
-            return Problem("wrong size", str(error))
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _read(path: Path, quick: bool) -> tuple[Size, bytes]:
-    """Size, upright, and what tells the picture from others."""
-    if quick:
-        return read_size(path), path.read_bytes()
-    image = read_image(path)
-    size = size_of(image)
-    return size, repr(size).encode() + image.permute(1, 2, 0).numpy().tobytes()

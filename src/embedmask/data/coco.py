@@ -6,23 +6,33 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from embedmask.config.data import DataConfig, Degenerate, Split
+from embedmask.config.data import DataConfig, Degenerate, Exif, Split
 from embedmask.data.annotations import AnnotationFile, Content, check_annotations
+from embedmask.data.exif import count_frames, find_turned, frame_problems
 from embedmask.data.image_files import ImageFiles, find_image_files
 from embedmask.data.images import read_image, size_of
 from embedmask.data.layouts import SplitFiles, find_split, has_split
 from embedmask.data.near_duplicates import divide
 from embedmask.data.packed import GroundTruth
-from embedmask.data.problems import Note, Problem, WarningCollector, drop_degenerate, refuse, warning_lines
+from embedmask.data.problems import (
+    Inspect,
+    Note,
+    Problem,
+    WarningCollector,
+    drop_degenerate,
+    refuse,
+    warning_lines,
+)
 from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
-from embedmask.structures import Target
+from embedmask.structures import Size, Target
 
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
@@ -37,7 +47,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from; for messages.
-        warnings: problems of the annotations that do not stop training.
+        exif: the frame of the annotations where an image's EXIF orientation leaves two, see `DataConfig.exif`.
+        frames: the images with an EXIF orientation by the frame that fits; empty unless `exif` is "auto".
+        warnings: problems of the data that do not stop training.
     """
 
     def __init__(
@@ -46,6 +58,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         note: Note = refuse,
         where: str | None = None,
+        *,
+        exif: Exif = "auto",
+        inspect: Inspect | None = None,
     ) -> None:
         """Read and check the annotations, and that every picture is there.
 
@@ -54,6 +69,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             note: is told of every problem; by default the first that is fatal is raised.
             where: as in `open`.
+            exif: as in `open`.
+            inspect: is shown every object that is kept.
 
         Raises:
             BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
@@ -62,8 +79,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self._where = where
+        self.exif = exif
         collector = WarningCollector(note)
-        content = check_annotations(self._part(files.read(collector)), self.annotations_file, collector)
+        read = files.read_stored if exif == "stored" and files.read_stored is not None else files.read
+        records = self._part(read(collector))
+        content = check_annotations(records, self.annotations_file, collector, inspect)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
@@ -77,6 +97,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             if not has_place or not place.is_relative_to(files.images):
                 self.layout += f" with images in {os.path.relpath(place, files.root)}/"
         self._note_files(found, content.file_names, collector)
+        paths = [self.image_path(index) for index in range(len(self))] if exif == "auto" else []
+        turned = find_turned(paths, self.image_ids, self.sizes, relative=files.read_stored is not None)
+        self.frames = count_frames(turned)
+        for problem in frame_problems(turned):
+            collector(problem)
         self.warnings = collector.warnings
 
     @classmethod
@@ -88,6 +113,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         degenerate: Degenerate = "refuse",
         where: str | None = None,
         *,
+        exif: Exif = "auto",
         val_fraction: float = 0.0,
     ) -> CocoInstances:
         """Open a split of a folder, see `find_split`.
@@ -98,6 +124,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
             where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
+            exif: the frame of the annotations where an image's EXIF orientation leaves two: "upright" or "stored";
+                "auto": upright, with a warning.
             val_fraction: hold out this fraction of train as val, see `hold_out`; 0: the folder has a val split.
 
         Raises:
@@ -106,10 +134,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         if val_fraction and split in ("train", "val"):
             refuse_val_split(data_dir)
-            whole = cls.open(data_dir, "train", transform, degenerate, where)
+            whole = cls.open(data_dir, "train", transform, degenerate, where, exif=exif)
             return whole.hold_out(val_fraction)[split == "val"]
         note = drop_degenerate if degenerate == "drop" else refuse
-        dataset = cls(find_split(data_dir, split), transform, note, where)
+        dataset = cls(find_split(data_dir, split), transform, note, where, exif=exif)
         objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
         for count, name in ((objects, "objects"), (parts, "polygons of objects")):
             if count:
@@ -180,17 +208,17 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """Picture of item `index`, uint8 `[3, H, W]`, in the frame of its annotations.
 
         Tools disagree on pictures that carry an EXIF rotation: some annotate them upright, some as stored.
-        The size in the annotation file decides; upright where both fit.
+        The size in the annotation file decides; where both fit, `exif` does, by default upright.
         """
         path, expected = self.image_path(index), self.sizes[index]
-        upright = read_image(path)
-        if size_of(upright) == expected:
-            return upright
-        stored = read_image(path, upright=False)
-        if size_of(stored) == expected:
-            return stored
+        sizes: dict[bool, Size] = {}
+        for upright in (False, True) if self.exif == "stored" else (True, False):
+            image = read_image(path, upright=upright)
+            sizes[upright] = size_of(image)
+            if sizes[upright] == expected:
+                return image
         raise BadInput(
-            f"{path}: is {size_of(upright)} (height, width), but {self.annotations_file} says {expected} for "
+            f"{path}: is {sizes[True]} (height, width), but {self.annotations_file} says {expected} for "
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
@@ -223,15 +251,15 @@ def open_train_val(
     Raises:
         BadInput: see `CocoInstances.open`.
     """
-    degenerate, where = config.degenerate, config.where
+    how: dict[str, Any] = {"degenerate": config.degenerate, "where": config.where, "exif": config.exif}
     if config.val_fraction:
         refuse_val_split(data_dir)
-        whole = CocoInstances.open(data_dir, "train", degenerate=degenerate, where=where)
+        whole = CocoInstances.open(data_dir, "train", **how)
         train, val = whole.hold_out(config.val_fraction)
         train.transform = transform
         return train, val
-    train = CocoInstances.open(data_dir, "train", transform, degenerate, where)
-    return train, CocoInstances.open(data_dir, "val", degenerate=degenerate, where=where)
+    train = CocoInstances.open(data_dir, "train", transform, **how)
+    return train, CocoInstances.open(data_dir, "val", **how)
 
 
 def refuse_val_split(data_dir: str | Path) -> None:

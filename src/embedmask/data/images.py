@@ -24,6 +24,16 @@ GREY_DEPTHS = (8, 10, 12, 14, 16)
 """Bits a pixel that cameras deliver; files store all but the first in 16."""
 EXIF_ORIENTATION = 0x0112
 TURNED_ORIENTATIONS = (5, 6, 7, 8)
+TO_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""Operation that leads from an upright image back to the stored one, by EXIF orientation."""
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 """Formats whose endings Pillow knows, though it cannot read them."""
 STRIP_PIXELS = 2**22
@@ -59,10 +69,14 @@ def read_image(
     """
     limit = _unlimited() if any_size else nullcontext()
     with _reading(name or _name(source)), limit, _open(source) as picture:
+        orientation = 1 if upright else _orientation(picture)  # before loading: Pillow turns TIFF files then
         picture.load()
         if upright:
             ImageOps.exif_transpose(picture, in_place=True)
-        pixels = _rgb(picture)
+        if picture.format == "TIFF" and orientation in TO_STORED:
+            pixels = _rgb(picture.transpose(TO_STORED[orientation]))
+        else:
+            pixels = _rgb(picture)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -72,11 +86,28 @@ def read_size(path: str | Path) -> Size:
     Raises:
         BadInput: no such file, or not a picture; names it.
     """
+    stored, orientation = read_header(path)
+    return stored[::-1] if orientation in TURNED_ORIENTATIONS else stored
+
+
+def read_header(path: str | Path) -> tuple[Size, int]:
+    """Return `(height, width)` of an image as stored, and its EXIF orientation: 1 to 8, 1 where it has none.
+
+    Raises:
+        BadInput: no such file, or not an image; names it.
+    """
     with _reading(str(path)), Image.open(path) as picture:
-        # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
-        turned = Image.Image.getexif(picture).get(EXIF_ORIENTATION) in TURNED_ORIENTATIONS
+        orientation = _orientation(picture)
         width, height = picture.size
-    return (width, height) if turned else (height, width)
+        # Pillow gives the upright size of a TIFF
+        swapped = picture.format == "TIFF" and orientation in TURNED_ORIENTATIONS
+    return ((width, height) if swapped else (height, width)), orientation
+
+
+def _orientation(picture: Image.Image) -> int:
+    # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
+    orientation = Image.Image.getexif(picture).get(EXIF_ORIENTATION)
+    return orientation if orientation in TO_STORED else 1
 
 
 @contextmanager

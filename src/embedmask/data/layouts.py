@@ -42,6 +42,8 @@ class SplitFiles:
         layout: what the folder was recognized as, for one line to the user.
         read: reads the ground truth in the form of a COCO file.
         others: more folders that the images may be in; `images` is among them where it has no precedence.
+        read_stored: likewise, with relative coordinates meant in images as stored, not upright by EXIF; None: the
+            coordinates are absolute.
     """
 
     annotations: Path
@@ -49,6 +51,7 @@ class SplitFiles:
     layout: str
     read: Callable[[Note], Content]
     others: tuple[Path, ...] = ()
+    read_stored: Callable[[Note], Content] | None = None
 
     @property
     def root(self) -> Path:
@@ -185,7 +188,8 @@ def _yolo(folder: Path, split: Split) -> SplitFiles | None:
     if pictures is None:
         return None
     read = partial(read_yolo, pictures, data["names"], file)
-    return SplitFiles(file, folder, f"YOLO, {file.name} with {len(pictures)} pictures of {split}", read)
+    layout = f"YOLO, {file.name} with {len(pictures)} pictures of {split}"
+    return SplitFiles(file, folder, layout, read, read_stored=partial(read, upright=False))
 
 
 def _label_images(folder: Path, split: Split) -> SplitFiles | None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from embedmask.errors import BadInput
+
+if TYPE_CHECKING:
+    from embedmask.data.segmentation import Segmentation
+    from embedmask.structures import Size
 
 Kind = Literal[
     "missing split",
@@ -33,7 +37,14 @@ Kind = Literal[
     "bad box",
     "bad area",
     "crowded image",
+    "thin image",
     "tiny object",
+    "self-crossing polygon",
+    "outside the image",
+    "mostly empty mask",
+    "EXIF orientation",
+    "mixed EXIF frames",
+    "objects of a turned copy",
     "one label only",
     "labels without image",
     "image name",
@@ -47,6 +58,21 @@ DEGENERATE: tuple[Kind, ...] = ("degenerate polygon", "empty mask")
 
 
 @dataclass(frozen=True)
+class Example:
+    """The image, or the object, that shows a problem; it can be drawn.
+
+    Attributes:
+        image_id: id of the image in its split.
+        name: the object, such as "annotation 5"; empty for the image as a whole.
+        mask: the object; None: all objects of the image.
+    """
+
+    image_id: int
+    name: str = ""
+    mask: Segmentation | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """One thing that is wrong.
 
@@ -54,11 +80,13 @@ class Problem:
         kind: what sort of thing.
         message: one line: what, where, how to mend it.
         fatal: training cannot go on with it.
+        example: shows it, where that helps.
     """
 
     kind: Kind
     message: str
     fatal: bool = True
+    example: Example | None = None
 
 
 Note = Callable[[Problem], None]
@@ -94,6 +122,30 @@ def warning_lines(problems: Iterable[Problem]) -> list[str]:
         + (f" (and {len(others)} more such lines in `embedmask data check`)" if others else "")
         for first, *others in kinds.values()
     ]
+
+
+class CheckedObject(NamedTuple):
+    """One object whose record can be used, as a further check of its mask sees it.
+
+    Attributes:
+        mask: in the file's frame.
+        label: 0..C-1.
+        image_id: the image, as the file calls it.
+        size: `(height, width)` of the image.
+        where: file, annotation and image, for messages.
+        box: xywh px as the file has it, unchecked; None: no box.
+    """
+
+    mask: Segmentation
+    label: int
+    image_id: int
+    size: Size
+    where: str
+    box: Any
+
+
+Inspect = Callable[[CheckedObject], None]
+"""Is shown every object that is kept, in the order of the file."""
 
 
 class BadObject(BadInput):

@@ -12,7 +12,7 @@ import numpy as np
 
 from embedmask.data.consistency import check_areas, check_boxes, find_repeats
 from embedmask.data.packed import GroundTruth, PackedAnnotations
-from embedmask.data.problems import DEGENERATE, BadObject, Kind, Note, Problem
+from embedmask.data.problems import DEGENERATE, BadObject, CheckedObject, Inspect, Kind, Note, Problem
 from embedmask.data.segmentation import Segmentation, parse_segmentation
 from embedmask.structures import Size
 
@@ -67,6 +67,7 @@ class RecordCheck:
         path, note: as in `check_annotations`.
         images: id -> file name and size.
         labels: category id -> label.
+        inspect: called with every object that is kept, crowds left out.
         dropped: positions in the list of the objects that were left out.
         dropped_parts: polygons that were left out of objects which have others.
     """
@@ -75,6 +76,7 @@ class RecordCheck:
     note: Note
     images: Mapping[int, tuple[str, Size]]
     labels: Mapping[int, int]
+    inspect: Inspect | None = None
     dropped: list[int] = field(default_factory=list)
     dropped_parts: int = 0
     _known_ids: set[Any] = field(default_factory=set)
@@ -100,6 +102,8 @@ class RecordCheck:
                 masks[image_id].append(mask)
                 rows[image_id].extend(self._row(entry, name))
                 names[image_id].append(name)
+                if self.inspect is not None and not CROWD[entry.get("iscrowd")]:
+                    self.inspect(self._checked(entry, index, mask))
         packed = PackedAnnotations(self._ground_truths(masks, rows))
         self._check_masks(packed, [name for own in names.values() for name in own])
         total = len(entries)
@@ -169,6 +173,15 @@ class RecordCheck:
         elif not is_crowd:
             self.dropped.append(index)
         return mask
+
+    def _checked(self, entry: Mapping[str, Any], index: int, mask: Segmentation) -> CheckedObject:
+        """Return a kept object with all that names it."""
+        image_id = int(entry["image_id"])
+        name, size = self.images[image_id]
+        where = f"{self._origin(entry, index)} of image {image_id} ({name})"
+        return CheckedObject(
+            mask, self.labels[entry["category_id"]], image_id, size, where, entry.get("bbox")
+        )
 
     def _row(self, entry: dict[str, Any], name: Any) -> tuple[float, ...]:
         """Return label, crowd, area and box; nan where the mask gives them."""

@@ -87,9 +87,9 @@ class RunLengths:
         top, bottom = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
         return int(first.min()) // height, top, int(last.max()) // height + 1, bottom
 
-    def area(self) -> float:
-        """Number of pixels."""
-        return float(self.counts[1::2].sum())
+    def area(self) -> int:
+        """Count the pixels of the mask."""
+        return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
         """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.

@@ -56,7 +56,7 @@ def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding
         size: `(height, width)` px.
         short_side: wanted short side, px.
         long_side: bound of the long side, px; rounding may pass it by a few pixels on very long pictures,
-            as theirs.
+            as theirs; where the short side would be less than 1 px, it is 1, and the long one `long_side`.
         rounding: the first repository's rule, or the second's, which rounds once and keeps to `long_side`.
 
     Returns:
@@ -67,6 +67,8 @@ def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding
         scale = min(short_side / short, long_side / long)
         height, width = (max(int(side * scale + 0.5), 1) for side in size)
         return height, width
+    if long_side * short < long:  # so thin that its short side would vanish
+        return (1, long_side) if size[0] <= size[1] else (long_side, 1)
     if long / short * short_side > long_side:
         short_side = max(round(long_side * short / long), 1)
     if short == short_side:

@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 
 from embedmask.data.annotations import Content
-from embedmask.data.images import is_picture, read_size
+from embedmask.data.images import is_picture, read_header, read_size
 from embedmask.data.problems import Note, Problem
 from embedmask.errors import BadInput
 from embedmask.files import read_text
@@ -85,22 +85,25 @@ def label_file(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note: Note) -> Content:
+def read_yolo(
+    pictures: Sequence[Path], names: dict[Any, Any], file: Path, note: Note, upright: bool = True
+) -> Content:
     """Read the polygons of pictures, in the form of a COCO file.
 
     The class numbers are the category ids; pictures are numbered from 1. A picture without text file has no
     objects. A line that is a box is refused: there is no mask to learn from.
 
     Args:
-        pictures: their sizes are read, upright.
+        pictures: their sizes are read.
         names: name of each class number.
         file: the `data.yaml`.
         note: is told of pictures that cannot be read and of lines that are no polygons.
+        upright: coordinates are fractions of the upright image; False: of the image as it is stored.
     """
     images, annotations = [], []
     for number, picture in enumerate(pictures, start=1):
         try:
-            size = read_size(picture)
+            size = read_size(picture) if upright else read_header(picture)[0]
         except BadInput as error:
             note(Problem("broken image" if picture.exists() else "missing image", f"{file}: {error}"))
             continue

@@ -161,7 +161,10 @@ def told_when_memory_ends(config: TrainConfig) -> Iterator[None]:
     """Say in one line what to lower where the memory of the device does not suffice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        # the processor's allocator has no error of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
         raise BadInput(
             f"the device's memory does not hold {config.batch_size} images in {config.accumulate} part(s) a step: "
             f"set --train.accumulate {2 * config.accumulate} for half of it, or lower --train.batch_size or the "

@@ -1,0 +1,112 @@
+"""In which frame the objects of an image with an EXIF orientation are annotated: upright, or as stored."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from embedmask.config.data import Split
+from embedmask.data.images import TURNED_ORIENTATIONS, read_header
+from embedmask.data.problems import Example, Problem
+from embedmask.errors import BadInput
+from embedmask.structures import Size
+
+Fit = Literal["upright", "stored", "either"]
+FrameCounts = dict[Fit, tuple[int, Path]]
+"""Number of images with an EXIF orientation that fit a frame, and one of them."""
+CHUNK = 100
+"""Headers that a thread reads at a time."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """An image that carries an EXIF orientation.
+
+    Attributes:
+        path: its file.
+        image_id: its id in the split.
+        orientation: 2 to 8.
+        fit: the frames that have the size of the annotations.
+    """
+
+    path: Path
+    image_id: int
+    orientation: int
+    fit: Fit
+
+
+def find_turned(
+    paths: Sequence[Path], image_ids: Sequence[int], sizes: Sequence[Size], relative: bool
+) -> list[Turned]:
+    """Find the images with an EXIF orientation, from their headers; those that cannot be read are left out.
+
+    Args:
+        paths: the images.
+        image_ids: their ids.
+        sizes: `(height, width)` of each, as annotated.
+        relative: coordinates were fractions of the image, so that the size decides nothing.
+    """
+
+    def look(index: int) -> Turned | None:
+        path = paths[index]
+        try:
+            stored, orientation = read_header(path)
+        except BadInput:
+            return None  # it is told where the image is read
+        if orientation == 1:
+            return None
+        upright = stored[::-1] if orientation in TURNED_ORIENTATIONS else stored
+        fit: Fit = "stored" if sizes[index] == stored else "upright"
+        both = relative or stored == upright
+        return Turned(path, image_ids[index], orientation, "either" if both else fit)
+
+    def look_at(indices: range) -> list[Turned]:
+        return [turned for turned in map(look, indices) if turned is not None]
+
+    parts = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # headers may lie on a slow disk
+        return [turned for found in pool.map(look_at, parts) for turned in found]
+
+
+def frame_problems(found: Sequence[Turned]) -> Iterator[Problem]:
+    """Yield a problem for each image of a split for which both frames fit."""
+    known = _known(count_frames(found))
+    hint = f" (of the images whose sizes tell: {known})" if known else ""
+    for turned in found:
+        if turned.fit == "either":
+            message = (
+                f"{turned.path}: EXIF orientation {turned.orientation}, and image {turned.image_id} fits its size "
+                f"both upright and as stored; taken as upright{hint}; look at it with data show, and say which "
+                "with --data.exif upright or stored in train, --exif in eval, data check and data show"
+            )
+            yield Problem("EXIF orientation", message, fatal=False, example=Example(turned.image_id))
+
+
+def count_frames(found: Sequence[Turned]) -> FrameCounts:
+    """Count the images of each frame."""
+    counts = Counter(turned.fit for turned in found)
+    paths = {turned.fit: turned.path for turned in found}
+    return {fit: (counts[fit], paths[fit]) for fit in counts}
+
+
+def mixed_frames(splits: Mapping[Split, FrameCounts]) -> Problem | None:
+    """Return a problem where the sizes tell that some images are annotated upright and others as stored."""
+    paths = {fit: path for frames in splits.values() for fit, (_, path) in frames.items()}
+    if not {"upright", "stored"} <= paths.keys():
+        return None
+    known = "; ".join(f"{split}: {_known(frames)}" for split, frames in splits.items() if _known(frames))
+    message = (
+        f"images with an EXIF orientation are annotated upright, as {paths['upright']}, and as stored, as "
+        f"{paths['stored']} ({known}); each is read in the frame that its size tells; check that this is meant"
+    )
+    return Problem("mixed EXIF frames", message, fatal=False)
+
+
+def _known(frames: FrameCounts) -> str:
+    order: tuple[Fit, ...] = ("upright", "stored")
+    return ", ".join(f"{frames[fit][0]} {fit}" for fit in order if fit in frames)

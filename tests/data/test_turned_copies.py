@@ -1,0 +1,141 @@
+"""Two images of one scene, turned, with the objects of each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from embedmask.data.check import Report, check_folder
+from embedmask.data.turned_copies import TURNS, find_turned_copies, thumbnail
+
+from .conftest import annotation, polygon
+
+SIZE = (96, 128)
+BOXES = [(8, 10, 30, 40), (70, 30, 44, 20), (50, 60, 12, 30)]
+Boxes = list[tuple[int, int, int, int]]
+
+
+def scene(seed: int = 0) -> np.ndarray:
+    """Smooth and uneven, uint8 `[96, 128, 3]`."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3)).astype(np.uint8))
+    pixels = np.array(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC))
+    for x, y, w, h in BOXES:
+        pixels[y : y + h, x : x + w] = (220, 60, 50)
+    return pixels
+
+
+def turn(pixels: np.ndarray, number: int) -> np.ndarray:
+    mirrored, turns = TURNS[number]
+    return np.rot90(pixels[:, ::-1] if mirrored else pixels, turns).copy()
+
+
+def turn_boxes(boxes: Boxes, number: int, size: tuple[int, int] = SIZE) -> Boxes:
+    """By painting and turning, an obvious way."""
+    found = []
+    for x, y, w, h in boxes:
+        mask = np.zeros(size, bool)
+        mask[y : y + h, x : x + w] = True
+        ys, xs = np.nonzero(turn(mask, number))
+        found.append((int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1))
+    return found
+
+
+def check(folder: Path, images: dict[str, tuple[np.ndarray, Boxes]], val: tuple[str, ...] = ()) -> Report:
+    (folder / "images").mkdir(exist_ok=True)
+    images = {**images, "other.png": (scene(9), BOXES[:1])}
+    for split, names in (
+        ("train", [n for n in images if n not in (*val, "other.png")]),
+        ("val", [*val, "other.png"]),
+    ):
+        records, annotations = [], []
+        for number, name in enumerate(names, start=1):
+            pixels, boxes = images[name]
+            Image.fromarray(pixels).save(
+                folder / "images" / name, **({"quality": 85} if name.endswith("jpg") else {})
+            )
+            records.append({"id": number, "file_name": name, "height": len(pixels), "width": pixels.shape[1]})
+            for box in boxes:
+                place = len(annotations) + 1
+                fields = {"bbox": list(box), "segmentation": [polygon(*box)], "area": box[2] * box[3]}
+                annotations.append(annotation(place, number, category_id=1, **fields))
+        content = {"images": records, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return check_folder(folder)
+
+
+def told(report: Report) -> list[str]:
+    return [p.message for p in report.problems if p.kind == "objects of a turned copy"]
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_objects_that_were_not_turned_along_are_told(tmp_path: Path, number: int, suffix: str) -> None:
+    copy = turn(scene(), number)
+    kept = [box for box in BOXES if box[1] < len(copy) and box[0] < copy.shape[1]]
+    report = check(tmp_path, {"a.png": (scene(), BOXES), f"b.{suffix}": (copy, kept)})
+    (message,) = told(report)
+    assert f"b.{suffix} of train: shows " in message
+    assert "a.png of train" in message
+    assert "its objects lie as if it were not turned" in message
+    assert [(split, e.image_id) for split, e in report.examples["objects of a turned copy"]] == [("train", 2)]
+    assert not report.fatal
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_objects_that_were_turned_along_are_no_problem(tmp_path: Path, number: int) -> None:
+    copy = turn(scene(), number), turn_boxes(BOXES, number)
+    assert check(tmp_path, {"a.png": (scene(), BOXES), "b.jpg": copy}).problems == []
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_objects_that_two_copies_have_exchanged_are_told(tmp_path: Path, number: int) -> None:
+    """Only those that lie inside the wrong image at all can be in the file."""
+    back = [box for box in turn_boxes(BOXES, number) if box[1] + box[3] <= 96 + 20 and box[1] < 96]
+    kept = [box for box in BOXES if box[0] < 96]
+    assert len(back) >= 2
+    report = check(tmp_path, {"a.png": (scene(), back), "b.png": (turn(scene(), number), kept)})
+    (message,) = told(report)
+    assert "its objects lie as if it were turned by" in message
+
+
+def test_objects_of_an_image_without_any_that_only_fit_its_twin(tmp_path: Path) -> None:
+    report = check(tmp_path, {"a.png": (scene(), []), "b.png": (turn(scene(), 1), BOXES)})
+    (message,) = told(report)
+    assert "one has no objects, and those of the other fit the frame of that one alone" in message
+    assert told(check(tmp_path, {"a.png": (scene(), []), "b.png": (turn(scene(), 1), BOXES[:1])})) == []
+
+
+def test_turned_copies_in_two_splits_are_a_leak(tmp_path: Path) -> None:
+    images = {"a.png": (scene(), BOXES), "b.jpg": (turn(scene(), 2), turn_boxes(BOXES, 2))}
+    report = check(tmp_path, images, val=("b.jpg",))
+    (problem,) = report.problems
+    assert problem.kind == "leak"
+    assert "b.jpg of val: shows" in problem.message
+    assert "a.png of train turned by 180°; remove one" in problem.message
+
+
+def test_other_images_and_flat_ones_are_no_copies() -> None:
+    rng = np.random.default_rng(0)
+    flat = [
+        np.full((*SIZE, 3), 90, np.uint8) + rng.integers(0, 3, (*SIZE, 3)).astype(np.uint8) for _ in range(5)
+    ]
+    scenes = [scene(seed) for seed in range(20)]
+    half = scene(30)
+    half[:, 64:] = half[:, 63::-1]  # its own mirror: how its copy is turned cannot be told
+    images = [*flat, *scenes, half, turn(half, 2), scenes[0]]
+    thumbs = [thumbnail(seen(image)) for image in images]
+    assert list(find_turned_copies(thumbs, [SIZE] * len(images))) == []
+    assert list(find_turned_copies([], [])) == []
+    thumbs.append(thumbnail(seen(turn(scenes[3], 2))))
+    (found,) = find_turned_copies(thumbs, [SIZE] * len(thumbs))
+    assert (found.first, found.second, found.turn) == (5 + 3, len(images), 2)
+
+
+def seen(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
