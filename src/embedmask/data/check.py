@@ -174,7 +174,9 @@ def _summarize(dataset: CocoInstances, max_detections: int, note: Note) -> Split
             note(Problem("tiny object", message, fatal=False))
     _note_unused(dataset, counts.sum(1).tolist(), note)
     named: dict[str, Sizes] = {}
-    for class_name, (small, medium, large) in zip(dataset.class_names, counts.tolist(), strict=True):
+    for class_name, (small, medium, large) in zip(
+        dataset.ground_truth.distinct_names, counts.tolist(), strict=True
+    ):
         named[class_name] = (small, medium, large)
     return SplitSummary(dataset.layout, len(dataset), numbers.count(0), max(numbers, default=0), named)
 
