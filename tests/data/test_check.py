@@ -124,7 +124,9 @@ def test_everything_is_in_one_report(tmp_path: Path) -> None:
     assert "category 4 (ghost)" in messages["unused category"]
     assert "a.png: has 6 objects, but 3 detections" in messages["crowded image"]
     by_kind = [kind for kind, _ in report.by_kind()]
-    assert len(by_kind) == len(EVERYTHING) + 1  # an image or category id twice is fatal, an annotation's is not
+    assert (
+        len(by_kind) == len(EVERYTHING) + 1
+    )  # an image or category id twice is fatal, an annotation's is not
     assert set(by_kind[-9:]) == {
         "duplicate id",
         "object twice",
