@@ -326,6 +326,8 @@ def test_two_categories_of_one_name_are_told(make_folder: MakeFolder) -> None:
     evaluator = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth)
     assert evaluator.class_names == ["star", "disc (category 7)", "disc (category 90)"]
     assert len(evaluator.per_class()) == 3
+    counts = check_folder(folder, quick=True).splits["train"].counts
+    assert counts == {"star": (0, 0, 0), "disc (category 7)": (1, 0, 0), "disc (category 90)": (0, 0, 0)}
 
 
 # --- parts ----------------------------------------------------------------------------------------

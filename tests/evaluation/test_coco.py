@@ -321,6 +321,7 @@ def test_max_detections_counts_an_image() -> None:
         ({"score": None}, "score None"),
         ({"score": "0.5"}, "score 0.5"),
         ({"bbox": [1, 2, 3]}, "bbox"),
+        ({"bbox": None}, "bbox None"),
         ({"bbox": [1, 2, math.nan, 4]}, "bbox"),
         ({"bbox": [1, 2, "3", 4]}, "bbox"),
     ],

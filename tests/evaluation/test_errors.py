@@ -50,6 +50,14 @@ def test_each_error_is_named(result: tuple[int, Mask], verdict: str, target: int
     assert bool(image.missed()) == (target is None)
 
 
+def test_categories_may_have_ids_of_any_size() -> None:
+    truth = make_truth([{**OBJECT, "category_id": 2**64 + 1}], {1: SIZE}, [2**64 + 1, 2**64])
+    evaluator = CocoEvaluator(truth)
+    evaluator.add([as_result(1, 2**64, square(10), 0.9), as_result(1, 2**64 + 1, square(10), 0.8)])
+    (image,) = judge(evaluator, 0.0)
+    assert [finding.verdict for finding in image.findings] == ["classification", "right"]
+
+
 def test_the_surer_result_is_right_the_other_a_duplicate() -> None:
     (image,) = judged([OBJECT], [as_result(1, 2, square(10), 0.5), as_result(1, 2, square(12), 0.9)])
     assert [(f.score, f.verdict) for f in image.findings] == [(0.9, "right"), (0.5, "duplicate")]

@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evaluation_scenes import Record, as_annotation, ellipse, make_truth, one_object
 from faster_coco_eval.core import mask as mask_api
@@ -87,3 +88,17 @@ def test_names_of_images_and_classes_are_not_needed() -> None:
     evaluator.add([result])
     assert evaluator.compute()["segm/AP"] == 1
     assert evaluator.class_names == ["2"]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given, result = one_object()
+    expected = read_truth(given).records
+    entry = given["annotations"][0]
+    entry |= {"bbox": np.array(entry["bbox"]), "area": np.float32(entry["area"]), "image_id": np.int64(1)}
+    entry |= {"iscrowd": np.int64(0), "category_id": np.int32(2)}
+    truth = read_truth(given)
+    assert (truth.records, truth.warnings) == (expected, [])
+    evaluator = CocoEvaluator(given)
+    box = np.array(result["bbox"], dtype=np.float32)
+    evaluator.add([{**result, "image_id": np.int64(1), "bbox": box, "score": np.float32(0.5)}])
+    assert evaluator.compute()["bbox/AP"] == 1

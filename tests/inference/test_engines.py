@@ -24,8 +24,8 @@ from embedmask.structures import ImageBatch
 
 SIZES = [(64, 96), (160, 32)]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a map, in its largest value. In bfloat16, twice the error of autocast is allowed beside it: small
-normalized maps of random weights multiply rounding, by how much depends on the processor."""
+"""Largest difference of a map, in its largest value. In bfloat16, twice the error of autocast is allowed
+beside it: small normalized maps of random weights multiply rounding, by how much depends on the processor."""
 
 
 def model_of(seed: int = 0, **changes: Any) -> EmbedMask:

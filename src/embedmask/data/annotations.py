@@ -58,6 +58,13 @@ class AnnotationFile:
             annotations=PackedAnnotations(self.annotations[i] for i in indices),
         )
 
+    @property
+    def distinct_names(self) -> list[str]:
+        """Return `class_names`, with the category id where two have the same name."""
+        counts = Counter(self.class_names)
+        pairs = zip(self.category_ids, self.class_names, strict=True)
+        return [f"{name} (category {number})" if counts[name] > 1 else name for number, name in pairs]
+
 
 def read_coco(path: Path) -> Content:
     """Read a COCO annotation file (`images`, `annotations`, `categories`), polygons as arrays.

@@ -203,7 +203,7 @@ def _summarize(dataset: CocoInstances, masks: MaskCheck, max_detections: int, no
         table[label, size] += count if image_id in own else 0
     counts: list[Sizes] = [(small, medium, large) for small, medium, large in table.tolist()]
     _note_unused(dataset, [sum(sizes) for sizes in counts], note)
-    named = dict(zip(dataset.class_names, counts, strict=True))
+    named = dict(zip(dataset.ground_truth.distinct_names, counts, strict=True))
     return SplitSummary(dataset.layout, len(dataset), numbers.count(0), max(numbers, default=0), named)
 
 

@@ -15,8 +15,8 @@ BOX_TOLERANCE = 2.0
 """A box is that of its mask when no side is farther away, px."""
 BOX_IOU = 0.5
 """A box that is drawn with a margin still fits its mask from this IoU on."""
-SAME_IOU = 0.9
-"""Two masks of one image and class from this IoU on are the same object."""
+SAME_IOU, SAME_BOX_IOU = 0.9, 0.6
+"""Two masks of one image and class from this IoU on are the same object; below this IoU of boxes none is looked at."""
 Numbers = NDArray[np.int64]
 Bounds = NDArray[np.float32]
 """xyxy px, `[N, 4]`."""
@@ -75,7 +75,7 @@ def find_repeats(packed: PackedAnnotations, bounds: Bounds, areas: NDArray[np.fl
     groups = (packed.owners * (packed.labels.max(initial=0) + 1) + packed.labels) * 2 + packed.crowd
     order = np.lexsort((bounds[:, 0], groups))
     groups, boxes, areas = groups[order], bounds[order], areas[order]
-    reach = boxes[:, 0] + (1 - SAME_IOU) / SAME_IOU * (boxes[:, 2] - boxes[:, 0])
+    reach = boxes[:, 0] + (1 - SAME_BOX_IOU) / SAME_BOX_IOU * (boxes[:, 2] - boxes[:, 0])
     repeats: dict[int, int] = {}
     is_repeat = np.zeros(len(order), dtype=bool)
     places, step = np.arange(len(order)), 0
@@ -88,7 +88,7 @@ def find_repeats(packed: PackedAnnotations, bounds: Bounds, areas: NDArray[np.fl
         ]
         others = places + step
         low, high = np.minimum(areas[places], areas[others]), np.maximum(areas[places], areas[others])
-        alike = (_box_ious(boxes[places], boxes[others]) >= SAME_IOU) & (low >= SAME_IOU**2 * high)
+        alike = (_box_ious(boxes[places], boxes[others]) >= SAME_BOX_IOU) & (low >= SAME_IOU**2 * high)
         alike &= ~is_repeat[others]
         for place, other in zip(places[alike].tolist(), others[alike].tolist(), strict=True):
             first, repeat = int(order[place]), int(order[other])

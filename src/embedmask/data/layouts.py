@@ -18,6 +18,7 @@ from embedmask.data.label_classes import read_table
 from embedmask.data.label_images import find_label_images, read_label_images
 from embedmask.data.labelme import find_labelme, labelme_image_folders, read_labelme
 from embedmask.data.problems import Note
+from embedmask.data.records import as_id
 from embedmask.data.yolo import find_pictures, read_data_file, read_yolo
 from embedmask.errors import BadInput
 
@@ -163,8 +164,8 @@ def _read_roboflow(file: Path, _: Note) -> Content:
     Whatever does not look like that stays, to be checked.
     """
     content = read_coco(file)
-    used = {entry.get("category_id") for entry in content["annotations"] if isinstance(entry, dict)}
-    parents = {entry.get("supercategory") for entry in content["categories"] if isinstance(entry, dict)}
+    used = {as_id(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)}
+    parents = {str(entry.get("supercategory")) for entry in content["categories"] if isinstance(entry, dict)}
 
     def is_placeholder(entry: object) -> bool:
         return (

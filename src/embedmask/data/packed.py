@@ -149,16 +149,17 @@ class PackedAnnotations:
         bounds = np.zeros((len(self._objects), 4), dtype=np.float32)
         areas = np.zeros(len(self._objects))
         for start in range(0, len(self._objects), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            numbers = np.flatnonzero(self._objects[chunk, 1] == 0) + start
-            if len(numbers):
-                bounds[numbers], areas[numbers] = self._measure_polygons(numbers)
-        for number in np.flatnonzero(self._objects[:, 1]).tolist():
-            runs, _ = self.mask(number)
-            assert isinstance(runs, RunLengths)
-            bounds[number], areas[number] = runs.bounds(), runs.area()
-        sizes = np.array([size for size, _ in self._images], dtype=np.float32).reshape(-1, 2)
-        return np.clip(bounds, 0, sizes[self.owners][:, [1, 0, 1, 0]]), areas
+            is_runs = self._objects[start : start + CHUNK, 1]
+            for kind, measure in enumerate((self._measure_polygons, self._measure_runs)):
+                numbers = np.flatnonzero(is_runs == kind) + start
+                if len(numbers):
+                    bounds[numbers], areas[numbers] = measure(numbers)
+        sizes = self._sizes()[self.owners]
+        return np.clip(bounds, 0, sizes[:, [1, 0, 1, 0]].astype(np.float32)), areas
+
+    def _sizes(self) -> NDArray[np.int64]:
+        """Return the sizes of all images, int64 `[M, 2]`."""
+        return np.array([size for size, _ in self._images], dtype=np.int64).reshape(-1, 2)
 
     def _measure_polygons(
         self, numbers: NDArray[np.int64]
@@ -181,6 +182,35 @@ class PackedAnnotations:
         cross[part_starts[1:] - 1] = 0  # from one part to the next
         part_areas = np.abs(np.add.reduceat(cross, part_starts)) / 2
         return bounds, np.add.reduceat(part_areas, object_starts)
+
+    def _measure_runs(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """`measure` of objects that are run lengths, each of one part."""
+        parts = self._objects[numbers, 0] - 1
+        ends = self._part_ends[parts]
+        lengths = ends - np.where(parts > 0, self._part_ends[parts - 1], 0)
+        counts = self._values[_ranges(ends - lengths, lengths)].astype(np.int64)
+        # each run counted from the first pixel of its own image, `stops` exclusive
+        stops = np.cumsum(counts)
+        object_starts = np.cumsum(lengths) - lengths
+        stops -= np.repeat(stops[object_starts] - counts[object_starts], lengths)
+        is_object = (np.arange(len(counts)) - np.repeat(object_starts, lengths)) % 2 == 1
+        filled = np.flatnonzero(is_object & (counts > 0))
+        owner = np.repeat(np.arange(len(numbers)), lengths)[filled]
+        first, last = (stops - counts)[filled], stops[filled] - 1
+        height = self._sizes()[self.owners[numbers], 0][owner]
+        wraps = (
+            first // height != last // height
+        )  # then the run has the last pixel of a column and the first of another
+        tops, bottoms = np.where(wraps, 0, first % height), np.where(wraps, height - 1, last % height)
+        begins = np.flatnonzero(np.diff(owner, prepend=-1))
+        bounds = [
+            np.minimum.reduceat(first // height, begins),
+            np.minimum.reduceat(tops, begins),
+            np.maximum.reduceat(last // height, begins) + 1,
+            np.maximum.reduceat(bottoms, begins) + 1,
+        ]
+        areas = np.add.reduceat(counts[filled], begins)
+        return np.stack(bounds, axis=1).astype(np.float32), areas.astype(np.float64)
 
 
 _NO_COLUMNS = (

@@ -22,7 +22,7 @@ EXACT = 2**53
 """Up to here a float stands for one whole number."""
 CROWD: Mapping[Any, bool] = {None: False, 0: False, 1: True, "0": False, "1": True}
 """The values of `iscrowd`; `true`, `false`, 0.0 and 1.0 equal the numbers."""
-NUMBERS = frozenset((int, float))
+NUMBERS = frozenset((int, float, np.float64, np.float32, np.int64, np.int32))
 NO_BOX = (np.nan,) * 4
 EXAMPLES = 3
 """Annotations that a warning names."""
@@ -240,12 +240,16 @@ class RecordCheck:
 
 
 def _is_area(value: Any) -> bool:
-    return type(value) in NUMBERS and 0 < value < FAR**2  # false for nan
+    return type(value) in NUMBERS and bool(0 < value < FAR**2)  # false for nan
 
 
 def _is_box(value: Any) -> bool:
     """Return whether a value is xywh: finite numbers, with an extent."""
-    if not isinstance(value, (list, tuple)) or len(value) != 4 or not NUMBERS.issuperset(map(type, value)):
+    if (
+        not isinstance(value, (list, tuple, np.ndarray))
+        or len(value) != 4
+        or not NUMBERS.issuperset(map(type, value))
+    ):
         return False
     x, y, width, height = value
     return bool(-FAR < x < FAR and -FAR < y < FAR and 0 < width < FAR and 0 < height < FAR)  # false for nan

@@ -238,7 +238,8 @@ class CocoEvaluator:
         score, box = result["score"], result["bbox"]
         if not isinstance(score, Real) or not math.isfinite(score):
             raise BadInput(f"result {index}: score {score} is not a number")
-        if len(box) != 4 or not all(isinstance(side, Real) and math.isfinite(side) for side in box):
+        sides = list(box) if isinstance(box, (Sequence, np.ndarray)) else []
+        if len(sides) != 4 or not all(isinstance(side, Real) and math.isfinite(side) for side in sides):
             raise BadInput(f"result {index}: bbox {box} is not [x, y, width, height]")
         return {**result, "image_id": image_id, "category_id": category_id}
 

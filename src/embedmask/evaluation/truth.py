@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,7 @@ def read_truth(annotations: AnnotationFile | str | Path | Mapping[str, Any]) -> 
         count += len(item)
     return Truth(
         dict(sorted(zip(file.image_ids, file.sizes, strict=True))),
-        _distinct_names(file),
+        dict(zip(file.category_ids, file.distinct_names, strict=True)),
         records,
         warnings,
     )
@@ -79,12 +78,6 @@ def _completed(values: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
             raise BadInput(f"{path}: no list of {key}; give a COCO annotation file")
         lists[key] = [{name: str(e.get("id")), **e} if name and isinstance(e, dict) else e for e in entries]
     return lists
-
-
-def _distinct_names(file: AnnotationFile) -> dict[int, str]:
-    counts = Counter(file.class_names)
-    pairs = zip(file.category_ids, file.class_names, strict=True)
-    return {number: f"{name} (category {number})" if counts[name] > 1 else name for number, name in pairs}
 
 
 def _records(item: GroundTruth, category_ids: Sequence[int], count: int) -> list[Record]:

@@ -1,0 +1,46 @@
+"""Classes of a model are found in a data set by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from embedmask.errors import BadInput
+from embedmask.evaluation.run import match_classes
+
+
+def dataset(**categories: list[int]) -> Any:
+    """Categories by name, each with its ids."""
+    pairs = sorted((number, name) for name, ids in categories.items() for number in ids)
+    ids, names = ([pair[i] for pair in pairs] for i in range(2))
+    return SimpleNamespace(annotations_file=Path("val.json"), category_ids=ids, class_names=names)
+
+
+@pytest.mark.parametrize(
+    ("names", "categories", "expected"),
+    [
+        (["disc", "star"], {"star": [3], "disc": [8]}, [8, 3]),
+        (["disc", "bar", "star"], {"star": [3], "disc": [8]}, [8, 9, 3]),  # 9 is of no category
+        (
+            ["disc", "star", "disc"],
+            {"disc": [2, 7], "star": [5]},
+            [2, 5, 7],
+        ),  # one name twice: by their order
+        (["disc", "disc"], {"disc": [2**64 + 1]}, [2**64 + 1, 2**64 + 2]),
+    ],
+)
+def test_classes_are_matched_by_name(
+    names: list[str], categories: dict[str, list[int]], expected: list[int]
+) -> None:
+    assert match_classes(names, dataset(**categories)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["star"], "'disc',"), (["disc", "star"], "'disc' 2 times, the model knows disc")]
+)
+def test_a_class_that_the_model_lacks_is_named(names: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=f"val.json: has the class {message}"):
+        match_classes(names, dataset(disc=[1, 2]))
