@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,13 @@ class PackedAnnotations:
         start = self._images[index - 1][2] if index else 0
         segmentations = [self._segmentation(i, size) for i in range(start, end)]
         return Annotations(self._objects[start:end, 0].copy(), segmentations, size, image_id)
+
+    def digest(self) -> str:
+        """Return a digest of the label, the mask and the image of every object."""
+        digest = hashlib.sha256(repr(self._images).encode())
+        for values in (self._objects, self._part_ends, self._values):
+            digest.update(values.data)
+        return digest.hexdigest()
 
     def _segmentation(self, index: int, size: Size) -> Segmentation:
         _, end, is_runs = self._objects[index].tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
     def annotations(self, index: int) -> Annotations:
         """Ground truth of item `index` in the file's frame, masks not painted."""
         return self._annotations[index]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the number of images, and digests of their files' names and of all annotations."""
+        names = hashlib.sha256(json.dumps(self._file_names).encode()).hexdigest()
+        return {"images": len(self), "file names": names, "annotations": self._annotations.digest()}
 
     def image_path(self, index: int) -> Path:
         """File of item `index`."""
