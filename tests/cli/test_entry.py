@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from command_line import fails
 
+from embedmask import __version__
 from embedmask.cli import main
 from embedmask.cli.entry import one_line
 from embedmask.data.shapes import make_shapes
@@ -23,7 +24,18 @@ from embedmask.errors import BadInput
 class TestHelp:
     @pytest.mark.parametrize(
         "command",
-        ["", "train", "eval", "predict", "convert", "data", "data shapes", "data check", "data show"],
+        [
+            "",
+            "train",
+            "eval",
+            "predict",
+            "convert",
+            "recipes",
+            "data",
+            "data shapes",
+            "data check",
+            "data show",
+        ],
     )
     def test_every_command_explains_itself(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*command.split(), "--help"]) == 0
@@ -45,6 +57,17 @@ class TestHelp:
         code += "; sys.exit('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("package", ["embedmask", "embedmask.cli"])
+    def test_the_package_can_be_run(self, package: str) -> None:
+        words = [sys.executable, "-m", package, "--version"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"embedmask {__version__}\n")
+
+    def test_an_output_that_nobody_reads_is_no_error(self) -> None:
+        words = f"{sys.executable} -m embedmask recipes | head -c 1"
+        done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == ("a", "")
 
     def test_no_words_show_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 0

@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
     except KeyboardInterrupt:
         return fail("interrupted", FAILED)
+    except BrokenPipeError:  # who read the output has gone, as head does
+        sys.stdout = None  # nobody is left to flush it for
+        return FAILED
     except Exception as error:
         if debug:
             traceback.print_exc()
