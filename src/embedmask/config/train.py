@@ -30,8 +30,8 @@ class TrainConfig:
     early_stop: int | None = None
     """Stop after this many evaluations without a better mask AP; null: never."""
     checkpoint_minutes: float | None = 10
-    """Write `last.ckpt`, from which `--resume` goes on, this often within an epoch (and after every one); null: not
-    within epochs."""
+    """Write `last.ckpt`, from which `--resume` goes on, this often within an epoch, and after every one that ends a
+    minute or more after the last time; null: not within epochs, but after every one."""
     checkpoint_steps: int | None = None
     """The same in steps; null: by the clock alone."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -67,6 +67,8 @@ class TrainConfig:
     """Processes that load pictures; null: one fewer than the cores, at most 8."""
     eval_every: int = 1
     """Epochs between evaluations on val."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that `model.safetensors` holds: the best on val by mask AP, or the last, as authors report theirs."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -48,14 +48,14 @@ def train(
     devices: int | None = None,
     nodes: int = 1,
     report: Report = log.info,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train `recipe` on `data`, evaluate on its val split, and leave everything in `out`.
 
     The number of classes follows the data set. `out` holds `recipe.yaml`, `run.json` (the recipe and the data that the
     run began with, which `resume` compares), `metrics.csv` (a row an epoch),
     `metrics.json`, `curves.png` (losses and AP), `samples/` (predictions beside ground truth),
-    `model.safetensors` (the best by mask AP, also as `best.safetensors`), `last.safetensors`, `last.ckpt`
-    (for `resume`) and TensorBoard logs.
+    `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (the one of both that
+    `train.keep` names), `last.ckpt` (for `resume`) and TensorBoard logs.
 
     With several processes (torchrun's, or `devices` and `nodes`) each gets its share of every batch, the losses and
     gradients are those of one process with the whole batch, and the first one writes.
@@ -73,7 +73,8 @@ def train(
         report: takes one line a time: a summary of each epoch, and the result; in the first process alone.
 
     Returns:
-        What `metrics.json` holds: the metrics of `model.safetensors` on val, `seconds`, `steps`, `epochs`.
+        What `metrics.json` holds: the metrics of `model.safetensors` on val, which weights these are (`kept`,
+        `kept_step`), `seconds`, `steps`, `epochs`.
 
     Raises:
         BadInput: the data, the recipe or the folder cannot be used (then nothing is left behind), the run to resume
@@ -217,9 +218,10 @@ def results_folder(out: Path) -> Iterator[None]:
 
 
 def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Trainer) -> None:
-    """The best weights under their final name, the metrics, the curves and the sample pictures."""
+    """Write the weights that are kept under their final name, the metrics, the curves and the samples."""
+    kept = results.kept
     with atomic_write(out / "model.safetensors") as temporary:
-        shutil.copyfile(out / "best.safetensors", temporary)
+        shutil.copyfile(out / f"{splits.recipe.train.keep}.safetensors", temporary)
     write_json(out / "metrics.json", summary(results, trainer))
     plot_curves(results.history, out / "curves.png")
     predictor = Predictor.load(
@@ -228,14 +230,15 @@ def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Traine
         precision=splits.recipe.train.precision,
     )
     write_samples(predictor, splits.val_set, out / "samples")
-    aps = f"mask AP {results.best['segm/AP']:.3f}, box AP {results.best['bbox/AP']:.3f} on val"
-    results.report(f"{aps} · {out / 'model.safetensors'}")
+    aps = f"mask AP {kept['segm/AP']:.3f}, box AP {kept['bbox/AP']:.3f} on val"
+    which = f"{kept['kept']}, step {kept['kept_step']}"
+    results.report(f"{aps} · {which} · {out / 'model.safetensors'}")
 
 
 def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:
     """What `metrics.json` holds."""
     return {
-        **results.best,
+        **results.kept,
         "seconds": round(results.seconds, 1),
         "steps": trainer.global_step,
         "epochs": len(results.history),
