@@ -37,6 +37,7 @@ RANKS = {
     "export": 6,
     "training": 7,
     "cli": 8,
+    "__main__": 9,
     "": 9,
 }
 """A module may import its own unit and units of a lower rank: those of one rank do not know each other."""
@@ -65,7 +66,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
             assert node.module is not None
             # "from embedmask import config" names a module, "from embedmask.config import X" an object of one
             if node.module == "embedmask":
-                yield from (f"embedmask.{alias.name}" for alias in node.names)
+                names = [alias.name for alias in node.names if alias.name != "__version__"]
+                yield from (f"embedmask.{name}" for name in names)
             else:
                 yield node.module
 

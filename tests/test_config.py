@@ -179,6 +179,9 @@ def test_unknown_presets_and_sections() -> None:
         (TrainConfig, "batch_size", 0, "at least 1"),
         (TrainConfig, "lr", 0, "above 0"),
         (TrainConfig, "lr", "fast", "a number"),
+        (TrainConfig, "warmup_steps", "1e-1", "a whole number"),
+        (TrainConfig, "batch_size", 1.5, "a whole number"),
+        (TrainConfig, "warmup_steps", "inf", "a whole number"),
         (TrainConfig, "epochs", 3, "null"),
         (TrainConfig, "max_steps", None, "null"),
         (TrainConfig, "warmup_steps", -1, "at least 0"),
@@ -214,6 +217,21 @@ def test_plain_values_become_the_fields_types() -> None:
     assert isinstance(train.clip_norm, float)
     model = from_dict(ModelConfig, {"strides": [8, 16, 32, 64, 128], "num_classes": "7"}, where="")
     assert (model.strides, model.num_classes) == ((8, 16, 32, 64, 128), 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("lr: 1e-3", 0.001), ("lr: 1E+2", 100.0), ("lr: '0.1'", 0.1), ("lr: 1", 1.0), ("max_minutes: 1.5e1", 15.0),
+        ("milestones: [6e-1, 1]", (0.6, 1.0)), ("warmup_steps: 5e2", 500), ("max_steps: 9.0e+4", 90_000),
+        ("batch_size: '8'", 8), ("lr_batch_size: 1.6e1", 16),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
+    name = text.partition(":")[0]
+    found = getattr(Recipe.from_mapping(yaml.safe_load(f"train: {{{text}}}"), where="").train, name)
+    assert found == value
+    assert type(found) is type(value)
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
@@ -253,6 +271,7 @@ def test_recipes_exist() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_load_and_come_back(path: Path, tmp_path: Path) -> None:
+    assert path.read_text().startswith("# ")  # what `embedmask recipes` says of it
     recipe = Recipe.from_yaml(path)
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")

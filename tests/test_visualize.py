@@ -185,6 +185,14 @@ def test_plot_curves_takes_what_a_csv_file_gives(tmp_path: Path) -> None:
     )
 
 
+def test_plot_counts_takes_any_class_names(tmp_path: Path) -> None:
+    """Mathematics that is none, line breaks, emoji, half of a pair, names that are equal once they are cut."""
+    names = ["cost $x_$ \\frac$", "_a\r\nb\t", "\u7d30\U0001f9a0\ud800", "l" * 300, "l" * 301, "%s{}"]
+    plot_counts({"train": {name: (n, 0, 0) for n, name in enumerate(names, 1)}}, tmp_path / "counts.png")
+    with Image.open(tmp_path / "counts.png") as picture:
+        assert picture.size == (660, 360)
+
+
 @pytest.mark.parametrize(("splits", "classes"), [(0, 0), (1, 0), (1, 80), (3, 2)])
 def test_plot_counts(tmp_path: Path, splits: int, classes: int) -> None:
     counts = {f"class {number}": (number, 2, 0) for number in range(classes)}

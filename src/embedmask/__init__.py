@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from embedmask.structures import Predictions, Target
     from embedmask.weights.checkpoint import load, save
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Criterion",
     "EmbedMask",

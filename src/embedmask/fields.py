@@ -26,15 +26,22 @@ def coerce(value: Any, hint: Any) -> Any:
     if any(typing.get_origin(option) is tuple for option in options) and isinstance(value, (list, tuple)):
         item = next(typing.get_args(o)[0] for o in options if typing.get_origin(o) is tuple)
         return tuple(coerce(v, item) for v in value)
-    if float in options and int not in options and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (float in options or int in options) and isinstance(value, str):
-        # YAML reads 1e-3 as text
-        try:
-            return float(value) if float in options else int(value)
-        except ValueError:
-            return value
-    return value
+    if float not in options and int not in options:
+        return value
+    return _number(value, whole=int in options)
+
+
+def _number(value: Any, *, whole: bool) -> Any:
+    """Bring a number to the type of the field: YAML 1.1 reads 1e-3 as text, and 9.0e+4 as no integer."""
+    if isinstance(value, bool) or (whole and isinstance(value, int)):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
+    if not whole:
+        return number
+    return int(number) if number.is_integer() else value
 
 
 def check_types(config: object) -> None:

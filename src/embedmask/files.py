@@ -88,10 +88,42 @@ def read_text(path: Path) -> str:
     return content.decode(json.detect_encoding(content))
 
 
+@contextmanager
+def temporary_folder(near: Path) -> Iterator[Path]:
+    """Give a new folder on the disk of `near`, inside it or the nearest folder above that exists, and remove it.
+
+    Raises:
+        BadInput: nothing can be written there.
+    """
+    parent = next(folder for folder in (near.absolute(), *near.absolute().parents) if folder.exists())
+    temporary = parent / f".{near.name}.{uuid.uuid4().hex[:12]}"
+    make_folder(temporary, near)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_folder(path: Path, name: Path | None = None) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Args:
+        name: named in the message instead of `path`.
+
+    Raises:
+        BadInput: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadInput(f"{name or path}: cannot be written ({reason}); choose another folder") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text by `atomic_write`."""
+    """Write UTF-8 text by `atomic_write`; lone surrogates (from undecodable file names) are escaped."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -110,14 +142,17 @@ def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a file is one that `atomic_write` writes to."""
+    """Return whether a name is one that `atomic_write` or `temporary_folder` gives."""
     return re.fullmatch(r"\..+\.[0-9a-f]{12}(\.\w+)?", path.name) is not None
 
 
 def remove_temporary(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder; nobody may be writing there."""
-    for path in filter(is_temporary, folder.iterdir()):
-        path.unlink()
+    for path in filter(is_temporary, list(folder.iterdir())):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _mend(error: OSError) -> str:

@@ -45,6 +45,8 @@ PNG_LEVEL = 1
 """How hard PNG is compressed, 0 to 9: 6 takes four times as long and saves a seventh."""
 MAX_CLASSES = 60
 """More do not fit on a chart."""
+MAX_NAME = 40
+"""Characters of a class name on a chart."""
 
 
 def draw(image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
@@ -251,11 +253,12 @@ def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | P
     size = (1 + 4.5 * max(len(splits), 1), 1.5 + 0.25 * len(names))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = figure.subplots(1, max(len(splits), 1), squeeze=False, sharey=True)[0]
+    panels[0].set_yticks(range(len(names)), map(_plain, names))
     panels[0].set_ylim(max(len(names), 1) - 0.5, -0.5)  # the first on top
     if len(classes) > len(names):
         panels[0].set_ylabel(f"the {len(names)} most frequent of {len(classes)} classes")
     for panel, (split, counts) in zip(panels, splits.items(), strict=False):
-        _stack(panel, names, np.array([counts.get(name, (0, 0, 0)) for name in names]).reshape(-1, 3))
+        _stack(panel, np.array([counts.get(name, (0, 0, 0)) for name in names]).reshape(-1, 3))
         panel.set(title=f"{split}: {sum(map(sum, counts.values()))} objects", xlabel="objects")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     _write_figure(figure, path)
@@ -269,10 +272,16 @@ def _write_figure(figure: Any, path: str | Path) -> None:
     write_picture(np.asarray(canvas.buffer_rgba())[..., :3], Path(path))
 
 
-def _stack(panel: Any, names: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+def _plain(name: str) -> str:
+    """Return a name as a chart can show it: one short line, without mathematics and lone surrogates."""
+    line = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+    return (line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…").replace("$", r"\$")
+
+
+def _stack(panel: Any, counts: npt.NDArray[np.int64]) -> None:
     left = np.cumsum(counts, axis=1) - counts
     for column, size in enumerate(("small", "medium", "large")):
-        panel.barh(names, counts[:, column], left=left[:, column], label=size, height=0.7)
+        panel.barh(range(len(counts)), counts[:, column], left=left[:, column], label=size, height=0.7)
     panel.grid(axis="x", alpha=0.3)
 
 

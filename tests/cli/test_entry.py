@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import fails
 
+from embedmask import __version__
 from embedmask.cli import main
 from embedmask.cli.entry import one_line
+from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 
 
 class TestHelp:
     @pytest.mark.parametrize(
         "command",
-        ["", "train", "eval", "predict", "convert", "data", "data shapes", "data check", "data split"],
+        [
+            "",
+            "train",
+            "eval",
+            "predict",
+            "convert",
+            "recipes",
+            "data",
+            "data shapes",
+            "data check",
+            "data show",
+            "data split",
+        ],
     )
     def test_every_command_explains_itself(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*command.split(), "--help"]) == 0
@@ -40,6 +58,17 @@ class TestHelp:
         code += "; sys.exit('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
+
+    @pytest.mark.parametrize("package", ["embedmask", "embedmask.cli"])
+    def test_the_package_can_be_run(self, package: str) -> None:
+        words = [sys.executable, "-m", package, "--version"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"embedmask {__version__}\n")
+
+    def test_an_output_that_nobody_reads_is_no_error(self) -> None:
+        words = f"{sys.executable} -m embedmask recipes | head -c 1"
+        done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.stderr) == ("a", "")
 
     def test_no_words_show_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 0
@@ -88,3 +117,51 @@ class TestArguments:
     def test_message_of_a_loading_process_loses_its_traceback(self) -> None:
         wrapped = "Caught in worker 0.\nTraceback:\n  File x\nembedmask.errors.BadInput: a.jpg: cut short\n"
         assert one_line(BadInput(wrapped)) == "a.jpg: cut short"
+
+
+def raises(error: Exception) -> Callable[..., Any]:
+    """A function that fails."""
+
+    def fail(*args: Any) -> None:
+        raise error
+
+    return fail
+
+
+NAME = "\u5199\u771f"
+"""A name that neither Western nor C consoles can show."""
+
+
+class TestConsoles:
+    @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932", "utf-8"])
+    def test_no_character_ends_a_command(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", err)
+        monkeypatch.setattr("embedmask.cli.entry.run", lambda words: print(f"{NAME} \xb7 \udcff") or 0)
+        assert main([]) == 0
+        monkeypatch.setattr("embedmask.cli.entry.run", raises(BadInput(f"{NAME} \udcff")))
+        assert main([]) == 2
+        monkeypatch.undo()
+        out.seek(0)
+        err.seek(0)
+        assert err.read().startswith("embedmask: ")
+        assert out.read().replace("\\u5199\\u771f", NAME).replace("\\xb7", "\xb7") == f"{NAME} \xb7 \\udcff\n"
+
+    def test_bad_input_is_one_line_whatever_it_names(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert f"{NAME} x.png" in fails(capsys, "predict", f"{NAME}\nx.png", "--weights", "x", "--out", "y")
+
+    def test_file_names_are_read_in_the_c_locale(self, tmp_path: Path) -> None:
+        """There Python takes file names for ASCII, unless it is told better."""
+        make_shapes(tmp_path, train=1, val=1, size=64, seed=0)
+        content = json.loads((tmp_path / "train.json").read_text())
+        image = content["images"][0]
+        name = f"{NAME}.png"
+        (tmp_path / "images" / image["file_name"]).rename(tmp_path / "images" / name)
+        image["file_name"] = name
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        code = "import sys; from embedmask.cli import main; sys.exit(main())"
+        words = [sys.executable, "-c", code, "data", "check", str(tmp_path), "--quick"]
+        bare = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+        done = subprocess.run(words, env={**os.environ, **bare}, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout

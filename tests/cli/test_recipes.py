@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import fails
 
+from embedmask.cli import main
 from embedmask.cli.recipes import recipe_names, resolve_recipe
 from embedmask.config import MaskRCNNConfig, Recipe
 
@@ -48,6 +50,21 @@ class TestRecipes:
         assert "nuclei" in recipe_names()
         for name in recipe_names():
             assert resolve_recipe(name, {}).train.batch_size >= 1
+
+    def test_they_are_listed_with_a_line_each(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["recipes"]) == 0
+        lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+        assert list(lines) == recipe_names()
+        assert lines["shapes"].startswith("The synthetic shapes of")
+
+    @pytest.mark.parametrize("name", ["shapes", "paper/r50_1x.yaml", "maskrcnn/nuclei"])
+    def test_one_is_shown_whole(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["recipes", "--show", name]) == 0
+        (tmp_path / "whole.yaml").write_text(capsys.readouterr().out)
+        assert Recipe.from_yaml(tmp_path / "whole.yaml") == resolve_recipe(name, {})
+        shown = yaml.safe_load((tmp_path / "whole.yaml").read_text())
+        assert {"lr", "momentum", "clip_norm"} <= set(shown["train"])
+        assert "--show nope" in fails(capsys, "recipes", "--show", "nope")
 
     def test_unknown_name_shows_the_nearest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         line = fails(capsys, "train", "--config", "nucleii", "--data", shapes, "--out", tmp_path / "out")

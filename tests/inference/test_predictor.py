@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import multiprocessing
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,3 +284,38 @@ def test_without_a_threshold_the_model_decides(picture: np.ndarray) -> None:
     (streamed,) = predictor.stream([picture])
     assert streamed.instances is not None
     assert len(streamed.instances) == len(decided)
+
+
+def test_it_prints_what_it_is(predictor: Predictor) -> None:
+    assert repr(predictor) == (
+        "Predictor(EmbedMask with resnet18, 3 classes: disc, star, ring; "
+        "device=cpu, precision=float32, engine=torch)"
+    )
+    many = changed(predictor, class_names=["a", "b", "c", "d"])
+    assert "4 classes: a, b, c, ...; " in repr(many)
+
+
+def test_it_can_be_pickled(predictor: Predictor, picture: np.ndarray) -> None:
+    copied = pickle.loads(pickle.dumps(changed(predictor, batch_size=3)))
+    assert (repr(copied), copied.batch_size) == (repr(predictor), 3)
+    assert same(copied(picture, 0.0), predictor(picture, 0.0))
+
+
+def test_another_process_can_have_it(predictor: Predictor, picture: np.ndarray) -> None:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(predictor, (picture, 0.0))
+    assert np.allclose(found.xyxy, predictor(picture, 0.0).xyxy, atol=1e-3)
+
+
+def test_a_pickled_engine_is_built_anew(predictor: Predictor) -> None:
+    built: list[str] = []
+
+    def build(model: EmbedMask, engine: str, dtype: torch.dtype) -> Any:
+        built.append(engine)
+        return lambda batch: None  # no pickle can hold it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("embedmask.inference.predictor.make_network", build)
+        other = Predictor(predictor.model, NAMES, device="cpu", precision="float32", engine="openvino")
+        assert pickle.loads(pickle.dumps(other)).engine == "openvino"
+    assert built == ["openvino", "openvino"]

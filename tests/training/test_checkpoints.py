@@ -148,7 +148,13 @@ def test_checkpoints_are_written_by_the_clock(
         save(self, checkpoint, path, **options)
 
     monkeypatch.setattr(WholeFiles, "save_checkpoint", note)
-    for minutes, steps in ((1e-9, [1, 2]), (60.0, [2])):
+    cases = [
+        ({"epochs": 1, "checkpoint_minutes": 1e-9}, [1, 2]),
+        ({"epochs": 1, "checkpoint_minutes": 60.0}, [2]),
+        ({"epochs": 3, "checkpoint_minutes": 60.0}, [6]),  # short epochs share one
+        ({"epochs": 3, "checkpoint_minutes": None}, [2, 4, 6]),
+    ]
+    for number, (changes, steps) in enumerate(cases):
         written.clear()
-        fit.train(tiny(epochs=1, checkpoint_minutes=minutes), shapes, tmp_path / str(minutes))
+        fit.train(tiny(eval_every=9, **changes), shapes, tmp_path / str(number))
         assert written == steps

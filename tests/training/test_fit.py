@@ -41,7 +41,7 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
 def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -> None:
     out, metrics, lines = run
-    wanted = {"recipe.yaml", "metrics.csv", "metrics.json", "curves.png", "samples", "last.ckpt"}
+    wanted = {"recipe.yaml", "run.json", "metrics.csv", "metrics.json", "curves.png", "samples", "last.ckpt"}
     wanted |= {"model.safetensors", "best.safetensors", "last.safetensors", "tensorboard"}
     assert {path.name for path in out.iterdir()} == wanted
     kept = json.loads((out / "metrics.json").read_text())
@@ -158,11 +158,14 @@ def test_averaged_weights_are_the_ones_that_are_saved(run: tuple[Path, dict[str,
 
 def test_evaluation_comes_at_the_end_where_no_epoch_had_one(shapes: Path, tmp_path: Path) -> None:
     recipe = tiny(epochs=None, max_steps=2, eval_every=5, ema_decay=None)
-    metrics = fit.train(recipe, shapes, tmp_path / "run")
+    lines: list[str] = []
+    metrics = fit.train(recipe, shapes, tmp_path / "run", report=lines.append)
     assert metrics["steps"] == 2
     assert "segm/AP" in metrics
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert row["segm/AP"]
+    assert [line.split()[0] for line in lines[1:]] == ["epoch", "mask"]  # the epoch is told once
+    assert "the only evaluated, step 2" in lines[-1]
 
 
 def test_time_limit_stops_the_run_and_still_evaluates(shapes: Path, tmp_path: Path) -> None:
@@ -183,6 +186,33 @@ def test_run_stopped_by_its_time_goes_on_to_the_same_end(
     assert fit.train(tiny(), shapes, out, resume=True)["steps"] == 6
     first, second = (load_file(path / "last.safetensors") for path in (run[0], out))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("keep", "ap", "said"), [("best", 0.3, "best of 3 evaluations, step 6"), ("last", 0.2, "last, step 9")]
+)
+def test_the_weights_that_are_kept_are_named(
+    keep: str, ap: float, said: str, *, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aps = iter([0.1, 0.3, 0.2])
+    monkeypatch.setattr(
+        ResultsFolder, "_measure", lambda self, results: {BEST_METRIC: next(aps), "bbox/AP": 0}
+    )
+    out, lines = tmp_path / "run", []
+    metrics = fit.train(tiny(epochs=3, keep=keep), shapes, out, report=lines.append)
+    assert (out / "model.safetensors").read_bytes() == (out / f"{keep}.safetensors").read_bytes()
+    assert (out / "best.safetensors").read_bytes() != (out / "last.safetensors").read_bytes()
+    assert metrics[BEST_METRIC] == json.loads((out / "metrics.json").read_text())[BEST_METRIC] == ap
+    assert f"{metrics['kept']}, step {metrics['kept_step']}" == said
+    assert f" · {said} · " in lines[-1]
+
+
+def test_equal_runs_leave_equal_files(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
+) -> None:
+    fit.train(tiny(), shapes, tmp_path / "again")
+    for name in ("model.safetensors", "last.safetensors", "recipe.yaml", "run.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (run[0] / name).read_bytes(), name
 
 
 def test_early_stop_counts_evaluations_without_a_better_one(

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from tiny_run import tiny
 from embedmask.config import DataConfig
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.training import fit, rehearsal
 from embedmask.training.engine import told_when_memory_ends
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.rehearsal import Estimate, duration, largest_views, rehearse
@@ -123,6 +126,58 @@ def test_what_stops_a_run_stops_it_too(shapes: Path, tmp_path: Path, monkeypatch
     )
     with pytest.raises(TrainingStopped, match="step 1: the loss is not finite"):
         rehearse(tiny(), shapes, report=nothing)
+
+
+def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    left: set[str] = set()
+    compute, check = CocoEvaluator.compute, rehearsal.check_room
+
+    def count(self: CocoEvaluator, *args: Any, **kwargs: Any) -> dict[str, float]:
+        counts.append(len(self.results))
+        return compute(self, *args, **kwargs)
+
+    def look(folder: Path, out: Path | None) -> None:
+        assert folder.parent == tmp_path  # on the disk of the results, not on that of temporary files
+        left.update(path.name for path in folder.iterdir())
+        check(folder, out)
+
+    monkeypatch.setattr(CocoEvaluator, "compute", count)
+    monkeypatch.setattr(rehearsal, "check_room", look)
+    rehearse(tiny(), shapes, tmp_path / "out", report=nothing)
+    assert len(counts) == 1
+    assert counts[0] > 0
+    weights = {"model.safetensors", "best.safetensors", "last.safetensors", "last.ckpt"}
+    assert left >= {*weights, "recipe.yaml", "metrics.csv", "metrics.json", "curves.png", "samples"}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["CocoEvaluator", "plot_curves", "write_samples", "write_json"])
+def test_what_would_stop_the_end_stops_the_beginning(
+    part: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise BadInput(f"{part} cannot")
+
+    monkeypatch.setattr(fit, part, broken)
+    with pytest.raises(BadInput, match=f"{part} cannot"):
+        rehearse(tiny(), shapes, tmp_path / "out", report=nothing)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_found(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for run in (rehearse, fit.train):
+        with pytest.raises(BadInput, match=r"file/deep/run: cannot be written \(Not a directory\)"):
+            run(tiny(), shapes, tmp_path / "file" / "deep" / "run", report=nothing)
+
+
+def test_a_disk_without_room_is_found(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match=r"out: its disk has room for \d+ MB, the run needs \d+ MB"):
+        rehearse(tiny(), shapes, tmp_path / "out", report=nothing)
 
 
 def test_the_estimate_adds_steps_and_evaluations() -> None:

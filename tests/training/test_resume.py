@@ -18,6 +18,7 @@ from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.training import checkpoints, fit
 from embedmask.training.module import EmbedMaskModule
+from embedmask.training.rehearsal import rehearse
 
 EVERY_TWO = {"checkpoint_steps": 2, "checkpoint_minutes": None}
 
@@ -57,6 +58,19 @@ def die_at_call(owner: Any, name: str, number: int, *, after: bool = False) -> N
     setattr(owner, name, deadly)
 
 
+def die_at_checkpoint(number: int) -> None:
+    """Make the process die before that checkpoint takes its name."""
+    replace, calls = os.replace, [0]
+
+    def deadly(source: Any, target: Any) -> None:
+        calls[0] += Path(target).name == "last.ckpt"
+        if calls[0] == number:
+            die()
+        replace(source, target)
+
+    os.replace = deadly
+
+
 def write_half(number: int) -> None:
     """Make the process die in the middle of writing that checkpoint."""
     save, calls = torch.save, [0]
@@ -76,7 +90,7 @@ MOMENTS = {
     "in the second step, before any checkpoint": lambda: die_at_call(EmbedMaskModule, "training_step", 2),
     "after the third step's losses": lambda: die_at_call(EmbedMaskModule, "training_step", 3, after=True),
     "while the second checkpoint is written": lambda: write_half(2),
-    "before the second checkpoint has its name": lambda: die_at_call(os, "replace", 7),
+    "before the second checkpoint has its name": lambda: die_at_checkpoint(2),
     "in the second evaluation": lambda: die_at_call(EmbedMaskModule, "validation_step", 3),
 }
 
@@ -148,9 +162,19 @@ def test_a_seed_is_a_run(straight: Path, shapes: Path, tmp_path: Path) -> None:
     assert not same(left_behind(straight), left_behind(tmp_path / "other"))
 
 
-def test_a_run_does_not_go_on_with_other_batches(straight: Path, shapes: Path, tmp_path: Path) -> None:
-    for name in ("last.ckpt", "recipe.yaml"):
+def test_a_run_does_not_go_on_with_another_recipe(straight: Path, shapes: Path, tmp_path: Path) -> None:
+    for name in ("last.ckpt", "recipe.yaml", "run.json"):
         (tmp_path / name).write_bytes((straight / name).read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for run in (fit.train, rehearse):
+        with pytest.raises(BadInput, match=r"train\.batch_size is 2, began with 4"):
+            run(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True, report=print)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_without_its_recipe_does_not_go_on_with_other_batches(
+    straight: Path, shapes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "last.ckpt").write_bytes((straight / "last.ckpt").read_bytes())
     with pytest.raises(BadInput, match="begun with 4 batches an epoch and cannot go on with 7"):
         fit.train(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True)
-    assert (tmp_path / "recipe.yaml").read_bytes() == (straight / "recipe.yaml").read_bytes()

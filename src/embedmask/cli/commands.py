@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from embedmask.cli.data import data_check, data_shapes, data_show, data_split
 from embedmask.cli.parser import Command, Commands
-from embedmask.cli.recipes import parse_score_threshold, resolve_recipe
+from embedmask.cli.recipes import (
+    find_recipe,
+    parse_score_threshold,
+    recipe_names,
+    recipe_summary,
+    resolve_recipe,
+)
 from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
 from embedmask.config import (
     DataConfig,
@@ -18,6 +24,7 @@ from embedmask.config import (
     MaskRCNNConfig,
     ModelConfig,
     Precision,
+    Recipe,
     TrainConfig,
 )
 from embedmask.config.data import Degenerate, Exif, Split
@@ -279,6 +286,25 @@ def convert(official: Path, out: Path) -> None:
     print(f"{config.backbone}, {config.num_classes} classes, {config.embed_dim} embedding dims · {out}")
 
 
+def recipes(*, show: str | None = None) -> None:
+    """List the recipes that come with the package, or print one whole.
+
+    Args:
+        show: Recipe, a name or a YAML file: print all its fields, those that it leaves to the preset and the defaults
+            included.
+    """
+    if show is not None:
+        import yaml
+
+        print(
+            yaml.safe_dump(Recipe.from_yaml(find_recipe(show, "--show")).to_dict(), sort_keys=False), end=""
+        )
+        return
+    names = recipe_names()
+    width = max(map(len, names), default=0)
+    print("\n".join(f"{name:{width}}  {recipe_summary(name)}" for name in names))
+
+
 def bench(
     *,
     weights: Path | None = None,
@@ -363,6 +389,7 @@ COMMANDS: Commands = {
     "eval": Command(evaluate),
     "predict": Command(predict, positional="source"),
     "convert": Command(convert, positional="official"),
+    "recipes": Command(recipes),
     "bench": Command(bench, epilog=field_names("Fields of --model", ModelConfig)),
     "data": {
         "shapes": Command(data_shapes, positional="folder"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import sys
 import traceback
@@ -28,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 2 bad arguments or bad input, 1 anything else.
     """
+    show_any_character()
+    if argv is None:
+        read_any_file_name()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
@@ -36,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
     except KeyboardInterrupt:
         return fail("interrupted", FAILED)
+    except BrokenPipeError:  # who read the output has gone, as head does
+        sys.stdout = None  # nobody is left to flush it for
+        return FAILED
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -43,6 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             one_line(error),
             BAD if isinstance(error, (BadInput, ArgumentError, ModuleNotFoundError)) else FAILED,
         )
+
+
+def show_any_character() -> None:
+    """Escape the characters that the encoding of stdout or stderr lacks, so that no message can end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def read_any_file_name() -> None:
+    """Start again in UTF-8 mode where Python would take file names for ASCII, as it may in the C locale."""
+    if sys.getfilesystemencoding() == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def run(words: list[str]) -> int:
@@ -57,8 +78,8 @@ def run(words: list[str]) -> int:
 
 
 def fail(line: str, code: int) -> int:
-    """Say what went wrong on stderr."""
-    print(f"embedmask: {line}", file=sys.stderr)
+    """Print on stderr, as one line, why the command failed."""
+    print(f"embedmask: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
 
 

@@ -11,6 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
+from embedmask import __version__
+
 
 @dataclass(frozen=True)
 class Command:
@@ -60,6 +62,7 @@ def build_parser(commands: Commands) -> ArgumentParser:
     """The parser of the whole program."""
     parser = ArgumentParser(
         prog="embedmask",
+        version=__version__,
         description="EmbedMask: one-stage instance segmentation by coupling pixel and proposal embeddings.",
         epilog="embedmask COMMAND --help says more. --debug shows where an error comes from.",
         exit_on_error=False,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from embedmask.cli.dataset_ids import DatasetIds
 from embedmask.cli.records import Records, Row
 from embedmask.cli.sources import Source, find_sources, refuse_overwriting
-from embedmask.cli.video import open_video, read_frames, write_video
+from embedmask.cli.video import VideoReader, write_video
 from embedmask.cli.writers import (
     Format,
     drawn_name,
@@ -46,8 +46,6 @@ ROOM = 2**27
 """Bytes of pictures that wait to be written."""
 HINT_IMAGES = 8
 """Images that are looked at again where a run found nothing."""
-WHOLE_VIDEO = 0.95
-"""A video that gives a smaller share of the frames that it tells of breaks off; some tell of a few too many."""
 
 Broken = tuple[int, str]
 """Place of a file in the list of all, and what is wrong with it."""
@@ -274,31 +272,31 @@ class Share:
         """Write all of one video, its record last.
 
         Raises:
-            BadInput: not a video, or one without pictures, or one that breaks off: what it gave is written.
+            BadInput: not a video, or one without frames, or one that breaks off: what it gave is written.
         """
-        info = open_video(source.path)
-        told, given = max(info.total_frames or 0, 0), 0
-        bar.total += max(told - 1, 0)
+        video = VideoReader(source.path)
+        bar.total += max(video.total - 1, 0)
 
         def frame(job: tuple[int, PictureResult]) -> tuple[Row, Pixels | None]:
             row, picture = self._show(source, f"{source.name}/{job[0]:06}", job[1])
-            return {"frame": job[0], **row}, picture
+            return {"frame": job[0], "time": video.seconds(job[0]), **row}, picture
 
         def rows() -> Iterator[Row]:
-            nonlocal given
             path = self.out / drawn_name(source)
-            with nullcontext() if self.settings.no_draw else write_video(path, info) as show:
-                found = enumerate(self.stream(read_frames(source.path)))
+            with nullcontext() if self.settings.no_draw else write_video(path, video) as show:
+                found = enumerate(self.stream(video.frames()))
                 for row, picture in _in_background(frame, found):
                     if show is not None and picture is not None:
-                        show(picture)
+                        show(picture, row["frame"])
                     bar.update()
-                    given += 1
                     yield row
 
         self.records.write(source, rows())
-        if given < WHOLE_VIDEO * told:
-            raise BadInput(f"{source.path}: breaks off after {given} of {told} frames; replace the file")
+        if video.breaks_off:
+            of, why = f" of {video.total}" if video.total else "", f" ({video.error})" if video.error else ""
+            raise BadInput(
+                f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
+            )
 
     def _show(self, source: Source, name: str, result: PictureResult) -> tuple[Row, Pixels | None]:
         """A picture's row of the results, and the picture drawn where that is wanted; writes its other form."""

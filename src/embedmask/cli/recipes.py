@@ -76,7 +76,7 @@ def run_recipe(folder: Path | None) -> Path:
     return path
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, option: str = "--config") -> Path:
     """A file, or the recipe of that name (`shapes`, `nuclei`) that comes with the package."""
     if Path(name).is_file():
         return Path(name)
@@ -86,13 +86,18 @@ def find_recipe(name: str) -> Path:
     names = recipe_names()
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise BadInput(f"--config {name}: no such file or recipe{hint}; recipes: {', '.join(names) or 'none'}")
+    raise BadInput(f"{option} {name}: no such file or recipe{hint}; recipes: {', '.join(names) or 'none'}")
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with the package."""
     folder = recipes_folder()
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def recipe_summary(name: str) -> str:
+    """Return the first line of a recipe that comes with the package, which is a comment."""
+    return find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def recipes_folder() -> Path:

@@ -30,8 +30,8 @@ class TrainConfig:
     early_stop: int | None = None
     """Stop after this many evaluations without a better mask AP; null: never."""
     checkpoint_minutes: float | None = 10
-    """Write `last.ckpt`, from which `--resume` goes on, this often within an epoch (and after every one); null: not
-    within epochs."""
+    """Write `last.ckpt`, from which `--resume` goes on, this often within an epoch, and after every one that ends a
+    minute or more after the last time; null: not within epochs, but after every one."""
     checkpoint_steps: int | None = None
     """The same in steps; null: by the clock alone."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -69,6 +69,8 @@ class TrainConfig:
     """Epochs between evaluations on val."""
     class_thresholds: bool = False
     """Choose `decision_threshold` for each class on val, not one for all; where the recipe leaves it null."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that `model.safetensors` holds: the best on val by mask AP, or the last, as authors report theirs."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,6 +201,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
     def annotations(self, index: int) -> GroundTruth:
         """Return the objects of item `index` in the file's frame without crowds, masks not painted."""
         return self._content.annotations[index].without_crowds()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return the number of images, and digests of their files' names and of all annotations."""
+        names = hashlib.sha256(json.dumps(self._file_names).encode()).hexdigest()
+        return {"images": len(self), "file names": names, "annotations": self._content.annotations.digest()}
 
     def image_path(self, index: int) -> Path:
         """File of item `index`."""

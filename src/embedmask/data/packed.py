@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,20 @@ class PackedAnnotations:
             self.areas[start:end],
             self.boxes[start:end],
         )
+
+    def digest(self) -> str:
+        """Return a digest of the label, the mask and the image of every object, crowds included."""
+        digest = hashlib.sha256(repr(self._images).encode())
+        for values in (
+            self.labels,
+            self.crowd,
+            self._image_ends,
+            self._objects,
+            self._part_ends,
+            self._values,
+        ):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
 
     @property
     def owners(self) -> NDArray[np.int64]:

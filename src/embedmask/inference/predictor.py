@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Self, TypedDict, Unpack, overload
+from typing import Any, Self, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -94,10 +95,28 @@ class Predictor:
         self.device = choose_device(device)
         self.dtype = choose_precision(self.device, precision)
         self.model = model.to(self.device).eval()
+        self.engine = engine
         self.network = make_network(self.model, engine, self.dtype)
         self.batch_size = BATCH_SIZE.get(self.device.type, 1)
         cfg = model.config
         self.resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
+
+    def __repr__(self) -> str:
+        more = ", ..." if len(self.class_names) > 3 else ""
+        names = ", ".join(self.class_names[:3]) + more
+        how = ", ".join(f"{name}={value}" for name, value in self._how.items())
+        model = f"{type(self.model).__name__} with {self.model.config.backbone}"
+        return f"Predictor({model}, {len(self.class_names)} classes: {names}; {how})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the model on the CPU; unpickling builds the engine's network anew, on a device of the same name."""
+        arguments = (copy.deepcopy(self.model).cpu(), self.class_names)
+        return partial(type(self), **self._how), arguments, {"batch_size": self.batch_size}
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        precision = str(self.dtype).removeprefix("torch.")
+        return {"device": str(self.device), "precision": precision, "engine": self.engine}
 
     @classmethod
     def load(

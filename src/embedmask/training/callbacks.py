@@ -60,6 +60,9 @@ class ResultsFolder(Callback):
         self.history: list[Row] = []
         self.best: Row = {}
         self.choice: Choice | None = None
+        self.last: Row = {}
+        self.best_step = -1
+        self.evaluations = 0
         self.evaluated_step = -1
         self.without_better = 0
         self.epoch = EpochSums()
@@ -78,6 +81,9 @@ class ResultsFolder(Callback):
         return {
             "history": self.history,
             "best": self.best,
+            "last": self.last,
+            "best_step": self.best_step,
+            "evaluations": self.evaluations,
             "evaluated_step": self.evaluated_step,
             "without_better": self.without_better,
             "epoch": vars(self.epoch),
@@ -87,6 +93,9 @@ class ResultsFolder(Callback):
         """Back to where the checkpoint was written; what came after it is forgotten."""
         self.history = state_dict["history"]
         self.best = state_dict["best"]
+        self.last = state_dict.get("last", self.best)  # a run of an earlier version
+        self.best_step = state_dict.get("best_step", -1)
+        self.evaluations = state_dict.get("evaluations", 0)
         self.evaluated_step = state_dict["evaluated_step"]
         self.without_better = state_dict["without_better"]
         self.epoch = EpochSums(**state_dict["epoch"])
@@ -127,8 +136,10 @@ class ResultsFolder(Callback):
         self.evaluated_step = trainer.global_step
         improved = not self.best or _rank(self._metrics) > _rank(self.best)
         self.without_better = 0 if improved else self.without_better + 1
+        self.last = dict(self._metrics)
+        self.evaluations += 1
         if improved:
-            self.best = dict(self._metrics)
+            self.best, self.best_step = self.last, trainer.global_step
         _log(trainer, self._metrics)
         if trainer.is_global_zero:
             self._save_weights(pl_module, improved)
@@ -137,12 +148,21 @@ class ResultsFolder(Callback):
         elif self.epoch.batches:
             self._add_row(trainer)  # training ended within this epoch, in a part of the run before this one
         else:
-            self.history[-1] |= self._metrics  # the epoch that training ended in
-            self._tell(trainer)
+            self.history[-1] |= self._metrics  # the epoch that training ended in, told already
+            if trainer.is_global_zero:
+                write_csv(self.history, self.out / "metrics.csv")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row in metrics.csv, one line on the screen."""
         self._add_row(trainer)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """Metrics of the weights that the run keeps, and which these are."""
+        if self.recipe.train.keep == "last":
+            return {**self.last, "kept": "last", "kept_step": self.evaluated_step}
+        kept = f"best of {self.evaluations} evaluations" if self.evaluations > 1 else "the only evaluated"
+        return {**self.best, "kept": kept, "kept_step": self.best_step}
 
     def write_recipe(self) -> None:
         """The whole recipe, every field, as YAML that `Recipe.from_yaml` takes back."""

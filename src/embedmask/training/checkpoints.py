@@ -15,10 +15,12 @@ from embedmask.errors import BadInput, TrainingStopped
 from embedmask.files import atomic_write
 
 LAST_CHECKPOINT = "last.ckpt"
+SECONDS_BETWEEN = 60
+"""Epochs that follow each other faster share a checkpoint."""
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` over and over: within epochs, and at the end of every whole one.
+    """Writes `last.ckpt` over and over: within epochs, and at the end of whole ones.
 
     A run goes on from it as if it had never stopped, so it is only written between optimizer steps.
 
@@ -49,8 +51,16 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write. An epoch that was cut short has been written at its last step, where it can go on."""
-        if _is_epoch_whole(trainer):
+        if _is_epoch_whole(trainer) and not self._is_too_soon(trainer):
             self._write(trainer, pl_module)
+
+    def _is_too_soon(self, trainer: Trainer) -> bool:
+        """Whether a short epoch ends, which is not the last one, soon after a checkpoint that the clock asks for."""
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if is_last or self.steps is not None or self.minutes is None:
+            return False
+        pause = min(60 * self.minutes, SECONDS_BETWEEN)
+        return bool(trainer.strategy.broadcast(time.monotonic() - self._clock < pause))
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.should_stop:

@@ -17,7 +17,7 @@ from embedmask.config import Recipe, TrainConfig, override
 from embedmask.config.detector import DEFAULT_DECISION
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json
+from embedmask.files import atomic_write, is_temporary, make_folder, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.model.detector import Detector
 from embedmask.training.batch_norm import join_batch_norms
@@ -25,6 +25,7 @@ from embedmask.training.callbacks import MovingAverage, Progress, ResultsFolder,
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.datamodule import SplitPair
 from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
+from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_first
 from embedmask.training.samples import write_samples
@@ -48,13 +49,14 @@ def train(
     devices: int | None = None,
     nodes: int = 1,
     report: Report = log.info,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train `recipe` on `data`, evaluate on its val split, and leave everything in `out`.
 
-    The number of classes follows the data set. `out` holds `recipe.yaml`, `metrics.csv` (a row an epoch),
+    The number of classes follows the data set. `out` holds `recipe.yaml`, `run.json` (the recipe and the data that the
+    run began with, which `resume` compares), `metrics.csv` (a row an epoch),
     `metrics.json`, `curves.png` (losses and AP), `samples/` (predictions beside ground truth),
-    `model.safetensors` (the best by mask AP, also as `best.safetensors`), `last.safetensors`, `last.ckpt`
-    (for `resume`) and TensorBoard logs.
+    `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (the one of both that
+    `train.keep` names), `last.ckpt` (for `resume`) and TensorBoard logs.
 
     With several processes (torchrun's, or `devices` and `nodes`) each gets its share of every batch, the losses and
     gradients are those of one process with the whole batch, and the first one writes.
@@ -72,32 +74,30 @@ def train(
         report: takes one line a time: a summary of each epoch, and the result; in the first process alone.
 
     Returns:
-        What `metrics.json` holds: the metrics of `model.safetensors` on val, `seconds`, `steps`, `epochs`.
+        What `metrics.json` holds: the metrics of `model.safetensors` on val, which weights these are (`kept`,
+        `kept_step`), `seconds`, `steps`, `epochs`.
 
     Raises:
-        BadInput: the data, the recipe or the folder cannot be used (then nothing is left behind), or the memory or
-            the disk is full.
+        BadInput: the data, the recipe or the folder cannot be used (then nothing is left behind), the run to resume
+            began with others, or the memory or the disk is full.
         TrainingStopped: a loss or a weight is no longer finite; the last checkpoint is kept.
     """
     check_folder(out, resume)
     tell = report if is_first() else lambda line: None
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, SplitPair)
+    if resume and is_first():
+        check_identity(out, recipe, splits)
     for line in splits.report_lines(data):
         tell(line)
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
     if not resumed:
         set_first_weights(module.model, recipe.train, tell)
-    results = ResultsFolder(
-        out,
-        recipe,
-        CocoEvaluator(splits.val_set.ground_truth, recipe.model.max_detections) if is_first() else None,
-        splits.val_set.class_names,
-        tell,
-    )
+    results = make_results(out, recipe, splits, tell)
     with results_folder(out), quiet(), told_when_memory_ends(recipe.train):
         if is_first() and not resumed:
+            write_identity(out, recipe, splits)
             results.write_recipe()  # at once: what has a recipe can be resumed
         trainer = make_run(recipe, out, hardware, results)
         trainer.fit(module, datamodule=splits, ckpt_path=last if resumed else None, weights_only=True)
@@ -179,11 +179,20 @@ def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -
     return Recipe(model=model, data=recipe.data, train=recipe.train)
 
 
-def make_run(recipe: Recipe, out: Path, hardware: Hardware, results: ResultsFolder) -> Trainer:
-    """The trainer of a whole run, with all that it leaves in `out`."""
+def make_results(out: Path, recipe: Recipe, splits: SplitPair, tell: Report) -> ResultsFolder:
+    """Build the callback that evaluates and writes; the first process reads the ground truth of val for it."""
+    truth = splits.val_set.ground_truth if is_first() else None
+    evaluator = None if truth is None else CocoEvaluator(truth, recipe.model.max_detections)
+    return ResultsFolder(out, recipe, evaluator, splits.val_set.class_names, tell)
+
+
+def make_run(
+    recipe: Recipe, out: Path, hardware: Hardware, results: ResultsFolder, *more: Callback
+) -> Trainer:
+    """Build the trainer of a whole run, with all that it leaves in `out`; `more` callbacks come first."""
     config = recipe.train
     # the results come before the average: they save the averaged weights while these are swapped in
-    callbacks: list[Callback] = [results]
+    callbacks = [*more, results]
     if config.ema_decay is not None:
         callbacks.append(MovingAverage(config.ema_decay))
     if config.max_steps is not None:
@@ -202,7 +211,7 @@ def results_folder(out: Path) -> Iterator[None]:
     """Make `out`; where training fails before its first checkpoint, take it away again."""
     made = is_first() and not out.exists()
     if is_first():  # where another process were faster, nobody would take it away
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     try:
         yield
     except BaseException:
@@ -212,9 +221,10 @@ def results_folder(out: Path) -> Iterator[None]:
 
 
 def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Trainer) -> None:
-    """The best weights under their final name, the metrics, the curves and the sample pictures."""
+    """Write the weights that are kept under their final name, the metrics, the curves and the samples."""
+    kept = results.kept
     with atomic_write(out / "model.safetensors") as temporary:
-        shutil.copyfile(out / "best.safetensors", temporary)
+        shutil.copyfile(out / f"{splits.recipe.train.keep}.safetensors", temporary)
     write_json(out / "metrics.json", summary(results, trainer))
     plot_curves(results.history, out / "curves.png")
     predictor = Predictor.load(
@@ -223,12 +233,13 @@ def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Traine
         precision=splits.recipe.train.precision,
     )
     write_samples(predictor, splits.val_set, out / "samples")
-    results.report(threshold_line(predictor.model.config.decision_threshold, results.best))
-    aps = f"mask AP {results.best['segm/AP']:.3f}, box AP {results.best['bbox/AP']:.3f} on val"
-    results.report(f"{aps} · {out / 'model.safetensors'}")
+    results.report(threshold_line(predictor.model.config.decision_threshold, kept))
+    aps = f"mask AP {kept['segm/AP']:.3f}, box AP {kept['bbox/AP']:.3f} on val"
+    which = f"{kept['kept']}, step {kept['kept_step']}"
+    results.report(f"{aps} · {which} · {out / 'model.safetensors'}")
 
 
-def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping[str, float]) -> str:
+def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping[str, Any]) -> str:
     """Return the line that tells the score threshold of the model and the F1 on val that it was chosen by."""
     if threshold is None:
         return f"score threshold {DEFAULT_DECISION:g}: no result on val was right, so none was chosen"
@@ -243,7 +254,7 @@ def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping
 def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:
     """What `metrics.json` holds."""
     return {
-        **results.best,
+        **results.kept,
         "seconds": round(results.seconds, 1),
         "steps": trainer.global_step,
         "epochs": len(results.history),

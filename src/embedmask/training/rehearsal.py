@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import torch
@@ -17,11 +20,22 @@ from torch.utils.data import DataLoader
 from embedmask.config import DataConfig, Recipe
 from embedmask.data.loader import TrainBatch, collate
 from embedmask.data.transforms import TrainTransform
+from embedmask.errors import BadInput
+from embedmask.files import temporary_folder
 from embedmask.inference.loop import choose_workers
-from embedmask.training.callbacks import MovingAverage
 from embedmask.training.datamodule import SplitPair
-from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
-from embedmask.training.fit import Report, check_folder, prepare, set_first_weights
+from embedmask.training.engine import Hardware, quiet, told_when_memory_ends
+from embedmask.training.fit import (
+    Report,
+    check_folder,
+    finish,
+    make_results,
+    make_run,
+    prepare,
+    set_first_weights,
+)
+from embedmask.training.identity import check_identity, write_identity
+from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_first
 from embedmask.training.samples import spread
 
@@ -40,32 +54,66 @@ def rehearse(
     nodes: int = 1,
     report: Report,
 ) -> Estimate:
-    """Do all that `train` does, with the same arguments, but for two steps and four pictures, and write nothing.
+    """Do all that `train` does, with the same arguments, but for two steps and four images of val, and leave nothing.
 
-    The first step has the largest batch that the data can give: of the pictures that have most pixels and most
-    objects, at the largest scale. The second has the batch that training begins with.
+    The first step has the largest batch that the data can give: of the images that have most pixels and most
+    objects, at the largest scale. The second has the batch that training begins with. Evaluation and all that a run
+    leaves are made too, in a folder on the disk of `out` that is removed again.
 
     Raises:
-        BadInput: what would also stop `train`: data, recipe, folder, or the device's memory.
+        BadInput: what would also stop `train`: data, recipe, folder, the device's memory, or room on the disk.
         TrainingStopped: a loss is not finite.
     """
     if out is not None:
         check_folder(out, resume)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TwoSteps)
+    if out is not None and resume and is_first():
+        check_identity(out, recipe, splits)
     set_first_weights(module.model, recipe.train, report if is_first() else lambda line: None)
-    splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
-    watch = Stopwatch()
-    average = [] if recipe.train.ema_decay is None else [MovingAverage(recipe.train.ema_decay)]
-    short = replace(recipe.train, epochs=1, max_steps=None, eval_every=1, max_minutes=None)
-    with quiet(), told_when_memory_ends(recipe.train):
-        trainer = make_trainer(short, hardware, [watch, *average], logger=False, enable_checkpointing=False)
-        trainer.fit(module, datamodule=splits)
-    estimate = watch.estimate(recipe, splits, trainer)
+    estimate = try_run(recipe, splits, module, hardware, out)
     if is_first():
         for line in (*splits.report_lines(data), *estimate.lines()):
             report(line)
     return estimate
+
+
+def try_run(
+    recipe: Recipe, splits: TwoSteps, module: EmbedMaskModule, hardware: Hardware, out: Path | None
+) -> Estimate:
+    """Train, evaluate and write as `train` does, in a temporary folder on the disk of `out`, None: any."""
+    splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
+    short = replace(recipe.train, epochs=1, max_steps=None, eval_every=1, max_minutes=None, early_stop=None)
+    # an untrained network is sure of nothing: without a threshold there is something to evaluate
+    module.recipe = replace(recipe, model=replace(recipe.model, score_threshold=0.0))
+    watch = Stopwatch()
+    near = temporary_folder(out or Path(gettempdir())) if is_first() else nullcontext(Path(gettempdir()))
+    with quiet(), told_when_memory_ends(recipe.train), near as folder:
+        results = make_results(folder, recipe, splits, lambda line: None)
+        if is_first():
+            write_identity(folder, recipe, splits)
+        trainer = make_run(replace(recipe, train=short), folder, hardware, results, watch)
+        trainer.fit(module, datamodule=splits)
+        estimate = watch.estimate(recipe, splits, trainer)
+        if trainer.is_global_zero:
+            finish(folder, results, splits, trainer)
+            check_room(folder, out)
+    return estimate
+
+
+def check_room(folder: Path, out: Path | None) -> None:
+    """Check that the disk of `out` holds what lies in `folder`, and the largest file twice while it is replaced.
+
+    Raises:
+        BadInput: it does not.
+    """
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    needed, free = sum(sizes) + max(sizes), sum(sizes) + shutil.disk_usage(folder).free
+    if out is not None and free < needed:
+        raise BadInput(
+            f"{out}: its disk has room for {free / 1e6:.0f} MB, the run needs {needed / 1e6:.0f} MB; "
+            "make room on it, or choose another"
+        )
 
 
 @dataclass(frozen=True)

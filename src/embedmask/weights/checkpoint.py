@@ -88,12 +88,23 @@ def save(
     with atomic_write(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
+            _sort_metadata(temporary)
         except SafetensorError as error:
             # the library hides what the disk said in a text
             code = re.search(r"os error (\d+)", str(error))
             raise (
                 OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
             ) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header, which the library writes in random order: equal models give equal files."""
+    with path.open("rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
 
 
 def _packed(value: Tensor, dtype: torch.dtype | None) -> Tensor:

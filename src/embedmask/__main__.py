@@ -1,0 +1,7 @@
+"""`python -m embedmask`."""
+
+import sys
+
+from embedmask.cli.entry import main
+
+sys.exit(main())

@@ -1,0 +1,132 @@
+"""A resumed run goes on with the recipe and the data that it began with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import tiny
+
+from embedmask.config import Recipe
+from embedmask.data.shapes import make_shapes
+from embedmask.errors import BadInput
+from embedmask.training.datamodule import SplitPair
+from embedmask.training.fit import with_classes
+from embedmask.training.identity import RUN_FILE, check_identity, write_identity
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make_shapes(folder, train=4, val=2, size=64, seed=0)
+    return folder
+
+
+@pytest.fixture
+def out(shapes: Path, tmp_path: Path) -> Path:
+    """What a run leaves of its beginning."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    recipe, splits = opened(tiny(), shapes)
+    write_identity(folder, recipe, splits)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    return folder
+
+
+def opened(recipe: Recipe, data: Path) -> tuple[Recipe, SplitPair]:
+    splits = SplitPair(data, recipe)
+    return with_classes(recipe, len(splits.train_set.class_names), None), splits
+
+
+def changed(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any], *splits: str) -> Path:
+    """The data set with the annotations of these splits changed."""
+    (folder / "images").symlink_to(shapes / "images", target_is_directory=True)
+    for split in ("train", "val"):
+        content = json.loads((shapes / f"{split}.json").read_text())
+        if split in splits:
+            change(content)
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_same_run_goes_on_wherever_its_data_lies(shapes: Path, out: Path, tmp_path: Path) -> None:
+    data = tmp_path / "moved"
+    data.mkdir()
+    check_identity(out, *opened(tiny(), changed(shapes, data, lambda content: None)))
+
+
+@pytest.mark.parametrize(
+    ("splits", "change", "said"),
+    [
+        (("train", "val"), lambda c: c["categories"].append({"id": 99, "name": "third"}), "class 'third' is new"),
+        (("train", "val"), lambda c: c["categories"][0].update(name="other"), "class 'other' is new"),
+        (("train",), lambda c: c["images"].pop(), r"train has other images \(3, began with 4\)"),
+        (("val",), lambda c: c["images"].pop(), r"val has other images \(1, began with 2\)"),
+        (("train",), lambda c: c["images"].reverse(), "train has other file names"),
+        (("val",), lambda c: c["annotations"].pop(), "val has other annotations"),
+        (("train",), lambda c: c["annotations"][0].update(c["annotations"][1] | {"id": 1}), "train has other annot"),
+    ],
+)  # fmt: skip
+def test_other_data_is_refused_and_named(
+    splits: tuple[str, ...], change: Any, said: str, *, shapes: Path, out: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def whole(content: dict[str, Any]) -> None:
+        change(content)
+        known = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in known]
+
+    with pytest.raises(BadInput, match=said) as caught:
+        check_identity(out, *opened(tiny(), changed(shapes, data, whole, *splits)))
+    assert "\n" not in str(caught.value)
+    assert str(out) in str(caught.value)
+
+
+def test_swapped_classes_are_another_order(shapes: Path, out: Path) -> None:
+    content = json.loads((out / RUN_FILE).read_text())
+    content["data"]["classes"].reverse()
+    (out / RUN_FILE).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="the classes are in another order"):
+        check_identity(out, *opened(tiny(), shapes))
+
+
+@pytest.mark.parametrize("version", ["with run.json", "of an earlier version"])
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        (tiny(lr=0.5), "train.lr is 0.5, began with 0.002"),
+        (tiny(seed=3), "train.seed is 3, began with 0"),
+        (tiny(model={"channels": 64}), "model.channels is 64, began with 32"),
+        (Recipe.from_mapping({"model": "maskrcnn"}, "test"), "model.kind is maskrcnn, began with embedmask"),
+    ],
+)
+def test_another_recipe_is_refused_and_named(
+    version: str, recipe: Recipe, said: str, shapes: Path, out: Path
+) -> None:
+    if version != "with run.json":
+        (out / RUN_FILE).unlink()
+    with pytest.raises(BadInput, match=said):
+        check_identity(out, *opened(recipe, shapes))
+
+
+def test_length_engine_and_thresholds_may_change(shapes: Path, out: Path) -> None:
+    longer = {"epochs": None, "max_steps": 99, "max_minutes": 1, "early_stop": 3, "eval_every": 2}
+    engine = {"workers": 1, "precision": "bfloat16", "checkpoint_minutes": 1, "checkpoint_steps": 5}
+    recipe = tiny(model={"max_detections": 7, "decision_threshold": 0.7}, **longer, **engine)
+    check_identity(out, *opened(recipe, shapes))
+
+
+def test_a_run_of_an_earlier_version_goes_on(shapes: Path, out: Path) -> None:
+    (out / RUN_FILE).unlink()
+    older = yaml.safe_load((out / "recipe.yaml").read_text())
+    del older["train"]["lr"], older["model"]["channels"]  # fields that it did not have
+    (out / "recipe.yaml").write_text(yaml.safe_dump(older))
+    check_identity(out, *opened(tiny(), shapes))
+    (out / "recipe.yaml").unlink()
+    check_identity(out, *opened(tiny(lr=3), shapes))
