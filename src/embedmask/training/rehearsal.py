@@ -21,7 +21,7 @@ from embedmask.inference.loop import choose_workers
 from embedmask.training.callbacks import MovingAverage
 from embedmask.training.datamodule import SplitPair
 from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
-from embedmask.training.fit import Report, check_folder, prepare, set_first_weights
+from embedmask.training.fit import Report, check_folder, prepare, set_first_weights, with_settings
 from embedmask.training.processes import is_first
 from embedmask.training.samples import spread
 
@@ -52,8 +52,10 @@ def rehearse(
     if out is not None:
         check_folder(out, resume)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
+    tell = report if is_first() else lambda line: None
+    recipe = with_settings(recipe, out if resume else None, tell)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TwoSteps)
-    set_first_weights(module.model, recipe.train, report if is_first() else lambda line: None)
+    set_first_weights(module.model, recipe.train, tell)
     splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
     watch = Stopwatch()
     average = [] if recipe.train.ema_decay is None else [MovingAverage(recipe.train.ema_decay)]
