@@ -11,6 +11,7 @@ from embedmask.cli.data import data_check, data_shapes, data_show
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
+from embedmask.cli.threads import use_threads
 from embedmask.config import (
     DataConfig,
     DetectorConfig,
@@ -36,6 +37,7 @@ def train(
     dry_run: bool = False,
     max_detections: int | None = None,
     precision: Precision | None = None,
+    threads: int | None = None,
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
@@ -53,10 +55,12 @@ def train(
         dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
         max_detections: Detections kept an image, also by the model that is kept; by default what the recipe says.
         precision: auto, float32, bfloat16 or float16; the same as --train.precision.
+        threads: Threads of the processor in each process; by default what torch takes.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
         nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
     """
+    use_threads(threads)
     if out is None and not dry_run:
         raise BadInput("missing: out; see --help")
     if precision is not None:
@@ -97,6 +101,7 @@ def evaluate(
     matching: bool = False,
     degenerate: Degenerate = "refuse",
     precision: Precision = "auto",
+    threads: int | None = None,
     device: str = "auto",
 ) -> None:
     """Box, mask and boundary AP of a model on a split of a data set; with one class also TP / (TP + FP + FN).
@@ -115,8 +120,10 @@ def evaluate(
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
+        threads: Threads of the processor; by default what torch takes.
         device: auto, cpu, cuda, cuda:N or mps.
     """
+    use_threads(threads)
     from embedmask.data.coco import CocoInstances
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
@@ -186,6 +193,7 @@ def predict(
     batch_size: int | None = None,
     precision: Precision = "auto",
     engine: Engine = "torch",
+    threads: int | None = None,
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
@@ -212,10 +220,12 @@ def predict(
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         engine: compile takes minutes at first; openvino (CPU) needs: pip install
             'embedmask[export]'.
+        threads: Threads of the processor in each process; by default what torch takes.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
         nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
     """
+    use_threads(threads)
     from embedmask.cli.predict import Settings, predict_files
 
     settings = Settings(

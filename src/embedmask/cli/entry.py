@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser, find_command
 from embedmask.cli.terminal import DONE
+from embedmask.cli.threads import let_threads_sleep
 from embedmask.errors import BadInput, TrainingStopped
 
 FAILED, BAD = 1, 2
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 2 bad arguments or bad input, 1 anything else.
     """
+    if argv is None:
+        let_threads_sleep()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
