@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
 
-from embedmask import ModelConfig, Predictor, load
+from embedmask import EmbedMask, ModelConfig, Predictor, load
 from embedmask.cli import main
 from embedmask.config import Recipe
 from embedmask.data.coco import CocoInstances
@@ -53,7 +53,7 @@ def test_it_is_the_model_of_its_recipe() -> None:
     config = load("nuclei").config
     assert isinstance(config, ModelConfig)
     assert isinstance(recipe.model, ModelConfig)
-    assert config == ModelConfig(**{**vars(recipe.model), "num_classes": 1})
+    assert config == EmbedMask(ModelConfig(**{**vars(recipe.model), "num_classes": 1})).config
 
 
 def test_it_finds_touching_nuclei(scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,12 @@ def test_weights_bring_their_own_config(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr("embedmask.benchmark.compare.compare", stop)
-    save(EmbedMask(small_config()), tmp_path / "m.safetensors", class_names=list("abc"))
+    model = EmbedMask(small_config())
+    save(model, tmp_path / "m.safetensors", class_names=list("abc"))
     words = ["bench", "--weights", str(tmp_path / "m.safetensors"), "--model.image_short_side", "600"]
     assert main([*words, "--engine", "torch", "compile", "--batch", "1", "8"]) == 1
     (plan,) = plans
-    assert plan.config == small_config(image_short_side=600)
+    assert plan.config == replace(model.config, image_short_side=600)
     assert (plan.engines, plan.batches) == (("torch", "compile"), (1, 8))
     assert (plan.image_size, plan.detections, plan.runs) == ((800, 1216), 100, 10)
     assert isinstance(plan.config, ModelConfig)

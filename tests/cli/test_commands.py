@@ -122,7 +122,7 @@ class TestEval:
         monkeypatch.setattr("embedmask.evaluation.run.evaluate_weights", evaluate)
         for words, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
             assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *words]) == 0
-            assert ("has EXIF orientation " in capsys.readouterr().out) == warned
+            assert ("EXIF orientation 3" in capsys.readouterr().out) == warned
         auto, stored, upright = seen
         assert auto.equal(upright)
         assert auto.flip((1, 2)).equal(stored)

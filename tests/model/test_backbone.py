@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,8 +11,9 @@ from small_models import small_config
 from torch import nn
 
 from embedmask import EmbedMask
+from embedmask.config import Recipe
 from embedmask.errors import BadInput
-from embedmask.model.backbone import Backbone
+from embedmask.model.backbone import PRETRAINED_TAGS, Backbone, pretrained_name
 
 OTHERS = ["resnet18", "mobilenetv3_small_050", "convnext_atto", "efficientnet_b0"]
 
@@ -100,32 +103,62 @@ def test_no_stride_4_for_a_stride_4_pyramid(monkeypatch: pytest.MonkeyPatch) -> 
         Backbone("resnet10t", finest_stride=4)
 
 
+# --- what follows the backbone unless it is set --------------------------------
+
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
 @pytest.mark.parametrize(
-    "error", [OSError("no route to host\nsecond line"), RuntimeError("no weights"), KeyError()]
+    ("name", "mean", "std", "eps"),
+    [
+        ("resnet10t", *IMAGENET, 1e-5),
+        ("resnet50", *IMAGENET, 1e-5),
+        ("resnet18.a1_in1k", *IMAGENET, 1e-5),
+        ("tf_efficientnet_lite0", (127.5,) * 3, (127.5,) * 3, 1e-3),
+        ("tf_mobilenetv3_small_minimal_100", (127.5,) * 3, (127.5,) * 3, 1e-3),
+        ("convnext_atto", *IMAGENET, None),
+        ("test_convnext.r160_in1k", (127.5,) * 3, (127.5,) * 3, None),
+    ],
 )
-def test_pretrained_weights_offline(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    model = EmbedMask(small_config())
-
-    def refuse(*_args: object, **_options: object) -> None:
-        raise error
-
-    monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(BadInput, match="ImageNet weights of 'resnet10t' could not be loaded") as raised:
-        model.backbone.load_pretrained()
-    assert "\n" not in str(raised.value)
-    assert "second line" not in str(raised.value)
-    assert "--train.pretrained false" in str(raised.value)
-
-
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_pretrained_weights_arrive(monkeypatch: pytest.MonkeyPatch, norm: str) -> None:
-    model = EmbedMask(small_config(backbone_norm=norm)).eval()
-    source = timm.create_model("resnet10t", features_only=True).eval()
-    for index, value in enumerate(source.state_dict().values()):
-        if value.is_floating_point():
-            value.add_(0.01 * (index % 7 + 1))
-    monkeypatch.setattr(timm, "create_model", lambda *_args, **_options: source)
-    model.backbone.load_pretrained()
-    picture = torch.randn(1, 3, 32, 32)
-    for ours, theirs in zip(model.backbone(picture), source(picture)[2:], strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+def test_pixels_and_epsilon_follow_the_backbone(
+    name: str, mean: tuple[float, ...], std: tuple[float, ...], eps: float | None, norm: str
+) -> None:
+    config = small_config(backbone=name, backbone_norm=norm)
+    assert (config.image_mean, config.image_std, config.backbone_norm_eps) == (None, None, None)
+    model = EmbedMask(config)
+    found = model.config
+    assert (found.image_mean, found.image_std, found.backbone_norm_eps) == (mean, std, eps)
+    norms = {m.eps for m in model.backbone.modules() if "BatchNorm" in type(m).__name__}
+    assert norms == ({eps} if eps else set())
+    assert torch.equal(model.mean.flatten(), torch.tensor(mean))
+    assert torch.equal(model.std.flatten(), torch.tensor(std))
+
+
+def test_what_is_set_stays() -> None:
+    values = {"image_mean": (1.0, 2.0, 3.0), "image_std": (4.0, 5.0, 6.0), "backbone_norm_eps": 1e-5}
+    model = EmbedMask(small_config(backbone="tf_efficientnet_lite0", **values))
+    assert {name: getattr(model.config, name) for name in values} == values
+    assert {m.eps for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
+    assert torch.equal(model.mean.flatten(), torch.tensor([1.0, 2.0, 3.0]))
+
+
+def test_the_mean_follows_the_order_of_the_channels() -> None:
+    config = EmbedMask(small_config(channel_order="bgr")).config
+    assert (config.image_mean, config.image_std) == (IMAGENET[0][::-1], IMAGENET[1][::-1])
+
+
+def test_plain_names_have_one_tag_for_ever() -> None:
+    """Not timm's default of the day; a tag in the name counts, and other names follow timm."""
+    assert pretrained_name("resnet50") == "resnet50.tv_in1k"
+    assert pretrained_name("resnet101") == "resnet101.tv_in1k"
+    assert pretrained_name("resnet50.a1_in1k") == "resnet50.a1_in1k"
+    assert pretrained_name("tf_efficientnet_lite0") == "tf_efficientnet_lite0.in1k"
+
+
+def test_every_pinned_tag_exists_and_no_recipe_is_without() -> None:
+    for name, tag in PRETRAINED_TAGS.items():
+        assert timm.is_model_pretrained(f"{name}.{tag}"), name
+    recipes = Path(__file__).parents[2] / "configs"
+    backbones = {Recipe.from_yaml(path).model.backbone for path in recipes.rglob("*.yaml")}
+    assert {"resnet50", "resnet101", "resnet18"} <= backbones <= set(PRETRAINED_TAGS)

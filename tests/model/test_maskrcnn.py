@@ -45,8 +45,8 @@ def pair() -> tuple[MaskRCNN, Any]:
         min_size=min(SIZES[0]),
         max_size=1333,
         box_detections_per_img=config.max_detections,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
+        image_mean=ours.config.image_mean,
+        image_std=ours.config.image_std,
     )
     state = {name.replace("fpn.", "backbone.fpn.", 1) if name.startswith("fpn.") else name: value
              for name, value in ours.state_dict().items()}  # fmt: skip

@@ -17,6 +17,7 @@ from small_models import rectangles, small_baseline
 from embedmask.cli import main
 from embedmask.config import Recipe, model_to_dict
 from embedmask.inference.predictor import Predictor
+from embedmask.model.build import build_model
 from embedmask.weights.checkpoint import load_checkpoint
 
 SIZE = (64, 64)
@@ -87,7 +88,10 @@ def test_it_learns_the_picture(run: Path) -> None:
 def test_the_run_can_be_repeated_from_its_recipe(run: Path) -> None:
     recipe = Recipe.from_yaml(run / "recipe.yaml")
     checkpoint = load_checkpoint(run / "model.safetensors")
-    assert recipe.model == checkpoint.config == replace(MODEL, max_detections=7)
+    built = build_model(replace(MODEL, max_detections=7)).config  # with the pixels that the backbone expects
+    chosen = checkpoint.config.decision_threshold
+    assert chosen is None or 0 <= chosen <= 1
+    assert recipe.model == replace(checkpoint.config, decision_threshold=None) == built
     assert checkpoint.class_names == ["red", "green"]
 
 

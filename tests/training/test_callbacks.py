@@ -56,6 +56,8 @@ def test_a_picture_that_two_processes_saw_counts_once(
         loggers=[],
         is_global_zero=False,
     )
+    choice = SimpleNamespace(metrics=dict)
+    monkeypatch.setattr(callbacks, "choose_thresholds", lambda evaluator, per_class: choice)
     results = ResultsFolder(tmp_path, tiny(), evaluator, ["one"], lambda line: None)
     module: Any = None
     rows = {7: [{"image_id": 7}, {"image_id": 7}], 9: [{"image_id": 9}], 8: []}

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import tiny
 
 from embedmask.config import Recipe, override
@@ -164,7 +165,7 @@ def test_evaluation_comes_at_the_end_where_no_epoch_had_one(shapes: Path, tmp_pa
     assert "segm/AP" in metrics
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert row["segm/AP"]
-    assert [line.split()[0] for line in lines[1:]] == ["epoch", "mask"]  # the epoch is told once
+    assert [line.split()[0] for line in lines[1:]] == ["epoch", "score", "mask"]  # the epoch is told once
     assert "the only evaluated, step 2" in lines[-1]
 
 
@@ -281,3 +282,63 @@ def test_a_broken_picture_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=Path(name).name):
         fit.train(tiny(), data, out)
     assert not out.exists()
+
+
+FROZEN = {"backbone_norm": "frozen", "frozen_stages": 2}
+
+
+@pytest.mark.parametrize("again", ["own recipe", "same recipe"])
+def test_random_weights_are_told_not_to_be_frozen(shapes: Path, tmp_path: Path, again: str) -> None:
+    lines: list[str] = []
+    out, recipe = tmp_path / "run", tiny(FROZEN, epochs=1)
+    fit.train(recipe, shapes, out, report=lines.append)
+    assert lines[0] == (
+        "random weights cannot be frozen: sets model.backbone_norm to batch, model.frozen_stages to 0"
+    )
+    kept = Recipe.from_yaml(out / "recipe.yaml")
+    assert (kept.model.backbone_norm, kept.model.frozen_stages) == ("batch", 0)
+    model = load_checkpoint(out / "model.safetensors").model
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.backbone.body["conv1"][1].num_batches_tracked > 0
+    more = replace(kept if again == "own recipe" else recipe, train=replace(recipe.train, epochs=2))
+    lines.clear()
+    fit.train(more, shapes, out, resume=True, report=lines.append)
+    assert not any("frozen" in line for line in lines)
+    assert Recipe.from_yaml(out / "recipe.yaml").model == kept.model
+
+
+def test_a_run_that_began_frozen_goes_on_so(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of versions that did not look."""
+    recipe, out = tiny(FROZEN, epochs=1), tmp_path / "run"
+    monkeypatch.setattr(fit, "adapt_config", lambda model, *_: model)
+    fit.train(recipe, shapes, out, report=lambda line: None)
+    monkeypatch.undo()
+    kept = Recipe.from_yaml(out / "recipe.yaml")
+    fit.train(
+        replace(kept, train=replace(kept.train, epochs=2)), shapes, out, resume=True, report=lambda line: None
+    )
+    assert load_checkpoint(out / "model.safetensors").config.backbone_norm == "frozen"
+
+
+def test_pretrained_weights_from_a_file_stay_where_they_are_frozen(shapes: Path, tmp_path: Path) -> None:
+    """A run on them goes on without the file, with the pixels that the backbone expects in its recipe and its model."""
+    torch.manual_seed(5)
+    first = timm.create_model("test_resnet").state_dict()
+    file, out, lines = tmp_path / "first.safetensors", tmp_path / "run", list[str]()
+    save_file(first, file)
+    recipe = tiny(FROZEN, epochs=1, pretrained=str(file), ema_decay=None)
+    fit.train(recipe, shapes, out, report=lines.append)
+    assert lines[1].startswith(f"backbone test_resnet: 75 of 75 tensors from {file}; missing: none")
+    held = load_file(out / "last.safetensors")
+    assert torch.equal(held["backbone.body.conv1.0.weight"], first["conv1.0.weight"])
+    assert not torch.equal(held["backbone.body.layer4.0.conv1.weight"], first["layer4.0.conv1.weight"])
+    kept = Recipe.from_yaml(out / "recipe.yaml")
+    config = load_checkpoint(out / "model.safetensors").config
+    assert kept.model.image_mean == config.image_mean == (127.5, 127.5, 127.5)
+    assert kept.model.backbone_norm_eps == config.backbone_norm_eps == 1e-5
+    file.unlink()
+    fit.train(
+        replace(kept, train=replace(kept.train, epochs=2)), shapes, out, resume=True, report=lines.append
+    )

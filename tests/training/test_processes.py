@@ -96,7 +96,7 @@ def test_weights_are_those_of_the_joined_batch(both: tuple[Path, Path]) -> None:
 
 def test_the_first_process_alone_writes_and_speaks(both: tuple[Path, Path]) -> None:
     folder = both[1].parent
-    assert len(json.loads((folder / "said 0").read_text())) == 4  # layout, two epochs, the result
+    assert len(json.loads((folder / "said 0").read_text())) == 5  # layout, two epochs, threshold, result
     assert json.loads((folder / "said 1").read_text()) == []
     assert {path.name for path in both[0].iterdir()} == {path.name for path in both[1].iterdir()}
     assert len(list((both[1] / "tensorboard").glob("events*"))) == 1

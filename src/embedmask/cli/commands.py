@@ -17,6 +17,7 @@ from embedmask.cli.recipes import (
     resolve_recipe,
 )
 from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
+from embedmask.cli.threads import use_threads
 from embedmask.config import (
     DataConfig,
     DetectorConfig,
@@ -44,6 +45,7 @@ def train(
     max_detections: int | None = None,
     precision: Precision | None = None,
     val_fraction: float | None = None,
+    threads: int | None = None,
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
@@ -63,10 +65,12 @@ def train(
         precision: auto, float32, bfloat16 or float16; the same as --train.precision.
         val_fraction: Hold out this fraction of train as val, by the content of the images, where the data set has no
             val split; the same as --augment.val_fraction. eval needs the same to see these images.
+        threads: Threads of the processor in each process; by default what torch takes.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
         nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
     """
+    use_threads(threads)
     if out is None and not dry_run:
         raise BadInput("missing: out; see --help")
     if precision is not None:
@@ -111,6 +115,7 @@ def evaluate(
     val_fraction: float = 0.0,
     exif: Exif = "auto",
     precision: Precision = "auto",
+    threads: int | None = None,
     device: str = "auto",
 ) -> None:
     """Box, mask and boundary AP of a model on a split of a data set; with one class also TP / (TP + FP + FN).
@@ -131,8 +136,10 @@ def evaluate(
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
         exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
+        threads: Threads of the processor; by default what torch takes.
         device: auto, cpu, cuda, cuda:N or mps.
     """
+    use_threads(threads)
     from embedmask.data.coco import CocoInstances
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
@@ -205,6 +212,7 @@ def predict(
     batch_size: int | None = None,
     precision: Precision = "auto",
     engine: Engine = "torch",
+    threads: int | None = None,
     device: str = "auto",
     devices: int | None = None,
     nodes: int = 1,
@@ -234,10 +242,12 @@ def predict(
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         engine: compile takes minutes at first; openvino (CPU) needs: pip install
             'embedmask[export]'.
+        threads: Threads of the processor in each process; by default what torch takes.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
         nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
     """
+    use_threads(threads)
     from embedmask.cli.predict import Settings, predict_files
 
     settings = Settings(

@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser, find_command
 from embedmask.cli.terminal import DONE
+from embedmask.cli.threads import let_threads_sleep
 from embedmask.errors import BadInput, TrainingStopped
 
 FAILED, BAD = 1, 2
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     show_any_character()
     if argv is None:
+        let_threads_sleep()
         read_any_file_name()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words

@@ -36,20 +36,22 @@ class DetectorConfig:
 
     # Image -> network
     backbone: str = "resnet50"
-    """Any timm model that gives features at strides 4 to 32."""
+    """Any timm model that gives features at strides 4 to 32, with or without the tag of its pretrained weights."""
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     """`frozen`: BatchNorm as a fixed affine map (pretrained weights); `batch`: trained (random weights).
     With `batch` the running statistics of frozen stages move on; set `frozen_stages` to 0."""
-    backbone_norm_eps: float = 1e-5
+    backbone_norm_eps: float | None = None
+    """Of the backbone's BatchNorm; null: the backbone's own (1e-5 in ResNets, 1e-3 in timm's `tf_*` models)."""
     frozen_stages: int = 2
     """Stages kept fixed in training, counted from the stem (2: the stem and the first stage, as in section 4.1)."""
     stride_in_1x1: bool = False
     """Caffe-style ResNet: stride 2 in the first 1x1 convolution of a stage instead of its 3x3."""
     image_norm: Literal["fixed", "image"] = "fixed"
     """`fixed`: subtract `image_mean`, divide by `image_std`; `image`: each image's own mean and deviation."""
-    image_mean: tuple[float, float, float] = IMAGENET_MEAN
-    """In the order of `channel_order`, for pixels 0..255."""
-    image_std: tuple[float, float, float] = IMAGENET_STD
+    image_mean: tuple[float, float, float] | None = None
+    """In the order of `channel_order`, for pixels 0..255; null: what the backbone's pretrained weights expect."""
+    image_std: tuple[float, float, float] | None = None
+    """Likewise."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     image_short_side: int | None = 800
     """Pictures are resized so that the short side has this many px (null: they keep their size) ..."""

@@ -56,8 +56,10 @@ class TrainConfig:
     clip_norm: float | None = None
     ema_decay: float | None = None
     """Keep a moving average of the weights and evaluate, save that; null: none."""
-    pretrained: bool = True
-    """Start the backbone from timm's ImageNet weights."""
+    pretrained: bool | str = True
+    """Start the backbone from timm's ImageNet weights (true), from a file with weights of its architecture (names of
+    timm, of torchvision's ResNets, or a Detectron pickle such as R-50.pkl), or from random weights (false), which are
+    not frozen."""
     init: str | None = None
     """Start from a model file, or a released model by name (`nuclei`), instead. Tensors of another shape stay random,
     as those of the class layer with another number of classes. Names of classes do not matter."""

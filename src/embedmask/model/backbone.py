@@ -9,11 +9,26 @@ import timm
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from embedmask.config.detector import DetectorConfig
+from embedmask.config.detector import IMAGENET_MEAN, IMAGENET_STD, DetectorConfig
 from embedmask.errors import BadInput
 
 COARSEST_STRIDE = 32
 """The backbone ends here; the neck makes the coarser levels."""
+
+PRETRAINED_TAGS = {
+    "resnet18": "tv_in1k",
+    "resnet34": "tv_in1k",
+    "resnet50": "tv_in1k",
+    "resnet101": "tv_in1k",
+    "resnet152": "tv_in1k",
+    "resnet10t": "c3_in1k",
+    "resnet18d": "ra2_in1k",
+}
+"""The weights of a backbone that is named without a tag. timm's default is the tag that scores best on ImageNet and
+changes with its version. The plain ResNets take torchvision's first weights (`tv_in1k`): of all tags their training
+(90 epochs of SGD on cross entropy) is nearest to that of the paper's MSRA weights, whose frozen BatchNorm section 4.1
+and the authors' learning rate rely on. `a1_in1k`, timm's default, comes from 600 epochs of LAMB on binary cross entropy
+with mixup and cutmix: better on ImageNet, but not what this learning rate was tuned for."""
 
 
 class Backbone(nn.Module):
@@ -22,6 +37,9 @@ class Backbone(nn.Module):
     Attributes:
         strides: px per cell of each output.
         channels: channels of each output.
+        norm_eps: of its BatchNorm; None: it has none, or not the same everywhere.
+        image_mean: of the RGB pixels, 0..255, that its pretrained weights expect.
+        image_std: their standard deviation.
     """
 
     def __init__(
@@ -30,7 +48,7 @@ class Backbone(nn.Module):
         *,
         finest_stride: int,
         norm: str = "frozen",
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = None,
         frozen_stages: int = 2,
         stride_in_1x1: bool = False,
     ) -> None:
@@ -40,9 +58,8 @@ class Backbone(nn.Module):
         body = _create(name)
         if str(getattr(body, "output_fmt", "NCHW")).upper().endswith("NHWC"):
             raise BadInput(f"backbone {name!r} gives maps with channels last, not supported; choose another")
-        for module in body.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = norm_eps
+        self.norm_eps = _set_norm_eps(body, norm_eps)
+        self.image_mean, self.image_std = _image_statistics(name)
         if stride_in_1x1:
             _move_stride_to_1x1(body, name)
         _freeze_stages(body, frozen_stages)
@@ -59,7 +76,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: DetectorConfig, finest_stride: int) -> Backbone:
-        """The backbone that a configuration asks for, with random weights."""
+        """Build the backbone that a config describes, with random weights."""
         return cls(
             cfg.backbone,
             finest_stride=finest_stride,
@@ -74,27 +91,34 @@ class Backbone(nn.Module):
         features: Sequence[Tensor] = self.body(images)
         return [features[i] for i in self._outputs]
 
-    def load_pretrained(self) -> None:
-        """Copy timm's ImageNet weights in place.
 
-        Raises:
-            BadInput: the model has none, or they cannot be reached.
-        """
-        try:
-            source = timm.create_model(self.name, pretrained=True, features_only=True)
-        except Exception as error:  # timm lets many kinds through: hub, network, missing weights
-            reason = str(error).splitlines()[0][:120] if str(error) else error.__class__.__name__
-            raise BadInput(
-                f"ImageNet weights of {self.name!r} could not be loaded ({reason}); connect to the internet once, "
-                "or train from random weights with --train.pretrained false"
-            ) from None
-        loaded = self.body.load_state_dict(source.state_dict(), strict=False)
-        # frozen BatchNorm does not count its batches; anything else that is missing would stay random
-        strange = [
-            name for name in (*loaded.missing_keys, *loaded.unexpected_keys) if "num_batches" not in name
-        ]
-        if strange:
-            raise BadInput(f"ImageNet weights of {self.name!r} do not fit the backbone: {strange[0]!r}")
+def pretrained_name(name: str) -> str:
+    """Return the name of a backbone with the tag of its pretrained weights, as timm spells it."""
+    config = None if "." in name else timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        return name
+    return f"{name}.{PRETRAINED_TAGS.get(name, config.tag)}"
+
+
+def _image_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and standard deviation of the pixels (RGB, 0..255) that the pretrained weights expect."""
+    config = timm.get_pretrained_cfg(pretrained_name(name))
+    if config is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    # without the last bits of the products: 0.485 * 255 is 123.675
+    (r, g, b), (dr, dg, db) = (
+        [round(255 * value, 6) for value in each] for each in (config.mean, config.std)
+    )
+    return (r, g, b), (dr, dg, db)
+
+
+def _set_norm_eps(body: nn.Module, eps: float | None) -> float | None:
+    """Set the epsilon of all BatchNorm layers unless None, and return the one that they share."""
+    norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eps = norm.eps if eps is None else eps
+    shared = {norm.eps for norm in norms}
+    return shared.pop() if len(shared) == 1 else eps
 
 
 def _freeze_stages(body: Any, count: int) -> None:

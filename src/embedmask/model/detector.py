@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ class Detector(nn.Module):
     """The common part of all kinds of model.
 
     Attributes:
-        config: of the whole model.
+        config: of the whole model; what it left to the backbone is filled in, so that files of weights hold it.
         backbone: gives maps from `finest_stride` to stride 32.
     """
 
@@ -28,10 +30,10 @@ class Detector(nn.Module):
 
     def __init__(self, config: DetectorConfig, finest_stride: int) -> None:
         super().__init__()
-        self.config = config
         self.backbone = Backbone.from_config(config, finest_stride)
-        self.register_buffer("mean", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
+        self.config = with_backbone_defaults(config, self.backbone)
+        for name, values in (("mean", self.config.image_mean), ("std", self.config.image_std)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: Sequence[Tensor], least: Size = (0, 0)) -> ImageBatch:
         """Normalise pictures and pad them right and below, with zeros after normalising, to one frame.
@@ -58,6 +60,17 @@ class Detector(nn.Module):
             # one grey level more: a blank image stays blank
             return (pixels - pixels.mean()) / (pixels.std() + 1.0)
         return (pixels - self.mean) / self.std
+
+
+def with_backbone_defaults(config: DetectorConfig, backbone: Backbone) -> DetectorConfig:
+    """Fill the fields that are None for the backbone's own value: `image_mean`, `image_std`, `backbone_norm_eps`."""
+    order = -1 if config.channel_order == "bgr" else 1
+    own: dict[str, Any] = {
+        "image_mean": backbone.image_mean[::order],
+        "image_std": backbone.image_std[::order],
+        "backbone_norm_eps": backbone.norm_eps,
+    }
+    return replace(config, **{name: value for name, value in own.items() if getattr(config, name) is None})
 
 
 def frame_of(sizes: Sequence[Size]) -> Size:

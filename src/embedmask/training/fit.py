@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from embedmask.training.processes import is_first
 from embedmask.training.samples import write_samples
 from embedmask.visualize import plot_curves
 from embedmask.weights.checkpoint import load_checkpoint
+from embedmask.weights.pretrained import SETTINGS, adapt_config, check_same_backbone, load_pretrained
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +87,14 @@ def train(
     check_folder(out, resume)
     tell = report if is_first() else lambda line: None
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
+    last = out / LAST_CHECKPOINT
+    resumed = resume and last.is_file()
+    recipe = with_settings(recipe, out if resumed else None, tell)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, SplitPair)
     if resume and is_first():
         check_identity(out, recipe, splits)
     for line in splits.report_lines(data):
         tell(line)
-    last = out / LAST_CHECKPOINT
-    resumed = resume and last.is_file()
     if not resumed:
         set_first_weights(module.model, recipe.train, tell)
     results = make_results(out, recipe, splits, tell)
@@ -111,7 +114,7 @@ def train(
 def prepare(
     recipe: Recipe, data: Path, max_detections: int | None, hardware: Hardware, kind: type[Splits]
 ) -> tuple[Recipe, Splits, EmbedMaskModule]:
-    """The recipe for this data set, the data, and the network with its first random weights.
+    """Return the recipe for this data set, the data, and the network with random weights.
 
     Args:
         kind: `SplitPair`, or one that gives less of the data.
@@ -123,33 +126,48 @@ def prepare(
     splits = kind(data, recipe)
     recipe = with_classes(recipe, len(splits.train_set.class_names), max_detections)
     module = EmbedMaskModule(recipe, splits.val_set.category_ids, channels_last=hardware.channels_last)
+    recipe = replace(recipe, model=module.model.config)
     if hardware.processes.are_many:
         join_batch_norms(module.model)
     return recipe, splits, module
+
+
+def with_settings(recipe: Recipe, resumed: Path | None, tell: Report) -> Recipe:
+    """Return the recipe with the settings of the network that its first weights require.
+
+    Args:
+        resumed: results folder of the run that goes on: the settings it began with stay, whatever its weights were.
+        tell: takes the line that names the changes; not of a run that goes on.
+
+    Raises:
+        BadInput: a file of weights cannot be read, or is of another backbone.
+    """
+    if resumed is not None:
+        began = Recipe.from_yaml(resumed / "recipe.yaml").model
+        if all(getattr(began, name) == getattr(recipe.model, name) for name in SETTINGS):
+            return recipe
+    model = adapt_config(recipe.model, recipe.train, tell if resumed is None else lambda line: None)
+    return replace(recipe, model=model)
 
 
 def set_first_weights(model: Detector, config: TrainConfig, tell: Report) -> None:
     """Those that training starts from, where they are not random.
 
     Raises:
-        BadInput: `init` is no model file, or of another backbone.
+        BadInput: `init` is no model file, or of another backbone; the pretrained weights cannot be read or fetched.
     """
     if config.init is not None:
         try:
             first = load_checkpoint(config.init).model
         except BadInput as error:
             raise BadInput(f"train.init {error}") from None
-        ours, theirs = model.config.backbone, first.config.backbone
-        if ours != theirs:
-            raise BadInput(
-                f"train.init {config.init}: its backbone is {theirs}, the recipe's {ours}; use the same"
-            )
+        check_same_backbone(model.config.backbone, first.config.backbone, config.init)
         held, wanted = first.state_dict(), model.state_dict()
         fit = {n: value for n, value in held.items() if n in wanted and value.shape == wanted[n].shape}
         model.load_state_dict(fit, strict=False)
         tell(f"starts from {config.init}: {len(fit)} of {len(wanted)} tensors")
     elif config.pretrained:
-        model.backbone.load_pretrained()
+        tell(load_pretrained(model.backbone, config.pretrained))
 
 
 def check_folder(out: Path, resume: bool) -> None:

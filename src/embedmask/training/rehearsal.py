@@ -33,6 +33,7 @@ from embedmask.training.fit import (
     make_run,
     prepare,
     set_first_weights,
+    with_settings,
 )
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
@@ -67,10 +68,12 @@ def rehearse(
     if out is not None:
         check_folder(out, resume)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
+    tell = report if is_first() else lambda line: None
+    recipe = with_settings(recipe, out if resume else None, tell)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TwoSteps)
     if out is not None and resume and is_first():
         check_identity(out, recipe, splits)
-    set_first_weights(module.model, recipe.train, report if is_first() else lambda line: None)
+    set_first_weights(module.model, recipe.train, tell)
     estimate = try_run(recipe, splits, module, hardware, out)
     if is_first():
         for line in (*splits.report_lines(data), *estimate.lines()):

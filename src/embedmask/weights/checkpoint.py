@@ -11,10 +11,11 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,8 @@ from embedmask.weights.released import find_weights, no_weights
 
 FORMAT = "embedmask"
 VERSION = 1
+TORCH_PICKLE = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+"""Beginning of a torch file from before torch 1.6; newer ones are zip archives."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -128,24 +131,65 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             or its tensors are not those of its config (the first that differs is named).
     """
     path = find_weights(path)
-    _refuse_torch_file(path)
+    with _opened(path) as file:
+        config, class_names = _parse_metadata(file.metadata() or {}, path)
+        model = build_model(config)
+        state = model.state_dict()
+        held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _check_tensors({name: tuple(value.shape) for name, value in state.items()}, held, path)
+        model.load_state_dict({name: file.get_tensor(name) for name in held})
+    return Checkpoint(config=model.config, model=model.eval(), class_names=class_names)
+
+
+def read_config(path: str | Path) -> DetectorConfig:
+    """Read the config of a checkpoint, and not its weights; arguments and errors as for `load_checkpoint`."""
+    path = find_weights(path)
+    with _opened(path) as file:
+        return _parse_metadata(file.metadata() or {}, path)[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if file_form(path) in ("torch", "pickle"):
+        raise BadInput(
+            f"{path}: a torch file, not an EmbedMask checkpoint; "
+            f"convert it: embedmask convert {path.name} --out {path.stem}.safetensors"
+        )
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
+        yield file
+
+
+@contextmanager
+def reading_safetensors(path: Path) -> Iterator[None]:
+    """Turn the errors of a safetensors file into one line."""
     try:
-        with safe_open(path, framework="pt") as file:
-            config, class_names = _parse_metadata(file.metadata() or {}, path)
-            model = build_model(config)
-            state = model.state_dict()
-            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            _check_tensors({name: tuple(value.shape) for name, value in state.items()}, held, path)
-            model.load_state_dict({name: file.get_tensor(name) for name in held})
+        yield
     except SafetensorError as error:
         raise BadInput(f"{path}: cut short or damaged ({error}); copy or download it again") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
-    return Checkpoint(config=config, model=model.eval(), class_names=class_names)
+
+
+def file_form(path: Path) -> Literal["safetensors", "torch", "pickle"] | None:
+    """Return the form of a weights file by its first bytes; None for anything else.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(TORCH_PICKLE))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
+    if start[8:9] == b"{":  # after 8 bytes of length
+        return "safetensors"
+    if start.startswith((b"PK\x03\x04", TORCH_PICKLE)):
+        return "torch"
+    return "pickle" if start.startswith(b"\x80") else None
 
 
 def read_torch_file(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor (CPU) of a torch file: a bare state dict, or one under "model" as the authors have it.
+    """Name -> tensor (CPU) of a torch file: a bare state dict, or one under "model" or "state_dict".
 
     A `module.` prefix that all names share (saved from a data-parallel wrapper) is taken off. Only tensors
     and plain values are unpickled: a file that asks for anything else is refused before any of it runs.
@@ -156,30 +200,19 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise no_weights(path)
-    values = _load_plain(path)
-    if isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
-        values = values["model"]
+    values = load_plain(path, _load_tensors)
+    for key in ("model", "state_dict"):
+        if isinstance(values, Mapping) and isinstance(values.get(key), Mapping):
+            values = values[key]
     if (
         not isinstance(values, Mapping)
         or not values
         or not all(isinstance(v, Tensor) for v in values.values())
     ):
-        raise BadInput(f'{path}: holds no state dict; expected tensors by name, alone or under "model"')
-    return without_prefix({str(name): value for name, value in values.items()})
-
-
-def _refuse_torch_file(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
-    # a torch file is a zip archive, or of old a pickle; safetensors has "{" after its 8 bytes of length
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
         raise BadInput(
-            f"{path}: a torch file, not an EmbedMask checkpoint; "
-            f"convert it: embedmask convert {path.name} --out {path.stem}.safetensors"
+            f'{path}: holds no state dict; expected tensors by name, alone or under "model" or "state_dict"'
         )
+    return without_prefix({str(name): value for name, value in values.items()})
 
 
 def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[DetectorConfig, list[str]]:
@@ -221,12 +254,17 @@ def _check_tensors(expected: Shapes, held: Shapes, path: Path) -> None:
             raise BadInput(f"{path}: tensor {name!r} has no place in the model; {mend}")
 
 
-def _load_plain(path: Path) -> Any:
+def _load_tensors(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_plain(path: Path, read: Callable[[Path], Any]) -> Any:
+    """Call an unpickler that refuses code; what it cannot read, or refuses, becomes one line."""
     try:
         with warnings.catch_warnings():
             # torch warns of old pickle protocols; what it cannot read it raises
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return read(path)
     except Exception as error:  # an unpickler may meet anything in a file that ends early
         asked = _asked_for(error)
         if asked is None:

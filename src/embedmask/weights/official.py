@@ -110,7 +110,7 @@ def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
     overrides: dict[str, Any] = {
         **sizes,
         "backbone": depths[len(blocks)],
-        "backbone_norm_eps": 1e-5 if preset == "fused" else 0.0,
+        "backbone_norm_eps": None if preset == "fused" else 0.0,
         "stride_in_1x1": True,
         "channel_order": "bgr",
         "image_mean": DETECTRON_MEAN_BGR if preset == "fused" else CAFFE_MEAN_BGR,

@@ -1,0 +1,127 @@
+"""What the command line's setting of OpenMP costs on an idle machine, and what it saves beside another job.
+
+python benchmarks/threads.py                # 3 rounds; the busy loops are this script's own, one a core
+
+Each run is a process of its own that trains a small network. Printed are medians over the rounds of wall and processor
+seconds, and the ratios that count: alone to torch's own setting, beside another job to one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from embedmask.cli.threads import CALM, CHOSEN
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "torch's own": {},
+    "command line": CALM,
+}
+WARMUP = 2
+
+
+def train(steps: int) -> None:
+    """Train the network of recipe `shapes` on random images; print seconds of wall and processor as JSON."""
+    import torch
+
+    from embedmask.cli.recipes import resolve_recipe
+    from embedmask.model.build import build_model
+    from embedmask.objective.criterion import Criterion
+    from embedmask.structures import Target
+
+    torch.manual_seed(0)
+    config = resolve_recipe("shapes", {}).model
+    model, criterion = build_model(config), Criterion.from_config(config)
+    optimizer = torch.optim.AdamW(model.parameters())
+    images = [torch.randint(0, 256, (3, 160, 160), dtype=torch.uint8) for _ in range(8)]
+    mask = torch.zeros(1, 160, 160, dtype=torch.bool)
+    mask[:, 40:100, 40:100] = True
+    target = Target(boxes=torch.tensor([[40.0, 40, 100, 100]]), labels=torch.tensor([0]), masks=mask)
+    for step in range(WARMUP + steps):
+        if step == WARMUP:
+            wall, processor = time.perf_counter(), time.process_time()
+        optimizer.zero_grad()
+        criterion(model(model.preprocess(images)), [target] * 8).total.backward()
+        optimizer.step()
+    print(json.dumps({"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}))
+
+
+def measure(setting: dict[str, str], steps: int) -> dict[str, float]:
+    """Run `train` in a process of its own, in an environment with this setting and no other."""
+    plain = {k: v for k, v in os.environ.items() if k not in (*CHOSEN, "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", "--steps", str(steps)],
+        env={**plain, **setting}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def spin() -> None:
+    """Keep a core busy."""
+    while True:
+        pass
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Run busy loops in processes of their own."""
+    loops = [multiprocessing.Process(target=spin, daemon=True) for _ in range(count)]
+    for loop in loops:
+        loop.start()
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.terminate()
+
+
+def main() -> None:
+    """Measure every setting alone and beside the busy loops, in turn."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=len(os.sched_getaffinity(0)), help="busy loops")
+    parser.add_argument("--spin", nargs="*", default=[], help="other values of GOMP_SPINCOUNT to try")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        return train(given.steps)
+    settings = {**SETTINGS, **{f"spin {turns}": {"GOMP_SPINCOUNT": turns} for turns in given.spin}}
+    loads = {"alone": 0, f"beside {given.busy} busy loops": given.busy}
+    runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(given.rounds):
+        for load, count in loads.items():
+            for name, setting in settings.items():
+                with busy(count):
+                    found = measure(setting, given.steps)
+                runs.setdefault((load, name), []).append(found)
+                print(
+                    f"{load:24}{name:16}{found['wall']:8.2f} s wall {found['processor']:8.2f} s processor",
+                    flush=True,
+                )
+    for load, reference in zip(loads, ("torch's own", "one thread"), strict=True):
+        for name in settings:
+            wall, processor = (
+                statistics.median(run[kind] for run in runs[load, name])
+                / statistics.median(run[kind] for run in runs[load, reference])
+                for kind in ("wall", "processor")
+            )
+            print(
+                f"{load}: {name}: {wall:.2f} times the wall time of {reference}, {processor:.2f} of the processor"
+            )
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The processor's threads: an option of every command that computes, and an environment that is the user's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import fails
+
+from embedmask.cli import main
+from embedmask.cli.threads import CALM, CHOSEN, let_threads_sleep
+
+SHOW = "import os; print({name: os.environ.get(name) for name in %r}, 'torch' in __import__('sys').modules)"
+
+
+@pytest.fixture
+def no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHOSEN:
+        monkeypatch.setenv(name, "x")  # so that what the test leaves behind is taken back
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_choice")
+def test_threads_that_wait_sleep_soon() -> None:
+    let_threads_sleep()
+    assert {name: os.environ[name] for name in CALM} == CALM
+
+
+@pytest.mark.usefixtures("no_choice")
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_users_choice_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "7")
+    let_threads_sleep()
+    assert {each: os.environ.get(each) for each in CHOSEN} == {
+        each: "7" if each == name else None for each in CHOSEN
+    }
+
+
+def run_python(code: str) -> str:
+    plain = {name: value for name, value in os.environ.items() if name not in CHOSEN}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def test_the_command_sets_it_before_torch_loads() -> None:
+    code = (
+        "import sys; from embedmask.cli import main; sys.argv = ['embedmask', 'convert', '--help']; main(); "
+    )
+    assert run_python(code + SHOW % (list(CALM),)) == f"{CALM} False"
+
+
+@pytest.mark.parametrize(
+    "use",
+    ["import embedmask, torch; embedmask.Predictor", "from embedmask.cli import main; main(['--help'])"],
+)
+def test_python_keeps_its_environment(use: str) -> None:
+    assert run_python(f"{use}; " + SHOW % (list(CHOSEN),)).startswith(str(dict.fromkeys(CHOSEN)))
+
+
+@pytest.mark.parametrize(
+    "command", ["train --config shapes", "eval --weights nuclei", "predict x.png --weights nuclei"]
+)
+class TestOption:
+    def words(self, command: str, tmp_path: Path, threads: int) -> list[str]:
+        place = ["--out", str(tmp_path / "out")] if "eval" not in command else []
+        data = ["--data", str(tmp_path / "none")] if "predict" not in command else []
+        return [*command.split(), *place, *data, "--threads", str(threads)]
+
+    def test_it_is_used(self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[int] = []
+        monkeypatch.setattr(torch, "set_num_threads", asked.append)
+        assert main(self.words(command, tmp_path, 3)) == 2  # there is no such data
+        assert asked == [3]
+
+    def test_it_is_at_least_1(self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = self.words(command, tmp_path, 0)
+        assert "--threads must be at least 1, got 0" in fails(capsys, *words)
+        assert list(tmp_path.iterdir()) == []
