@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedmask.data.annotations import Content
-from embedmask.data.images import READ_ERRORS, is_picture
+from embedmask.data.formats import is_picture
+from embedmask.data.images import READ_ERRORS
 from embedmask.data.problems import Note, Problem
 from embedmask.data.segmentation import RunLengths
 

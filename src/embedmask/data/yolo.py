@@ -10,7 +10,8 @@ import numpy as np
 import yaml
 
 from embedmask.data.annotations import Content
-from embedmask.data.images import is_picture, read_size
+from embedmask.data.formats import is_picture
+from embedmask.data.images import read_size
 from embedmask.data.problems import Note, Problem
 from embedmask.errors import BadInput
 from embedmask.structures import Size
