@@ -35,6 +35,8 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     max_detections: int | None = None,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     precision: Precision | None = None,
     device: str = "auto",
     devices: int | None = None,
@@ -52,6 +54,10 @@ def train(
         resume: Go on from the last checkpoint in the results folder, as if the run had never stopped.
         dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
         max_detections: Detections kept an image, also by the model that is kept; by default what the recipe says.
+        page: Page of TIFF stacks, or frame of animations, from 0, also for predicting with the model; the same as
+            --model.image_page.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0, also for predicting with the
+            model; the same as --model.image_channels.
         precision: auto, float32, bfloat16 or float16; the same as --train.precision.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
@@ -61,6 +67,8 @@ def train(
         raise BadInput("missing: out; see --help")
     if precision is not None:
         train = {**(train or {}), "precision": precision}
+    own = {"image_page": page, "image_channels": channels or None}
+    model = {**(model or {}), **{name: value for name, value in own.items() if value is not None}}
     changes = {"model": model, "data": augment, "train": train}
     recipe = resolve_recipe(config, changes, out if resume else None)
 
@@ -96,6 +104,8 @@ def evaluate(
     score_threshold: float | None = None,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     precision: Precision = "auto",
     device: str = "auto",
 ) -> None:
@@ -114,14 +124,18 @@ def evaluate(
             model says; AP ranks all.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default what the model says.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         device: auto, cpu, cuda, cuda:N or mps.
     """
     from embedmask.data.coco import CocoInstances
     from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
     from embedmask.files import write_json
+    from embedmask.weights.checkpoint import read_config
 
-    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where)
+    options = read_config(weights).reading().changed(page, channels)
+    dataset = CocoInstances.open(data, split, degenerate=degenerate, where=where, options=options)
     how: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
@@ -182,6 +196,8 @@ def predict(
     max_detections: int | None = None,
     tile: int | None = None,
     overlap: int = 128,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     resume: bool = False,
     batch_size: int | None = None,
     precision: Precision = "auto",
@@ -207,6 +223,9 @@ def predict(
         max_detections: Detections kept an image; by default what the model says.
         tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
         overlap: What neighbouring tiles share, px; half the size of a usual object is enough.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default what the model says, else the first.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
+            colours of an image in colour or the first channel.
         resume: Go on where a run into --out was stopped, with the same options; what is finished is left as it is.
         batch_size: Pictures that the network sees at once; by default what suits the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
@@ -227,6 +246,8 @@ def predict(
         precision=precision,
         engine=engine,
         no_draw=no_draw,
+        page=page,
+        channels=channels or None,
     )
     outcome = predict_files(
         source,
@@ -240,7 +261,7 @@ def predict(
         nodes=nodes,
         progress=is_watched(),
     )
-    for line in outcome.broken:
+    for line in (*outcome.notes, *outcome.broken):
         print(f"embedmask: {line}", file=sys.stderr)
     if outcome.num_images:
         print(f"{outcome.num_objects} objects in {outcome.num_images} pictures · {out}")

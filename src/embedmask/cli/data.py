@@ -7,6 +7,7 @@ from typing import Any
 
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, picture_bar
+from embedmask.config import DEFAULT_READING
 from embedmask.config.data import Degenerate, Split
 
 
@@ -35,6 +36,8 @@ def data_check(
     max_detections: int = 100,
     degenerate: Degenerate = "refuse",
     quick: bool = False,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     workers: int | None = None,
 ) -> int:
     """Report every problem of a data set, with counts by size and class; exit code 2 when training would stop.
@@ -46,6 +49,9 @@ def data_check(
         max_detections: Name the pictures with more objects than this.
         degenerate: refuse or drop objects without area, as --augment.degenerate of train.
         quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default the first.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default the
+            colours of an image in colour or the first channel.
         workers: Threads that read pictures; by default one a core.
     """
     from embedmask.cli.check import report_lines
@@ -60,6 +66,7 @@ def data_check(
             degenerate=degenerate,
             quick=quick,
             workers=workers,
+            options=DEFAULT_READING.changed(page, channels),
             progress=progress,
         )
     print("\n".join(report_lines(report)))
@@ -76,6 +83,8 @@ def data_show(
     split: Split = "train",
     out: Path | None = None,
     count: int = 12,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     config: str | None = None,
     augment: dict[str, Any] | None = None,
 ) -> None:
@@ -86,12 +95,18 @@ def data_show(
         split: train or val.
         out: Picture to write; by default SPLIT.png in the working folder.
         count: Pictures on the sheet, spread over the split.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default what the recipe says, else the
+            first.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
+            colours of an image in colour or the first channel.
         config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
         augment: Changes a FIELD of the recipe's data section; they are listed below.
     """
     from embedmask.cli.show import write_contact_sheet
 
     path = out or Path(f"{split}.png")
-    data = resolve_recipe(config, {"data": augment}).data if config or augment else None
-    shown = write_contact_sheet(folder, split, path, count, data)
+    recipe = resolve_recipe(config, {"data": augment}) if config or augment else None
+    options = (DEFAULT_READING if recipe is None else recipe.model.reading()).changed(page, channels)
+    data = None if recipe is None else recipe.data
+    shown = write_contact_sheet(folder, split, path, count, augment=data, options=options)
     print(f"{shown} pictures of {split} · {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,9 @@ from embedmask.cli.writers import (
     write_classes,
     write_form,
 )
-from embedmask.config import Engine, Precision
+from embedmask.config import DEFAULT_READING, DetectorConfig, Engine, Precision, ReadOptions
+from embedmask.data.images import read_extent
+from embedmask.data.pages import UnreadPages, note_defaults
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
 from embedmask.inference.loop import choose_workers
@@ -57,7 +60,7 @@ class Settings:
     """All that the results depend on, beside the weights; the fields are options of the command.
 
     Attributes:
-        score_threshold, max_detections: None: as the model's config says.
+        score_threshold, max_detections, page, channels: None: as the model's config says.
         tile: None: no tiles.
     """
 
@@ -69,8 +72,15 @@ class Settings:
     precision: Precision
     engine: Engine
     no_draw: bool
+    page: int | None = None
+    channels: list[int] | None = None
+
+    def reading(self) -> ReadOptions:
+        """Return how image files are read."""
+        return DEFAULT_READING.changed(self.page, self.channels)
 
     def __post_init__(self) -> None:
+        self.reading()  # checks its fields
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
             raise BadInput(f"--score-threshold must lie between 0 and 1, got {self.score_threshold}")
 
@@ -82,11 +92,13 @@ class Outcome:
     Attributes:
         num_images, num_objects: of all that is finished, also earlier.
         broken: one line for each file that could not be used.
+        notes: one line for each kind of file that was not read, or not all of it.
     """
 
     num_images: int = 0
     num_objects: int = 0
     broken: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def predict_files(
@@ -116,15 +128,17 @@ def predict_files(
         BadInput: nothing to predict, settings that are impossible or others than the run's, weights that cannot be
             used, or a folder that cannot be written.
     """
-    sources = find_sources(given)
+    notes: list[str] = []
+    sources = find_sources(given, notes.append)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
     # records hold what the results depend on
-    settings = replace(settings, score_threshold=checkpoint.config.decision(settings.score_threshold))
+    settings = _resolved(settings, checkpoint.config)
     records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()
     where = choose_device(device)
+    warnings.filterwarnings("ignore", category=UnreadPages)  # `notes` say it in one line
     with _joined(where, choose_processes(where, devices, nodes)) as own:
         share = Share(checkpoint, own, settings, records, batch_size)
         is_first = place()[0] == 0
@@ -132,6 +146,7 @@ def predict_files(
             if is_first:
                 records.begin(resume=resume)
                 remove_leftovers(settings.format, out)
+                notes += note_defaults([source.path for source in sources], settings.reading(), read_extent)
             gather([])  # nobody writes before the folder is ready
             broken = sorted(gather(share.predict(sources, progress=progress and is_first)))
             if not is_first:
@@ -141,10 +156,21 @@ def predict_files(
             if done:
                 write_classes(settings.format, out, checkpoint.class_names)
                 counts = records.merge(done, checkpoint.class_names)
-            return Outcome(*counts, [line for _, line in broken])
+            return Outcome(*counts, [line for _, line in broken], notes)
         finally:
             if is_first:
                 records.discard_empty()
+
+
+def _resolved(settings: Settings, config: DetectorConfig) -> Settings:
+    """Fill in what the model's config says where nothing is requested."""
+    reading = config.reading().changed(settings.page, settings.channels)
+    return replace(
+        settings,
+        score_threshold=config.decision(settings.score_threshold),
+        page=reading.page,
+        channels=None if reading.channels is None else list(reading.channels),
+    )
 
 
 def _joined(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:
@@ -192,6 +218,8 @@ class Share:
             max_detections=settings.max_detections,
             tile=settings.tile,
             overlap=settings.overlap,
+            page=settings.page,
+            channels=settings.channels,
             batch_size=batch_size,
             skip_broken=True,
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from embedmask.config import DataConfig
+from embedmask.config import DEFAULT_READING, DataConfig, ReadOptions
 from embedmask.config.data import Split
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import TrainTransform
@@ -18,7 +18,13 @@ NUM_COLUMNS = 4
 
 
 def write_contact_sheet(
-    folder: Path, split: Split, out: Path, count: int, augment: DataConfig | None = None
+    folder: Path,
+    split: Split,
+    out: Path,
+    count: int,
+    *,
+    augment: DataConfig | None = None,
+    options: ReadOptions = DEFAULT_READING,
 ) -> int:
     """Pictures spread over a split, with their ground truth drawn, on one sheet; gives how many.
 
@@ -27,11 +33,11 @@ def write_contact_sheet(
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
     if augment is None:
-        dataset = CocoInstances.open(folder, split)
+        dataset = CocoInstances.open(folder, split, options=options)
     else:
         transform = TrainTransform(augment)
         dataset = CocoInstances.open(
-            folder, split, transform, degenerate=augment.degenerate, where=augment.where
+            folder, split, transform, degenerate=augment.degenerate, where=augment.where, options=options
         )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]
     pictures = [draw_target(image, target, dataset.class_names) for image, target in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,14 @@ class ReadOptions:
         fits = self.channels is None or (len(self.channels) in (1, 3) and min(self.channels) >= 0)
         require(self, "channels", fits, "one channel (grey) or three (R, G, B), counted from 0")
         require(self, "depth", self.depth == "camera" or self.depth > 0, "camera, or a value above 0")
+
+    def changed(self, page: int | None, channels: Sequence[int] | None) -> ReadOptions:
+        """Return the options with another page or other channels, where they are given."""
+        return ReadOptions(
+            page=self.page if page is None else page,
+            channels=tuple(channels) if channels else self.channels,
+            depth=self.depth,
+        )
 
 
 DEFAULT_READING = ReadOptions()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.config.data import Degenerate, Split
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.coco import CocoInstances, check_same_classes
 from embedmask.data.images import read_image, read_size, size_of
 from embedmask.data.layouts import find_split
@@ -87,6 +88,7 @@ def check_folder(
     degenerate: Degenerate = "refuse",
     quick: bool = False,
     workers: int | None = None,
+    options: ReadOptions = DEFAULT_READING,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Look for every problem of train, val and test.
@@ -102,6 +104,7 @@ def check_folder(
         quick: of pictures, read the header and compare the bytes of the files; they are not decoded, so a file
             that is cut short, or the same picture stored in another way, is not seen.
         workers: threads that read pictures; None: one a core.
+        options: how image files are read.
         progress: is told how many of all pictures have been read.
 
     Raises:
@@ -113,7 +116,7 @@ def check_folder(
     sets: dict[Split, CocoInstances] = {}
     notes = {split: partial(_note, report.problems, split, degenerate) for split in CHECKED}
     for split, note in notes.items():
-        dataset = _open(folder, split, note)
+        dataset = _open(folder, split, note, options)
         if dataset is not None:
             sets[split] = dataset
             report.splits[split] = _summarize(dataset, max_detections, note)
@@ -138,7 +141,7 @@ def _note(problems: list[Problem], split: Split, degenerate: Degenerate, problem
     problems.append(replace(problem, fatal=problem.fatal and not harmless))
 
 
-def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
+def _open(folder: Path, split: Split, note: Note, options: ReadOptions) -> CocoInstances | None:
     try:
         files = find_split(folder, split)
     except BadInput as error:
@@ -148,7 +151,7 @@ def _open(folder: Path, split: Split, note: Note) -> CocoInstances | None:
             note(Problem("missing split", str(error)))
         return None
     try:
-        return CocoInstances(files, note=note)
+        return CocoInstances(files, note=note, options=options)
     except BadInput as error:
         note(Problem("unreadable annotations", str(error)))
         return None
@@ -220,7 +223,7 @@ def _look(dataset: CocoInstances, index: int, quick: bool) -> bytes | Problem | 
     if not path.is_file():
         return None
     try:
-        size, content = _read(path, quick)
+        size, content = _read(path, quick, dataset.options)
     except BadInput as error:
         return Problem("broken image", str(error))
     if size != dataset.sizes[index]:
@@ -231,10 +234,10 @@ def _look(dataset: CocoInstances, index: int, quick: bool) -> bytes | Problem | 
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _read(path: Path, quick: bool) -> tuple[Size, bytes]:
+def _read(path: Path, quick: bool, options: ReadOptions) -> tuple[Size, bytes]:
     """Size, upright, and what tells the picture from others."""
     if quick:
-        return read_size(path), path.read_bytes()
-    image = read_image(path)
+        return read_size(path, options), path.read_bytes()
+    image = read_image(path, options=options)
     size = size_of(image)
     return size, repr(size).encode() + image.permute(1, 2, 0).numpy().tobytes()

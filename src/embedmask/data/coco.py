@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedmask.config.data import Degenerate, Split
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import Annotations, Content, check_annotations
-from embedmask.data.images import read_image, size_of
+from embedmask.data.images import read_extent, read_image, size_of
 from embedmask.data.layouts import ROBOFLOW_FILE, SplitFiles, find_split
-from embedmask.data.problems import Note, Problem, drop_degenerate, refuse
+from embedmask.data.pages import note_defaults
+from embedmask.data.problems import TOLD, Note, Problem, drop_degenerate, refuse
 from embedmask.data.segmentation import to_coco
 from embedmask.data.subset import content_where
 from embedmask.data.transforms import EvalTransform, Transform
@@ -42,6 +44,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         note: Note = refuse,
         where: str | None = None,
+        *,
+        options: ReadOptions = DEFAULT_READING,
     ) -> None:
         """Read and check the annotations, and that every picture is there.
 
@@ -50,6 +54,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             note: is told of every problem; by default the first that is fatal is raised.
             where: as in `open`.
+            options: how image files, and label images, are read.
 
         Raises:
             BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
@@ -58,8 +63,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.images_dir = files.images
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
+        self.options = options
         self._where = where
-        content = check_annotations(self._part(files.read(note)), self.annotations_file, note)
+        content = check_annotations(self._part(files.read(note, options)), self.annotations_file, note)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
@@ -77,6 +83,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         transform: Transform | None = None,
         degenerate: Degenerate = "refuse",
         where: str | None = None,
+        *,
+        options: ReadOptions = DEFAULT_READING,
     ) -> CocoInstances:
         """The split of a folder, see `find_split`.
 
@@ -86,14 +94,23 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             transform: makes the item; None: the whole picture at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
             where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
+            options: how image files, and label images, are read.
 
         Raises:
             BadInput: see `find_split` and `__init__`; or `where` leaves no picture.
         """
-        note = drop_degenerate if degenerate == "drop" else refuse
-        dataset = cls(find_split(data_dir, split), transform, note, where)
+        decide = drop_degenerate if degenerate == "drop" else refuse
+        told: list[str] = []
+
+        def note(problem: Problem) -> None:
+            if problem.kind in TOLD:
+                told.append(problem.message)
+            decide(problem)
+
+        dataset = cls(find_split(data_dir, split), transform, note, where, options=options)
         if dataset._dropped:
-            dataset.layout += f"; {len(dataset._dropped)} degenerate objects of {split} left out"
+            told.insert(0, f"{len(dataset._dropped)} degenerate objects of {split} left out")
+        dataset.layout = "; ".join((dataset.layout, *told))
         return dataset
 
     @property
@@ -169,10 +186,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         The size in the annotation file decides; upright where both fit.
         """
         path, expected = self.image_path(index), self.sizes[index]
-        upright = read_image(path)
+        upright = read_image(path, options=self.options)
         if size_of(upright) == expected:
             return upright
-        stored = read_image(path, upright=False)
+        stored = read_image(path, upright=False, options=self.options)
         if size_of(stored) == expected:
             return stored
         raise BadInput(
@@ -188,6 +205,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
                     f"{path}: no such file, but image {image_id} of {self.annotations_file} names it; add it"
                 )
                 note(Problem("missing image", message))
+        for line in note_defaults(map(self.image_path, range(len(self))), self.options, read_extent):
+            note(Problem("several pages", line, fatal=False))
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:

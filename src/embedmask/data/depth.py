@@ -26,6 +26,21 @@ BLOCK = 3
 """Side of the smallest bright block, px, that is no group of hot pixels."""
 
 
+STRIP_VALUES = 2**22
+"""Values that are converted at a time, so that a large image is not held several times over."""
+
+
+def strip_height(width: int, channels: int = 1) -> int:
+    """Return the number of rows of a strip."""
+    return max(1, STRIP_VALUES // (width * channels))
+
+
+def strips_of(values: Values) -> Strips:
+    """Return the strips of an array `[H, W, C]`."""
+    rows = strip_height(*values.shape[1:])
+    return lambda: ((top, values[top : top + rows]) for top in range(0, len(values), rows))
+
+
 def reduce_depth(strips: Strips, out: NDArray[np.uint8], depth: Depth, *, inverted: bool = False) -> None:
     """Write an image of any depth as 8 bits.
 
@@ -40,9 +55,10 @@ def reduce_depth(strips: Strips, out: NDArray[np.uint8], depth: Depth, *, invert
         strips = _turned(strips, white_level(strips, num_pixels, depth))
     white = white_level(strips, num_pixels, depth)
     for top, rows in strips():
-        if rows.dtype != np.uint8:
-            rows = np.rint(_finite(rows).clip(0, white) * (255.0 / white))
-        out[top : top + len(rows)] = rows
+        is_8_bit = rows.dtype == np.uint8
+        out[top : top + len(rows)] = (
+            rows if is_8_bit else np.rint(_finite(rows).clip(0, white) * (255.0 / white))
+        )
 
 
 def white_level(strips: Strips, num_pixels: int, depth: Depth) -> float:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from embedmask.data.problems import Note, Problem
+
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 """Formats whose endings Pillow knows, though it cannot read them."""
 TIFF_ENDINGS = (".lsm", ".stk", ".btf", ".tf2", ".tf8")
@@ -64,6 +66,14 @@ def describe_unread(files: Iterable[Path]) -> str | None:
     count = sum(map(len, kinds.values()))
     parts = (f"{name_some(names)} ({kind}: {fix})" for (kind, fix), names in kinds.items())
     return f"{count} image file{'s are' if count > 1 else ' is'} not read: {'; '.join(parts)}"
+
+
+def note_unread(folders: Iterable[Path], note: Note) -> None:
+    """Tell of the images in folders of a data set that are not read."""
+    for folder in sorted(folders):
+        line = describe_unread(sorted(folder.iterdir()))
+        if line is not None:
+            note(Problem("unread file", f"{folder}: {line}", fatal=False))
 
 
 def name_some(names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import Lock
@@ -16,10 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
-from embedmask.data.depth import reduce_depth
+from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice
 from embedmask.data.pages import BadChoice, Extent
-from embedmask.data.pillow import STRIP_PIXELS, decode, seek
+from embedmask.data.pillow import decode, seek
 from embedmask.data.tiff import Plane, Stack, is_tiff, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -45,6 +45,7 @@ def read_image(
     name: str | None = None,
     any_size: bool = False,
     options: ReadOptions = DEFAULT_READING,
+    notice: Callable[[str], None] = lambda line: None,
 ) -> Tensor:
     """Read an image as 8-bit RGB.
 
@@ -60,6 +61,7 @@ def read_image(
             179 million pixels unless the user has set it. Memory: at most 7 bytes a pixel, 3 once it is read; of what
             tifffile decodes, the file's own bytes a pixel and 3.
         options: page and channels of a file, and how more than 8 bits become 8.
+        notice: is told of pages and channels that are left out without a choice.
 
     Returns:
         uint8 `[3, H, W]`, RGB. The memory is interleaved (channels last).
@@ -74,7 +76,7 @@ def read_image(
             pixels = decode(source.copy, ALL_CHANNELS, options.depth, upright=upright)
         else:
             with _opened(source) as file:
-                pixels = _read_file(file, upright, options)
+                pixels = _read_file(file, upright, options, notice)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -108,29 +110,31 @@ def read_extent(path: str | Path) -> Extent | None:
         return None
 
 
-def read_numbers(path: str | Path, page: int | None = None) -> tuple[NDArray[Any], int]:
+def read_numbers(path: str | Path, page: int | None = None) -> NDArray[Any]:
     """Read the numbers of a label image as they are stored; of a palette the numbers, not the colours.
 
     Args:
         page: page of a file that has several; None: the first.
 
     Returns:
-        `[H, W]`, or `[H, W, C]` where a pixel has several, and the number of pages of the file.
+        `[H, W]`, or `[H, W, C]` where a pixel has several.
 
     Raises:
         BadInput: not an image, a damaged one, or without the page; names it.
     """
     with _reading(str(path)), _opened(path) as file:
         stack = _stack(file)
+        extent = _extent(Image.open(file)) if stack is None else stack.extent()
+        page = extent.page(ReadOptions(page=page)) if extent.pages > 1 else 0
         if stack is None:
-            picture = Image.open(file)
-            return np.asarray(seek(picture, page or 0)), _extent(picture).pages
-        count = len(stack.rows)
-        row = stack.rows[stack.extent().page(ReadOptions(page=page if count > 1 else None))]
-        if not row[0].decodable and row[0].index is not None:
-            return np.asarray(seek(Image.open(file), row[0].index)), count
-        values = read_planes([(plane, n) for plane in row for n in range(plane.samples)], upright=True)
-    return values[..., 0] if values.shape[-1] == 1 else values, count
+            return np.asarray(seek(Image.open(file), page))
+        planes = stack.rows[page]
+        if planes[0].index is not None and not planes[0].decodable:
+            return np.asarray(seek(Image.open(file), planes[0].index))
+        values = read_planes(
+            [(plane, place) for plane in planes for place in range(plane.samples)], upright=True
+        )
+    return values[..., 0] if values.shape[-1] == 1 else values
 
 
 @contextmanager
@@ -196,7 +200,7 @@ def _name(source: Source) -> str:
 
 
 def _opened(source: str | Path | bytes) -> AbstractContextManager[BinaryIO]:
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: SIM115
+    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def _reason(error: Exception) -> str:
@@ -218,11 +222,13 @@ def _stack(file: BinaryIO) -> Stack | None:
         return None
 
 
-def _read_file(file: BinaryIO, upright: bool, options: ReadOptions) -> Pixels:
+def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Callable[[str], None]) -> Pixels:
     """`[H, W, 3]`, writable."""
     stack = _stack(file)
+    extent = _extent(Image.open(file)) if stack is None else stack.extent()
+    for left_out in extent.unread(options):
+        notice(str(left_out))
     if stack is None:
-        extent = _extent(Image.open(file))
         page, places, inverted = extent.page(options), extent.channel_numbers(options), False
     else:
         planes = stack.choose(options)
@@ -247,10 +253,5 @@ def _decode_planes(planes: list[tuple[Plane, int]], upright: bool, options: Read
         raise Image.DecompressionBombError(f"{height * width} pixels, the limit is {2 * limit}")
     values = read_planes(planes, upright=upright)
     pixels = np.empty((height, width, 3), np.uint8)
-    rows = max(1, STRIP_PIXELS // (width * len(planes)))
-
-    def strips() -> Iterator[tuple[int, NDArray[Any]]]:
-        yield from ((top, values[top : top + rows]) for top in range(0, height, rows))
-
-    reduce_depth(strips, pixels, options.depth, inverted=planes[0][0].inverted)
+    reduce_depth(strips_of(values), pixels, options.depth, inverted=planes[0][0].inverted)
     return pixels

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import Content
-from embedmask.data.formats import is_picture
-from embedmask.data.images import READ_ERRORS
+from embedmask.data.formats import is_picture, note_unread
+from embedmask.data.images import read_extent, read_numbers
+from embedmask.data.pages import note_defaults
 from embedmask.data.problems import Note, Problem
 from embedmask.data.segmentation import RunLengths
+from embedmask.errors import BadInput
+from embedmask.structures import Size
 
 Labels = NDArray[np.integer[Any]]
 MASK_FOLDERS = ("masks", "labels", "mask", "label")
@@ -49,7 +53,9 @@ def _masks(images: Path, masks: Path) -> dict[str, Path]:
     return {path.stem: path for path in files if images != masks or path.stem.endswith(MASK_ENDINGS[1:])}
 
 
-def read_label_images(images: Path, masks: Path, note: Note) -> Content:
+def read_label_images(
+    images: Path, masks: Path, note: Note, options: ReadOptions = DEFAULT_READING
+) -> Content:
     """Read label images, in the form of a COCO file with one class.
 
     Objects that touch stay apart, as their numbers differ; an object in several pieces is one. Pictures are
@@ -59,13 +65,17 @@ def read_label_images(images: Path, masks: Path, note: Note) -> Content:
         images: folder of the pictures.
         masks: folder of the label images, PNG or TIFF of any depth, each of the name of its picture (or with
             `_masks` or the like behind it).
-        note: is told of files without partner, damaged ones, and pictures that hold no labels.
+        note: is told of files without partner, damaged or unread ones, and pictures that hold no labels.
+        options: the page that is read of label images with several.
     """
     labelled = _masks(images, masks)
     pictures = _pictures(images, set(labelled.values()), note)
     partners = _partners(list(pictures), labelled, images, masks, note)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        read = list(pool.map(_read_objects, partners.values()))
+        read = list(pool.map(partial(_read_objects, page=options.page), partners.values()))
+    for line in note_defaults(partners.values(), ReadOptions(page=options.page), read_extent):
+        note(Problem("several pages", f"{masks}: {line}", fatal=False))
+    note_unread({images, masks}, note)
     records, annotations = [], []
     for number, (stem, found) in enumerate(zip(partners, read, strict=True), start=1):
         if isinstance(found, Problem):
@@ -112,12 +122,11 @@ def _partners(
     return partners
 
 
-def _read_objects(path: Path) -> tuple[tuple[int, int], dict[int, RunLengths]] | Problem:
+def _read_objects(path: Path, page: int | None) -> tuple[Size, dict[int, RunLengths]] | Problem:
     try:
-        with Image.open(path) as picture:
-            labels = np.asarray(picture)  # of a palette the numbers, not the colours
-    except READ_ERRORS as error:
-        return Problem("broken image", f"{path}: cannot be read as a picture ({error}); replace the file")
+        labels = read_numbers(path, page)
+    except BadInput as error:
+        return Problem("broken image", str(error))
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.ndim != 2 or labels.dtype.kind not in "biu" or labels.min(initial=0) < 0:

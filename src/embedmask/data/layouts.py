@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from embedmask.config.data import Split
+from embedmask.config.reading import ReadOptions
 from embedmask.data.annotations import Content, read_coco
 from embedmask.data.label_images import find_label_images, read_label_images
 from embedmask.data.problems import Note
@@ -36,7 +37,7 @@ class SplitFiles:
     annotations: Path
     images: Path
     layout: str
-    read: Callable[[Note], Content]
+    read: Callable[[Note, ReadOptions], Content]
 
 
 def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
@@ -97,7 +98,7 @@ def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
     return None
 
 
-def _read_roboflow(file: Path, _: Note) -> Content:
+def _read_roboflow(file: Path, _: Note, __: ReadOptions) -> Content:
     """Leave out Roboflow's category 0: it names the project, other categories call it theirs, and no object has it.
 
     Whatever does not look like that stays, to be checked.
@@ -145,7 +146,7 @@ def _coco_file(file: Path, images: Path, layout: str) -> SplitFiles | None:
         return None
     if not images.is_dir():
         raise BadInput(f"{images}: no such folder, but {file} needs its images there; add it")
-    return SplitFiles(file, images, layout, lambda _: read_coco(file))
+    return SplitFiles(file, images, layout, lambda _, __: read_coco(file))
 
 
 LAYOUTS: list[Callable[[Path, Split], SplitFiles | None]] = [_plain, _coco, _roboflow, _yolo, _label_images]

@@ -8,9 +8,52 @@ from pathlib import Path
 
 from embedmask.config.reading import ReadOptions
 
+MANY_PAGES = (
+    ".tif",
+    ".tiff",
+    ".lsm",
+    ".stk",
+    ".btf",
+    ".tf2",
+    ".tf8",
+    ".gif",
+    ".png",
+    ".apng",
+    ".webp",
+    ".avif",
+)
+"""Endings of files that may hold several pages or channels."""
+
+
+class UnreadPages(UserWarning):
+    """A file has pages or channels that nobody chose among."""
+
 
 class BadChoice(ValueError):
     """A page or channel that the file does not have; the message does not name the file."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Pages or channels of a file that are left out, because nobody chose.
+
+    Attributes:
+        option: chooses among them: `page` or `channels`.
+        used: which are read instead.
+        count: how many there are.
+    """
+
+    option: str
+    used: str
+    count: int
+
+    @property
+    def noun(self) -> str:
+        """What they are."""
+        return self.option.removesuffix("s")
+
+    def __str__(self) -> str:
+        return f"{_count(self.count, self.noun)}, {self.used}; choose with {self.option}"
 
 
 @dataclass(frozen=True)
@@ -57,13 +100,13 @@ class Extent:
             )
         return options.channels
 
-    def unread(self, options: ReadOptions) -> Iterator[tuple[str, int, str, str]]:
-        """Yield `(what, how many, what is read, option)` of the pages and channels that are left out unasked."""
+    def unread(self, options: ReadOptions) -> Iterator[LeftOut]:
+        """Yield the pages and the channels that are left out without a choice."""
         if options.page is None and self.pages > 1 and not self.pages_are_channels(options):
-            yield "page", self.pages, "page 0", "page"
+            yield LeftOut("page", "page 0 is used", self.pages)
         if options.channels is None and self.channels > (3 if self.in_colour else 1):
-            read = "channels 0, 1 and 2 (R, G, B)" if self.in_colour else "channel 0"
-            yield "channel", self.channels, read, "channels"
+            used = "channels 0, 1 and 2 are used as R, G, B" if self.in_colour else "channel 0 is used"
+            yield LeftOut("channels", used, self.channels)
 
 
 def note_defaults(
@@ -76,21 +119,17 @@ def note_defaults(
         options: what is chosen.
         extent: gives the extent of a file; None where it cannot be read.
     """
-    found: dict[tuple[str, str, str], list[tuple[Path, int]]] = {}
-    for path in paths:
+    found: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+    for path in (path for path in paths if path.suffix.lower() in MANY_PAGES):
         known = extent(path)
-        for what, count, read, option in () if known is None else known.unread(options):
-            found.setdefault((what, read, option), []).append((path, count))
+        for one in () if known is None else known.unread(options):
+            found.setdefault((one.noun, one.used, one.option), []).append((path.name, one.count))
     return [
-        f"{_count(len(files), 'file')} with several {what}s: {read} {_is(read)} used "
-        f"({files[0][0].name}: {files[0][1]} {what}s); choose with --{option}"
-        for (what, read, option), files in found.items()
+        f"{_count(len(files), 'file')} with several {noun}s: {used} ({files[0][0]}: {files[0][1]} {noun}s); "
+        f"choose with --{option}"
+        for (noun, used, option), files in found.items()
     ]
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _is(read: str) -> str:
-    return "are" if read.startswith("channels") else "is"

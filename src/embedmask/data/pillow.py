@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from embedmask.config.reading import Depth
-from embedmask.data.depth import reduce_depth
+from embedmask.data.depth import reduce_depth, strip_height
 
 Pixels = NDArray[np.uint8]
 
-STRIP_PIXELS = 2**22
-"""Pixels that are converted at a time, so that a large image is not held several times over."""
 WIDE_COLOURS = ("RGB;16", "RGBA;16", "RGBX;16")
 """Raw modes, without their byte order, of which Pillow keeps the high bytes alone."""
 WIDE_GREY_ALPHA = "LA;16B"
@@ -85,14 +83,14 @@ def _raw_mode(picture: Image.Image) -> str:
 def _with_raw_mode(picture: Image.Image, raw: str) -> Image.Image:
     changed: Any = picture
     changed.tile = [
-        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in changed.tile
+        tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
+        for tile in changed.tile
     ]
     return picture
 
 
 def _grey_of_pairs(strip: Image.Image) -> NDArray[np.uint16]:
-    bytes_of_two = np.asarray(strip).astype(np.uint16)
-    return bytes_of_two[..., :1] << 8 | bytes_of_two[..., 1:2]
+    return np.ascontiguousarray(np.asarray(strip)[..., :2]).view(">u2")
 
 
 def _reduced(
@@ -133,6 +131,6 @@ def _rgb(picture: Image.Image, channels: tuple[int, ...]) -> Pixels:
 
 def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """The image in strips of whole rows, each with its first row."""
-    height = max(1, STRIP_PIXELS // picture.width)
+    height = strip_height(picture.width)
     for top in range(0, picture.height, height):
         yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))

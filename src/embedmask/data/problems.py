@@ -33,11 +33,17 @@ Kind = Literal[
     "tiny object",
     "one label only",
     "labels without image",
+    "several pages",
+    "unread file",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """In the order of a report: what keeps training from starting first."""
 DEGENERATE: tuple[Kind, ...] = ("degenerate box", "degenerate polygon", "empty mask")
 """Objects that cover nothing; they may be left out (`DataConfig.degenerate`)."""
+
+
+TOLD: tuple[Kind, ...] = ("several pages", "unread file")
+"""Harmless, but training and evaluation say them as well."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from embedmask.structures import Size
 Values = NDArray[Any]
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFF files begin, and those beyond 4 GB."""
-CONVERTED = tuple(PHOTOMETRIC[name] for name in ("PALETTE", "SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB"))
+CONVERTED = tuple(
+    PHOTOMETRIC[name] for name in ("PALETTE", "SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")
+)
 """Colours that Pillow turns into RGB."""
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 ORIENTATION = 274
@@ -41,20 +43,24 @@ class Plane:
         return len(self.series.pages) == prod(others) and not self.series.is_truncated
 
     @property
-    def key(self) -> Any:
+    def key(self) -> Any:  # its attributes are not annotated
         """The page that describes the format."""
         return self.series.keyframe
 
     @property
+    def page(self) -> Any:
+        """The page that holds the values, maybe those of other planes too."""
+        return self.series.pages[self.number if self.has_page else 0]
+
+    @property
     def index(self) -> int | None:
         """Its place among the pages of the file, or None."""
-        page = self.series.pages[self.number] if self.has_page else None
-        return page.index if page is not None and isinstance(page.index, int) else None
+        return self.page.index if self.has_page and isinstance(self.page.index, int) else None
 
     @property
     def samples(self) -> int:
         """Number of values of a pixel without alpha."""
-        return self.key.samplesperpixel - sum(extra in ALPHA for extra in self.key.extrasamples)
+        return int(self.key.samplesperpixel) - sum(extra in ALPHA for extra in self.key.extrasamples)
 
     @property
     def is_rgb(self) -> bool:
@@ -90,7 +96,9 @@ class Plane:
         grey_or_rgb = self.is_8_bit and (self.is_rgb or self.samples == 1)
         wide_rgb = self.is_rgb and key.planarconfig == PLANARCONFIG.CONTIG and key.dtype == np.uint16
         wide_rgb = wide_rgb and EXTRASAMPLE.ASSOCALPHA not in key.extrasamples
-        fits = grey_or_rgb or wide_rgb or key.photometric in CONVERTED or not self.decodable
+        # Pillow stumbles over large files of the other byte order
+        plain = (grey_or_rgb or wide_rgb) and not (key.parent.is_bigtiff and key.parent.byteorder == ">")
+        fits = plain or key.photometric in CONVERTED or not self.decodable
         return self.index is not None and fits
 
     def size(self, *, upright: bool) -> Size:
@@ -129,26 +137,27 @@ class Plane:
 
     def _check_length(self) -> None:
         """tifffile fills what is missing with zeros."""
-        page = self.series.pages[self.number if self.has_page else 0]
-        ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))
-        if max(ends, default=0) > page.parent.filehandle.size:
+        ends = map(sum, zip(self.page.dataoffsets, self.page.databytecounts, strict=True))
+        if max(ends, default=0) > self.page.parent.filehandle.size:
             raise OSError("image file is truncated")
 
     def _page_values(self) -> Values:
-        page = self.series.pages[self.number]
-        values, axes = page.asarray(), self.key.axes
+        values: Values = self.page.asarray()
+        axes = self.key.axes
         values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
         if values.ndim != 3:
             raise OSError(f"pages with the axes {axes} are not read")
         return values
 
     def _series_values(self) -> Values:
-        axes, values = self.series.axes, self.series.asarray()
+        axes = self.series.axes
+        values: Values = self.series.asarray()
         if "S" not in axes:
             axes, values = axes + "S", values[..., None]
         order = [axes.index(axis) for axis in (*(a for a in axes if a not in "YXS"), *"YXS")]
         values = values.transpose(order)
-        return values.reshape(-1, *values.shape[-3:])[self.number]
+        plane: Values = values.reshape(-1, *values.shape[-3:])[self.number]
+        return plane
 
 
 class Stack:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import Content
-from embedmask.data.formats import is_picture
+from embedmask.data.formats import describe_unread, is_picture, note_unread
 from embedmask.data.images import read_size
 from embedmask.data.problems import Note, Problem
 from embedmask.errors import BadInput
@@ -53,7 +54,10 @@ def find_pictures(data: dict[str, Any], file: Path, split_names: Sequence[str]) 
     entries = [str(item) for item in (entry if isinstance(entry, list) else [entry])]
     pictures = [picture for item in entries for picture in _pictures_of(_locate(item, root, file))]
     if not pictures:
-        raise BadInput(f"{file}: {', '.join(entries)} holds no pictures; correct the entry or add them")
+        found = (_locate(item, root, file) for item in entries)
+        unread = describe_unread(path for folder in found if folder.is_dir() for path in folder.rglob("*"))
+        fix = unread or "correct the entry or add them"
+        raise BadInput(f"{file}: {', '.join(entries)} holds no pictures; {fix}")
     return sorted(set(pictures))
 
 
@@ -83,7 +87,13 @@ def label_file(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note: Note) -> Content:
+def read_yolo(
+    pictures: Sequence[Path],
+    names: dict[Any, Any],
+    file: Path,
+    note: Note,
+    options: ReadOptions = DEFAULT_READING,
+) -> Content:
     """Read the polygons of pictures, in the form of a COCO file.
 
     The class numbers are the category ids; pictures are numbered from 1. A picture without text file has no
@@ -94,11 +104,12 @@ def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note:
         names: name of each class number.
         file: the `data.yaml`.
         note: is told of pictures that cannot be read and of lines that are no polygons.
+        options: the page of image files with several.
     """
     images, annotations = [], []
     for number, picture in enumerate(pictures, start=1):
         try:
-            size = read_size(picture)
+            size = read_size(picture, options)
         except BadInput as error:
             note(Problem("broken image" if picture.exists() else "missing image", f"{file}: {error}"))
             continue
@@ -106,6 +117,7 @@ def read_yolo(pictures: Sequence[Path], names: dict[Any, Any], file: Path, note:
         images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
         annotations += list(_objects(label_file(picture), number, size, note))
     _note_orphans(pictures, note)
+    note_unread({picture.parent for picture in pictures if picture.parent.is_dir()}, note)
     categories = [{"id": number, "name": str(name)} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 

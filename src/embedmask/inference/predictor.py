@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embedmask._supervision import sv
 from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, override
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
@@ -44,6 +45,8 @@ class Options(TypedDict, total=False):
     tile: int | None
     overlap: int
     embeddings: bool
+    page: int | None
+    channels: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class _Request:
     tile: int | None
     overlap: int
     batch_size: int
+    reading: ReadOptions = DEFAULT_READING
 
 
 class Predictor:
@@ -150,6 +154,8 @@ class Predictor:
         tile: int | None = None,
         overlap: int = 128,
         embeddings: bool = False,
+        page: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> sv.Detections | list[sv.Detections] | Iterator[sv.Detections]:
         """Find the objects in a picture, in each of a list, or in each that an iterator gives.
 
@@ -157,8 +163,8 @@ class Predictor:
         pictures ahead, the results come as it gives them; for a live camera call with one picture at a time.
 
         Args:
-            source: path, bytes of a file, PIL image, array uint8 RGB [H, W, 3] (or RGBA, or grey [H, W]) or
-                tensor uint8 RGB [3, H, W].
+            source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
+                (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
             score_threshold: what scores below is left out, 0..1; None: the model's `decision_threshold`.
             max_detections: at most so many a picture; None: what the model's config says.
             tile: look at squares of so many px, one after the other, and join what is found; for large
@@ -167,6 +173,10 @@ class Predictor:
             overlap: px that neighbouring tiles share.
             embeddings: also give `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
                 [R, 1 or D].
+            page: page of a TIFF stack or frame of an animation, from 0; None: what the model's config says, else the
+                first. Of files and their bytes, not of images that are open already.
+            channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: likewise, else the
+                colours of an image in colour or the first channel.
 
         Returns:
             Detections by descending score, boxes and masks in the picture's own upright frame.
@@ -178,9 +188,10 @@ class Predictor:
         if embeddings and not isinstance(self.model.config, ModelConfig):
             raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
         request = self._request(self.model.config.decision(score_threshold), max_detections, tile, overlap)
+        request = replace(request, reading=self.model.config.reading().changed(page, channels))
         finish = partial(self._detections, embeddings=embeddings)
         if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
-            image = as_image(source, any_size=request.tile is not None)
+            image = as_image(source, any_size=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
             return finish(item.result)
         if isinstance(source, Iterator):
@@ -200,12 +211,14 @@ class Predictor:
         overlap: int = 128,
         batch_size: int | None = None,
         skip_broken: bool = False,
+        page: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> Iterator[PictureResult]:
         """Finished instances of many pictures, in their order, read and resized in the background.
 
         Args:
             pictures: of any forms; asked for a bounded number ahead, by another thread.
-            score_threshold, max_detections, tile, overlap: as in `__call__`.
+            score_threshold, max_detections, tile, overlap, page, channels: as in `__call__`.
             batch_size: pictures that the network sees at once; None: what suits the device. Only pictures that the
                 network's frame pads alike share a batch: padding changes what GroupNorm sees.
             skip_broken: a picture that cannot be read becomes a result with an `error`; else it is raised in its turn.
@@ -216,6 +229,7 @@ class Predictor:
         request = self._request(
             self.model.config.decision(score_threshold), max_detections, tile, overlap, batch_size
         )
+        request = replace(request, reading=self.model.config.reading().changed(page, channels))
         return self._stream(pictures, request, skip_broken=skip_broken)
 
     def find(
@@ -267,7 +281,8 @@ class Predictor:
         def read(numbered: tuple[int, Picture]) -> ReadPicture:
             index, source = numbered
             try:
-                return self._prepare(as_image(source, _name(index), any_size=tiled), source, request)
+                image = as_image(source, _name(index), any_size=tiled, options=request.reading)
+                return self._prepare(image, source, request)
             except BadInput as error:
                 return ReadPicture(PictureResult(source, error=error))
 

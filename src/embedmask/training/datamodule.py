@@ -36,9 +36,10 @@ class SplitPair(LightningDataModule):
         self.evaluated: Sequence[int] | None = None
         self.start = 0
         self._batches_an_epoch: int | None = None
-        degenerate, where = recipe.data.degenerate, recipe.data.where
-        self.train_set = CocoInstances.open(data, "train", TrainTransform(recipe.data), degenerate, where)
-        self.val_set = CocoInstances.open(data, "val", degenerate=degenerate, where=where)
+        degenerate, where, options = recipe.data.degenerate, recipe.data.where, recipe.model.reading()
+        transform = TrainTransform(recipe.data)
+        self.train_set = CocoInstances.open(data, "train", transform, degenerate, where, options=options)
+        self.val_set = CocoInstances.open(data, "val", degenerate=degenerate, where=where, options=options)
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)

@@ -127,6 +127,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(config=config, model=model.eval(), class_names=class_names)
 
 
+def read_config(path: str | Path) -> DetectorConfig:
+    """Return the config of a checkpoint, from its header; path and errors as of `load_checkpoint`."""
+    path = find_weights(path)
+    _refuse_torch_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _parse_metadata(file.metadata() or {}, path)[0]
+    except SafetensorError as error:
+        raise BadInput(f"{path}: cut short or damaged ({error}); copy or download it again") from None
+
+
 def read_torch_file(path: str | Path) -> dict[str, Tensor]:
     """Name -> tensor (CPU) of a torch file: a bare state dict, or one under "model" as the authors have it.
 
