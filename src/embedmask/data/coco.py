@@ -35,6 +35,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         image_ids: the file's id of each item.
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
+        notes: what is left out, and what else the user should hear, a line each; `layout` says it too.
         annotations_file: where the ground truth comes from; for messages.
     """
 
@@ -64,6 +65,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self.options = options
+        self.notes: list[str] = []
         self._where = where
         content = check_annotations(self._part(files.read(note, options)), self.annotations_file, note)
         self.class_names = content.class_names
@@ -100,17 +102,18 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             BadInput: see `find_split` and `__init__`; or `where` leaves no picture.
         """
         decide = drop_degenerate if degenerate == "drop" else refuse
-        told: list[str] = []
+        notes: list[str] = []
 
         def note(problem: Problem) -> None:
             if problem.kind in TOLD:
-                told.append(problem.message)
+                notes.append(problem.message)
             decide(problem)
 
         dataset = cls(find_split(data_dir, split), transform, note, where, options=options)
         if dataset._dropped:
-            told.insert(0, f"{len(dataset._dropped)} degenerate objects of {split} left out")
-        dataset.layout = "; ".join((dataset.layout, *told))
+            notes.insert(0, f"{len(dataset._dropped)} degenerate objects of {split} left out")
+        dataset.notes = notes
+        dataset.layout = "; ".join((dataset.layout, *notes))
         return dataset
 
     @property

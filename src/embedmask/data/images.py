@@ -17,7 +17,7 @@ from torch import Tensor
 
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.depth import reduce_depth, strips_of
-from embedmask.data.formats import advice
+from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
 from embedmask.data.pillow import decode, seek
 from embedmask.data.tiff import Plane, Stack, is_tiff, read_planes
@@ -200,6 +200,8 @@ def _name(source: Source) -> str:
 
 
 def _opened(source: str | Path | bytes) -> AbstractContextManager[BinaryIO]:
+    if not isinstance(source, bytes) and is_camera_raw(Path(source)) and Path(source).exists():
+        raise OSError("of a camera's raw file only the preview could be read")
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
@@ -225,7 +227,8 @@ def _stack(file: BinaryIO) -> Stack | None:
 def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Callable[[str], None]) -> Pixels:
     """`[H, W, 3]`, writable."""
     stack = _stack(file)
-    extent = _extent(Image.open(file)) if stack is None else stack.extent()
+    opened = [Image.open(file)] if stack is None else []
+    extent = _extent(opened[0]) if stack is None else stack.extent()
     for left_out in extent.unread(options):
         notice(str(left_out))
     if stack is None:
@@ -236,9 +239,11 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
         if any(plane != first for plane, _ in planes) or max(places) > 2 or not first.for_pillow:
             return _decode_planes(planes, upright, options)
         page, inverted = first.index or 0, first.inverted
-    return decode(
-        lambda: seek(Image.open(file), page), places, options.depth, upright=upright, inverted=inverted
-    )
+
+    def reopen() -> Image.Image:
+        return seek(opened.pop() if opened else Image.open(file), page)  # held by the caller alone
+
+    return decode(reopen, places, options.depth, upright=upright, inverted=inverted)
 
 
 def _extent(picture: Image.Image) -> Extent:

@@ -111,7 +111,7 @@ def _joined(pixels: Pixels, low: Image.Image, channels: tuple[int, ...], depth: 
     """Reduce colours of 16 bits in place; `pixels` holds the high bytes, `low` the others."""
 
     def strips() -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        for top, strip in _strips(low):
+        for top, strip in _strips(low, channels=3):
             high = pixels[top : top + strip.height].astype(np.uint16)
             yield top, high << 8 | np.asarray(strip.convert("RGB"))[..., list(channels)]
 
@@ -121,16 +121,17 @@ def _joined(pixels: Pixels, low: Image.Image, channels: tuple[int, ...], depth: 
 
 def _rgb(picture: Image.Image, channels: tuple[int, ...]) -> Pixels:
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    every = channels == (0, 1, 2) or Image.getmodebase(picture.mode) == "L"
     for top, strip in _strips(picture):
         # over RGBA, so that a palette's transparent colours stay what they are
         flat = strip.convert("RGBA") if strip.mode in ("P", "PA") else strip
         rows = np.asarray(flat.convert("RGB"))
-        pixels[top : top + strip.height] = rows if channels == (0, 1, 2) else rows[..., list(channels)]
+        pixels[top : top + strip.height] = rows if every else rows[..., list(channels)]
     return pixels
 
 
-def _strips(picture: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+def _strips(picture: Image.Image, channels: int = 1) -> Iterator[tuple[int, Image.Image]]:
     """The image in strips of whole rows, each with its first row."""
-    height = strip_height(picture.width)
+    height = strip_height(picture.width, channels)
     for top in range(0, picture.height, height):
         yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))

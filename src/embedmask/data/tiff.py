@@ -93,13 +93,16 @@ class Plane:
     def for_pillow(self) -> bool:
         """Whether Pillow reads it without a loss, or nothing else does."""
         key = self.key
-        grey_or_rgb = self.is_8_bit and (self.is_rgb or self.samples == 1)
-        wide_rgb = self.is_rgb and key.planarconfig == PLANARCONFIG.CONTIG and key.dtype == np.uint16
-        wide_rgb = wide_rgb and EXTRASAMPLE.ASSOCALPHA not in key.extrasamples
+        if self.index is None or key.photometric in CONVERTED:
+            return self.index is not None
+        in_pixels = key.planarconfig == PLANARCONFIG.CONTIG and EXTRASAMPLE.ASSOCALPHA not in key.extrasamples
+        if not self.decodable:
+            return self.samples == 1 or (self.is_rgb and (self.is_8_bit or in_pixels))
         # Pillow stumbles over large files of the other byte order
-        plain = (grey_or_rgb or wide_rgb) and not (key.parent.is_bigtiff and key.parent.byteorder == ">")
-        fits = plain or key.photometric in CONVERTED or not self.decodable
-        return self.index is not None and fits
+        if key.parent.is_bigtiff and key.parent.byteorder == ">":
+            return False
+        wide_rgb = self.is_rgb and in_pixels and key.dtype == np.uint16
+        return wide_rgb or (self.is_8_bit and (self.is_rgb or self.samples == 1))
 
     def size(self, *, upright: bool) -> Size:
         """Return `(height, width)`."""

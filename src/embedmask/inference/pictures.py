@@ -85,12 +85,13 @@ def as_image(
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source, options.depth)
-    if isinstance(source, (str, Path, bytes, Image.Image)):
-        own = source if isinstance(source, (str, Path)) else getattr(source, "filename", "")
-        content = source
-    else:
-        own, content = getattr(source, "name", ""), _content(source, name)
-    own = str(own or name)
+    path = (
+        source
+        if isinstance(source, (str, Path))
+        else getattr(source, "filename", getattr(source, "name", ""))
+    )
+    own = str(path or name)
+    content = source if isinstance(source, (str, Path, bytes, Image.Image)) else _content(source, own)
     return read_image(content, name=own, any_size=any_size, options=options, notice=partial(_warn, own))
 
 

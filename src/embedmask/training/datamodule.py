@@ -44,6 +44,11 @@ class SplitPair(LightningDataModule):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)
 
+    @property
+    def layout(self) -> str:
+        """How the data was recognised, and what the user should hear of it, in one line."""
+        return "; ".join((self.train_set.layout, *(f"val: {line}" for line in self.val_set.notes)))
+
     def state_dict(self) -> dict[str, Any]:
         """Where in the data the run stands; a part of the checkpoint."""
         assert self.trainer is not None

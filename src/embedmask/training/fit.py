@@ -82,7 +82,7 @@ def train(
     tell = report if is_first() else lambda line: None
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, SplitPair)
-    tell(f"{data}: {splits.train_set.layout}")
+    tell(f"{data}: {splits.layout}")
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
     if not resumed:

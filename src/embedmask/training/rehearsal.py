@@ -63,7 +63,7 @@ def rehearse(
         trainer.fit(module, datamodule=splits)
     estimate = watch.estimate(recipe, splits, trainer)
     if is_first():
-        report(f"{data}: {splits.train_set.layout}")
+        report(f"{data}: {splits.layout}")
         for line in estimate.lines():
             report(line)
     return estimate
