@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +105,27 @@ def test_data_sets_tell_of_unread_images(tmp_path: Path, writer: object) -> None
     assert not warned[0].fatal
     assert "1 image file is not read: x.heic" in warned[0].message
     assert "x.heic" in "".join(CocoInstances.open(tmp_path, split).layout for split in ("train", "val"))
+
+
+@contextmanager
+def suppress_bad_input(messages: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        messages.append(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*(EXIF|Tag|Truncated)")
+def test_damaged_stacks_are_refused_in_a_line() -> None:
+    buffer = io.BytesIO()
+    values = np.zeros((3, 2, 32, 32), np.uint16)
+    tifffile.imwrite(buffer, values, ome=True, metadata={"axes": "TCYX"}, compression="zlib")
+    content, rng = buffer.getvalue(), np.random.default_rng(0)
+    messages = []
+    for turn in range(60):
+        damaged = bytearray(content[: int(rng.integers(8, len(content)))] if turn % 2 else content)
+        damaged[int(rng.integers(4, len(damaged)))] ^= 0xFF
+        with suppress_bad_input(messages):
+            read_image(bytes(damaged))
+    assert len(messages) > 10
+    assert not any("\n" in message for message in messages)

@@ -19,7 +19,7 @@ from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
-from embedmask.data.pillow import decode, seek
+from embedmask.data.pillow import decode, num_pages, seek
 from embedmask.data.tiff import Plane, Stack, is_tiff, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -31,8 +31,6 @@ Pixels = NDArray[np.uint8]
 EXIF_ORIENTATION = 0x0112
 TURNED_ORIENTATIONS = (5, 6, 7, 8)
 ALL_CHANNELS = (0, 1, 2)
-ONE_PAGE = ("MPO", "PSD")
-"""Formats whose further frames are previews or layers of the image."""
 # What Pillow raises on files that are cut, damaged, or no images at all.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 _LIMIT = Lock()
@@ -247,7 +245,7 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
 
 
 def _extent(picture: Image.Image) -> Extent:
-    pages = 1 if picture.format in ONE_PAGE else getattr(picture, "n_frames", 1)
+    pages = num_pages(picture)
     return Extent(pages, 1, in_colour=False) if Image.getmodebase(picture.mode) == "L" else Extent(pages)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from embedmask.data.depth import reduce_depth, strip_height
 
 Pixels = NDArray[np.uint8]
 
+ONE_PAGE = ("MPO", "PSD")
+"""Formats whose further frames are previews or layers of the image."""
 WIDE_COLOURS = ("RGB;16", "RGBA;16", "RGBX;16")
 """Raw modes, without their byte order, of which Pillow keeps the high bytes alone."""
 WIDE_GREY_ALPHA = "LA;16B"
@@ -59,11 +63,35 @@ def decode(
     return _rgb(picture, channels)
 
 
+def num_pages(picture: Image.Image) -> int:
+    """Return the number of pages or frames; previews and layers are none.
+
+    Raises:
+        OSError: one of them is damaged.
+    """
+    with _directories():
+        return 1 if picture.format in ONE_PAGE else int(getattr(picture, "n_frames", 1))
+
+
 def seek(picture: Image.Image, page: int) -> Image.Image:
-    """Return `picture` at one of its pages."""
-    if page:
-        picture.seek(page)
+    """Return `picture` at one of its pages.
+
+    Raises:
+        OSError: the page is damaged.
+    """
+    with _directories():
+        if page:
+            picture.seek(page)
     return picture
+
+
+@contextmanager
+def _directories() -> Iterator[None]:
+    """Of a damaged directory Pillow says what Python says."""
+    try:
+        yield
+    except (TypeError, KeyError, struct.error) as error:
+        raise OSError(str(error)) from error
 
 
 def _load(picture: Image.Image, upright: bool) -> Image.Image:

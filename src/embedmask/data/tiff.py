@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -27,6 +28,8 @@ ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 ORIENTATION = 274
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
+# what it stumbles over is raised here, or read by Pillow
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
