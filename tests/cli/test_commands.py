@@ -12,6 +12,7 @@ import yaml
 from command_line import copy_with, fails, two_points
 from PIL import Image
 
+from embedmask import ModelConfig
 from embedmask.cli import main
 from embedmask.cli.commands import metrics_table
 from embedmask.model.detector import Detector
@@ -120,6 +121,7 @@ class TestEval:
             return {}
 
         monkeypatch.setattr("embedmask.evaluation.run.evaluate_weights", evaluate)
+        monkeypatch.setattr("embedmask.weights.checkpoint.read_config", lambda path: ModelConfig())
         for words, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
             assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *words]) == 0
             assert ("EXIF orientation 3" in capsys.readouterr().out) == warned

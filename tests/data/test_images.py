@@ -207,5 +207,5 @@ def test_strips_leave_no_trace(mode: str, monkeypatch: pytest.MonkeyPatch) -> No
     }
     picture = pictures.get(mode) or Image.fromarray(smooth(24, 16)).convert(mode)
     whole = read_image(picture)
-    monkeypatch.setattr("embedmask.data.images.STRIP_PIXELS", 5 * 16)
+    monkeypatch.setattr("embedmask.data.depth.STRIP_VALUES", 5 * 16)
     assert torch.equal(read_image(picture), whole)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import torch
 from PIL import Image
 from small_models import forms_of
 
+from embedmask.config import ReadOptions
+from embedmask.data.pages import UnreadPages
 from embedmask.errors import BadInput
 from embedmask.inference.pictures import as_image
 
@@ -67,3 +72,58 @@ def test_files_are_named_by_their_path(picture: np.ndarray, tmp_path: Path) -> N
             as_image(source, "pictures[3]")
     with pytest.raises(BadInput, match="no such picture"):
         as_image("missing.png", "pictures[3]")
+
+
+class Upload:
+    """What a web framework hands over: it reads, and that is all."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def read(self) -> Any:
+        return self.content
+
+
+def test_files_are_read(picture: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    content, expected = path.read_bytes(), as_image(picture)
+    with path.open("rb") as file, tempfile.SpooledTemporaryFile() as spooled:
+        spooled.write(content)
+        spooled.seek(0)
+        for source in (file, io.BytesIO(content), spooled, Upload(content), Upload(bytearray(content))):
+            assert torch.equal(as_image(source), expected)  # type: ignore[arg-type]
+
+
+def test_files_that_give_no_bytes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("no picture")
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with path.open() as text:
+        for source, reason in (
+            (text, r"a\.txt: .*binary mode"), (Upload(None), "binary mode"), (closed, "closed"),
+            (io.BytesIO(), r"seek\(0\)"), (io.BytesIO(b"no picture"), "no known format"),
+        ):  # fmt: skip
+            with pytest.raises(BadInput, match=reason) as caught:
+                as_image(source, "pictures[3]")  # type: ignore[arg-type]
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_follow_the_rule_of_files(channels: int) -> None:
+    deep = np.random.default_rng(1).integers(0, 4096, (40, 50, channels)).astype(np.uint16)
+    image = as_image(deep)
+    np.testing.assert_array_equal(image.permute(1, 2, 0), np.rint(deep[..., :3] * (255 / 4095)))
+
+
+def test_pages_that_nobody_chose_are_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "film.gif"
+    frames = [Image.new("L", (9, 9), shade) for shade in (10, 200)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.warns(UnreadPages, match=r"film\.gif: 2 pages, page 0 is used; choose with page"):
+        first = as_image(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = as_image(path, options=ReadOptions(page=1))
+    assert (first.max(), second.max()) == (10, 200)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedmask.cli.data import data_check, data_shapes, data_show, data_split
+from embedmask.cli.evaluate import evaluate
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.recipes import (
     find_recipe,
@@ -28,7 +29,6 @@ from embedmask.config import (
     Recipe,
     TrainConfig,
 )
-from embedmask.config.data import Degenerate, Exif, Split
 from embedmask.errors import BadInput
 
 
@@ -43,6 +43,8 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     max_detections: int | None = None,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     precision: Precision | None = None,
     val_fraction: float | None = None,
     threads: int | None = None,
@@ -62,6 +64,10 @@ def train(
         resume: Go on from the last checkpoint in the results folder, as if the run had never stopped.
         dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
         max_detections: Detections kept an image, also by the model that is kept; by default what the recipe says.
+        page: Page of TIFF stacks, or frame of animations, from 0, also for predicting with the model; the same as
+            --model.image_page.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0, also for predicting with the
+            model; the same as --model.image_channels.
         precision: auto, float32, bfloat16 or float16; the same as --train.precision.
         val_fraction: Hold out this fraction of train as val, by the content of the images, where the data set has no
             val split; the same as --augment.val_fraction. eval needs the same to see these images.
@@ -77,6 +83,8 @@ def train(
         train = {**(train or {}), "precision": precision}
     if val_fraction is not None:
         augment = {**(augment or {}), "val_fraction": val_fraction}
+    own = {"image_page": page, "image_channels": channels or None}
+    model = {**(model or {}), **{name: value for name, value in own.items() if value is not None}}
     changes = {"model": model, "data": augment, "train": train}
     recipe = resolve_recipe(config, changes, out if resume else None)
 
@@ -99,103 +107,6 @@ def train(
     )
 
 
-def evaluate(
-    *,
-    weights: Path,
-    data: Path,
-    split: Split = "val",
-    json: Path | None = None,
-    report: Path | None = None,
-    where: str | None = None,
-    max_detections: int | None = None,
-    image_short_side: int | None = None,
-    score_threshold: str | None = None,
-    matching: bool = False,
-    degenerate: Degenerate = "refuse",
-    val_fraction: float = 0.0,
-    exif: Exif = "auto",
-    precision: Precision = "auto",
-    threads: int | None = None,
-    device: str = "auto",
-) -> None:
-    """Box, mask and boundary AP of a model on a split of a data set; with one class also TP / (TP + FP + FN).
-
-    Args:
-        weights: Model file (.safetensors), or a model that comes with the package: nuclei.
-        data: Folder of the data set.
-        split: train, val, test or test-dev; of one without annotations the results are written, for COCO's server.
-        json: Write the metrics to this file as well; without annotations, the results to this file or folder.
-        report: Folder for a page (index.html) with curves, errors, and the worst and best images.
-        where: Only the images whose record in the annotation file says KEY=VALUE, as modality=fluorescence.
-        max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
-        image_short_side: Short side of the pictures that the network sees, px; by default what the model says.
-        score_threshold: From here on a result counts as decided, in matching and in the report, by default what the
-            model says; AP ranks all. One number, or CLASS=NUMBER,CLASS=NUMBER.
-        matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
-        degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
-        val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
-        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
-        precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
-        threads: Threads of the processor; by default what torch takes.
-        device: auto, cpu, cuda, cuda:N or mps.
-    """
-    use_threads(threads)
-    from embedmask.data.coco import CocoInstances
-    from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
-    from embedmask.files import write_json
-
-    dataset = CocoInstances.open(
-        data, split, degenerate=degenerate, where=where, val_fraction=val_fraction, exif=exif
-    )
-    how: dict[str, Any] = {
-        "max_detections": max_detections,
-        "image_short_side": image_short_side,
-        "precision": precision,
-        "device": device,
-        "progress": is_watched(),
-    }
-    if not has_truth(dataset.annotations_file):
-        if json is None:
-            raise BadInput(
-                f"{dataset.annotations_file}: has no annotations; give --json FILE for the results"
-            )
-        path = write_results(weights, dataset, json, **how)
-        print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
-        return
-    metrics = evaluate_weights(
-        weights,
-        dataset,
-        score_threshold=parse_score_threshold(score_threshold),
-        matching=matching,
-        report=report,
-        title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
-        begin=lambda: print(f"{data}: {dataset.layout}", *dataset.warning_lines(), sep="\n"),
-        **how,
-    )
-    print(metrics_table(metrics))
-    if json is not None:
-        write_json(json, metrics)
-    if report is not None:
-        print(f"report · {report / 'index.html'}")
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """One row a kind (bbox, segm, boundary), one column a metric; a head for each set of columns."""
-    kinds: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        kind, slash, metric = name.partition("/")
-        if slash:
-            kinds.setdefault(kind, {})[metric] = value
-    lines, head = [], None
-    for kind, values in kinds.items():
-        if tuple(values) != head:
-            head = tuple(values)
-            lines.append(f"{'':16}" + "".join(f"{name:>{max(len(name), 6) + 1}}" for name in head))
-        cells = (f"{value:>{max(len(name), 6) + 1}.4f}" for name, value in values.items())
-        lines.append(f"{kind:16}" + "".join(cells))
-    return "\n".join(lines)
-
-
 def predict(
     *,
     source: list[str],
@@ -208,6 +119,8 @@ def predict(
     max_detections: int | None = None,
     tile: int | None = None,
     overlap: int = 128,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     resume: bool = False,
     batch_size: int | None = None,
     precision: Precision = "auto",
@@ -237,6 +150,9 @@ def predict(
         max_detections: Detections kept an image; by default what the model says.
         tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
         overlap: What neighbouring tiles share, px; half the size of a usual object is enough.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default what the model says, else the first.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
+            colours of an image in colour or the first channel.
         resume: Go on where a run into --out was stopped, with the same options; what is finished is left as it is.
         batch_size: Pictures that the network sees at once; by default what suits the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
@@ -259,6 +175,8 @@ def predict(
         precision=precision,
         engine=engine,
         no_draw=no_draw,
+        page=page,
+        channels=channels or None,
     )
     outcome = predict_files(
         source,
@@ -273,7 +191,7 @@ def predict(
         progress=is_watched(),
         ids_from=ids_from,
     )
-    for line in outcome.broken:
+    for line in (*outcome.notes, *outcome.broken):
         print(f"embedmask: {line}", file=sys.stderr)
     if outcome.num_images:
         print(f"{outcome.num_objects} objects in {outcome.num_images} images · {out}")

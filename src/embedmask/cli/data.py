@@ -7,6 +7,7 @@ from typing import Any
 
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.cli.terminal import DONE, SOME_BAD, picture_bar
+from embedmask.config import DEFAULT_READING
 from embedmask.config.data import Degenerate, Exif, Split
 
 
@@ -36,6 +37,8 @@ def data_check(
     degenerate: Degenerate = "refuse",
     exif: Exif = "auto",
     quick: bool = False,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     workers: int | None = None,
     val_fraction: float = 0.0,
 ) -> int:
@@ -50,6 +53,9 @@ def data_check(
         degenerate: refuse or drop objects without area, as --augment.degenerate of train.
         exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
         quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default the first.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default the
+            colours of an image in colour or the first channel.
         workers: Threads that read pictures; by default one a core.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
@@ -66,6 +72,7 @@ def data_check(
             exif=exif,
             quick=quick,
             workers=workers,
+            options=DEFAULT_READING.changed(page, channels),
             progress=progress,
             val_fraction=val_fraction,
         )
@@ -118,6 +125,8 @@ def data_show(
     out: Path | None = None,
     count: int = 12,
     exif: Exif | None = None,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     config: str | None = None,
     augment: dict[str, Any] | None = None,
     val_fraction: float = 0.0,
@@ -131,6 +140,10 @@ def data_show(
         count: Pictures on the sheet, spread over the split.
         exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored; by
             default upright, or what the recipe says.
+        page: Page of TIFF stacks, or frame of animations, from 0; by default what the recipe says, else the
+            first.
+        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
+            colours of an image in colour or the first channel.
         config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
         augment: Changes a FIELD of the recipe's data section, as --data.FIELD does; they are listed below.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
@@ -138,8 +151,15 @@ def data_show(
     from embedmask.cli.show import write_contact_sheet
 
     path = out or Path(f"{split}.png")
-    data = resolve_recipe(config, {"data": augment}).data if config or augment else None
+    recipe = resolve_recipe(config, {"data": augment}) if config or augment else None
     shown = write_contact_sheet(
-        folder, split, path, count, augment=data, exif=exif, val_fraction=val_fraction
+        folder,
+        split,
+        path,
+        count,
+        augment=None if recipe is None else recipe.data,
+        exif=exif,
+        options=(DEFAULT_READING if recipe is None else recipe.model.reading()).changed(page, channels),
+        val_fraction=val_fraction,
     )
     print(f"{shown} pictures of {split} · {path}")

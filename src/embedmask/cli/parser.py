@@ -53,7 +53,7 @@ class Formatter(HelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
-        if not action.option_strings or action.default in (None, False, "==SUPPRESS=="):
+        if not action.option_strings or action.default in (None, False, [], "==SUPPRESS=="):
             return text
         return f"{text} (default: {action.default})"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +29,9 @@ from embedmask.cli.writers import (
     write_classes,
     write_form,
 )
-from embedmask.config import Engine, Precision, ScoreThreshold
+from embedmask.config import DEFAULT_READING, DetectorConfig, Engine, Precision, ReadOptions, ScoreThreshold
+from embedmask.data.images import read_extent
+from embedmask.data.pages import UnreadPages, note_defaults
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
 from embedmask.inference.loop import choose_workers
@@ -58,7 +61,7 @@ class Settings:
     """All that the results depend on, beside the weights; the fields are options of the command.
 
     Attributes:
-        score_threshold, max_detections: None: as the model's config says.
+        score_threshold, max_detections, page, channels: None: as the model's config says.
         tile: None: no tiles.
     """
 
@@ -70,6 +73,15 @@ class Settings:
     precision: Precision
     engine: Engine
     no_draw: bool
+    page: int | None = None
+    channels: list[int] | None = None
+
+    def reading(self) -> ReadOptions:
+        """Return how image files are read."""
+        return DEFAULT_READING.changed(self.page, self.channels)
+
+    def __post_init__(self) -> None:
+        self.reading()  # checks its fields
 
 
 @dataclass(frozen=True)
@@ -80,12 +92,14 @@ class Outcome:
         num_images, num_objects: of all that is finished, also earlier.
         broken: one line for each file that could not be used.
         hint: where no object was found at all, the best score there was.
+        notes: one line for each kind of file that was not read, or not all of it.
     """
 
     num_images: int = 0
     num_objects: int = 0
     broken: Sequence[str] = ()
     hint: str = ""
+    notes: Sequence[str] = ()
 
 
 def predict_files(
@@ -117,18 +131,18 @@ def predict_files(
         BadInput: nothing to predict, settings that are impossible or others than the run's, weights that cannot be
             used, or a folder that cannot be written.
     """
-    sources = find_sources(given)
+    notes: list[str] = []
+    sources = find_sources(given, notes.append)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
     ids = None if ids_from is None else DatasetIds.read(ids_from, sources, checkpoint.class_names)
     # records hold what the results depend on
-    decision = checkpoint.config.decision(settings.score_threshold, checkpoint.class_names)
-    common = decision[0] if len(set(decision)) == 1 else list(decision)
-    settings = replace(settings, score_threshold=common)
+    settings = _resolved(settings, checkpoint.config, checkpoint.class_names)
     records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()
     where = choose_device(device)
+    warnings.filterwarnings("ignore", category=UnreadPages)  # `notes` say it in one line
     with _joined(where, choose_processes(where, devices, nodes)) as own:
         share = Share(checkpoint, own, settings, records, batch_size)
         is_first = place()[0] == 0
@@ -136,6 +150,7 @@ def predict_files(
             if is_first:
                 records.begin(resume=resume)
                 remove_leftovers(settings.format, out)
+                notes += note_defaults([source.path for source in sources], settings.reading(), read_extent)
             gather([])  # nobody writes before the folder is ready
             broken = sorted(gather(share.predict(sources, progress=progress and is_first)))
             if not is_first:
@@ -146,10 +161,22 @@ def predict_files(
                 write_classes(settings.format, out, checkpoint.class_names)
                 counts = records.merge(done, checkpoint.class_names, ids)
             hint = "" if counts[1] else best_score_hint(share.predictor, settings, done)
-            return Outcome(*counts, [line for _, line in broken], hint)
+            return Outcome(*counts, [line for _, line in broken], hint, notes)
         finally:
             if is_first:
                 records.discard_empty()
+
+
+def _resolved(settings: Settings, config: DetectorConfig, class_names: Sequence[str]) -> Settings:
+    """Fill in what the model's config says where nothing is requested."""
+    decision = config.decision(settings.score_threshold, class_names)
+    reading = config.reading().changed(settings.page, settings.channels)
+    return replace(
+        settings,
+        score_threshold=decision[0] if len(set(decision)) == 1 else list(decision),
+        page=reading.page,
+        channels=None if reading.channels is None else list(reading.channels),
+    )
 
 
 def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
@@ -219,6 +246,8 @@ class Share:
             max_detections=settings.max_detections,
             tile=settings.tile,
             overlap=settings.overlap,
+            page=settings.page,
+            channels=settings.channels,
             batch_size=batch_size,
             skip_broken=True,
         )

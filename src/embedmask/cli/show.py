@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from embedmask.config import DataConfig
+from embedmask.config import DEFAULT_READING, DataConfig, ReadOptions
 from embedmask.config.data import Exif, Split
 from embedmask.data.check import Report
 from embedmask.data.coco import CocoInstances
@@ -45,6 +45,7 @@ def write_contact_sheet(
     *,
     augment: DataConfig | None = None,
     exif: Exif | None = None,
+    options: ReadOptions = DEFAULT_READING,
     val_fraction: float = 0.0,
 ) -> int:
     """Draw images spread over a split with their ground truth on one sheet; return how many.
@@ -54,7 +55,9 @@ def write_contact_sheet(
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
     if augment is None:
-        dataset = CocoInstances.open(folder, split, exif=exif or "auto", val_fraction=val_fraction)
+        dataset = CocoInstances.open(
+            folder, split, exif=exif or "auto", options=options, val_fraction=val_fraction
+        )
     else:
         dataset = CocoInstances.open(
             folder,
@@ -63,6 +66,7 @@ def write_contact_sheet(
             augment.degenerate,
             augment.where,
             exif=exif or augment.exif,
+            options=options,
             val_fraction=val_fraction or augment.val_fraction,
         )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedmask.data.images import is_picture
+from embedmask.data.formats import describe_unread, is_picture, name_some
 from embedmask.errors import BadInput
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -31,27 +31,48 @@ class Source:
         return is_video(self.path)
 
 
-def find_sources(given: Sequence[str]) -> list[Source]:
+def find_sources(given: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[Source]:
     """Files as given, the pictures and videos of a folder by name, what a pattern matches; each file once.
+
+    Args:
+        say: is told in one line of image files in folders and patterns that are not read.
 
     Raises:
         BadInput: one of them is none of these, or holds neither picture nor video.
     """
-    files = list(dict.fromkeys(path for one in given for path in _files_of(one)))
+    unread: list[Path] = []
+    files = list(dict.fromkeys(path for one in given for path in _files_of(one, unread)))
+    line = describe_unread(dict.fromkeys(unread))
+    if line is not None:
+        say(line)
     return [Source(path, name) for path, name in zip(files, unique_names(files), strict=True)]
 
 
-def _files_of(given: str) -> list[Path]:
+def _files_of(given: str, unread: list[Path]) -> list[Path]:
+    """The files that `given` means; what is no picture that is read is added to `unread`."""
     path = Path(given)
     if path.is_file():
         return [path]
-    inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True))
-    found = [file for file in sorted(inside) if file.is_file() and (is_picture(file) or is_video(file))]
-    if not found and path.is_dir():
-        raise BadInput(f"{given}: a folder without pictures; give files such as .jpg or .png")
-    if not found:
-        raise BadInput(f"{given}: no such file, folder or pattern with pictures; check the path")
-    return found
+    inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True)))
+    found = [file for file in inside if file.is_file() and (is_picture(file) or is_video(file))]
+    unread += [file for file in inside if file not in found]
+    if found:
+        return found
+    seen = f": {describe_unread(inside) or _seen(inside)}" if inside else ""
+    if path.is_dir():
+        raise BadInput(f"{given}: a folder without pictures{seen}; give files such as .jpg, .png or .tif")
+    if inside:
+        raise BadInput(f"{given}: matches no pictures{seen}; give files such as .jpg, .png or .tif")
+    raise BadInput(f"{given}: no such file, folder or pattern with pictures; check the path")
+
+
+def _seen(paths: Sequence[Path]) -> str:
+    """What is there instead of pictures."""
+    folders = [f"{path.name}/" for path in paths if path.is_dir()]
+    files = [path.name for path in paths if not path.is_dir() and not path.name.startswith(".")]
+    parts = [f"it holds {name_some(names)}" for names in (files, folders) if names]
+    inner = "; for the pictures inside give 'FOLDER/**/*.jpg'" if folders else ""
+    return (", and ".join(parts) or "it is empty") + inner
 
 
 def is_video(path: Path) -> bool:

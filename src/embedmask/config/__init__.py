@@ -12,10 +12,12 @@ from embedmask.config.detector import DetectorConfig, ScoreThreshold
 from embedmask.config.kinds import model_from_dict, model_to_dict
 from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import HINGE_MARGIN, PRESETS, ModelConfig
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.config.recipe import Recipe, read_yaml
 from embedmask.config.train import Engine, Precision, TrainConfig
 
 __all__ = [
+    "DEFAULT_READING",
     "HINGE_MARGIN",
     "PRESETS",
     "DataConfig",
@@ -24,6 +26,7 @@ __all__ = [
     "MaskRCNNConfig",
     "ModelConfig",
     "Precision",
+    "ReadOptions",
     "Recipe",
     "ScoreThreshold",
     "TrainConfig",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from embedmask.config.reading import Depth, ReadOptions
 from embedmask.errors import BadInput
 from embedmask.fields import check_types, nearest, require
 
@@ -59,6 +60,13 @@ class DetectorConfig:
     """... unless the long side would pass this many. EmbedMask-600 of Table 1 is `image_short_side=600`."""
     image_rounding: Rounding = "down"
     """Of the sides so found: the first repository cuts to whole px, the second takes the nearest."""
+    image_page: int | None = None
+    """Page of a TIFF stack or frame of an animation that is read, from 0; null: the first."""
+    image_channels: tuple[int, ...] | None = None
+    """Channel of an image file that is read as grey, or the three read as R, G and B, from 0; null: the colours of an
+    image in colour, else the first channel."""
+    image_depth: Depth = "camera"
+    """How more than 8 bits become 8: `camera`, the rule of docs/data.md, or the value that becomes 255."""
     channels: int = 256
     """Of every pyramid level."""
 
@@ -75,6 +83,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.reading()  # checks the fields that it takes
         for name in ("num_classes", "channels", "max_detections", "image_long_side"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("score_threshold", "nms_threshold", "mask_threshold"):
@@ -86,6 +95,10 @@ class DetectorConfig:
         short_ok = self.image_short_side is None or self.image_short_side >= 1
         require(self, "image_short_side", short_ok, "at least 1, or null")
         require(self, "frozen_stages", self.frozen_stages >= 0, "at least 0")
+
+    def reading(self) -> ReadOptions:
+        """Return how image files are read."""
+        return ReadOptions(page=self.image_page, channels=self.image_channels, depth=self.image_depth)
 
     def decision(
         self, requested: ScoreThreshold | None = None, class_names: Sequence[str] = ()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.config.data import Degenerate, Exif, Split
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.check_images import Copies, look_at_all
 from embedmask.data.check_masks import MaskCheck
 from embedmask.data.coco import CocoInstances, check_same_classes, refuse_val_split
@@ -100,6 +101,7 @@ def check_folder(
     exif: Exif = "auto",
     quick: bool = False,
     workers: int | None = None,
+    options: ReadOptions = DEFAULT_READING,
     progress: Callable[[int, int], None] = lambda done, total: None,
     val_fraction: float = 0.0,
 ) -> Report:
@@ -118,6 +120,7 @@ def check_folder(
         quick: of pictures, read the header and compare the bytes of the files; they are not decoded, so a file
             that is cut short, the same picture stored in another way, or a turned copy is not seen.
         workers: threads that read pictures; None: one a core.
+        options: how image files are read.
         progress: is told how many of all pictures have been read.
         val_fraction: of train, held out as val; 0: there is a val split.
 
@@ -132,7 +135,9 @@ def check_folder(
     notes: dict[Split, Note] = {split: partial(report.add, split, degenerate) for split in CHECKED}
     for split, note in notes.items():
         masks = MaskCheck(note)
-        for part, dataset in _open(folder, split, note, masks, exif=exif, val_fraction=val_fraction).items():
+        for part, dataset in _open(
+            folder, split, note, masks, exif=exif, options=options, val_fraction=val_fraction
+        ).items():
             report.datasets[part] = dataset
             report.splits[part] = _summarize(dataset, masks, max_detections, notes[part])
     sets = report.datasets
@@ -161,7 +166,14 @@ def _between_splits(sets: Mapping[Split, CocoInstances]) -> Iterator[Problem]:
 
 
 def _open(
-    folder: Path, split: Split, note: Note, masks: MaskCheck, *, exif: Exif, val_fraction: float
+    folder: Path,
+    split: Split,
+    note: Note,
+    masks: MaskCheck,
+    *,
+    exif: Exif,
+    options: ReadOptions,
+    val_fraction: float,
 ) -> dict[Split, CocoInstances]:
     """Open a split; with `val_fraction`, train and the part of it that is held out as val."""
     if split == "val" and val_fraction:
@@ -175,7 +187,7 @@ def _open(
             note(Problem("missing split", str(error)))
         return {}
     try:
-        dataset = CocoInstances(files, note=note, exif=exif, inspect=masks)
+        dataset = CocoInstances(files, note=note, exif=exif, options=options, inspect=masks)
         masks.finish()
         if split == "train" and val_fraction:
             train, val = dataset.hold_out(val_fraction)

@@ -63,8 +63,8 @@ def _look(dataset: CocoInstances, index: int, quick: bool) -> Content | Problem 
     if not path.is_file():
         return None  # known already
     try:
-        image = None if quick else read_image(path)
-        size = read_size(path) if image is None else size_of(image)
+        image = None if quick else read_image(path, options=dataset.options)
+        size = read_size(path, dataset.options) if image is None else size_of(image)
         content = path.read_bytes() if image is None else _pixels(image)
     except BadInput as error:
         return Problem("broken image", str(error))

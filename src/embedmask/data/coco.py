@@ -15,13 +15,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from embedmask.config.data import DataConfig, Degenerate, Exif, Split
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import AnnotationFile, Content, check_annotations
 from embedmask.data.exif import count_frames, find_turned, frame_problems
 from embedmask.data.image_files import ImageFiles, find_image_files
-from embedmask.data.images import read_image, size_of
+from embedmask.data.images import read_extent, read_image, size_of
 from embedmask.data.layouts import SplitFiles, find_split, has_split
 from embedmask.data.near_duplicates import divide
 from embedmask.data.packed import GroundTruth
+from embedmask.data.pages import note_defaults
 from embedmask.data.problems import (
     Inspect,
     Note,
@@ -48,6 +50,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         image_ids: the file's id of each item.
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
+        notes: what is left out, and what else the user should hear, a line each; `layout` says it too.
         annotations_file: where the ground truth comes from; for messages.
         exif: the frame of the annotations where an image's EXIF orientation leaves two, see `DataConfig.exif`.
         frames: the images with an EXIF orientation by the frame that fits; empty unless `exif` is "auto".
@@ -62,6 +65,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         where: str | None = None,
         *,
         exif: Exif = "auto",
+        options: ReadOptions = DEFAULT_READING,
         inspect: Inspect | None = None,
     ) -> None:
         """Read and check the annotations, and that every picture is there.
@@ -72,6 +76,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             note: is told of every problem; by default the first that is fatal is raised.
             where: as in `open`.
             exif: as in `open`.
+            options: how image files, and label images, are read.
             inspect: is shown every object that is kept.
 
         Raises:
@@ -80,11 +85,13 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.annotations_file = files.annotations
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
+        self.options = options
+        self.notes: list[str] = []
         self._where = where
         self.exif = exif
         collector = WarningCollector(note)
         read = files.read_stored if exif == "stored" and files.read_stored is not None else files.read
-        records = self._part(read(collector))
+        records = self._part(read(collector, options))
         content = check_annotations(records, self.annotations_file, collector, inspect)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
@@ -116,6 +123,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         where: str | None = None,
         *,
         exif: Exif = "auto",
+        options: ReadOptions = DEFAULT_READING,
         val_fraction: float = 0.0,
     ) -> CocoInstances:
         """Open a split of a folder, see `find_split`.
@@ -128,6 +136,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
             exif: the frame of the annotations where an image's EXIF orientation leaves two: "upright" or "stored";
                 "auto": upright, with a warning.
+            options: how image files, and label images, are read.
             val_fraction: hold out this fraction of train as val, see `hold_out`; 0: the folder has a val split.
 
         Raises:
@@ -136,10 +145,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         if val_fraction and split in ("train", "val"):
             refuse_val_split(data_dir)
-            whole = cls.open(data_dir, "train", transform, degenerate, where, exif=exif)
+            whole = cls.open(data_dir, "train", transform, degenerate, where, exif=exif, options=options)
             return whole.hold_out(val_fraction)[split == "val"]
         note = drop_degenerate if degenerate == "drop" else refuse
-        dataset = cls(find_split(data_dir, split), transform, note, where, exif=exif)
+        dataset = cls(find_split(data_dir, split), transform, note, where, exif=exif, options=options)
         objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
         for count, name in ((objects, "objects"), (parts, "polygons of objects")):
             if count:
@@ -220,7 +229,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         path, expected = self.image_path(index), self.sizes[index]
         sizes: dict[bool, Size] = {}
         for upright in (False, True) if self.exif == "stored" else (True, False):
-            image = read_image(path, upright=upright)
+            image = read_image(path, upright=upright, options=self.options)
             sizes[upright] = size_of(image)
             if sizes[upright] == expected:
                 return image
@@ -248,17 +257,27 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             message = f"{len(respelled)} names of images are read as those of existing files"
             example = f"{written[first]!r} as {str(self.image_path(first))!r}"
             note(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
+        for line in note_defaults(map(self.image_path, range(len(self))), self.options, read_extent):
+            note(Problem("several pages", line, fatal=False))
 
 
 def open_train_val(
-    data_dir: str | Path, config: DataConfig, transform: Transform
+    data_dir: str | Path, config: DataConfig, transform: Transform, options: ReadOptions = DEFAULT_READING
 ) -> tuple[CocoInstances, CocoInstances]:
     """Open both splits of a folder as a recipe's data section says: train with its random views, val without.
+
+    Args:
+        options: how image files are read.
 
     Raises:
         BadInput: see `CocoInstances.open`.
     """
-    how: dict[str, Any] = {"degenerate": config.degenerate, "where": config.where, "exif": config.exif}
+    how: dict[str, Any] = {
+        "degenerate": config.degenerate,
+        "where": config.where,
+        "exif": config.exif,
+        "options": options,
+    }
     if config.val_fraction:
         refuse_val_split(data_dir)
         whole = CocoInstances.open(data_dir, "train", **how)

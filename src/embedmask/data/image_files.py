@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from embedmask.data.images import is_picture
+from embedmask.data.formats import is_picture
 from embedmask.errors import BadInput
 
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")

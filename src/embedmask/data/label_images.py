@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data import label_classes
 from embedmask.data.annotations import Content
 from embedmask.data.cellpose import read_numpy_labels
-from embedmask.data.images import READ_ERRORS, is_picture
+from embedmask.data.formats import is_picture, note_unread
+from embedmask.data.images import READ_ERRORS, read_extent, read_numbers
 from embedmask.data.label_classes import Class
+from embedmask.data.pages import note_defaults
 from embedmask.data.problems import Note, Problem
 from embedmask.data.segmentation import RunLengths
 from embedmask.errors import BadInput
@@ -100,7 +102,11 @@ def _masks(images: Path, masks: Path) -> dict[str, list[Path]]:
 
 
 def read_label_images(
-    place: LabelImages, splits: Sequence[LabelImages], names: Mapping[int, Class], note: Note
+    place: LabelImages,
+    splits: Sequence[LabelImages],
+    names: Mapping[int, Class],
+    note: Note,
+    options: ReadOptions = DEFAULT_READING,
 ) -> Content:
     """Read label images, in the form of a COCO file.
 
@@ -113,6 +119,7 @@ def read_label_images(
         splits: those of all splits, which share one list of classes.
         names: of classes that are given by number.
         note: is told of files without partner, damaged ones, and images that hold no labels.
+        options: the page that is read of label images with several.
     """
     pictures, partners = _pair(place, note)
     categories, ids = _categories(splits, names, note)
@@ -120,8 +127,14 @@ def read_label_images(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         needs_class = bool(ids) and not place.classes
         read = list(
-            pool.map(lambda stem: _read_image(partners[stem], files.get(stem), needs_class), partners)
+            pool.map(
+                lambda stem: _read_image(partners[stem], files.get(stem), needs_class, options.page), partners
+            )
         )
+    paths = [path for own in partners.values() for several in own.values() for path in several]
+    for line in note_defaults(paths, ReadOptions(page=options.page), read_extent):
+        note(Problem("several pages", f"{place.masks}: {line}", fatal=False))
+    note_unread({place.images, place.masks}, note)
     records, annotations = [], []
     for number, (stem, found) in enumerate(zip(partners, read, strict=True), start=1):
         if isinstance(found, Problem):
@@ -216,13 +229,13 @@ def _categories(
 
 
 def _read_image(
-    partners: Mapping[str, Sequence[Path]], class_file: Path | None, needs_class: bool
+    partners: Mapping[str, Sequence[Path]], class_file: Path | None, needs_class: bool, page: int | None
 ) -> tuple[Size, list[tuple[str, Class, RunLengths]]] | Problem:
     """Read all objects of an image, each with its origin and class, or what is wrong."""
     size: Size | None = None
     result: list[tuple[str, Class, RunLengths]] = []
     for class_name, paths in partners.items():
-        found = _read_agreeing(paths)
+        found = _read_agreeing(paths, page)
         if isinstance(found, Problem):
             return found
         if size not in (None, found[0]):
@@ -244,11 +257,11 @@ def _read_image(
     return size, result
 
 
-def _read_agreeing(paths: Sequence[Path]) -> tuple[Size, Objects] | Problem:
+def _read_agreeing(paths: Sequence[Path], page: int | None) -> tuple[Size, Objects] | Problem:
     """Read the label image of an image; where several have its name, they must be the same."""
-    first = _read_objects(paths[0])
+    first = _read_objects(paths[0], page)
     for path in paths[1:]:
-        other = _read_objects(path)
+        other = _read_objects(path, page)
         if (
             not isinstance(first, Problem)
             and not isinstance(other, Problem)
@@ -270,9 +283,11 @@ def _are_equal(some: Objects, others: Objects) -> bool:
     return some.keys() == others.keys() and all(same)
 
 
-def _read_objects(path: Path) -> tuple[Size, Objects] | Problem:
+def _read_objects(path: Path, page: int | None) -> tuple[Size, Objects] | Problem:
     try:
-        labels = _read_labels(path)
+        labels = _read_labels(path, page)
+    except BadInput as error:
+        return Problem("broken image", str(error))
     except READ_ERRORS as error:
         return Problem("broken image", f"{path}: cannot be read as a picture ({error}); replace the file")
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
@@ -283,11 +298,8 @@ def _read_objects(path: Path) -> tuple[Size, Objects] | Problem:
     return (labels.shape[0], labels.shape[1]), dict(label_objects(labels))
 
 
-def _read_labels(path: Path) -> NDArray[Any]:
-    if path.suffix.lower() == ".npy":
-        return read_numpy_labels(path)
-    with Image.open(path) as picture:
-        return np.asarray(picture)  # of a palette the numbers, not the colors
+def _read_labels(path: Path, page: int | None = None) -> NDArray[Any]:
+    return read_numpy_labels(path) if path.suffix.lower() == ".npy" else read_numbers(path, page)
 
 
 def label_objects(labels: Labels) -> Iterator[tuple[int, RunLengths]]:

@@ -19,7 +19,8 @@ from PIL import Image
 
 from embedmask.data.annotations import Content
 from embedmask.data.exports import ANNOTATION_FOLDERS, IMAGE_FOLDERS, subfolders
-from embedmask.data.images import READ_ERRORS, is_picture, read_size
+from embedmask.data.formats import is_picture
+from embedmask.data.images import READ_ERRORS, read_size
 from embedmask.data.label_images import label_objects
 from embedmask.data.problems import Note, Problem
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation

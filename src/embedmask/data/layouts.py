@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from embedmask.config.data import Split
+from embedmask.config.reading import ReadOptions
 from embedmask.data.annotations import Content, read_coco
 from embedmask.data.exports import IMAGE_FOLDERS, export_layout, find_export, image_folders, subfolders
 from embedmask.data.image_files import has_images
@@ -50,9 +51,9 @@ class SplitFiles:
     annotations: Path
     images: Path
     layout: str
-    read: Callable[[Note], Content]
+    read: Callable[[Note, ReadOptions], Content]
     others: tuple[Path, ...] = ()
-    read_stored: Callable[[Note], Content] | None = None
+    read_stored: Callable[[Note, ReadOptions], Content] | None = None
 
     @property
     def root(self) -> Path:
@@ -158,7 +159,7 @@ def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
     return None
 
 
-def _read_roboflow(file: Path, _: Note) -> Content:
+def _read_roboflow(file: Path, _: Note, __: ReadOptions) -> Content:
     """Leave out Roboflow's category 0: it names the project, other categories call it theirs, and no object has it.
 
     Whatever does not look like that stays, to be checked.
@@ -204,9 +205,9 @@ def _label_images_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
     everywhere = [place for place in (find_label_images(folder, FOLDERS[name]) for name in SPLITS) if place]
     tables = [path / name for path in (folder, found.masks) for name in ("classes.json", "classes.csv")]
 
-    def read(note: Note) -> Content:
+    def read(note: Note, options: ReadOptions) -> Content:
         titles = next((read_table(path) for path in tables if path.is_file()), {})
-        return read_label_images(found, everywhere or [found], titles, note)
+        return read_label_images(found, everywhere or [found], titles, note, options)
 
     classes = f", one folder for each of {len(found.classes)} classes" if found.classes else ""
     layout = f"label images, {_in(folder, found.images)} with {_in(folder, found.masks)}{classes}"
@@ -224,7 +225,7 @@ def _labelme_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
     splits = [place for place in (find_labelme(folder, FOLDERS[name]) for name in SPLITS) if place] or [found]
     others = tuple(labelme_image_folders(found, folder, names))
     layout = f"LabelMe, {_in(folder, found)}"
-    return SplitFiles(found, found, layout, partial(read_labelme, found, splits), others[1:])
+    return SplitFiles(found, found, layout, lambda note, _: read_labelme(found, splits, note), others[1:])
 
 
 def _export(folder: Path, split: Split) -> SplitFiles | None:
@@ -236,7 +237,7 @@ def _export_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
     if file is None:
         return None
     others = tuple(image_folders(file, folder, names))
-    return SplitFiles(file, others[0], export_layout(file, folder), lambda _: read_coco(file), others)
+    return SplitFiles(file, others[0], export_layout(file, folder), lambda _, __: read_coco(file), others)
 
 
 def _coco_file(file: Path, images: Path, layout: str, folder: Path, split: Split) -> SplitFiles | None:
@@ -245,7 +246,7 @@ def _coco_file(file: Path, images: Path, layout: str, folder: Path, split: Split
     others = tuple(path for path in image_folders(file, folder, FOLDERS[split]) if path != images)
     if not images.is_dir() and not any(map(has_images, others)):
         raise BadInput(f"{images}: no such folder, but {file} needs its images there; add it")
-    return SplitFiles(file, images, layout, lambda _: read_coco(file), others)
+    return SplitFiles(file, images, layout, lambda _, __: read_coco(file), others)
 
 
 def _in(folder: Path, path: Path) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import Content
-from embedmask.data.images import is_picture, read_header, read_size
+from embedmask.data.formats import describe_unread, is_picture, note_unread
+from embedmask.data.images import read_header, read_size
 from embedmask.data.problems import Note, Problem
 from embedmask.errors import BadInput
 from embedmask.files import read_text
@@ -55,7 +57,10 @@ def find_pictures(data: dict[str, Any], file: Path, split_names: Sequence[str]) 
     entries = [str(item) for item in (entry if isinstance(entry, list) else [entry])]
     pictures = [picture for item in entries for picture in _pictures_of(_locate(item, root, file))]
     if not pictures:
-        raise BadInput(f"{file}: {', '.join(entries)} holds no pictures; correct the entry or add them")
+        found = (_locate(item, root, file) for item in entries)
+        unread = describe_unread(path for folder in found if folder.is_dir() for path in folder.rglob("*"))
+        fix = unread or "correct the entry or add them"
+        raise BadInput(f"{file}: {', '.join(entries)} holds no pictures; {fix}")
     return sorted(set(pictures))
 
 
@@ -86,7 +91,13 @@ def label_file(picture: Path) -> Path:
 
 
 def read_yolo(
-    pictures: Sequence[Path], names: dict[Any, Any], file: Path, note: Note, upright: bool = True
+    pictures: Sequence[Path],
+    names: dict[Any, Any],
+    file: Path,
+    note: Note,
+    options: ReadOptions = DEFAULT_READING,
+    *,
+    upright: bool = True,
 ) -> Content:
     """Read the polygons of pictures, in the form of a COCO file.
 
@@ -98,12 +109,13 @@ def read_yolo(
         names: name of each class number.
         file: the `data.yaml`.
         note: is told of pictures that cannot be read and of lines that are no polygons.
+        options: the page of image files with several.
         upright: coordinates are fractions of the upright image; False: of the image as it is stored.
     """
     images, annotations = [], []
     for number, picture in enumerate(pictures, start=1):
         try:
-            size = read_size(picture) if upright else read_header(picture)[0]
+            size = read_size(picture, options) if upright else read_header(picture, options)[0]
         except BadInput as error:
             note(Problem("broken image" if picture.exists() else "missing image", f"{file}: {error}"))
             continue
@@ -111,6 +123,7 @@ def read_yolo(
         images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
         annotations += list(_objects(label_file(picture), number, size, note))
     _note_orphans(pictures, note)
+    note_unread({picture.parent for picture in pictures if picture.parent.is_dir()}, note)
     categories = [{"id": number, "name": str(name)} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +13,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from embedmask.config.reading import DEFAULT_READING, Depth, ReadOptions
+from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.images import read_image
+from embedmask.data.pages import UnreadPages
 from embedmask.errors import BadInput
 
-PICTURE_TYPES = (str, Path, bytes, Image.Image, np.ndarray, Tensor)
-Picture = str | Path | bytes | Image.Image | npt.NDArray[Any] | Tensor
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """A file opened in binary mode, or whatever gives bytes as one does."""
+
+    def read(self) -> bytes:
+        """Return all that is left."""
+        ...
+
+
+Picture = str | Path | bytes | BinaryFile | Image.Image | npt.NDArray[Any] | Tensor
+PICTURE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Tensor)
 
 
 def check_picture(source: Any, name: str = "picture") -> None:
@@ -29,7 +44,7 @@ def check_picture(source: Any, name: str = "picture") -> None:
     """
     if not isinstance(source, PICTURE_TYPES):
         raise BadInput(
-            f"{name}: expected a path, bytes, image, array or tensor, got {type(source).__name__}; "
+            f"{name}: expected a path, bytes, file, image, array or tensor, got {type(source).__name__}; "
             "several pictures go into a list"
         )
     if isinstance(source, Tensor) and not (
@@ -39,21 +54,28 @@ def check_picture(source: Any, name: str = "picture") -> None:
             f"{name}: a tensor must be uint8 RGB [3, H, W], got {source.dtype} {tuple(source.shape)}; "
             "convert it, pixels 0..255"
         )
-    if isinstance(source, np.ndarray) and not (_is_deep_grey(source) or _is_8_bit(source)):
+    if isinstance(source, np.ndarray) and not _is_image_array(source):
         raise BadInput(
-            f"{name}: an array must be uint8 RGB [H, W, 3] or grey [H, W], "
+            f"{name}: an array must be uint8 or uint16, RGB [H, W, 3] or grey [H, W], "
             f"got {source.dtype} {source.shape}; convert it, pixels 0..255"
         )
 
 
-def as_image(source: Picture, name: str = "picture", *, any_size: bool = False) -> Tensor:
-    """Any form of a picture as uint8 RGB [3, H, W]; a tensor as it is.
+def as_image(
+    source: Picture,
+    name: str = "picture",
+    *,
+    any_size: bool = False,
+    options: ReadOptions = DEFAULT_READING,
+) -> Tensor:
+    """Return an image of any form as uint8 RGB [3, H, W]; a tensor as it is.
 
     Args:
-        source: path, bytes of a file, PIL image, array uint8 RGB [H, W, 3] (or RGBA, or grey [H, W], also uint16) or
-            tensor uint8 RGB [3, H, W].
-        name: what messages call the picture, if it has no path.
+        source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3] (or
+            RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
+        name: what messages call the image, if it has no path.
         any_size: also files that Pillow takes for decompression bombs, which are read one at a time.
+        options: page and channels of files, and how 16 bits become 8.
 
     Raises:
         BadInput: not a picture, unreadable, or too large.
@@ -62,28 +84,43 @@ def as_image(source: Picture, name: str = "picture", *, any_size: bool = False) 
     if isinstance(source, Tensor):
         return source
     if isinstance(source, np.ndarray):
-        return _from_array(source)
-    own = source if isinstance(source, (str, Path)) else getattr(source, "filename", "")
-    return read_image(source, name=str(own or name), any_size=any_size)
+        return _from_array(source, options.depth)
+    path = (
+        source
+        if isinstance(source, (str, Path))
+        else getattr(source, "filename", getattr(source, "name", ""))
+    )
+    own = str(path or name)
+    content = source if isinstance(source, (str, Path, bytes, Image.Image)) else _content(source, own)
+    return read_image(content, name=own, any_size=any_size, options=options, notice=partial(_warn, own))
 
 
-def _is_grey(source: npt.NDArray[Any]) -> bool:
-    return source.ndim == 2 or source.shape[2:] == (1,)
+def _warn(name: str, line: str) -> None:
+    warnings.warn(f"{name}: {line}", UnreadPages, stacklevel=2)
 
 
-def _is_deep_grey(source: npt.NDArray[Any]) -> bool:
-    return source.dtype == np.uint16 and _is_grey(source) and source.size > 0
+def _content(source: Any, name: str) -> bytes:
+    """What is left to read of a file."""
+    try:
+        content = source.read()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{name}: cannot be read ({error}); open it again") from None
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise BadInput(
+            f"{name}: a file gives {type(content).__name__} instead of bytes; open it in binary mode, 'rb'"
+        )
+    if not content:
+        raise BadInput(f"{name}: a file with nothing left to read; go back to its beginning, seek(0)")
+    return bytes(content)
 
 
-def _is_8_bit(source: npt.NDArray[Any]) -> bool:
-    shaped = _is_grey(source) or (source.ndim == 3 and source.shape[2] in (3, 4))
-    return source.dtype == np.uint8 and shaped and source.size > 0
+def _is_image_array(source: npt.NDArray[Any]) -> bool:
+    shaped = source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3, 4))
+    return source.dtype in (np.uint8, np.uint16) and shaped and source.size > 0
 
 
-def _from_array(source: npt.NDArray[Any]) -> Tensor:
-    if _is_deep_grey(source):
-        return read_image(Image.fromarray(source.reshape(source.shape[:2])))
-    pixels = source.reshape(*source.shape[:2], -1)[..., :3]
+def _from_array(source: npt.NDArray[Any], depth: Depth) -> Tensor:
     # a copy: the caller's array may be read-only, or run backwards
-    rgb = np.array(np.broadcast_to(pixels, (*source.shape[:2], 3)), order="C")
-    return torch.from_numpy(rgb).permute(2, 0, 1)
+    pixels = np.empty((*source.shape[:2], 3), np.uint8)
+    reduce_depth(strips_of(source.reshape(*source.shape[:2], -1)[..., :3]), pixels, depth)
+    return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, overload
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from embedmask._supervision import sv
-from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, ScoreThreshold, override
+from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, ScoreThreshold
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
@@ -23,6 +23,7 @@ from embedmask.inference.engines import make_network
 from embedmask.inference.loop import choose_workers, find_instances
 from embedmask.inference.pictures import PICTURE_TYPES, Picture, as_image, check_picture
 from embedmask.inference.reading import PictureResult, ReadPicture, make_batches, read_ahead
+from embedmask.inference.request import Request, config_of_request, passing
 from embedmask.inference.results import to_detections
 from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
@@ -45,18 +46,8 @@ class Options(TypedDict, total=False):
     tile: int | None
     overlap: int
     embeddings: bool
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What the user asked for, checked."""
-
-    config: DetectorConfig
-    score_thresholds: tuple[float, ...]
-    max_detections: int | None
-    tile: int | None
-    overlap: int
-    batch_size: int
+    page: int | None
+    channels: Sequence[int] | None
 
 
 class Predictor:
@@ -169,6 +160,8 @@ class Predictor:
         tile: int | None = None,
         overlap: int = 128,
         embeddings: bool = False,
+        page: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> sv.Detections | list[sv.Detections] | Iterator[sv.Detections]:
         """Find the objects in a picture, in each of a list, or in each that an iterator gives.
 
@@ -176,8 +169,8 @@ class Predictor:
         pictures ahead, the results come as it gives them; for a live camera call with one picture at a time.
 
         Args:
-            source: path, bytes of a file, PIL image, array uint8 RGB [H, W, 3] (or RGBA, or grey [H, W]) or
-                tensor uint8 RGB [3, H, W].
+            source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
+                (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
             score_threshold: results that score less are left out, 0..1; a sequence holds one per class, a mapping one
                 by class name. None: the model's `decision_threshold`.
             max_detections: at most so many a picture; None: what the model's config says.
@@ -187,6 +180,10 @@ class Predictor:
             overlap: px that neighbouring tiles share.
             embeddings: also give `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
                 [R, 1 or D].
+            page: page of a TIFF stack or frame of an animation, from 0; None: what the model's config says, else the
+                first. Of files and their bytes, not of images that are open already.
+            channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: likewise, else the
+                colours of an image in colour or the first channel.
 
         Returns:
             Detections by descending score, boxes and masks in the picture's own upright frame.
@@ -198,9 +195,10 @@ class Predictor:
         if embeddings and not isinstance(self.model.config, ModelConfig):
             raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
+        request = replace(request, reading=self.model.config.reading().changed(page, channels))
         finish = partial(self._detections, embeddings=embeddings)
         if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
-            image = as_image(source, any_size=request.tile is not None)
+            image = as_image(source, any_size=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
             return finish(item.result)
         if isinstance(source, Iterator):
@@ -220,12 +218,14 @@ class Predictor:
         overlap: int = 128,
         batch_size: int | None = None,
         skip_broken: bool = False,
+        page: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> Iterator[PictureResult]:
         """Finished instances of many pictures, in their order, read and resized in the background.
 
         Args:
             pictures: of any forms; asked for a bounded number ahead, by another thread.
-            score_threshold, max_detections, tile, overlap: as in `__call__`.
+            score_threshold, max_detections, tile, overlap, page, channels: as in `__call__`.
             batch_size: pictures that the network sees at once; None: what suits the device. Only pictures that the
                 network's frame pads alike share a batch: padding changes what GroupNorm sees.
             skip_broken: a picture that cannot be read becomes a result with an `error`; else it is raised in its turn.
@@ -234,6 +234,7 @@ class Predictor:
             BadInput: as `__call__`, or a batch of less than one picture.
         """
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
+        request = replace(request, reading=self.model.config.reading().changed(page, channels))
         return self._stream(pictures, request, skip_broken=skip_broken)
 
     def find(
@@ -257,7 +258,7 @@ class Predictor:
         thresholds = None if score_threshold is None else self._decision(score_threshold)
         return self._find(images, self._request(thresholds, max_detections))
 
-    def _find(self, images: Sequence[Tensor], request: _Request) -> list[Instances]:
+    def _find(self, images: Sequence[Tensor], request: Request) -> list[Instances]:
         items = (self._prepare(image, image, request) for image in images)
         done = self._in_order(items, request)
         return [item.result.instances for item in done if item.result.instances is not None]
@@ -272,25 +273,26 @@ class Predictor:
         tile: int | None = None,
         overlap: int = 0,
         batch_size: int | None = None,
-    ) -> _Request:
+    ) -> Request:
         if tile is not None:
             check_tiles(tile, overlap)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: use at least 1")
         lowest = None if score_thresholds is None else min(score_thresholds)
-        config = _changed(self.model.config, lowest, max_detections, parts=tile is not None)
+        config = config_of_request(self.model.config, lowest, max_detections, parts=tile is not None)
         batch_size = batch_size or self.batch_size
-        return _Request(config, score_thresholds or (), max_detections, tile, overlap, batch_size)
+        return Request(config, score_thresholds or (), max_detections, tile, overlap, batch_size)
 
     def _stream(
-        self, pictures: Iterable[Picture], request: _Request, *, skip_broken: bool = False
+        self, pictures: Iterable[Picture], request: Request, *, skip_broken: bool = False
     ) -> Iterator[PictureResult]:
         tiled = request.tile is not None
 
         def read(numbered: tuple[int, Picture]) -> ReadPicture:
             index, source = numbered
             try:
-                return self._prepare(as_image(source, _name(index), any_size=tiled), source, request)
+                image = as_image(source, _name(index), any_size=tiled, options=request.reading)
+                return self._prepare(image, source, request)
             except BadInput as error:
                 return ReadPicture(PictureResult(source, error=error))
 
@@ -304,12 +306,12 @@ class Predictor:
                     raise item.result.error
                 yield item.result
 
-    def _prepare(self, image: Tensor, source: Picture, request: _Request) -> ReadPicture:
+    def _prepare(self, image: Tensor, source: Picture, request: Request) -> ReadPicture:
         image = image.cpu()
         resized = self.resize.image(image) if request.tile is None else None
         return ReadPicture(PictureResult(source, image), resized)
 
-    def _in_order(self, items: Iterable[ReadPicture], request: _Request) -> Iterator[ReadPicture]:
+    def _in_order(self, items: Iterable[ReadPicture], request: Request) -> Iterator[ReadPicture]:
         """The items with their instances; batches are made of those that are near each other."""
         done: dict[int, ReadPicture] = {}
         place = 0
@@ -327,7 +329,7 @@ class Predictor:
         height, width = item.frame
         return most if self.device.type != "cpu" else max(min(most, CPU_BATCH_PIXELS // (height * width)), 1)
 
-    def _solve(self, items: list[ReadPicture], request: _Request) -> list[ReadPicture]:
+    def _solve(self, items: list[ReadPicture], request: Request) -> list[ReadPicture]:
         """The items of a batch with their instances; none where there is no picture."""
         images = [item.result.image for item in items if item.result.image is not None]
         if not images:
@@ -338,7 +340,7 @@ class Predictor:
         else:
             found = [self._tiled(image, request) for image in images]
         for item, instances in zip(items, found, strict=True):
-            item.result.instances = _passing(instances, request.score_thresholds)
+            item.result.instances = passing(instances, request.score_thresholds)
             item.resized = None
         return items
 
@@ -348,7 +350,7 @@ class Predictor:
         with torch.inference_mode():
             return find_instances(self.network, config, self.model.preprocess(resized), original_sizes)
 
-    def _tiled(self, image: Tensor, request: _Request) -> Instances:
+    def _tiled(self, image: Tensor, request: Request) -> Instances:
         whole = replace(request, tile=None, score_thresholds=())
         return tiled_instances(
             image,
@@ -370,37 +372,3 @@ class Predictor:
 
 def _name(index: int) -> str:
     return f"pictures[{index}]"
-
-
-def _passing(instances: Instances, thresholds: tuple[float, ...]) -> Instances:
-    """Return the instances that reach the threshold of their class, `[C]`; all of them without thresholds."""
-    if not thresholds:
-        return instances
-    limits = instances.scores.new_tensor(thresholds)[instances.labels]
-    return instances.select((instances.scores >= limits).nonzero()[:, 0].tolist())
-
-
-@lru_cache
-def _changed(
-    config: DetectorConfig, score_threshold: float | None, max_detections: int | None, *, parts: bool
-) -> DetectorConfig:
-    """The config of a request; kept, for a video asks for the same at every frame.
-
-    The requested threshold is one on finished scores: it reaches the candidates only as far as no result is lost.
-    With `parts`, for tiles: what is asked for holds for the whole objects only, their parts may score less and be more.
-    """
-    changes: dict[str, object] = {}
-    if score_threshold is not None:
-        changes["score_threshold"] = config.candidate_threshold(score_threshold)
-    if max_detections is not None:
-        changes["max_detections"] = max_detections
-    if isinstance(config, ModelConfig):
-        changes["mask_frame"] = "exact"
-    changed = override(config, changes, where="predictor")
-    if not parts:
-        return changed
-    return replace(
-        changed,
-        score_threshold=min(changed.score_threshold, config.score_threshold),
-        max_detections=max(changed.max_detections, config.max_detections),
-    )

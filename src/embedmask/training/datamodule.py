@@ -36,7 +36,8 @@ class SplitPair(LightningDataModule):
         self.evaluated: Sequence[int] | None = None
         self.start = 0
         self._batches_an_epoch: int | None = None
-        self.train_set, self.val_set = open_train_val(data, recipe.data, TrainTransform(recipe.data))
+        transform = TrainTransform(recipe.data)
+        self.train_set, self.val_set = open_train_val(data, recipe.data, transform, recipe.model.reading())
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val need at least one picture each")
         check_same_classes(self.train_set, self.val_set)

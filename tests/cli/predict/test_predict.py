@@ -41,7 +41,7 @@ class TestResults:
             assert set(result) == {"image_id", "category_id", "bbox", "score", "segmentation"}
             assert result["score"] >= 0.45
             assert mask_api.decode(result["segmentation"]).shape == (64, 64)
-        assert f"{len(results)} objects in {COUNT} pictures" in capsys.readouterr().out
+        assert f"{len(results)} objects in {COUNT} images" in capsys.readouterr().out
         drawn = np.asarray(Image.open(out / f"{given[0].stem}.png"))
         assert (drawn != np.asarray(Image.open(given[0]).convert("RGB"))).any()
 
@@ -172,7 +172,7 @@ class TestBroken:
         assert len(lines) == 2, captured.err
         assert str(pictures / "a.mp4") in lines[0]
         assert str(given[3]) in lines[1]
-        assert f"{COUNT - 1} pictures" in captured.out
+        assert f"{COUNT - 1} images" in captured.out
         assert len(results_of(out)[0]) == COUNT - 1
         assert not (out / f"{given[3].stem}.png").exists()
         assert not (out / "a.mp4").exists()

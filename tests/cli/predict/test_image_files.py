@@ -1,0 +1,134 @@
+"""Pages, channels and files that are not read, as a user of `predict`, `train` and `eval` meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from command_line import fails
+from PIL import Image
+from predict_command import files, results_of, words
+
+from embedmask.cli import main
+from embedmask.weights.checkpoint import read_config
+
+
+@pytest.fixture
+def stack(pictures: Path, tmp_path: Path) -> Path:
+    """Two pages, the first one empty."""
+    shown = np.asarray(Image.open(sorted(pictures.iterdir())[0]).convert("L"))
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, np.stack([np.zeros_like(shown), shown]), photometric="minisblack", metadata=None)
+    Image.fromarray(shown).save(tmp_path / "page.png")
+    return path
+
+
+def lines_of(capsys: Any) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("embedmask: ")]
+
+
+def test_page_and_channels(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(words(stack, weights, tmp_path / "first")) == 0
+    assert lines_of(capsys) == [
+        "embedmask: 1 file with several pages: page 0 is used (stack.tif: 2 pages); choose with --page"
+    ]
+    assert main(words(tmp_path / "page.png", weights, tmp_path / "expected")) == 0
+    for option in (("--page", "1"), ("--channels", "1"), ("--channels", "1", "1", "1")):
+        assert main(words(stack, weights, tmp_path / "out", *option)) == 0
+        assert lines_of(capsys) == []
+        assert results_of(tmp_path / "out")[1] == results_of(tmp_path / "expected")[1]
+    assert results_of(tmp_path / "first")[1] != results_of(tmp_path / "expected")[1]
+
+
+def test_choices_that_cannot_be(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
+    capsys.readouterr()
+    assert main(words(stack, weights, tmp_path / "out", "--page", "2")) == 2
+    assert lines_of(capsys) == [f"embedmask: {stack}: has 2 pages, page 2 is requested; they count from 0"]
+    for option, reason in (
+        (("--page", "-1"), "page must be at least 0"),
+        (("--channels", "0", "1"), "one channel (grey) or three"),
+    ):
+        assert reason in fails(capsys, *words(stack, weights, tmp_path / "out", *option))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_resumed_run_keeps_its_page(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(words(stack, weights, tmp_path / "out", "--page", "1")) == 0
+    before = files(tmp_path / "out")
+    assert "--page" in fails(capsys, *words(stack, weights, tmp_path / "out", "--resume"))
+    assert main(words(stack, weights, tmp_path / "out", "--page", "1", "--resume")) == 0
+    assert files(tmp_path / "out") == before
+
+
+def test_unread_files_are_told_in_a_line(weights: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    for name in ("a.heic", "b.nef", "notes.txt", ".DS_Store"):
+        (pictures / name).touch()
+    (pictures / "z.png").symlink_to(tmp_path / "gone.png")
+    assert main(words(pictures, weights, tmp_path / "out")) == 0
+    (line,) = lines_of(capsys)
+    assert line.startswith("embedmask: 3 image files are not read: a.heic (")
+    assert "b.nef" in line
+    assert "z.png (broken link" in line
+    assert "notes" not in line
+    assert main(words(pictures / "a.heic", weights, tmp_path / "none")) == 2  # who names it means it
+    assert "convert to JPEG or PNG" in "".join(lines_of(capsys))
+
+
+def test_a_folder_without_images_says_what_is_in_it(weights: Path, tmp_path: Path, capsys: Any) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "deeper").mkdir(parents=True)
+    assert "deeper/" in fails(capsys, *words(folder, weights, out))
+    (folder / "table.csv").touch()
+    assert "table.csv" in fails(capsys, *words(folder, weights, out))
+    (folder / "a.heic").touch()
+    assert "a.heic (HEIC" in fails(capsys, *words(folder, weights, out))
+    assert "a.heic (HEIC" in fails(capsys, *words(folder / "*.heic", weights, out))
+    assert "table.csv" in fails(capsys, *words(folder / "*.csv", weights, out))
+
+
+def test_the_model_keeps_what_it_was_trained_on(
+    shapes: Path, recipe: str, tmp_path: Path, capsys: Any
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    (data / "images").mkdir(parents=True)
+    for split in ("train", "val"):
+        content = json.loads((shapes / f"{split}.json").read_text())
+        for image in content["images"]:
+            pixels = np.asarray(Image.open(shapes / "images" / image["file_name"]).convert("L"))
+            image["file_name"] = Path(image["file_name"]).with_suffix(".tif").name
+            tifffile.imwrite(
+                data / "images" / image["file_name"],
+                np.stack([np.zeros_like(pixels), pixels]).astype(np.uint16) * 16,
+                metadata={"axes": "CYX"},
+                imagej=True,
+            )
+        (data / f"{split}.json").write_text(json.dumps(content))
+    assert main(["data", "check", str(data)]) == 0
+    assert "several channels: channel 0 is used" in capsys.readouterr().out
+    assert main(["data", "check", str(data), "--channels", "1"]) == 0
+    assert "several" not in capsys.readouterr().out
+    assert main(["data", "show", str(data), "--channels", "1", "--out", str(tmp_path / "a.png")]) == 0
+    begin = ["train", "--data", str(data), "--config", recipe, "--device", "cpu"]
+    assert main([*begin, "--dry-run"]) == 0
+    assert "channel 0 is used" in capsys.readouterr().out
+    assert (
+        main(
+            [*begin, "--out", str(run), "--channels", "1", "--train.max_steps", "1", "--train.epochs", "null"]
+        )
+        == 0
+    )
+    assert "several" not in capsys.readouterr().out
+    config = read_config(run / "model.safetensors")
+    assert (config.image_channels, config.image_page, config.image_depth) == ((1,), None, "camera")
+    assert (
+        main(["eval", "--weights", str(run / "model.safetensors"), "--data", str(data), "--device", "cpu"])
+        == 0
+    )
+    assert "several" not in capsys.readouterr().out
+    given = next((data / "images").iterdir())
+    assert main(words(given, run / "model.safetensors", tmp_path / "out")) == 0
+    assert lines_of(capsys) == []
