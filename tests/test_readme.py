@@ -1,4 +1,4 @@
-"""The Python of README and docs/predicting.md runs as it stands, and their commands are commands."""
+"""The Python of README and docs/predicting.md runs as it stands, and the commands of the docs are commands."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embedmask.cli import main
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
-README, PREDICTING = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/predicting.md")
+README, PREDICTING, TRAIN, DATA = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/predicting.md", "docs/train.md", "docs/data.md")
 )
 
 
@@ -43,9 +45,34 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["with_embeddings"].shape[1:] == (32,)
 
 
-@pytest.mark.parametrize("line", commands_of(README) + commands_of(PREDICTING))
+@pytest.mark.parametrize(
+    "line", [line for text in (README, PREDICTING, TRAIN, DATA) for line in commands_of(text)]
+)
 def test_commands_are_understood(line: str) -> None:
     build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
+
+
+def test_the_walk_from_images_to_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command of docs/train.md, in its order, on fewer images and for two steps."""
+    monkeypatch.chdir(tmp_path)
+    lines = commands_of(TRAIN)
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "train":
+            words += ["--train.epochs", "null", "--train.max_steps", "2", "--train.workers", "0"]
+        smaller = {"400": "16", "60": "4", "128": "64"}
+        words = [smaller.get(word, word) for word in words]
+        assert main(words) == 0, line
+    assert "training can start" in capsys.readouterr().out
+    for made in (
+        "look/train.png",
+        "runs/objects/model.safetensors",
+        "runs/report/index.html",
+        "found/predictions.json",
+    ):
+        assert (tmp_path / made).is_file(), made
 
 
 def test_each_command_is_shown() -> None:

@@ -20,7 +20,8 @@ from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.training import fit, rehearsal
 from embedmask.training.engine import told_when_memory_ends
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.rehearsal import Estimate, duration, largest_views, rehearse
+from embedmask.training.rehearsal import Estimate, largest_views, rehearse
+from embedmask.training.step_log import duration
 
 ESTIMATE = Estimate(
     step_seconds=0.5,

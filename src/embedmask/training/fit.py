@@ -30,6 +30,7 @@ from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_first
 from embedmask.training.samples import write_samples
+from embedmask.training.step_log import StepLog
 from embedmask.visualize import plot_curves
 from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.pretrained import SETTINGS, adapt_config, check_same_backbone, load_pretrained
@@ -55,7 +56,7 @@ def train(
     """Train `recipe` on `data`, evaluate on its val split, and leave everything in `out`.
 
     The number of classes follows the data set. `out` holds `recipe.yaml`, `run.json` (the recipe and the data that the
-    run began with, which `resume` compares), `metrics.csv` (a row an epoch),
+    run began with, which `resume` compares), `metrics.csv` (a row an epoch), `steps.csv` (a row a step),
     `metrics.json`, `curves.png` (losses and AP), `samples/` (predictions beside ground truth),
     `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (the one of both that
     `train.keep` names), `last.ckpt` (for `resume`) and TensorBoard logs.
@@ -218,6 +219,7 @@ def make_run(
     bar = sys.stdout.isatty()
     if bar:
         callbacks.append(Progress())
+    callbacks.append(StepLog(out / "steps.csv", config.batch_size, None if bar else results.report))
     minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
     callbacks.append(LastCheckpoint(out / LAST_CHECKPOINT, minutes=minutes, steps=steps))
     logger = TensorBoardLogger(out, name="", version="tensorboard")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_first
 from embedmask.training.samples import spread
+from embedmask.training.step_log import duration, peak_memory
 
 NUM_EVALUATED = 4
 
@@ -242,29 +242,6 @@ def largest_views(config: DataConfig) -> DataConfig:
     """The same views, always at their largest scale."""
     sides = (max(config.short_sides),) if config.short_sides else ()
     return replace(config, short_sides=sides, scale_range=(config.scale_range[1],) * 2)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes that the process has had at most: on a CUDA device, else in RAM, where the system says so."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def duration(seconds: float) -> str:
-    """Two units, for people: 3 d 4 h, 5 h 6 min, 7 min, 8 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{days} d {hours % 24} h"
 
 
 def _now(trainer: Trainer) -> float:

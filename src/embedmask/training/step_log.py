@@ -1,0 +1,144 @@
+"""The log of a training by steps: a row each in `steps.csv`, and a line about every minute without a terminal."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from embedmask.files import write_text
+
+Row = dict[str, float]
+LINE_SECONDS = 60.0
+"""Between two lines."""
+
+
+class StepLog(Callback):
+    """Writes a row for each optimizer step, and reports one about every minute; in the first process alone.
+
+    Columns: step, epoch, lr, the losses (means over the parts of an accumulated step), images a second of all
+    processes, seconds of the step with its loading, and peak memory of the process, GiB.
+
+    Args:
+        path: the file; a resumed run keeps the rows up to its checkpoint.
+        images: images of a step, all processes together.
+        report: takes one line; None: no lines, since a progress bar is shown.
+    """
+
+    def __init__(self, path: Path, images: int, report: Callable[[str], None] | None) -> None:
+        self.path = path
+        self.images = images
+        self.report = report
+        self._file: TextIO | None = None
+        self._parts: list[Row] = []
+        self._columns: Sequence[str] = ()
+        self._clock = self._said = time.monotonic()
+        self._begun: tuple[int, float] = (0, self._clock)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the rows of the steps that the run goes on from."""
+        self._clock = self._said = time.monotonic()
+        self._begun = (trainer.global_step, self._clock)
+        if not trainer.is_global_zero:
+            return
+        rows = []
+        if trainer.global_step and self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                rows = [row for row in csv.reader(file) if row]
+        head, rows = rows[:1], [row for row in rows[1:] if int(row[0]) <= trainer.global_step]
+        self._columns = head[0] if head else ()
+        write_text(self.path, "".join(",".join(row) + "\n" for row in (*head, *rows)))
+        self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the row of a step that is complete."""
+        self._parts.append(outputs["losses"])
+        parts = trainer.accumulate_grad_batches
+        if self._file is None or ((batch_idx + 1) % parts and not trainer.is_last_batch):
+            return
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        means = {f"loss/{key}": sum(p[key] for p in self._parts) / len(self._parts) for key in self._parts[0]}
+        self._parts = []
+        memory = peak_memory(pl_module.device)
+        row: Row = {
+            "step": trainer.global_step,
+            "epoch": trainer.current_epoch + 1,
+            "lr": outputs["lr"],
+            **means,
+            "images_per_second": self.images / max(seconds, 1e-9),
+            "seconds": seconds,
+            "peak_gib": float("nan") if memory is None else memory / 2**30,
+        }
+        self._write(row)
+        if self.report is not None and now - self._said >= LINE_SECONDS:
+            self._said = now
+            self.report(self._line(row, trainer, now))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the file."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave evaluations out of the seconds of a step."""
+        self._clock = time.monotonic()
+
+    def _write(self, row: Row) -> None:
+        assert self._file is not None
+        if not self._columns:
+            self._columns = list(row)
+            self._file.write(",".join(self._columns) + "\n")
+        values = (row.get(name, float("nan")) for name in self._columns)
+        self._file.write(",".join(f"{v}" if isinstance(v, int) else f"{v:.6g}" for v in values) + "\n")
+
+    def _line(self, row: Row, trainer: Trainer, now: float) -> str:
+        steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
+        first, begun = self._begun
+        rate = (now - begun) / max(row["step"] - first, 1)  # evaluations included
+        terms = ", ".join(
+            f"{name[5:]} {value:.3f}"
+            for name, value in row.items()
+            if name.startswith("loss/") and name != "loss/total"
+        )
+        return (
+            f"step {row['step']:.0f} of {steps} · loss {row['loss/total']:.3f} ({terms}) · lr {row['lr']:.3g} · "
+            f"{row['images_per_second']:.3g} images/s · {row['peak_gib']:.2g} GiB · "
+            f"{duration(rate * max(steps - row['step'], 0))} left"
+        )
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory of the process, bytes: on a CUDA device, else in RAM, where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in two units: 3 d 4 h, 5 h 6 min, 7 min, 8 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{days} d {hours % 24} h"
