@@ -14,7 +14,7 @@ from PIL import Image
 
 from embedmask import ModelConfig
 from embedmask.cli import main
-from embedmask.cli.commands import metrics_table
+from embedmask.cli.evaluate import metrics_table
 from embedmask.model.detector import Detector
 from embedmask.weights.checkpoint import load_checkpoint
 

@@ -16,13 +16,17 @@ from small_models import rectangles, small_baseline
 
 from embedmask.cli import main
 from embedmask.config import Recipe, model_to_dict
+from embedmask.config.detector import IMAGENET_MEAN, IMAGENET_STD
 from embedmask.inference.predictor import Predictor
 from embedmask.model.build import build_model
 from embedmask.weights.checkpoint import load_checkpoint
 
 SIZE = (64, 64)
 BOXES = [[8.0, 8.0, 40.0, 40.0], [36.0, 30.0, 60.0, 60.0]]
-MODEL = small_baseline(backbone="test_resnet", num_classes=2, image_short_side=64, image_long_side=64)
+MODEL = small_baseline(
+    backbone="test_resnet", num_classes=2, image_short_side=64, image_long_side=64,
+    image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD,
+)  # fmt: skip
 RECIPE = {
     "model": model_to_dict(MODEL),
     "data": {"short_sides": [], "repeat": 12, "flip_horizontal": 0.0},

@@ -43,16 +43,7 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -> None:
     out, metrics, lines = run
     wanted = {"recipe.yaml", "run.json", "metrics.csv", "steps.csv", "metrics.json", "curves.png", "samples"}
-        "recipe.yaml",
-        "run.json",
-        "metrics.csv",
-        "steps.csv",
-        "metrics.json",
-        "curves.png",
-        "samples",
-        "last.ckpt",
-    }
-    wanted |= {"model.safetensors", "best.safetensors", "last.safetensors", "tensorboard"}
+    wanted |= {"last.ckpt", "model.safetensors", "best.safetensors", "last.safetensors", "tensorboard"}
     assert {path.name for path in out.iterdir()} == wanted
     kept = json.loads((out / "metrics.json").read_text())
     assert kept["segm/AP"] == metrics["segm/AP"]

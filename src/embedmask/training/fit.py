@@ -143,7 +143,7 @@ def with_settings(recipe: Recipe, resumed: Path | None, tell: Report) -> Recipe:
     Raises:
         BadInput: a file of weights cannot be read, or is of another backbone.
     """
-    if resumed is not None:
+    if resumed is not None and (resumed / "recipe.yaml").is_file():
         began = Recipe.from_yaml(resumed / "recipe.yaml").model
         if all(getattr(began, name) == getattr(recipe.model, name) for name in SETTINGS):
             return recipe
