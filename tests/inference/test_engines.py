@@ -22,10 +22,11 @@ from embedmask.inference.fused import FusedConv2d, Trunk, fuse, has_fused_operat
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.structures import ImageBatch
 
-SIZES = [(64, 96), (160, 32)]
+SIZES = {torch.float32: [(64, 96), (160, 32)], torch.bfloat16: [(64, 96), (160, 96)]}
+"""Frames by the type of the network. On narrow ones, small normalized maps of random weights multiply the rounding of
+bfloat16, by how much depends on the processor; autocast is then as far from float32 as our engines."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a map, in its largest value. In bfloat16, twice the error of autocast is allowed
-beside it: small normalized maps of random weights multiply rounding, by how much depends on the processor."""
+"""Largest difference of a map, in its largest value."""
 
 
 def model_of(seed: int = 0, **changes: Any) -> EmbedMask:
@@ -52,27 +53,13 @@ def plain(model: EmbedMask, batch: ImageBatch) -> Predictions:
         return model(batch)
 
 
-def assert_same(
-    found: Predictions,
-    wanted: Predictions,
-    dtype: torch.dtype = torch.float32,
-    rounded: Predictions | None = None,
-) -> None:
-    """Equal within the tolerance of `dtype`, and twice the error of `rounded`."""
+def assert_same(found: Predictions, wanted: Predictions, dtype: torch.dtype = torch.float32) -> None:
     assert (found.strides, found.pixel_stride) == (wanted.strides, wanted.pixel_stride)
-    for one, other, third in zip(*map(maps_of, (found, wanted, rounded or wanted)), strict=True):
+    for one, other in zip(maps_of(found), maps_of(wanted), strict=True):
         assert one.dtype == torch.float32
         assert one.shape == other.shape
         scale = float(other.abs().max()) + 1e-6
-        allowed = TOLERANCE[dtype] * scale + 2 * float((third.float() - other).abs().max())
-        assert float((one - other).abs().max()) <= allowed
-
-
-def assert_runs(network: Network, model: EmbedMask, batch: ImageBatch, dtype: torch.dtype) -> None:
-    """A network gives the maps of its model."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        rounded = plain(model, batch)
-    assert_same(network(batch), plain(model, batch), dtype, rounded)
+        assert float((one - other).abs().max()) <= TOLERANCE[dtype] * scale
 
 
 @pytest.fixture(autouse=True)
@@ -87,8 +74,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_torch_is_the_plain_network(preset: str, stride: int | None, dtype: torch.dtype) -> None:
     model = model_of(preset=preset, embed_stride=stride)
     network = make_network(model, "torch", dtype)
-    for size in SIZES:
-        assert_runs(network, model, batch_of(size), dtype)
+    for size in SIZES[dtype]:
+        assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +85,8 @@ def test_torch_is_the_plain_network(preset: str, stride: int | None, dtype: torc
 def test_any_backbone(backbone: str, norm: str) -> None:
     model = model_of(backbone=backbone, backbone_norm=norm, frozen_stages=0)
     for dtype in TOLERANCE:
-        assert_runs(make_network(model, "torch", dtype), model, batch_of(), dtype)
+        found = make_network(model, "torch", dtype)(batch_of())
+        assert_same(found, plain(model, batch_of()), dtype)
 
 
 def test_nothing_of_a_resnet_is_left_unfused() -> None:
@@ -217,8 +205,8 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_is_the_plain_network(dtype: torch.dtype) -> None:
     model = model_of()
     network = make_network(model, "compile", dtype)
-    for size in SIZES:
-        assert_runs(network, model, batch_of(size), dtype)
+    for size in SIZES[dtype]:
+        assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
 
 class TestOpenvino:
@@ -244,8 +232,8 @@ class TestOpenvino:
     def test_it_is_the_plain_network(self, preset: str, stride: int | None, dtype: torch.dtype) -> None:
         model = model_of(preset=preset, embed_stride=stride)
         network = make_network(model, "openvino", dtype)
-        for size in [*SIZES, (288, 320)]:
-            assert_runs(network, model, batch_of(size), dtype)
+        for size in [*SIZES[dtype], (288, 320)]:
+            assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
     @pytest.mark.usefixtures("converted")
     def test_results_outlive_the_next_picture(self) -> None:
@@ -258,12 +246,12 @@ class TestOpenvino:
     @pytest.mark.usefixtures("converted")
     def test_threads_do_not_share_buffers(self) -> None:
         network = make_network(model_of(), "openvino")
-        wanted = [network(batch_of(size)) for size in SIZES]
+        wanted = [network(batch_of(size)) for size in SIZES[torch.float32]]
         found: dict[int, Predictions] = {}
 
         def work(index: int) -> None:
             for _ in range(5):
-                found[index] = network(batch_of(SIZES[index]))
+                found[index] = network(batch_of(SIZES[torch.float32][index]))
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
         for thread in threads:
