@@ -55,7 +55,10 @@ def test_it_is_the_model_of_its_recipe() -> None:
     assert isinstance(config, ModelConfig)
     assert isinstance(recipe.model, ModelConfig)
     assert config.decision_threshold == 0.35  # chosen on val, as training does
-    assert replace(config, decision_threshold=None) == EmbedMask(ModelConfig(**{**vars(recipe.model), "num_classes": 1})).config
+    assert (
+        replace(config, decision_threshold=None)
+        == EmbedMask(ModelConfig(**{**vars(recipe.model), "num_classes": 1})).config
+    )
 
 
 def test_it_finds_touching_nuclei(scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]) -> None:

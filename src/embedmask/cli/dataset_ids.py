@@ -38,13 +38,21 @@ class DatasetIds:
             class_names: of the model.
 
         Raises:
-            BadInput: a source that the data set lacks or that fits several images, a video, an id that two splits
-                give to different images, or a class of the data set that the model lacks.
+            BadInput: a source that the data set lacks or that fits several images, a video, sources of two splits
+                with one id, or a class of the data set that the model lacks.
         """
         sets = [CocoInstances.open(folder, split, degenerate="drop") for split in _splits(folder)]
         names = list(class_names)
         known = _lookup(sets)
         ids = {source.name: _image_id(source, known, folder) for source in sources}
+        owner: dict[int, Source] = {}
+        for source in sources:
+            first = owner.setdefault(ids[source.name], source)
+            if first is not source:
+                raise BadInput(
+                    f"--ids-from: {first.path} and {source.path} both have image id {ids[source.name]}, in two "
+                    "splits; predict the images of one split"
+                )
         return cls(ids, match_classes(names, sets[0]), names)
 
 
@@ -64,15 +72,9 @@ def _splits(folder: Path) -> list[Split]:
 def _lookup(sets: Iterable[CocoInstances]) -> dict[str, set[int]]:
     """Image ids by resolved path and by file name."""
     ids: dict[str, set[int]] = defaultdict(set)
-    owner: dict[int, Path] = {}
     for dataset in sets:
         for index, image_id in enumerate(dataset.image_ids):
             path = dataset.image_path(index).resolve()
-            if owner.setdefault(image_id, path) != path:
-                raise BadInput(
-                    f"--ids-from: {owner[image_id]} and {path} both have image id {image_id}, in two splits; "
-                    "give a folder with one of them"
-                )
             ids[str(path)].add(image_id)
             ids[path.name].add(image_id)
     return ids

@@ -69,6 +69,16 @@ def test_the_same_results_under_other_ids(renumbered: Path, weights: Path, tmp_p
     assert [7 * row["category_id"] for row in counted] == [row["category_id"] for row in own]
 
 
+def test_splits_that_share_ids(
+    shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both count from 1: one split can be told apart, both together can't."""
+    assert predict(shapes / "images", weights, tmp_path / "both", "--ids-from", str(shapes)) == 2
+    assert "both have image id 1, in two splits; predict the images of one split" in capsys.readouterr().err
+    pattern = shapes / "images" / "train_*"
+    assert predict(pattern, weights, tmp_path / "one", "--ids-from", str(shapes)) == 0
+
+
 def test_an_image_of_no_split(
     renumbered: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
