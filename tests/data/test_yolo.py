@@ -9,7 +9,7 @@ from PIL import Image
 
 from embedmask.data.coco import CocoInstances
 from embedmask.data.problems import Problem
-from embedmask.data.yolo import label_file
+from embedmask.data.yolo import label_file, read_data_file
 from embedmask.errors import BadInput
 
 from .folders import NAMES, write_yolo
@@ -169,3 +169,9 @@ def test_labels_without_picture_are_noted(tmp_path: Path) -> None:
     assert [(problem.kind, problem.fatal) for problem in noted] == [("labels without image", False)]
     assert "orphan.txt" in noted[0].message
     assert len(dataset) == 2
+
+
+@pytest.mark.parametrize("text", ["names: [no, yes, 007, null]", "names: {0: no, 1: yes, 2: 007, 3: null}"])
+def test_names_that_yaml_takes_for_other_values_stay_as_written(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    assert read_data_file(tmp_path / "data.yaml")["names"] == {0: "no", 1: "yes", 2: "007", 3: "null"}

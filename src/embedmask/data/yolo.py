@@ -26,7 +26,9 @@ def read_data_file(file: Path) -> dict[str, Any]:
         BadInput: not YAML, or without names.
     """
     try:
-        data = yaml.safe_load(read_text(file))
+        text = read_text(file)
+        data = yaml.safe_load(text)
+        written = yaml.load(text, yaml.BaseLoader)  # text alone: names such as `no` and 007 stay
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(
             f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it"
@@ -36,6 +38,9 @@ def read_data_file(file: Path) -> dict[str, Any]:
         names = [f"class {number}" for number in range(names)]
     if isinstance(names, list):
         names = dict(enumerate(names))
+    if isinstance(names, dict) and data.get("names") is not None:
+        texts = written["names"]
+        names = dict(zip(names, texts.values() if isinstance(texts, dict) else texts, strict=True))
     if not isinstance(names, dict) or not names:
         raise BadInput(f"{file}: has no 'names'; list the names of the classes")
     return {**data, "names": names}
