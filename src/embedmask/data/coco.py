@@ -50,7 +50,6 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         image_ids: the file's id of each item.
         sizes: `(height, width)` of each item's picture, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
-        notes: what is left out, and what else the user should hear, a line each; `layout` says it too.
         annotations_file: where the ground truth comes from; for messages.
         exif: the frame of the annotations where an image's EXIF orientation leaves two, see `DataConfig.exif`.
         frames: the images with an EXIF orientation by the frame that fits; empty unless `exif` is "auto".
@@ -86,7 +85,6 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self.options = options
-        self.notes: list[str] = []
         self._where = where
         self.exif = exif
         collector = WarningCollector(note)

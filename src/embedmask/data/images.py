@@ -20,7 +20,7 @@ from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
 from embedmask.data.pillow import EXIF_ORIENTATION, decode, num_pages, seek
-from embedmask.data.tiff import Plane, Stack, is_tiff, read_planes
+from embedmask.data.tiff import TURNED, Plane, Stack, is_tiff, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -28,7 +28,6 @@ Box = tuple[float, float, float, float]
 Source = str | Path | bytes | Image.Image
 Pixels = NDArray[np.uint8]
 
-TURNED_ORIENTATIONS = (5, 6, 7, 8)
 ALL_CHANNELS = (0, 1, 2)
 # What Pillow raises on files that are cut, damaged, or no images at all.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -84,7 +83,7 @@ def read_size(path: str | Path, options: ReadOptions = DEFAULT_READING) -> Size:
         BadInput: no such file, not an image, or without the page; names it.
     """
     stored, orientation = read_header(path, options)
-    return stored[::-1] if orientation in TURNED_ORIENTATIONS else stored
+    return stored[::-1] if orientation in TURNED else stored
 
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tuple[Size, int]:
