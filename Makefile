@@ -19,9 +19,9 @@ quickstart: $(BIN)/embedmask
 	$(BIN)/embedmask data shapes $(RUN)/shapes --train 2000 --val 150 --size 128
 	$(BIN)/embedmask train --config shapes --data $(RUN)/shapes --out $(RUN)/train
 	$(BIN)/embedmask eval --weights $(RUN)/train/model.safetensors --data $(RUN)/shapes --json $(RUN)/metrics.json
-	$(BIN)/embedmask predict $(RUN)/shapes/images/val_00000* --weights $(RUN)/train/model.safetensors --out $(RUN)/pictures
+	$(BIN)/embedmask predict $(RUN)/shapes/images/val_00000* --weights $(RUN)/train/model.safetensors --out $(RUN)/images
 	@$(BIN)/python -c 'import json; print("mask AP on val: %.3f" % json.load(open("$(RUN)/metrics.json"))["segm/AP"])'
-	@echo "pictures: $(RUN)/pictures and $(RUN)/train/samples"
+	@echo "images: $(RUN)/images and $(RUN)/train/samples"
 
 test: $(BIN)/embedmask
 	$(BIN)/python -m pytest -q -n 2

@@ -1,9 +1,9 @@
-"""Draw the pictures of docs/augmentation.md: each YAML block of the page, on the nuclei set.
+"""Draw the images of docs/augmentation.md: each YAML block of the page, on the nuclei set.
 
     python benchmarks/augmentation_page.py DIR
 
-DIR is the nuclei set (BBBC038, CC0) as a COCO-style folder. A picture of the page is named under its block.
-Left: the picture as it is; then three draws; below, the same with masks and boxes.
+DIR is the nuclei set (BBBC038, CC0) as a COCO-style folder. An image of the page is named under its block.
+Left: the image as it is; then three draws; below, the same with masks and boxes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.structures import Target
 from embedmask.training.samples import draw_target
-from embedmask.visualize import contact_sheet, write_picture
+from embedmask.visualize import contact_sheet, write_image
 
 PAGE = Path(__file__).parents[1] / "docs" / "augmentation.md"
 OFF: dict[str, Any] = {"short_sides": [], "flip_horizontal": 0}
@@ -54,7 +54,7 @@ class Few:
 
 
 def blocks(page: str) -> dict[str, dict[str, Any]]:
-    """Picture's file, relative to the page -> the data section of the YAML block above it."""
+    """ImageSource's file, relative to the page -> the data section of the YAML block above it."""
     found = re.findall(r"```yaml\n(.*?)```\s*!\[[^\]]*\]\(([^)]+)\)", page, re.DOTALL)
     return {name: yaml.safe_load(text)["data"] for text, name in found}
 
@@ -80,7 +80,7 @@ def main() -> None:
     items = Few(CocoInstances.open(sys.argv[1], "train"), IMAGE_IDS)
     for name, fields in blocks(PAGE.read_text(encoding="utf-8")).items():
         config = from_dict(DataConfig, {**OFF, **fields}, where=name)
-        write_picture(sheet(items, config), PAGE.parent / name)
+        write_image(sheet(items, config), PAGE.parent / name)
 
 
 if __name__ == "__main__":

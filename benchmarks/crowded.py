@@ -1,4 +1,4 @@
-"""Memory and time of the objective for one picture crowded with objects.
+"""Memory and time of the objective for one image crowded with objects.
 
 python benchmarks/crowded.py paper 500      # preset, max_mask_instances ("null": all)
 """
@@ -30,7 +30,7 @@ def crowd(generator: torch.Generator) -> Target:
 
 
 def predictions(config: ModelConfig, generator: torch.Generator) -> Predictions:
-    """Random maps, as a network would give them for the picture."""
+    """Random maps, as a network would give them for the image."""
 
     def maps(channels: int, positive: bool = False) -> list[Tensor]:
         drawn = [torch.randn(1, channels, SIDE // s, SIDE // s, generator=generator) for s in config.strides]

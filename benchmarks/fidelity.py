@@ -1,8 +1,8 @@
-"""Whether the fast ways find what the slow one finds, on real pictures with a trained model.
+"""Whether the fast ways find what the slow one finds, on real images with a trained model.
 
     python benchmarks/fidelity.py --weights F --data DIR [--where KEY=VALUE] [--images 20] [--engine torch compile]
 
-The slow way: the model as it is in float32, one picture at a time, then `tests/reference`: location by location, whole
+The slow way: the model as it is in float32, one image at a time, then `tests/reference`: location by location, whole
 maps, in the authors' mask frame. With --twin plain: the package's own post-processing, in the exact frame. The fast
 ways: each engine, in float32 and in bfloat16, in the same frame. Of the slow way's instances above the score threshold:
 the share that has a counterpart of its class whose box IoU is above 0.98 (each counterpart is taken once, the best
@@ -48,14 +48,14 @@ Twin = Literal["reference", "plain"]
 
 @dataclass
 class Tally:
-    """Counts over pictures."""
+    """Counts over images."""
 
     instances: int = 0
     same: int = 0
     mask_iou: float = 0.0
 
     def add(self, slow: Instances, fast: Instances) -> None:
-        """One picture."""
+        """One image."""
         self.instances += int((slow.scores > SCORE).sum())
         for row, partner in pairs(slow, fast):
             self.same += 1
@@ -89,7 +89,7 @@ def mask_iou(first: Tensor, second: Tensor) -> float:
 def slow_instances(
     predictions: Predictions, cfg: ModelConfig, image_size: Size, original_size: Size
 ) -> Instances:
-    """`tests/reference` on the predictions of one picture."""
+    """`tests/reference` on the predictions of one image."""
     from reference.inference import decode_proposals, mask_values
 
     found = decode_proposals(
@@ -159,12 +159,12 @@ def compare(
             (slow,) = post(predictions, batch.sizes, [original])
         for name, network in fast_ways.items():
             tallies[name].add(slow, post(network(batch), batch.sizes, [original])[0])
-        logging.info("picture %d: %d instances", dataset.image_ids[index], int((slow.scores > SCORE).sum()))
+        logging.info("image %d: %d instances", dataset.image_ids[index], int((slow.scores > SCORE).sum()))
     return {name: tally.figures() for name, tally in tallies.items()}
 
 
 def items(dataset: CocoInstances, count: int | None) -> list[int]:
-    """Indices of so many pictures, spread over the data set."""
+    """Indices of so many images, spread over the data set."""
     step = max(1, len(dataset) // count) if count else 1
     return list(range(len(dataset)))[::step][:count]
 
@@ -193,7 +193,7 @@ def main() -> None:
     found = compare(model, dataset, chosen, given.engine, given.twin)
     for name, figures in found.items():
         told = ", ".join(f"{key} {figures[key]:.4f} (aim {aim})" for key, aim in AIMS.items())
-        print(f"{name}: {figures['instances']:.0f} instances in {len(chosen)} pictures, {told}")
+        print(f"{name}: {figures['instances']:.0f} instances in {len(chosen)} images, {told}")
     if given.json is not None:
         write_json(given.json, found)
 

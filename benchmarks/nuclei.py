@@ -1,13 +1,13 @@
-"""Figures of models on the validation pictures of nuclei; writes the generated part of docs/results.md.
+"""Figures of models on the validation images of nuclei; writes the generated part of docs/results.md.
 
     python benchmarks/nuclei.py measure --data DIR --weights FILE --name ROW [--where KEY=VALUE] [--run RUN]
                                         [--recipe NAME] [--score-threshold T] [--change FIELD=VALUE ...]
     python benchmarks/nuclei.py time --data DIR --weights ROW=FILE ROW=FILE
     python benchmarks/nuclei.py page --data DIR --weights ROW=FILE ROW=FILE
 
-Figures are kept in docs/nuclei/results.json: `measure` replaces those of its row, `time` shows each picture to all
+Figures are kept in docs/nuclei/results.json: `measure` replaces those of its row, `time` shows each image to all
 models in turn, the first of which the others are compared with, and `page` draws what is kept. The row that was
-measured first is the one whose pictures are shown. Close everything else while times are taken.
+measured first is the one whose images are shown. Close everything else while times are taken.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def evaluate(weights: Path, dataset: CocoInstances) -> CocoEvaluator:
 
 
 def figures(evaluator: CocoEvaluator, threshold: float, image_ids: Sequence[int] | None = None) -> Results:
-    """COCO's and microscopy's figures, and AP at each IoU from 0.5 to 0.95, of all pictures or some."""
+    """COCO's and microscopy's figures, and AP at each IoU from 0.5 to 0.95, of all images or some."""
     ids = evaluator.image_ids(image_ids)
     curves = evaluator.curves(ids)
     truths = evaluator.truths_by_image(ids)
@@ -145,7 +145,7 @@ def model_facts(checkpoint: Checkpoint) -> Results:
 
 
 def training_facts(run: Path) -> Results:
-    """What the folder of a training tells: its steps, and the pictures that they saw.
+    """What the folder of a training tells: its steps, and the images that they saw.
 
     Raises:
         BadInput: no such folder, or it has no finished epoch.
@@ -162,16 +162,16 @@ def training_facts(run: Path) -> Results:
         "run": run.resolve().name,
         "steps": steps,
         "epochs": int(rows[-1]["epoch"]),
-        "pictures": steps * Recipe.from_yaml(recipe).train.batch_size,
+        "images": steps * Recipe.from_yaml(recipe).train.batch_size,
     }
 
 
-def seconds_a_picture(
+def seconds_an_image(
     predictors: Mapping[str, Predictor], thresholds: Mapping[str, float], dataset: CocoInstances
 ) -> dict[str, float]:
-    """Median over the pictures, from a decoded picture to finished instances in its frame.
+    """Median over the images, from a decoded image to finished instances in its frame.
 
-    Every picture is shown to all models before the next; the first, to warm up, once more.
+    Every image is shown to all models before the next; the first, to warm up, once more.
     """
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for number in range(-1, len(dataset)):
@@ -186,30 +186,30 @@ def seconds_a_picture(
 
 
 def memory(weights: Path, dataset: CocoInstances, threshold: float) -> dict[str, float]:
-    """MB that a process of its own holds `before` the first picture, and at most until the last (`pictures`)."""
+    """MB that a process of its own holds `before` the first image, and at most until the last (`images`)."""
     files = [str(dataset.image_path(index)) for index in range(len(dataset))]
     return peaks_in_own_process(prediction, str(weights), files, threshold, torch.get_num_threads())
 
 
 def prediction(weights: str, files: list[str], threshold: float, threads: int) -> Steps:
-    """Every picture in turn, as one step."""
+    """Every image in turn, as one step."""
     torch.set_num_threads(threads)
     predictor = Predictor.load(weights, device="cpu")
 
-    def pictures() -> None:
+    def images() -> None:
         for file in files:
             predictor.find([read_image(Path(file))], score_threshold=threshold)
 
-    return {"pictures": pictures}
+    return {"images": images}
 
 
 def compare_times(data: Path, files: Mapping[str, Path], rows: Mapping[str, Results]) -> Results:
-    """Seconds a picture of several models, measured in turns, and how many times the first one's they are."""
+    """Seconds an image of several models, measured in turns, and how many times the first one's they are."""
     first = rows[next(iter(files))]
     dataset = CocoInstances.open(data, "val", where=first["where"])
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
     thresholds = {name: rows[name]["score_threshold"] for name in files}
-    seconds = seconds_a_picture(predictors, thresholds, dataset)
+    seconds = seconds_an_image(predictors, thresholds, dataset)
     unit = next(iter(seconds.values()))
     return {
         "seconds": seconds,
@@ -220,11 +220,11 @@ def compare_times(data: Path, files: Mapping[str, Path], rows: Mapping[str, Resu
 
 
 def page(data: Path, files: Mapping[str, Path], kept: Results, docs: Path) -> None:
-    """Everything on the page, the pictures of those models whose files are given."""
+    """Everything on the page, the images of those models whose files are given."""
     rows = kept["rows"]
     shown = next(iter(rows))
     if shown not in files:
-        raise BadInput(f"--weights: the first row of {KEPT}, {shown!r}, is missing; its pictures are shown")
+        raise BadInput(f"--weights: the first row of {KEPT}, {shown!r}, is missing; its images are shown")
     dataset = CocoInstances.open(data, "val", where=rows[shown]["where"])
     found = ((name, evaluate(files[name], dataset)) for name in rows if name in files)
     write_page(kept, dataset, found, docs)
@@ -304,9 +304,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
             continue
         options.add_argument("--weights", type=Path, required=True, help="a file, or a released model's name")
         options.add_argument("--name", required=True, help="of the row")
-        options.add_argument("--where", help="KEY=VALUE: only the pictures whose record says so")
+        options.add_argument("--where", help="KEY=VALUE: only the images whose record says so")
         options.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="of its config")
-        options.add_argument("--run", type=Path, help="folder of the training: steps, pictures")
+        options.add_argument("--run", type=Path, help="folder of the training: steps, images")
         options.add_argument("--recipe", help="name of the recipe that it was trained by, for the page")
         options.add_argument(
             "--score-threshold", type=float, help="for matching and times; default: the model's"

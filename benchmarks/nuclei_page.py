@@ -1,4 +1,4 @@
-"""The page of nuclei.py: tables and charts from the figures that are kept, and the pictures of nuclei_pictures.py."""
+"""The page of nuclei.py: tables and charts from the figures that are kept, and the images of nuclei_images.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nuclei_pictures import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
+from nuclei_images import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
 
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.data.coco import CocoInstances
@@ -39,12 +39,12 @@ Rows = Mapping[str, Results]
 def write_page(
     kept: Results, dataset: CocoInstances, found: Iterable[tuple[str, CocoEvaluator]], docs: Path
 ) -> None:
-    """Charts and pictures into `docs/nuclei`, the text into `docs/results.md` between its two marks.
+    """Charts and images into `docs/nuclei`, the text into `docs/results.md` between its two marks.
 
     Args:
-        kept: what nuclei.py has measured; its first row is the one whose pictures are shown.
-        dataset: the pictures of that row.
-        found: rows and what their models found in the pictures, the first row first; asked for when all else is well.
+        kept: what nuclei.py has measured; its first row is the one whose images are shown.
+        dataset: the images of that row.
+        found: rows and what their models found in the images, the first row first; asked for when all else is well.
 
     Raises:
         BadInput: the page has not the two marks.
@@ -53,7 +53,7 @@ def write_page(
     before, after = around_marks(path)
     rows: Rows = kept["rows"]
     for name, (draw, _) in CHARTS.items():
-        write_chart(folder / f"{name}.png", draw, same_pictures(rows))
+        write_chart(folder / f"{name}.png", draw, same_images(rows))
     scenes = [Scenes(name, dataset, evaluator, rows[name]["score_threshold"]) for name, evaluator in found]
     shots = [*write_ranked(scenes[0], folder), write_close_look(scenes, folder)]
     write_text(path, f"{before}{BEGIN}\n{part(kept, shots, [one.name for one in scenes])}\n{END}{after}")
@@ -73,8 +73,8 @@ def around_marks(path: Path) -> tuple[str, str]:
     return before, after
 
 
-def same_pictures(rows: Rows) -> Rows:
-    """The rows that were measured on the pictures of the first: these compare."""
+def same_images(rows: Rows) -> Rows:
+    """The rows that were measured on the images of the first: these compare."""
     where = next(iter(rows.values()))["where"]
     return {name: row for name, row in rows.items() if row["where"] == where}
 
@@ -83,20 +83,20 @@ def same_pictures(rows: Rows) -> Rows:
 
 
 def part(kept: Results, shots: Sequence[Shot], drawn: Sequence[str]) -> str:
-    """All that stands between the marks; `drawn` are the rows whose results the pictures show."""
+    """All that stands between the marks; `drawn` are the rows whose results the images show."""
     rows: Rows = kept["rows"]
     first = next(iter(rows))
     lines = [
-        *published_lines(same_pictures(rows)),
+        *published_lines(same_images(rows)),
         *comparison_lines(rows, kept["time"]),
         *modality_lines({name: row for name, row in rows.items() if len(row["modalities"]) > 1}),
-        "### Pictures",
+        "### Images",
         f"Truth on the left, results of {first} that score at least {rows[first]['score_threshold']:g} on the "
-        "right. The pictures are the two best, the two in the middle and the two worst by their own mean matching "
-        f"AP. Of large pictures the most crowded {SIDE} x {SIDE} px are shown, the figures are of the whole. Pixels "
+        "right. The images are the two best, the two in the middle and the two worst by their own mean matching "
+        f"AP. Of large images the most crowded {SIDE} x {SIDE} px are shown, the figures are of the whole. Pixels "
         f"are enlarged {ZOOM} times, contrast is stretched, dark values are lifted. An object and the result that "
         f"overlaps it by at least half (IoU {PARTNER_IOU}) have one colour; a thick white outline has no partner. "
-        "All pictures are of BBBC038, CC0 1.0.",
+        "All images are of BBBC038, CC0 1.0.",
         "",
     ]
     for shot in shots:
@@ -168,19 +168,19 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
             name,
             f"{1000 * seconds:.0f}",
             f"{times['ratios'][name]:.2f}",
-            *(f"{rows[name]['memory_mb'][step]:.0f}" for step in ("before", "pictures")),
+            *(f"{rows[name]['memory_mb'][step]:.0f}" for step in ("before", "images")),
         ]
         for name, seconds in times["seconds"].items()
     ]
     where = times["machine"]
     return [
-        "Time is the median over the pictures, one at a time, from the decoded picture to finished masks in its own "
-        "frame; each picture was shown to all models in turn, in one process. Memory is that of a process of its own "
-        "that predicts all pictures, one after the other: what it holds before, and at most. On "
+        "Time is the median over the images, one at a time, from the decoded image to finished masks in its own "
+        "frame; each image was shown to all models in turn, in one process. Memory is that of a process of its own "
+        "that predicts all images, one after the other: what it holds before, and at most. On "
         f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",
-        *table(["", "ms a picture", "times the first", "MB before", "MB at most"], body),
+        *table(["", "ms an image", "times the first", "MB before", "MB at most"], body),
     ]
 
 
@@ -243,7 +243,7 @@ def files(kept: Results, names: Iterable[str]) -> str:
 
 
 def chosen_by(row: Results) -> str:
-    """Which pictures a row is of."""
+    """Which images a row is of."""
     return "" if row["where"] is None else f" (`{row['where']}`)"
 
 

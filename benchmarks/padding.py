@@ -2,8 +2,8 @@
 
     python benchmarks/padding.py --weights model.safetensors --data DIR --count 40
 
-Each picture of the split is seen alone, in its frame of the next multiples of 32 px, then in larger frames as beside
-larger neighbours in a batch. Then its last rows and columns are blanked, as padding blanks those of a picture whose
+Each image of the split is seen alone, in its frame of the next multiples of 32 px, then in larger frames as beside
+larger neighbours in a batch. Then its last rows and columns are blanked, as padding blanks those of an image whose
 sides are no multiples of 32. Told is what becomes of the instances that score above `--score-threshold` alone: how
 many are found again, of the same class with a box IoU above 0.98; and the mean change of score and IoU of box and
 mask with the nearest. In the last part those nearer than 32 px to the blank are left out, whose surroundings have
@@ -25,7 +25,7 @@ from torchvision.ops import box_iou
 from embedmask.config import ModelConfig
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform
-from embedmask.inference.loop import find_instances
+from embedmask.inference.loop import detect
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Size
@@ -48,12 +48,12 @@ def load_model(weights: Path | None) -> Detector:
 
 
 def wider(batch: ImageBatch, by: int) -> ImageBatch:
-    """The same picture in a larger frame."""
+    """The same image in a larger frame."""
     return ImageBatch(pad(batch.tensors, (0, by, 0, by)), batch.sizes)
 
 
 def blanked(batch: ImageBatch, rows: int) -> ImageBatch:
-    """The picture with its last rows and columns as padding has them."""
+    """The image with its last rows and columns as padding has them."""
     (height, width), tensors = batch.sizes[0], batch.tensors.clone()
     tensors[..., height - rows :, :] = 0
     tensors[..., width - rows :] = 0
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="none: random weights")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--count", type=int, default=40, help="pictures, spread over the split")
+    parser.add_argument("--count", type=int, default=40, help="images, spread over the split")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="0 with random weights")
     given = parser.parse_args()
     model, dataset = load_model(given.weights), CocoInstances.open(given.data, given.split)
@@ -96,7 +96,7 @@ def main() -> None:
     resize = EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding)
 
     def find(batch: ImageBatch) -> Instances:
-        return find_instances(model, config, batch, batch.sizes)[0]
+        return detect(model, config, batch, batch.sizes)[0]
 
     cases: dict[str, Callable[[ImageBatch], ImageBatch]] = {}
     cases |= {f"{by} px wider": partial(wider, by=by) for by in WIDER}

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from embedmask.benchmark.compare import Plan, compare
-from embedmask.benchmark.load import BOX_CELLS
+from embedmask.benchmark.calibration import BOX_CELLS
+from embedmask.benchmark.compare import BenchConfig, compare
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.config import ModelConfig, override
 from embedmask.files import atomic_write, write_json, write_text
@@ -64,23 +64,23 @@ def config_of(recipe: str, changes: Mapping[str, Any]) -> ModelConfig:
     return model
 
 
-def ours(plan: Plan, **changes: Any) -> Results:
+def ours(plan: BenchConfig, **changes: Any) -> Results:
     """What our side takes; the baseline is left out."""
     return run(replace(plan, **{"settings": (), "memory": False, **changes}))
 
 
-def run(plan: Plan) -> Results:
+def run(plan: BenchConfig) -> Results:
     """One comparison, told."""
     return compare(plan, progress=logging.info)
 
 
-def side_by_side(plan: Plan) -> Results:
+def side_by_side(plan: BenchConfig) -> Results:
     """Everything beside Mask R-CNN, and what the convolutions reach."""
     return {"report": run(plan), "rate": matrix_share(plan)}
 
 
-def by_instances(plan: Plan) -> Results:
-    """More objects: boxes as they are, and boxes that share the picture as 100 do."""
+def by_instances(plan: BenchConfig) -> Results:
+    """More objects: boxes as they are, and boxes that share the image as 100 do."""
     crowded = {n: BOX_CELLS * math.sqrt(100 / n) for n in counts(plan)}
     return {
         "boxes as large": [ours(plan, detections=n) for n in counts(plan)],
@@ -88,13 +88,13 @@ def by_instances(plan: Plan) -> Results:
     }
 
 
-def counts(plan: Plan) -> Sequence[int]:
+def counts(plan: BenchConfig) -> Sequence[int]:
     """Numbers of objects, up to ten times the plan's."""
     return [n for n in COUNTS if n <= 10 * plan.detections]
 
 
-def by_pixels(plan: Plan) -> Results:
-    """Larger pictures: seen by the network as they are, and resized for it."""
+def by_pixels(plan: BenchConfig) -> Results:
+    """Larger images: seen by the network as they are, and resized for it."""
     whole = override(plan.config, {"image_short_side": None}, where="pixels")
     scale = min(plan.image_size) / 800
     return {
@@ -109,13 +109,13 @@ def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
     return height, width
 
 
-def by_batch(plan: Plan) -> Results:
-    """Several pictures at once."""
+def by_batch(plan: BenchConfig) -> Results:
+    """Several images at once."""
     return ours(plan, batches=BATCHES)
 
 
-def variants(plan: Plan) -> Results:
-    """Coarser embeddings, smaller pictures, light presets; each beside Mask R-CNN on pictures of the same size."""
+def variants(plan: BenchConfig) -> Results:
+    """Coarser embeddings, smaller images, light presets; each beside Mask R-CNN on images of the same size."""
     tiny = plan.image_size[0] < 400
     configs = {
         name: override(
@@ -129,7 +129,7 @@ def variants(plan: Plan) -> Results:
     }
 
 
-def memory(plan: Plan) -> Results:
+def memory(plan: BenchConfig) -> Results:
     """Crowds of small objects: what is held until the end of each stage."""
     few = replace(plan, settings=(), runs=1, warmup=1)
     scale = min(plan.image_size) / 800
@@ -143,7 +143,7 @@ def memory(plan: Plan) -> Results:
     }
 
 
-SECTIONS: dict[str, Callable[[Plan], Results]] = {
+SECTIONS: dict[str, Callable[[BenchConfig], Results]] = {
     "cpu": side_by_side,
     "instances": by_instances,
     "pixels": by_pixels,
@@ -153,8 +153,8 @@ SECTIONS: dict[str, Callable[[Plan], Results]] = {
 }
 
 
-def matrix_share(plan: Plan) -> Results:
-    """Operations a second: of a large matrix product in bfloat16, and what our network's layers need in one picture."""
+def matrix_share(plan: BenchConfig) -> Results:
+    """Operations a second: of a large matrix product in bfloat16, and what our network's layers need in one image."""
     device = torch.device("cuda" if plan.device.startswith("cuda") else "cpu")
     side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 8
     matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
@@ -219,7 +219,7 @@ def comparison_lines(section: Results) -> list[str]:
         [side, *(milliseconds(found.get(stage)) for stage in order), f"{after(found) / found['whole']:.1%}"]
         for side, found in report["medians"].items()
     ]
-    lines = [machine_line(report), f"Picture {height}x{width} px. Milliseconds a picture.", ""]
+    lines = [machine_line(report), f"ImageSource {height}x{width} px. Milliseconds an image.", ""]
     lines += table(["side", *order, "after the network"], rows)
     lines += ratio_lines(report) + work_lines(report)
     return lines + rate_lines(section)
@@ -256,7 +256,7 @@ def rate_lines(section: Results) -> list[str]:
     rate, report = section["rate"], section["report"]
     lines = [
         f"A large bfloat16 matrix product reaches {rate['matrix_per_second'] / 1e12:.2f} Tflop/s here; our network "
-        f"needs {rate['network_operations'] / 1e9:.0f} Gflop a picture. Its share of that rate, all else that the "
+        f"needs {rate['network_operations'] / 1e9:.0f} Gflop an image. Its share of that rate, all else that the "
         "network does counted in:",
         "",
     ]
@@ -302,17 +302,17 @@ def pixel_lines(section: Results) -> list[str]:
             megapixels = math.prod(report["plan"]["image_size"]) / 1e6
             rows.append([name, *sizes, *map(milliseconds, (found["network"], after(found), found["whole"])),
                          milliseconds(found["whole"] / megapixels)])  # fmt: skip
-    head = ["", "picture", "network", "network, ms", "after it, ms", "whole, ms", "ms a megapixel"]
+    head = ["", "image", "network", "network, ms", "after it, ms", "whole, ms", "ms a megapixel"]
     return [*table(head, rows), "![time by pixels](performance/pixels.png)", ""]
 
 
 def batch_lines(section: Results) -> list[str]:
-    """Time a picture against the batch."""
+    """Time an image against the batch."""
     rows = [
         [str(size), *map(milliseconds, (found["network"], after(found), found["whole"]))]
         for size, found in zip(section["plan"]["batches"], section["medians"].values(), strict=True)
     ]
-    head = ["pictures at once", "network, ms a picture", "after it", "whole"]
+    head = ["images at once", "network, ms an image", "after it", "whole"]
     return [*table(head, rows), "![time by batch](performance/batch.png)", ""]
 
 
@@ -328,7 +328,7 @@ def variant_lines(section: Results) -> list[str]:
     head = [
         "model",
         "side",
-        "network's picture",
+        "network's image",
         "network, ms",
         "after it",
         "whole",
@@ -353,8 +353,8 @@ TITLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
     "cpu": ("Beside Mask R-CNN, on a processor", comparison_lines),
     "cuda": ("Beside Mask R-CNN, on a CUDA device", comparison_lines),
     "instances": ("More objects", instance_lines),
-    "pixels": ("Larger pictures", pixel_lines),
-    "batch": ("Several pictures at once", batch_lines),
+    "pixels": ("Larger images", pixel_lines),
+    "batch": ("Several images at once", batch_lines),
     "variants": ("Lighter models", variant_lines),
     "memory": ("Memory of crowds", memory_lines),
 }
@@ -443,11 +443,11 @@ def draw_pixels(panel: Any, section: Results) -> None:
 
 
 def draw_batch(panel: Any, section: Results) -> None:
-    """Time a picture."""
+    """Time an image."""
     for stage in ("whole", "network"):
         values = [1000 * found[stage] for found in section["medians"].values()]
         panel.plot(section["plan"]["batches"], values, marker="o", label=stage)
-    panel.set(xlabel="pictures at once", ylabel="ms a picture", ylim=(0, None))
+    panel.set(xlabel="images at once", ylabel="ms an image", ylim=(0, None))
     panel.legend()
 
 
@@ -460,10 +460,10 @@ def draw_variants(panel: Any, section: Results) -> None:
     }
     panel.barh(list(bars), list(bars.values()))
     panel.invert_yaxis()
-    panel.set(xlabel="ms a picture")
+    panel.set(xlabel="ms an image")
 
 
-def tiny_plan(plan: Plan) -> Plan:
+def tiny_plan(plan: BenchConfig) -> BenchConfig:
     """So small that all sections take a minute: to try the script, not for figures."""
     return replace(
         plan, config=config_of("shapes", {}), image_size=(64, 96), detections=10, runs=2, warmup=1,
@@ -479,7 +479,7 @@ def main() -> None:
     )
     parser.add_argument("--section", action="append", choices=SECTIONS, dest="sections", help="default: all")
     parser.add_argument("--page", action="store_true", help="measure nothing")
-    parser.add_argument("--tiny", action="store_true", help="try the script on tiny pictures")
+    parser.add_argument("--tiny", action="store_true", help="try the script on tiny images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", nargs="+", default=["torch", "compile", "openvino"])
     parser.add_argument("--runs", type=int, default=10)
@@ -489,7 +489,7 @@ def main() -> None:
     folder = given.out.parent / given.out.stem
     kept = folder / "results.json"
     results: Results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    plan = Plan(
+    plan = BenchConfig(
         config=config_of("paper/r50_1x", {}), engines=tuple(given.engine), runs=given.runs, threads=given.threads,
         device=given.device, precision="bfloat16",
     )  # fmt: skip
@@ -504,7 +504,7 @@ def main() -> None:
     write_text(given.out, page(results, (HERE / "performance_introduction.md").read_text(encoding="utf-8")))
 
 
-def chosen(given: argparse.Namespace) -> dict[str, Callable[[Plan], Results]]:
+def chosen(given: argparse.Namespace) -> dict[str, Callable[[BenchConfig], Results]]:
     """The sections that the command line asks for."""
     if given.page:
         return {}
@@ -513,7 +513,7 @@ def chosen(given: argparse.Namespace) -> dict[str, Callable[[Plan], Results]]:
     return {name: SECTIONS[name] for name in given.sections or SECTIONS}
 
 
-def on_cuda(plan: Plan) -> Results:
+def on_cuda(plan: BenchConfig) -> Results:
     """Batch 1 and 8; OpenVINO does not run there."""
     engines = tuple(engine for engine in plan.engines if engine != "openvino")
     return side_by_side(replace(plan, engines=engines, batches=(1, 8)))

@@ -34,7 +34,7 @@ CELLS = HERE.parent / "configs" / "ablations"
 SETS = ("shapes", "nuclei")
 METRICS = ("segm/AP", "segm/AP50", "segm/AP75")
 NUCLEI_SIDE = 360
-"""Only nuclei pictures whose sides are at most this are used, px: evaluation costs as much as training otherwise."""
+"""Only nuclei images whose sides are at most this are used, px: evaluation costs as much as training otherwise."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def prepare(dataset: str, runs: Path, nuclei: Path | None) -> Path:
 
 
 def write_small_nuclei(source: Path | None, folder: Path) -> None:
-    """Fluorescence pictures of bounded size, of both splits; the pictures are linked."""
+    """Fluorescence images of bounded size, of both splits; the images are linked."""
     if source is None:
         raise SystemExit(
             "--nuclei DIR is missing: the folder of nuclei with train.json, val.json and images/"

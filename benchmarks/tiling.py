@@ -3,7 +3,7 @@
 python benchmarks/tiling.py known                   # a detector without error: reading, tiles, joining
 python benchmarks/tiling.py resnet50 [SHORT_SIDE]   # a network with random weights: time and memory alone
 
-The picture holds some 20,000 objects, from 10 px to more than a tile, many of which touch; its pixels are their
+The image holds some 20,000 objects, from 10 px to more than a tile, many of which touch; its pixels are their
 numbers. It is made once and kept in the folder for temporary files; each measurement has a process of its own.
 """
 
@@ -53,7 +53,7 @@ def draw() -> None:
 
 
 def numbers(image: Tensor) -> npt.NDArray[np.int32]:
-    """Of the objects that a picture shows, `[H, W]`."""
+    """Of the objects that an image shows, `[H, W]`."""
     low, middle, high = image.numpy().astype(np.int32)
     ids: npt.NDArray[np.int32] = low + (middle << 8) + (high << 16)
     return ids
@@ -137,7 +137,7 @@ def measure_model(backbone: str, short_side: str = "1024") -> None:
 
 
 def main() -> None:
-    """Draw the picture if need be and measure, in processes of their own."""
+    """Draw the image if need be and measure, in processes of their own."""
     steps: dict[str, Callable[..., None]] = {
         "draw": draw,
         "measure-known": measure_known,

@@ -18,7 +18,7 @@ from embedmask.weights.checkpoint import save
 
 
 def save_eager(shapes: Path, path: Path) -> Path:
-    """Write a model of the classes of a data set that finds something in every picture."""
+    """Write a model of the classes of a data set that finds something in every image."""
     names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
     config = ModelConfig(**{**TINY["model"], "num_classes": len(names), "score_threshold": 0.0})
     torch.manual_seed(0)

@@ -23,7 +23,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def results_of(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The pictures, and the results of all of them."""
+    """The images, and the results of all of them."""
     images = json.loads((out / "images.json").read_text())["images"]
     return images, json.loads((out / "predictions.json").read_text())
 

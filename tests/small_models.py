@@ -1,4 +1,4 @@
-"""Networks, predictions, targets and pictures small enough for tests."""
+"""Networks, predictions, targets and images small enough for tests."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ def random_rectangles(count: int, size: tuple[int, int], seed: int = 0) -> Targe
     return rectangles(torch.cat([low, high], 1).tolist(), size)
 
 
-def forms_of(picture: npt.NDArray[np.uint8], folder: Path) -> list[Any]:
-    """A picture [H, W, 3] in every form that is taken; one is a file in `folder`."""
-    path = folder / "picture.png"
-    Image.fromarray(picture).save(path)
+def forms_of(image: npt.NDArray[np.uint8], folder: Path) -> list[Any]:
+    """An image [H, W, 3] in every form that is taken; one is a file in `folder`."""
+    path = folder / "image.png"
+    Image.fromarray(image).save(path)
     return [
-        path, str(path), path.read_bytes(), Image.open(path), picture,
-        torch.from_numpy(picture.copy()).permute(2, 0, 1),
-        np.dstack([picture, np.zeros_like(picture[..., :1])]), picture[::-1][::-1],
+        path, str(path), path.read_bytes(), Image.open(path), image,
+        torch.from_numpy(image.copy()).permute(2, 0, 1),
+        np.dstack([image, np.zeros_like(image[..., :1])]), image[::-1][::-1],
     ]  # fmt: skip

@@ -333,7 +333,7 @@ def test_mistakes_in_a_kind_are_named(values: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.parametrize("name", ["shapes", "nuclei"])
-def test_the_baseline_has_the_pictures_and_the_solver_of_ours(name: str) -> None:
+def test_the_baseline_has_the_images_and_the_solver_of_ours(name: str) -> None:
     folder = Path(__file__).parents[1] / "configs"
     ours, baseline = (Recipe.from_yaml(folder / part / f"{name}.yaml") for part in ("", "maskrcnn"))
     assert (baseline.data, baseline.train) == (ours.data, ours.train)

@@ -31,8 +31,8 @@ def build(version: str) -> EmbedMask:
     return model
 
 
-def pictures(version: str) -> list[Tensor]:
-    """The two pictures at the network's resolution, resized as the authors do (PIL, bilinear)."""
+def images(version: str) -> list[Tensor]:
+    """The two images at the network's resolution, resized as the authors do (PIL, bilinear)."""
     z = fixture(f"e2e_{version}_r50.npz")
     resized = []
     for index, (height, width) in enumerate(z["image_sizes_hw"].tolist()):
@@ -45,7 +45,7 @@ def pictures(version: str) -> list[Tensor]:
 def test_evaluation(version: str) -> None:
     z = fixture(f"e2e_{version}_r50.npz")
     model = build(version).eval()
-    batch = model.preprocess(pictures(version))
+    batch = model.preprocess(images(version))
     with torch.no_grad():
         predictions = model(batch)
     sizes = [tuple(s) for s in z["image_sizes_hw"].tolist()]
@@ -91,7 +91,7 @@ def test_evaluation_masks_and_maps(version: str) -> None:
 
 def test_batch_is_normalised_as_theirs() -> None:
     z = shared_fixture("e2e_v1_r50.npz")
-    batch = build("v1").preprocess(pictures("v1"))
+    batch = build("v1").preprocess(images("v1"))
     assert (batch.tensors - torch.tensor(z["batch"])).abs().max() < 1e-4
 
 
@@ -100,7 +100,7 @@ def test_training_pass_and_two_steps(version: str) -> None:
     z = fixture(f"e2e_train_{version}_r50.npz")
     model = build(version).train()
     criterion = Criterion.from_config(preset(version, box_expansion=1.0 if version == "v1" else None))
-    batch, targets = model.preprocess(pictures(version)), golden_targets(z)
+    batch, targets = model.preprocess(images(version)), golden_targets(z)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     rate = float(z["lr_first_iteration"][0])
     biases = [p for name, p in parameters.items() if "bias" in name]

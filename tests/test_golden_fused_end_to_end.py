@@ -48,15 +48,15 @@ def build() -> EmbedMask:
     return model
 
 
-def pictures() -> list[Tensor]:
-    """The two pictures as the network sees them, uint8 RGB; theirs are BGR."""
+def images() -> list[Tensor]:
+    """The two images as the network sees them, uint8 RGB; theirs are BGR."""
     z = fixture("e2e_train_fused_r50.npz")
     return [torch.tensor(z[f"image{i}_net_bgr"]).permute(2, 0, 1).flip(0) for i in range(2)]
 
 
-def test_pictures_are_resized_as_theirs() -> None:
+def test_images_are_resized_as_theirs() -> None:
     """The second is 308.57 px high before rounding."""
-    z, found = fixture("e2e_fused_r50.npz"), pictures()
+    z, found = fixture("e2e_fused_r50.npz"), images()
     resize = EvalTransform(int(z["min_size"]), int(z["max_size"]), preset("fused").image_rounding)
     for index, size in enumerate(z["image_sizes_hw"].tolist()):
         image = torch.tensor(z[f"image{index}_rgb"]).permute(2, 0, 1)
@@ -68,7 +68,7 @@ def test_pictures_are_resized_as_theirs() -> None:
 def test_evaluation(image: int) -> None:
     z, model = fixture("e2e_fused_r50.npz"), build().eval()
     with torch.no_grad():
-        batch = model.preprocess(pictures()[image : image + 1])
+        batch = model.preprocess(images()[image : image + 1])
         predictions = model(batch)
     original = tuple(z["original_sizes_hw"][image].tolist())
     (found,) = Postprocessor.from_config(model.config, max_detections=100)(
@@ -85,7 +85,7 @@ def test_evaluation(image: int) -> None:
 def test_maps_and_masks(image: int) -> None:
     z, model = shared_fixture("e2e_fused_r50.npz"), build().eval()
     with torch.no_grad():
-        batch = model.preprocess(pictures()[image : image + 1])
+        batch = model.preprocess(images()[image : image + 1])
         features = model.backbone(batch.tensors)
         for name, feature in zip(("C3", "C4", "C5"), features, strict=True):
             step = max(1, feature.shape[1] // 8)
@@ -110,7 +110,7 @@ def test_training_pass_and_two_steps() -> None:
     z = fixture("e2e_train_fused_r50.npz")
     model = build().train()
     criterion = Criterion.from_config(model.config)
-    batch, targets = model.preprocess(pictures()), golden_targets(z)
+    batch, targets = model.preprocess(images()), golden_targets(z)
     optimizer = make_optimizer(parameter_groups(model, SOLVER), SOLVER)
     bases = [group["lr"] for group in optimizer.param_groups]
     for step in range(3):

@@ -1,4 +1,4 @@
-"""The released model as a user meets it: by name, on pictures that it has not seen."""
+"""The released model as a user meets it: by name, on images that it has not seen."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def test_it_is_the_model_of_its_recipe() -> None:
 
 
 def test_it_finds_touching_nuclei(scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]) -> None:
-    picture, masks = scene
-    found = Predictor.load("nuclei", device="cpu")(picture)
+    image, masks = scene
+    found = Predictor.load("nuclei", device="cpu")(image)
     assert len(found) == len(masks)
     assert set(found.data["class_name"]) == {"nucleus"}
     dense = np.asarray(found.mask)
@@ -86,7 +86,7 @@ def test_predict_by_name(scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"NEEDS {SHARED}: real nuclei stay untried")
-def test_figures_on_some_pictures_of_val(tmp_path: Path) -> None:
+def test_figures_on_some_images_of_val(tmp_path: Path) -> None:
     """Every sixth; the figures of all of them are in docs/results.md."""
     content = json.loads((SHARED / "val.json").read_text())
     chosen = [image for image in content["images"] if image.get("stardist_dsb2018") == "train"][::6]

@@ -1,4 +1,4 @@
-"""Pictures for people: what is drawn lies where it should, and nothing else changes."""
+"""Images for people: what is drawn lies where it should, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedmask.visualize import (
     MAX_LABELS,
     PALETTE,
     contact_sheet,
-    draw,
+    draw_detections,
     plot_counts,
     plot_curves,
     side_by_side,
@@ -41,101 +41,101 @@ def detections(boxes: list[list[int]], size: tuple[int, int], compact: bool = Tr
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_masks_are_tinted_inside_and_nothing_outside(picture: np.ndarray, compact: bool) -> None:
-    before = picture.copy()
-    drawn = draw(picture, detections([[40, 50, 80, 100]], (120, 160), compact), NAMES)
-    assert np.array_equal(picture, before)
-    assert drawn.shape == picture.shape
+def test_masks_are_tinted_inside_and_nothing_outside(image: np.ndarray, compact: bool) -> None:
+    before = image.copy()
+    drawn = draw_detections(image, detections([[40, 50, 80, 100]], (120, 160), compact), NAMES)
+    assert np.array_equal(image, before)
+    assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
     colour = np.array(PALETTE.by_idx(0).as_rgb())
-    expected = (1 - MASK_OPACITY) * picture[55:95, 45:75] + MASK_OPACITY * colour
+    expected = (1 - MASK_OPACITY) * image[55:95, 45:75] + MASK_OPACITY * colour
     assert np.abs(drawn[55:95, 45:75] - expected).max() <= 1.5
     outside = np.ones((120, 160), bool)
     outside[30:101, 39:150] = False  # the text stands above the box
-    assert np.array_equal(drawn[outside], picture[outside])
+    assert np.array_equal(drawn[outside], image[outside])
     assert (drawn[50, 40:80] == colour).all()
 
 
-def test_tensor_and_array_give_the_same(picture: np.ndarray) -> None:
+def test_tensor_and_array_give_the_same(image: np.ndarray) -> None:
     found = detections([[40, 50, 80, 100]], (120, 160))
-    tensor = torch.from_numpy(picture).permute(2, 0, 1)
-    assert np.array_equal(draw(tensor, found, NAMES), draw(picture, found, NAMES))
-    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), picture)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    assert np.array_equal(draw_detections(tensor, found, NAMES), draw_detections(image, found, NAMES))
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), image)
 
 
-def test_touching_objects_of_a_class_differ(picture: np.ndarray) -> None:
+def test_touching_objects_of_a_class_differ(image: np.ndarray) -> None:
     found = detections([[20, 40, 60, 100], [60, 40, 100, 100]], (120, 160))
     found.class_id = np.zeros(2, int)
-    drawn = draw(np.zeros_like(picture), found, NAMES).astype(int)
+    drawn = draw_detections(np.zeros_like(image), found, NAMES).astype(int)
     assert np.abs(drawn[70, 40] - drawn[70, 80]).max() > 30
 
 
-def test_nothing_to_draw(picture: np.ndarray) -> None:
-    drawn = draw(picture, detections([], (120, 160)), NAMES)
-    assert np.array_equal(drawn, picture)
+def test_nothing_to_draw(image: np.ndarray) -> None:
+    drawn = draw_detections(image, detections([], (120, 160)), NAMES)
+    assert np.array_equal(drawn, image)
     drawn[:] = 0
-    assert picture.any()
+    assert image.any()
 
 
-def test_compact_masks_are_never_all_made_dense(picture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_masks_are_never_all_made_dense(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("made dense")
 
     found = detections([[40, 50, 80, 100], [0, 0, 30, 30]], (120, 160))
     for name in ("to_dense", "__array__"):
         monkeypatch.setattr(CompactMask, name, refuse)
-    draw(picture, found, NAMES)
+    draw_detections(image, found, NAMES)
 
 
-def test_text_is_left_out_of_crowds_and_small_objects(picture: np.ndarray) -> None:
+def test_text_is_left_out_of_crowds_and_small_objects(image: np.ndarray) -> None:
     """Outside masks and boxes only text could have been drawn."""
     boxes = [[x, y, x + 6, y + 6] for y in range(20, 80, 10) for x in range(10, 150, 14)]
     assert len(boxes) > MAX_LABELS
     for some in (boxes, boxes[:5]):
-        drawn = draw(picture, detections(some, (120, 160)), NAMES)
+        drawn = draw_detections(image, detections(some, (120, 160)), NAMES)
         outside = np.ones((120, 160), bool)
         for x1, y1, x2, y2 in some:
             outside[y1:y2, x1:x2] = False
-        assert np.array_equal(drawn[outside], picture[outside])
-        assert not np.array_equal(drawn, picture)
+        assert np.array_equal(drawn[outside], image[outside])
+        assert not np.array_equal(drawn, image)
 
 
-def test_text_follows_class_and_score(picture: np.ndarray) -> None:
+def test_text_follows_class_and_score(image: np.ndarray) -> None:
     found = detections([[40, 50, 100, 100]], (120, 160))
-    drawn = draw(picture, found, NAMES)
-    assert not np.array_equal(drawn, draw(picture, found, ["other", "star"]))
+    drawn = draw_detections(image, found, NAMES)
+    assert not np.array_equal(drawn, draw_detections(image, found, ["other", "star"]))
     unsure = detections([[40, 50, 100, 100]], (120, 160))
     unsure.confidence = None
-    assert not np.array_equal(drawn, draw(picture, unsure, NAMES))
+    assert not np.array_equal(drawn, draw_detections(image, unsure, NAMES))
     nameless = detections([[40, 50, 100, 100]], (120, 160))
     nameless.class_id = None
-    draw(picture, nameless, NAMES)
+    draw_detections(image, nameless, NAMES)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (40, 2), (17, 33)])
-def test_objects_that_fill_odd_pictures(size: tuple[int, int]) -> None:
+def test_objects_that_fill_odd_images(size: tuple[int, int]) -> None:
     found = detections([[0, 0, size[1], size[0]]], size)
-    drawn = draw(np.zeros((*size, 3), np.uint8), found, NAMES)
+    drawn = draw_detections(np.zeros((*size, 3), np.uint8), found, NAMES)
     assert drawn.shape == (*size, 3)
     assert drawn[-1, -1].any()
 
 
 def test_contact_sheet() -> None:
     sizes = [(10, 20), (30, 5), (8, 8), (1, 1), (4, 40)]
-    pictures = [np.full((*size, 3), 10 * n, np.uint8) for n, size in enumerate(sizes)]
-    sheet = contact_sheet(pictures, columns=2)
+    images = [np.full((*size, 3), 10 * n, np.uint8) for n, size in enumerate(sizes)]
+    sheet = contact_sheet(images, columns=2)
     assert sheet.shape == (30 + 8 + 4 + 2 * GAP, 40 + 5 + GAP, 3)
     for value, (height, width) in enumerate(sizes):
         assert (sheet == 10 * value).all(-1).sum() == height * width
     assert (sheet[:10, :20] == 0).all()
     assert (sheet[:30, 40 + GAP :] == 10).all()
     assert (sheet[42 + 0 :, :40] == 40).sum() > 0
-    assert contact_sheet(pictures[:1], columns=9).shape == (10, 20, 3)
+    assert contact_sheet(images[:1], columns=9).shape == (10, 20, 3)
     assert contact_sheet([], columns=3).shape == (1, 1, 3)
 
 
@@ -189,15 +189,15 @@ def test_plot_counts_takes_any_class_names(tmp_path: Path) -> None:
     """Mathematics that is none, line breaks, emoji, half of a pair, names that are equal once they are cut."""
     names = ["cost $x_$ \\frac$", "_a\r\nb\t", "\u7d30\U0001f9a0\ud800", "l" * 300, "l" * 301, "%s{}"]
     plot_counts({"train": {name: (n, 0, 0) for n, name in enumerate(names, 1)}}, tmp_path / "counts.png")
-    with Image.open(tmp_path / "counts.png") as picture:
-        assert picture.size == (660, 360)
+    with Image.open(tmp_path / "counts.png") as image:
+        assert image.size == (660, 360)
 
 
 @pytest.mark.parametrize(("splits", "classes"), [(0, 0), (1, 0), (1, 80), (3, 2)])
 def test_plot_counts(tmp_path: Path, splits: int, classes: int) -> None:
     counts = {f"class {number}": (number, 2, 0) for number in range(classes)}
     plot_counts({f"split {number}": counts for number in range(splits)}, tmp_path / "counts.png")
-    with Image.open(tmp_path / "counts.png") as picture:
-        drawn = np.asarray(picture.convert("RGB"))
+    with Image.open(tmp_path / "counts.png") as image:
+        drawn = np.asarray(image.convert("RGB"))
     blue = (abs(drawn.astype(int) - (31, 119, 180)).sum(-1) < 30).sum()  # the first colour: small objects
     assert (blue > 2500) == (classes > 0)  # the legend alone has fewer

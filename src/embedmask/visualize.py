@@ -1,4 +1,4 @@
-"""Pictures for people: detections drawn, pictures side by side, curves of a training."""
+"""Images for people: detections drawn, images side by side, curves of a training."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ SWAPPED = sv.ColorPalette([sv.Color(color.b, color.g, color.r) for color in PALE
 """For supervision, which takes channels as blue, green, red: so it paints ours right, and no copy is turned for it."""
 MASK_OPACITY = 0.45
 MAX_THICKNESS = 4
-"""Of outlines, px: in a very large picture thicker ones would fill small objects."""
+"""Of outlines, px: in a very large image thicker ones would fill small objects."""
 BLEND_ROWS = 64
-"""Rows blended at once: what is held beside the picture stays small."""
+"""Rows blended at once: what is held beside the image stays small."""
 MAX_LABELS = 40
 """With more objects than this, boxes and text are left out: they would hide what they name."""
 FONT_SHARE = 0.035
-"""Height of the text, as a fraction of the picture's short side ..."""
+"""Height of the text, as a fraction of the image's short side ..."""
 FONT_RANGE = (9, 28)
 """... within these bounds, px."""
 GAP = 4
-"""Between the pictures of a sheet, px."""
+"""Between the images of a sheet, px."""
 PAPER = 255
 PNG_LEVEL = 1
 """How hard PNG is compressed, 0 to 9: 6 takes four times as long and saves a seventh."""
@@ -49,11 +49,13 @@ MAX_NAME = 40
 """Characters of a class name on a chart."""
 
 
-def draw(image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_names: Sequence[str]) -> Pixels:
+def draw_detections(
+    image: Tensor | npt.NDArray[Any], detections: sv.Detections, class_names: Sequence[str]
+) -> Pixels:
     """Masks with thin outlines, boxes, and class and score where there is room for text.
 
     Touching objects differ in colour, whatever their classes. Masks are painted one by one, large ones first, from
-    their crops where they are a `CompactMask`; beside the picture a byte a pixel is held.
+    their crops where they are a `CompactMask`; beside the image a byte a pixel is held.
 
     Args:
         image: uint8 RGB, tensor [3, H, W] or array [H, W, 3]; it is not changed.
@@ -83,7 +85,7 @@ def _annotate(scene: Pixels, detections: sv.Detections, class_names: Sequence[st
 def _tint(scene: Pixels, detections: sv.Detections, thickness: int) -> None:
     """Colour the masks inside and their edges, in place; smaller ones over larger ones.
 
-    supervision's own annotators take minutes for a thousand masks in a large picture, where OpenCV is missing.
+    supervision's own annotators take minutes for a thousand masks in a large image, where OpenCV is missing.
     """
     colors = [PALETTE.by_idx(index).as_rgb() for index in range(len(PALETTE.colors))]
     table = np.array([(0, 0, 0), *colors, *colors], np.float32)
@@ -153,7 +155,7 @@ def _labels(detections: sv.Detections, class_names: Sequence[str]) -> list[str]:
 
 
 def _inside(detections: sv.Detections, size: tuple[int, ...]) -> sv.Detections:
-    """Boxes end on their last pixel instead of one beyond it, so that they are seen at the picture's edge."""
+    """Boxes end on their last pixel instead of one beyond it, so that they are seen at the image's edge."""
     height, width = size
     ends = np.array([width - 1, height - 1, width - 1, height - 1], np.float32)
     first, last = np.floor(detections.xyxy[:, :2]), np.ceil(detections.xyxy[:, 2:]) - 1
@@ -161,68 +163,66 @@ def _inside(detections: sv.Detections, size: tuple[int, ...]) -> sv.Detections:
     return replace(detections, xyxy=np.clip(corners, 0, ends).astype(np.float32))
 
 
-def write_picture(picture: npt.NDArray[Any], path: Path) -> None:
+def write_image(image: npt.NDArray[Any], path: Path) -> None:
     """Write uint8 `[H, W, 3]`, or bool or uint16 `[H, W]`, whole or not at all; the suffix says the format.
 
     Raises:
-        BadInput: a suffix that is no picture format's.
+        BadInput: a suffix that is no image format's.
     """
     file_format = Image.registered_extensions().get(path.suffix.lower())
     if file_format is None:
-        raise BadInput(f"{path}: not the name of a picture; end it in .png or .jpg")
+        raise BadInput(f"{path}: not the name of an image; end it in .png or .jpg")
     # encoded before the file is begun: who kills us leaves no half of it, by any name
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, file_format, compress_level=PNG_LEVEL)
+    Image.fromarray(image).save(buffer, file_format, compress_level=PNG_LEVEL)
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def side_by_side(left: Pixels, right: Pixels, titles: tuple[str, str]) -> Pixels:
-    """Two pictures uint8 [H, W, 3] beside each other, each under its title."""
+    """Two images uint8 [H, W, 3] beside each other, each under its title."""
     return contact_sheet([entitle(left, titles[0]), entitle(right, titles[1])], columns=2)
 
 
-def contact_sheet(pictures: Sequence[Pixels], columns: int) -> Pixels:
-    """Pictures uint8 [h, w, 3] of any sizes, row by row in `columns` on white paper, uint8 [H, W, 3].
+def contact_sheet(images: Sequence[Pixels], columns: int) -> Pixels:
+    """Images uint8 [h, w, 3] of any sizes, row by row in `columns` on white paper, uint8 [H, W, 3].
 
-    Columns are as wide and rows as high as their largest picture; nothing is scaled.
+    Columns are as wide and rows as high as their largest image; nothing is scaled.
     """
-    if not pictures:
+    if not images:
         return np.full((1, 1, 3), PAPER, np.uint8)
-    columns = max(1, min(columns, len(pictures)))
-    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
-    heights = [max(picture.shape[0] for picture in row) for row in rows]
-    widths = [
-        max(picture.shape[1] for picture in pictures[c::columns]) for c in range(min(columns, len(pictures)))
-    ]
+    columns = max(1, min(columns, len(images)))
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    heights = [max(image.shape[0] for image in row) for row in rows]
+    widths = [max(image.shape[1] for image in images[c::columns]) for c in range(min(columns, len(images)))]
     total = (sum(heights) + GAP * max(0, len(heights) - 1), sum(widths) + GAP * max(0, len(widths) - 1))
     sheet = np.full((max(1, total[0]), max(1, total[1]), 3), PAPER, np.uint8)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         row, column = divmod(number, columns)
         top, left = sum(heights[:row]) + GAP * row, sum(widths[:column]) + GAP * column
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
 
 
-def entitle(picture: Pixels, title: str) -> Pixels:
+def entitle(image: Pixels, title: str) -> Pixels:
     """Put the image under a line of black text; text that is too wide is made smaller."""
-    size = int(np.clip(FONT_SHARE * min(picture.shape[:2]), 12, FONT_RANGE[1]))
+    size = int(np.clip(FONT_SHARE * min(image.shape[:2]), 12, FONT_RANGE[1]))
     font = ImageFont.load_default(size)
     wide = font.getlength(title)
-    if wide > picture.shape[1] - 4:
-        font = ImageFont.load_default(max(4, size * (picture.shape[1] - 4) / wide))
-    line = Image.new("RGB", (picture.shape[1], round(1.6 * size)), (PAPER,) * 3)
+    if wide > image.shape[1] - 4:
+        font = ImageFont.load_default(max(4, size * (image.shape[1] - 4) / wide))
+    line = Image.new("RGB", (image.shape[1], round(1.6 * size)), (PAPER,) * 3)
     ImageDraw.Draw(line).text((2, line.height // 2), title, fill=(0, 0, 0), font=font, anchor="lm")
-    return np.concatenate([np.asarray(line), picture])
+    return np.concatenate([np.asarray(line), image])
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Losses, and AP where it was measured, over the steps of a training, as a picture; needs extra `train`.
+    """Losses, and AP where it was measured, over the steps of a training, as an image; needs extra `train`.
 
     Args:
         history: rows of metrics.csv: `step` (or `epoch`), `loss/...`, and `segm/AP...`, `bbox/AP...` where
             they were measured. Values that are absent, empty or not finite leave no point.
-        path: picture to write, whole or not at all; the suffix says the format.
+        path: image to write, whole or not at all; the suffix says the format.
     """
     from matplotlib.figure import Figure
 
@@ -238,12 +238,12 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | Path) -> None:
-    """Objects by class and size, a panel for each split, as a picture; needs extra `train`.
+    """Objects by class and size, a panel for each split, as an image; needs extra `train`.
 
     Args:
         splits: of each split, small, medium and large objects of each class; the first split's most frequent
             `MAX_CLASSES` are shown.
-        path: picture to write, whole or not at all; the suffix says the format.
+        path: image to write, whole or not at all; the suffix says the format.
     """
     from matplotlib.figure import Figure
 
@@ -269,7 +269,7 @@ def _write_figure(figure: Any, path: str | Path) -> None:
 
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
-    write_picture(np.asarray(canvas.buffer_rgba())[..., :3], Path(path))
+    write_image(np.asarray(canvas.buffer_rgba())[..., :3], Path(path))
 
 
 def _plain(name: str) -> str:

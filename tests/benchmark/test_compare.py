@@ -16,9 +16,9 @@ from small_models import small_config
 
 import embedmask.benchmark.compare as module
 from embedmask import EmbedMask, Predictor
-from embedmask.benchmark.compare import OURS, THEIRS, Key, Plan, Workshop, compare
+from embedmask.benchmark.compare import OURS, THEIRS, BenchConfig, PipelineFactory, RunId, compare
 from embedmask.benchmark.memory import peaks_in_own_process
-from embedmask.benchmark.sides import EmbedMaskSide, TorchvisionSide
+from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
 from embedmask.benchmark.timing import interleave, machine, medians, quartiles, time_run
 from embedmask.errors import BadInput
 from embedmask.inference.engines import make_network
@@ -26,12 +26,12 @@ from embedmask.inference.engines import make_network
 CPU = torch.device("cpu")
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> BenchConfig:
     small: dict[str, Any] = {
         "config": small_config(), "image_size": (64, 96), "detections": 5, "runs": 3, "warmup": 1, "device": "cpu",
         "precision": "float32", "settings": (), "memory": False,
     }  # fmt: skip
-    return Plan(**{**small, **changes})
+    return BenchConfig(**{**small, **changes})
 
 
 class FakeMaskRCNN(torch.nn.Module):
@@ -63,11 +63,11 @@ def fake_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(model: Any) -> None:
         raise RuntimeError("no compiler\nwas found")
 
-    monkeypatch.setattr(TorchvisionSide, "run_network", network)
-    monkeypatch.setattr(TorchvisionSide, "preprocess", preprocess)
-    monkeypatch.setattr(module, "load_torchvision", lambda model, image, detections: None)
+    monkeypatch.setattr(TorchvisionPipeline, "run_network", network)
+    monkeypatch.setattr(TorchvisionPipeline, "preprocess", preprocess)
+    monkeypatch.setattr(module, "calibrate_torchvision", lambda model, image, detections: None)
     monkeypatch.setattr(module, "maskrcnn_resnet50_fpn", lambda **_: FakeMaskRCNN())
-    monkeypatch.setattr("embedmask.benchmark.sides._compile_parts", refuse)
+    monkeypatch.setattr("embedmask.benchmark.pipelines._compile_parts", refuse)
 
 
 @pytest.mark.usefixtures("fake_baseline")
@@ -114,12 +114,12 @@ def test_an_engine_of_ours_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_ours_is_what_the_predictor_does(tmp_path: Path) -> None:
-    workshop = Workshop(plan(), tmp_path)
-    side = workshop.make(Key(OURS, "torch", 2))
+    workshop = PipelineFactory(plan(), tmp_path)
+    side = workshop.make(RunId(OURS, "torch", 2))
     time_run(side, CPU)
-    assert isinstance(side, EmbedMaskSide)
+    assert isinstance(side, EmbedMaskPipeline)
     predictor = Predictor(side.model, ["a", "b", "c"], device="cpu", precision="float32")
-    expected = predictor(tmp_path / "picture.jpg", score_threshold=side.model.config.score_threshold)
+    expected = predictor(tmp_path / "image.jpg", score_threshold=side.model.config.score_threshold)
     (alone, again) = side.detections
     assert len(alone) == len(again) == len(expected) == 5
     np.testing.assert_allclose(alone.xyxy, expected.xyxy, rtol=1e-4, atol=1e-3)
@@ -127,18 +127,18 @@ def test_ours_is_what_the_predictor_does(tmp_path: Path) -> None:
 
 
 def test_prepared_weights_are_kept_for_other_processes(tmp_path: Path) -> None:
-    first, second = (Workshop(plan(), tmp_path)._ours for _ in range(2))
+    first, second = (PipelineFactory(plan(), tmp_path)._ours for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     (other := tmp_path / "other").mkdir()
     assert not torch.equal(
-        first.head.class_logits.weight, Workshop(plan(), other)._ours.head.class_logits.weight
+        first.head.class_logits.weight, PipelineFactory(plan(), other)._ours.head.class_logits.weight
     )
 
 
 def test_trained_weights_are_taken(tmp_path: Path) -> None:
     model = EmbedMask(small_config())
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    taken = Workshop(plan(weights=tmp_path / "w.safetensors"), tmp_path)._ours
+    taken = PipelineFactory(plan(weights=tmp_path / "w.safetensors"), tmp_path)._ours
     assert torch.equal(taken.head.box.weight, model.head.box.weight)
     assert compare(plan(weights=tmp_path / "w.safetensors"))["plan"]["weights"] == "trained"
 
@@ -153,18 +153,18 @@ def test_trained_weights_are_taken(tmp_path: Path) -> None:
         (800, (3000, 4000), (800, 1066)),
     ],
 )
-def test_pictures_are_never_enlarged(
+def test_images_are_never_enlarged(
     short: int | None, image_size: tuple[int, int], seen: tuple[int, int]
 ) -> None:
     asked = plan(config=small_config(image_short_side=short), image_size=image_size)
     assert asked.network_size == seen
 
 
-def test_both_sides_see_pictures_of_one_size(tmp_path: Path) -> None:
+def test_both_sides_see_images_of_one_size(tmp_path: Path) -> None:
     asked = plan(config=small_config(image_short_side=100), image_size=(150, 211))
-    workshop = Workshop(asked, tmp_path)
+    workshop = PipelineFactory(asked, tmp_path)
     ours, theirs = (
-        workshop.make(Key(who, setting, 1)) for who, setting in ((OURS, "torch"), (THEIRS, "float32"))
+        workshop.make(RunId(who, setting, 1)) for who, setting in ((OURS, "torch"), (THEIRS, "float32"))
     )
     for side in (ours, theirs):
         side.stages()["read"]()
@@ -210,7 +210,7 @@ def test_sides_take_turns() -> None:
     assert {len(seconds) for side in times.values() for seconds in side.values()} == {3}
 
 
-def test_medians_and_quartiles_are_per_picture() -> None:
+def test_medians_and_quartiles_are_per_image() -> None:
     times = {"whole": [1.0, 2.0, 3.0, 4.0, 100.0]}
     assert medians(times, 2) == {"whole": 1.5}
     assert quartiles(times, 2) == {"whole": [1.0, 2.0]}
@@ -245,9 +245,9 @@ def test_peaks_are_those_of_the_steps() -> None:
 
 
 def test_engines_share_one_model(tmp_path: Path) -> None:
-    workshop = Workshop(plan(), tmp_path)
-    side = workshop.make(Key(OURS, "torch", 1))
-    assert isinstance(side, EmbedMaskSide)
+    workshop = PipelineFactory(plan(), tmp_path)
+    side = workshop.make(RunId(OURS, "torch", 1))
+    assert isinstance(side, EmbedMaskPipeline)
     before = side.model.state_dict()
     make_network(side.model, "torch", torch.bfloat16)
     assert all(torch.equal(value, before[name]) for name, value in workshop._ours.state_dict().items())

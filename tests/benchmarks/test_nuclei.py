@@ -28,7 +28,7 @@ from embedmask.model.build import build_model
 from embedmask.weights.checkpoint import save
 
 sys.path.append(str(BENCHMARKS))  # its scripts import each other
-nuclei, nuclei_page, pictures = map(load_script, ("nuclei", "nuclei_page", "nuclei_pictures"))
+nuclei, nuclei_page, images = map(load_script, ("nuclei", "nuclei_page", "nuclei_images"))
 KEPT_KEYS = ("image_id", "category_id", "segmentation")
 BEGIN, END = nuclei_page.BEGIN, nuclei_page.END
 
@@ -53,7 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Path]) -> Path:
-    """Five pictures in two modalities, all but the last of the site `a`; some results of ours are their truth."""
+    """Five images in two modalities, all but the last of the site `a`; some results of ours are their truth."""
     folder = tmp_path_factory.mktemp("nuclei") / "set"
     make_shapes(folder, train=1, val=5, size=64)
     content = json.loads((folder / "val.json").read_text())
@@ -82,7 +82,7 @@ def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def run_here(prepare: Any, *args: Any) -> dict[str, float]:
         for step in prepare(*args).values():
             step()
-        return {"before": 100.0, "pictures": 321.0}
+        return {"before": 100.0, "images": 321.0}
 
     monkeypatch.setattr(nuclei, "peaks_in_own_process", run_here)
     (tmp_path / "results.md").write_text(f"# Results\nby hand\n{BEGIN}\nold text\n{END}\nby hand too\n")
@@ -115,7 +115,7 @@ def test_a_row_is_what_evaluation_says(data: Path, weights: dict[str, Path], doc
         assert np.mean(values) == pytest.approx(expected[f"{kind}/AP"])
     assert [len(curve) for curve in row["precision"].values()] == [101] * 3
     assert row["model"]["kind"] == "EmbedMask"
-    assert row["memory_mb"] == {"before": 100.0, "pictures": 321.0}
+    assert row["memory_mb"] == {"before": 100.0, "images": 321.0}
     assert str(data) not in json.dumps(row)
 
 
@@ -129,7 +129,7 @@ def test_a_row_can_be_of_a_model_with_changed_fields(
     assert few["metrics"]["segm/AR"] < whole["metrics"]["segm/AR"]
 
 
-def test_figures_of_some_pictures(tmp_path: Path) -> None:
+def test_figures_of_some_images(tmp_path: Path) -> None:
     size, mask = (20, 20), ellipse((20, 20), (9, 9), (5, 5))
     truth = make_truth([as_annotation(n, n, 7, mask) for n in (1, 2)], {1: size, 2: size}, [7])
     for image, modality in zip(truth["images"], ("dark", "bright"), strict=True):
@@ -147,22 +147,22 @@ def test_figures_of_some_pictures(tmp_path: Path) -> None:
     assert nuclei.figures(evaluator, 0.6)["metrics"]["matching/mAP"] == 0
 
 
-def test_every_picture_is_shown_to_all_in_turn(data: Path) -> None:
+def test_every_image_is_shown_to_all_in_turn(data: Path) -> None:
     shown: list[tuple[str, float]] = []
 
     def predictor(name: str) -> Any:
         return SimpleNamespace(find=lambda images, score_threshold: shown.append((name, score_threshold)))
 
     both = {"a": predictor("a"), "b": predictor("b")}
-    seconds = nuclei.seconds_a_picture(both, {"a": 0.4, "b": 0.2}, CocoInstances.open(data, "val"))
-    assert shown == [("a", 0.4), ("b", 0.2)] * 6  # the first picture twice
+    seconds = nuclei.seconds_an_image(both, {"a": 0.4, "b": 0.2}, CocoInstances.open(data, "val"))
+    assert shown == [("a", 0.4), ("b", 0.2)] * 6  # the first image twice
     assert list(seconds) == ["a", "b"]
 
 
 def test_a_training_is_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds,segm/AP\n1,10,900,0.1\n2,20,2700,\n")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"train": {"batch_size": 8}}))
-    expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "pictures": 160}
+    expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "images": 160}
     assert nuclei.training_facts(tmp_path) == expected
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds\n")
     with pytest.raises(BadInput, match="no epoch yet"):
@@ -194,7 +194,7 @@ def test_the_page_shows_every_row_and_keeps_what_is_by_hand(
     assert "| StarDist | 0.864 |" in published
     assert "| **Mask R-CNN** |" in published
     assert text.count('"Ours=') == 2  # in the commands that time and draw
-    assert "All kinds" not in published  # its pictures are others
+    assert "All kinds" not in published  # its images are others
     assert "on 4 validation images (`site=a`)" in published
     for name in kept["rows"]:
         assert f"\n| {name} | " in beside
@@ -204,9 +204,9 @@ def test_the_page_shows_every_row_and_keeps_what_is_by_hand(
     ratio = times["seconds"]["Mask R-CNN"] / times["seconds"]["Ours"]
     milliseconds = 1000 * times["seconds"]["Mask R-CNN"]
     assert f"| Mask R-CNN | {milliseconds:.0f} | {ratio:.2f} | 100 | 321 |" in beside
-    assert "| All kinds | " not in beside.partition("ms a picture")[2]  # was not timed
+    assert "| All kinds | " not in beside.partition("ms an image")[2]  # was not timed
     shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
-    assert len(shown) == 3 + 4 + 1  # charts, four pictures are all there are, the close look
+    assert len(shown) == 3 + 4 + 1  # charts, four images are all there are, the close look
     for name in shown:
         assert min(Image.open(docs / name).size) >= 128
 
@@ -256,19 +256,19 @@ def test_published_means() -> None:
     assert means == [0.594, 0.598, 0.606, 0.666, 0.703, 0.706, 0.715]
 
 
-def test_pictures_are_chosen_by_rank() -> None:
-    assert pictures.ranked({n: n / 10 for n in range(1, 8)}) == {
+def test_images_are_chosen_by_rank() -> None:
+    assert images.ranked({n: n / 10 for n in range(1, 8)}) == {
         "best_1": 7, "best_2": 6, "middle_1": 5, "middle_2": 4, "worst_2": 2, "worst_1": 1,
     }  # fmt: skip
-    assert list(pictures.ranked({1: 0.5, 2: 0.1, 3: 0.9}).values()) == [3, 1, 2]
-    assert pictures.ranked({1: 0.5}) == {"best_1": 1}
+    assert list(images.ranked({1: 0.5, 2: 0.1, 3: 0.9}).values()) == [3, 1, 2]
+    assert images.ranked({1: 0.5}) == {"best_1": 1}
 
 
 def test_partners_share_a_colour() -> None:
     truth, found = np.zeros((2, 12, 12), np.int32)
     truth[:4, :4], truth[6:, 6:], truth[0, 11] = 1, 2, 3
     found[6:, 6:], found[:4, :3], found[10:, :2] = 1, 2, 3
-    of_truth, of_found = pictures.partners(truth, found)
+    of_truth, of_found = images.partners(truth, found)
     assert of_found[1].tolist() == of_truth[2].tolist() != of_truth[1].tolist() == of_found[2].tolist()
     assert of_truth[3].tolist() == of_found[3].tolist() == [255] * 3
     assert not (of_truth[1:3] == 255).all(1).any()
@@ -280,12 +280,12 @@ def test_outlines_lie_inside_objects() -> None:
     colors = np.array([[0, 0, 0], [255, 0, 0]], float)
     whole = (slice(0, 10), slice(0, 10))
     grey = np.full((10, 10, 3), 7, np.uint8)
-    scene = pictures.outlined(grey, labels, colors, whole, 2)
+    scene = images.outlined(grey, labels, colors, whole, 2)
     painted = (scene == [255, 0, 0]).all(2)
     assert painted.sum() == 8 * 8 - 6 * 6
     assert painted[4:12, 4:12].sum() == painted.sum()
-    colors[1] = pictures.WHITE
-    thick = (pictures.outlined(grey, labels, colors, whole, 2) == 255).all(2)
+    colors[1] = images.WHITE
+    thick = (images.outlined(grey, labels, colors, whole, 2) == 255).all(2)
     assert thick.sum() == 8 * 8 - 4 * 4
 
 
@@ -293,9 +293,9 @@ def test_the_most_crowded_place() -> None:
     labels = np.zeros((60, 100), np.int32)
     for label, (y, x) in enumerate([(5, 5), (50, 90), (55, 95), (45, 80)], start=1):
         labels[y - 1 : y + 2, x - 1 : x + 2] = label
-    (rows, columns), count = pictures.crowded_place(labels, 30)
+    (rows, columns), count = images.crowded_place(labels, 30)
     assert count == 3
     assert (labels[rows, columns] > 1).sum() == 27
     assert labels[rows, columns].shape == (30, 30)
-    assert pictures.crowded_place(labels, 256) == ((slice(0, 256), slice(0, 256)), 4)
-    assert pictures.crowded_place(np.zeros_like(labels), 30)[1] == 0
+    assert images.crowded_place(labels, 256) == ((slice(0, 256), slice(0, 256)), 4)
+    assert images.crowded_place(np.zeros_like(labels), 30)[1] == 0

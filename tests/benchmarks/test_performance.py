@@ -12,14 +12,14 @@ from PIL import Image
 from scripts import load_script
 from small_models import small_config
 
-from embedmask.benchmark.compare import Plan
+from embedmask.benchmark.compare import BenchConfig
 
 benchmark = load_script("performance")
 
 STAGES = ("read", "resize", "preprocess", "network", "proposals", "masks", "results")
 
 
-def canned(plan: Plan) -> dict[str, Any]:
+def canned(plan: BenchConfig) -> dict[str, Any]:
     """A report of the form of `compare`'s, in which a megapixel takes 1 s and a detection 1 ms."""
     sides = [*(f"embedmask {e}" for e in plan.engines), *(f"torchvision {s}" for s in plan.settings)]
     names = [side + (f", batch {batch}" if batch > 1 else "") for batch in plan.batches for side in sides]
@@ -52,7 +52,7 @@ def canned(plan: Plan) -> dict[str, Any]:
 def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Every section of a processor, as it comes back from its file."""
     monkeypatch.setattr(benchmark, "compare", lambda plan, progress: canned(plan))
-    plan = Plan(config=small_config(), image_size=(64, 96), settings=("float32", "bfloat16"))
+    plan = BenchConfig(config=small_config(), image_size=(64, 96), settings=("float32", "bfloat16"))
     found: dict[str, Any] = json.loads(
         json.dumps({name: measure(plan) for name, measure in benchmark.SECTIONS.items()})
     )
@@ -91,8 +91,8 @@ def test_plots_are_drawn(results: dict[str, Any], tmp_path: Path) -> None:
         "variants",
     }
     for file in tmp_path.iterdir():
-        with Image.open(file) as picture:
-            assert len(picture.convert("RGB").getcolors(10**6) or []) > 10
+        with Image.open(file) as image:
+            assert len(image.convert("RGB").getcolors(10**6) or []) > 10
 
 
 def test_a_section_replaces_its_own_figures(
@@ -115,10 +115,10 @@ def test_a_section_replaces_its_own_figures(
     assert page.startswith("# Performance")
 
 
-def test_crowds_share_the_picture(results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Plan] = []
+def test_crowds_share_the_image(results: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[BenchConfig] = []
     monkeypatch.setattr(benchmark, "run", plans.append)
-    benchmark.by_instances(Plan(config=small_config()))
+    benchmark.by_instances(BenchConfig(config=small_config()))
     crowded = plans[len(plans) // 2 :]
     assert [plan.detections for plan in crowded] == [10, 30, 100, 300, 1000]
     covered = [plan.detections * plan.box_cells**2 for plan in crowded]
@@ -126,9 +126,9 @@ def test_crowds_share_the_picture(results: dict[str, Any], monkeypatch: pytest.M
 
 
 def test_the_matrix_rate_and_the_operations() -> None:
-    plan = Plan(config=small_config(), image_size=(64, 96), device="cpu")
+    plan = BenchConfig(config=small_config(), image_size=(64, 96), device="cpu")
     found = benchmark.matrix_share(plan)
-    double = benchmark.matrix_share(Plan(config=small_config(), image_size=(128, 96), device="cpu"))
+    double = benchmark.matrix_share(BenchConfig(config=small_config(), image_size=(128, 96), device="cpu"))
     assert found["matrix_per_second"] > 1e8
     # the coarsest levels are one cell high in both
     assert 1.8 * found["network_operations"] < double["network_operations"] <= 2 * found["network_operations"]

@@ -33,5 +33,5 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def eager(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that finds something in every picture."""
+    """A model that finds something in every image."""
     return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")

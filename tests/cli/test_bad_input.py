@@ -24,7 +24,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "polygon of 2 points": lambda a: a["annotations"][0].update(segmentation=[[1, 1, 5, 5]]),
     "two points": two_points,
     "mask of another size": lambda a: a["annotations"][0].update(segmentation=rle(7, 9)),
-    "missing picture": lambda a: a["images"][0].update(file_name="absent.jpg"),
+    "missing image file": lambda a: a["images"][0].update(file_name="absent.jpg"),
     "no annotations": lambda a: a.pop("annotations"),
 }
 
@@ -60,7 +60,7 @@ class TestBadData:
         assert "val.json" in fails(capsys, "eval", "--weights", eager, "--data", data)
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_truncated_picture_stops_training_cleanly(
+    def test_truncated_image_stops_training_cleanly(
         self, workers: int, recipe: str, tmp_path: Path, capsys: Any
     ) -> None:
         data, out = tmp_path / "data", tmp_path / "out"

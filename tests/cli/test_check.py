@@ -20,26 +20,26 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def test_a_sound_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture, report = tmp_path / "counts.png", tmp_path / "report.json"
-    assert main(["data", "check", str(shapes), "--out", str(picture), "--json", str(report)]) == 0
+    image, report = tmp_path / "counts.png", tmp_path / "report.json"
+    assert main(["data", "check", str(shapes), "--out", str(image), "--json", str(report)]) == 0
     out = capsys.readouterr().out
-    assert "train: train.json beside images/\n8 pictures" in out
+    assert "train: train.json beside images/\n8 images" in out
     assert "class" in out
     assert out.splitlines()[-1].startswith("0 errors, ")
     assert out.rstrip().endswith(": training can start")
     written = json.loads(report.read_text())
     assert written["fatal"] is False
     assert set(written["splits"]) == {"train", "val"}
-    with Image.open(picture) as drawn:
+    with Image.open(image) as drawn:
         assert drawn.width > drawn.height > 100
 
 
-def test_a_name_that_is_no_picture_s_is_refused(
+def test_a_name_that_is_no_image_s_is_refused(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new"
     assert main(["data", "check", str(shapes), "--quick", "--out", str(folder / "counts.abc")]) == 2
-    assert "not the name of a picture" in capsys.readouterr().err
+    assert "not the name of an image" in capsys.readouterr().err
     assert not folder.exists()
 
 
@@ -78,7 +78,7 @@ def test_problems_are_drawn_close_up(
     assert white[30:-1, 330:].any(0).any()  # the border of the image that the second object leaves
 
 
-def test_pictures_that_cannot_be_read_are_left_out_of_the_sheets(shapes: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_left_out_of_the_sheets(shapes: Path, tmp_path: Path) -> None:
     for path in sorted((shapes / "images").iterdir()):
         path.write_bytes(path.read_bytes()[:200])
     out = tmp_path / "check"

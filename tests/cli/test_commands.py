@@ -166,7 +166,7 @@ class TestEval:
         assert "are crowds" in crowds
         assert head.split()[:2] == ["AP", "AP50"]
 
-    def test_pictures_of_another_size(
+    def test_images_of_another_size(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """EmbedMask-600 of Table 1 is a trained model, tested so."""

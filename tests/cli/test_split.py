@@ -60,7 +60,7 @@ def test_training_resuming_and_evaluation_hold_out_the_same(
         main(["data", "show", str(no_val), "--split", "val", "--val-fraction", "0.25", "--out", str(sheet)])
         == 0
     )
-    assert capsys.readouterr().out.startswith("2 pictures of val")
+    assert capsys.readouterr().out.startswith("2 images of val")
 
 
 def test_a_new_data_set(no_val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def run_lengths(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """`make(annotations, sizes, pixels, categories, split)` -> data folder; by default one picture, id 5."""
+    """`make(annotations, sizes, pixels, categories, split)` -> data folder; by default one image, id 5."""
 
     def make(
         annotations: list[dict[str, Any]],

@@ -56,8 +56,8 @@ def _png(values: Values) -> Callable[[Path], None]:
 
 
 def _pillow(values: Values, mode: str | None = None, **options: Any) -> Callable[[Path], None]:
-    picture = Image.fromarray(values)
-    return lambda path: (picture if mode is None else picture.convert(mode)).save(path, **options)
+    image = Image.fromarray(values)
+    return lambda path: (image if mode is None else image.convert(mode)).save(path, **options)
 
 
 def containers() -> dict[str, Callable[[Path], None]]:

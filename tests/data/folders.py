@@ -17,7 +17,7 @@ SIZE = (40, 30)
 Rectangle = tuple[int, int, int, int, int]
 """Class, x, y, width, height; whole px."""
 Scene = Mapping[str, list[Rectangle]]
-"""Name of a picture -> its objects."""
+"""Name of an image -> its objects."""
 SCENES: dict[str, Scene] = {
     "train": {"a": [(0, 4, 6, 10, 8), (1, 14, 6, 5, 8)], "b": []},
     "val": {"c": [(1, 0, 0, 30, 40)], "d": [(0, 1, 2, 3, 4), (0, 4, 2, 3, 4), (1, 20, 30, 5, 6)]},
@@ -31,8 +31,8 @@ def change_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(content))
 
 
-def write_pictures(folder: Path, split: str, suffix: str = ".png") -> None:
-    """Grey noise, each picture its own."""
+def write_images(folder: Path, split: str, suffix: str = ".png") -> None:
+    """Grey noise, each image its own."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SCENES[split]:
         pixels = np.random.default_rng(ord(name)).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
@@ -63,21 +63,21 @@ def coco_content(split: str, ids: tuple[int, int], annotated: bool = True) -> di
 
 def write_plain(folder: Path) -> None:
     for split in SCENES:
-        write_pictures(folder / "images", split)
+        write_images(folder / "images", split)
         (folder / f"{split}.json").write_text(json.dumps(coco_content(split, (3, 90))))
 
 
 def write_coco(folder: Path) -> None:
     (folder / "annotations").mkdir(parents=True)
     for split in SCENES:
-        write_pictures(folder / f"{split}2017", split)
+        write_images(folder / f"{split}2017", split)
         content = json.dumps(coco_content(split, (1, 2)))
         (folder / f"annotations/instances_{split}2017.json").write_text(content)
 
 
 def write_roboflow(folder: Path) -> None:
     for split, name in (("train", "train"), ("val", "valid")):
-        write_pictures(folder / name, split)
+        write_images(folder / name, split)
         content = coco_content(split, (1, 2))
         for category in content["categories"]:
             category["supercategory"] = "shapes"
@@ -87,16 +87,16 @@ def write_roboflow(folder: Path) -> None:
 
 def write_yolo(folder: Path) -> None:
     for split, scene in SCENES.items():
-        write_pictures(folder / "images" / split, split)
+        write_images(folder / "images" / split, split)
         for name, objects in scene.items():
-            if objects:  # a picture without file has no objects
+            if objects:  # an image without file has no objects
                 write_lines(folder / "labels" / split / f"{name}.txt", objects)
     data = {"path": ".", "train": "images/train", "val": "images/val", "names": dict(enumerate(NAMES))}
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
 
 
 def write_lines(file: Path, objects: list[Rectangle]) -> None:
-    """A text file of polygons, as fractions of the picture."""
+    """A text file of polygons, as fractions of the image."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scale = np.tile([SIZE[1], SIZE[0]], 4)
     lines = [
@@ -113,7 +113,7 @@ def write_label_images(
         images, masks = (
             folder / split / kind if split_first else folder / kind / split for kind in ("images", "masks")
         )
-        write_pictures(images, split)
+        write_images(images, split)
         masks.mkdir(parents=True)
         for name, objects in scene.items():
             labels = np.zeros(SIZE, dtype=dtype)

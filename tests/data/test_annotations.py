@@ -15,7 +15,7 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.problems import Problem
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
-from embedmask.evaluation.truth import read_truth
+from embedmask.evaluation.ground_truth import read_ground_truth
 
 from .conftest import MakeFolder, annotation, polygon, run_lengths
 
@@ -49,7 +49,7 @@ def test_memory_is_that_of_the_numbers(tmp_path: Path) -> None:
     assert peak < 4 * file.stat().st_size + 2e6
 
 
-def test_a_picture_of_1964_objects(make_folder: MakeFolder) -> None:
+def test_an_image_of_1964_objects(make_folder: MakeFolder) -> None:
     spots = [(2 * (i % 45), 2 * (i // 45)) for i in range(1964)]
     objects = [
         annotation(i, segmentation=[polygon(x, y, 2, 2)], bbox=[x, y, 2, 2]) for i, (x, y) in enumerate(spots)
@@ -90,7 +90,7 @@ def test_degenerate_objects_are_refused_or_dropped(make_folder: MakeFolder, kind
     dataset = CocoInstances.open(folder, "train", degenerate="drop")
     assert len(dataset[0][1]) == 1
     assert dataset.layout.endswith("; 1 degenerate objects of train left out")
-    truth = read_truth(dataset.ground_truth)
+    truth = read_ground_truth(dataset.ground_truth)
     assert [entry["iscrowd"] for entry in truth.records[5]] == [0, 1]
     assert [list(truth.sizes), list(truth.categories)] == [[5], [7, 90]]
 

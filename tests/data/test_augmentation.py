@@ -1,4 +1,4 @@
-"""What every augmentation must keep: picture, masks and boxes tell the same, and only the generator decides."""
+"""What every augmentation must keep: image, masks and boxes tell the same, and only the generator decides."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 
 from embedmask.config import DataConfig
 from embedmask.data.coco import CocoInstances
+from embedmask.data.geometry import GeometricTransform, rotate_patch
 from embedmask.data.loader import train_loader
 from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import parse_segmentation
 from embedmask.data.transforms import TrainTransform
-from embedmask.data.views import View, rotate_patch
 from embedmask.errors import BadInput
 
 from .conftest import MakeFolder, annotation, run_lengths
-from .pictures import Pair, ellipse, outline, rectangles, scene, seeded, slow_boxes
+from .images import Pair, ellipse, outline, rectangles, scene, seeded, slow_boxes
 
 PLAIN: dict[str, Any] = {"short_sides": (), "flip_horizontal": 0.0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -64,7 +64,7 @@ def edge(masks: Tensor) -> Tensor:
 
 
 def drawn(rng: np.random.Generator, polygons: bool) -> tuple[Tensor, Annotations]:
-    """Up to three ellipses that cover less than half of a picture."""
+    """Up to three ellipses that cover less than half of an image."""
     size = (int(rng.integers(50, 80)), int(rng.integers(50, 80)))
     masks, objects = [np.zeros(size, bool)], []
     for _ in range(int(rng.integers(0, 4))):
@@ -103,7 +103,7 @@ def test_nothing_is_half_a_pixel_off(name: str) -> None:
             image, annotations, seeded(seed)
         )
         mask = target.dense_masks().float()
-        near = F.max_pool2d(mask, 7, 1, 3)  # further away there is the colour beside the picture
+        near = F.max_pool2d(mask, 7, 1, 3)  # further away there is the colour beside the image
         shifts.append(centre((seen * near)[0]) - centre(mask[0]))
     assert torch.stack(shifts).mean(0).abs().max() < 0.05
     assert torch.stack(shifts).abs().max() < 0.3
@@ -200,10 +200,10 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
     image[0, :10], image[2] = 200, 77
     _, annotations = scene(rectangles((10, 5, 30, 20), size=(20, 30)))
-    view = View((20, 30), (20, 30), (0, 0, 48, 48))
+    view = GeometricTransform((20, 30), (20, 30), (0, 0, 48, 48))
     seen, target = view.image(image), view.target(annotations, 1)
     assert torch.equal(seen[:, :20, :30], image)
-    around = View((20, 30), (20, 30), (-8, -3, 48, 48))
+    around = GeometricTransform((20, 30), (20, 30), (-8, -3, 48, 48))
     assert torch.equal(around.image(image)[:, 3:23, 8:38], image)
     assert around.target(annotations, 1).boxes.tolist() == [[18, 8, 38, 23]]
     for part in (seen[:, 20:], seen[:, :, 30:]):
@@ -212,7 +212,7 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
     assert target.dense_masks().shape == (1, 48, 48)
 
 
-def test_without_padding_small_pictures_stay_small() -> None:
+def test_without_padding_small_images_stay_small() -> None:
     views = [transform(crop_size=64).draw((20, 90), seeded(s)) for s in range(5)]
     assert {view.window_size for view in views} == {(20, 64)}
 
@@ -223,8 +223,8 @@ def test_without_padding_small_pictures_stay_small() -> None:
 def test_angles_turn_as_right_angles_do() -> None:
     image, annotations = scene(rectangles((5, 10, 30, 25), (33, 30, 36, 39), size=(40, 40)))
     for turns in range(4):
-        angled = View((40, 40), (40, 40), (0, 0, 40, 40), angle=90.0 * turns)
-        turned = View((40, 40), (40, 40), (0, 0, 40, 40), turns=turns)
+        angled = GeometricTransform((40, 40), (40, 40), (0, 0, 40, 40), angle=90.0 * turns)
+        turned = GeometricTransform((40, 40), (40, 40), (0, 0, 40, 40), turns=turns)
         assert torch.equal(angled.image(image), turned.image(image))
         one, other = angled.target(annotations, 1), turned.target(annotations, 1)
         assert torch.equal(one.dense_masks(), other.dense_masks())
@@ -232,13 +232,13 @@ def test_angles_turn_as_right_angles_do() -> None:
 
 
 def test_a_rotated_crop_shows_what_lies_beside_it() -> None:
-    """Corners are filled from the picture where there is one, with its mean colour where there is none."""
+    """Corners are filled from the image where there is one, with its mean colour where there is none."""
     image = torch.full((3, 100, 100), 180, dtype=torch.uint8)
-    assert (View((100, 100), (100, 100), (30, 30, 70, 70), angle=45).image(image) == 180).all()
+    assert (GeometricTransform((100, 100), (100, 100), (30, 30, 70, 70), angle=45).image(image) == 180).all()
     image[:, :, :50] = 60
-    corner = View((100, 100), (100, 100), (60, 0, 100, 40), angle=45).image(image)
+    corner = GeometricTransform((100, 100), (100, 100), (60, 0, 100, 40), angle=45).image(image)
     assert corner.shape == (3, 40, 40)
-    assert corner[:, 0, 0].min() > 130  # above the picture: not black
+    assert corner[:, 0, 0].min() > 130  # above the image: not black
 
 
 @given(
@@ -267,13 +267,13 @@ def test_rotated_patches_are_rotated_pixels(
     assert not found[depth < -1e-6].any()
 
 
-def test_memory_follows_the_crop_not_the_picture() -> None:
-    """200 objects of a picture of 36 million pixels, as whole masks, would be 7 GB."""
+def test_memory_follows_the_crop_not_the_image() -> None:
+    """200 objects of an image of 36 million pixels, as whole masks, would be 7 GB."""
     size = (6000, 6000)
     place = np.random.default_rng(0).uniform(50, 5900, (200, 2))
     polygons = [parse_segmentation([outline((x, y), (30, 40), 0.3)], size) for x, y in place]
     annotations = Annotations(np.zeros(200, np.int64), polygons, size, 1)
-    view = View(size, size, (2900, 2900, 3156, 3156), angle=33.0)
+    view = GeometricTransform(size, size, (2900, 2900, 3156, 3156), angle=33.0)
     tracemalloc.start()
     target = view.target(annotations, 1)
     peak = tracemalloc.get_traced_memory()[1]
@@ -309,6 +309,6 @@ def test_the_default_is_the_papers_own_set() -> None:
     for seed in range(8):
         image, annotations = items.items[0]
         seen, _ = TrainTransform(DataConfig())(image, annotations, seeded(seed), items)
-        whole = View((60, 80), (800, 1066), (0, 0, 1066, 800)).image(image)
+        whole = GeometricTransform((60, 80), (800, 1066), (0, 0, 1066, 800)).image(image)
         assert torch.equal(seen, whole) or torch.equal(seen, whole.flip(-1))
     assert items.read == []

@@ -1,4 +1,4 @@
-"""docs/augmentation.md: its blocks are recipes, its pictures are there, and no augmentation is forgotten."""
+"""docs/augmentation.md: its blocks are recipes, its images are there, and no augmentation is forgotten."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def test_every_block_is_part_of_a_recipe() -> None:
         assert recipe.data != DataConfig()
 
 
-def test_every_block_has_its_picture_and_they_are_small() -> None:
+def test_every_block_has_its_image_and_they_are_small() -> None:
     names = re.findall(r"```\n!\[[^\]]+\]\(([^)]+)\)", TEXT)
     assert len(names) == TEXT.count("```yaml")
     paths = [PAGE.parent / name for name in names]
     assert sorted(paths) == sorted((PAGE.parent / "augmentation").iterdir())
     for path in paths:
-        with Image.open(path) as picture:
-            assert picture.width >= 600
+        with Image.open(path) as image:
+            assert image.width >= 600
     assert sum(path.stat().st_size for path in paths) < 1_500_000
 
 
-def test_every_field_that_changes_pictures_is_explained() -> None:
+def test_every_field_that_changes_images_is_explained() -> None:
     read = set(re.findall(r"config\.(\w+)", inspect.getsource(transforms.TrainTransform)))
     read &= {field.name for field in dataclasses.fields(DataConfig)}
     assert {"rotate", "copy_paste", "blur"} <= read

@@ -103,7 +103,7 @@ EVERYTHING = {
     "object twice": 1,
     "bad box": 1,
     "bad area": 1,
-    "same picture twice": 1,
+    "same image twice": 1,
     "leak": 1,
 }
 
@@ -119,7 +119,7 @@ def test_everything_is_in_one_report(tmp_path: Path) -> None:
     assert "gone.png" in messages["missing image"]
     assert "cut.png" in messages["broken image"]
     assert "large.png: is (40, 31)" in messages["wrong size"]
-    assert "d.png of val: is the same picture as" in messages["leak"]
+    assert "d.png of val: is the same image as" in messages["leak"]
     assert "b.png of train; remove one" in messages["leak"]
     assert "category 4 (ghost)" in messages["unused category"]
     assert "a.png: has 6 objects, but 3 detections" in messages["crowded image"]
@@ -127,7 +127,7 @@ def test_everything_is_in_one_report(tmp_path: Path) -> None:
     assert set(by_kind) == set(EVERYTHING)
     fatal = {problem.kind for problem in report.problems if problem.fatal}
     assert set(by_kind[: len(fatal)]) == fatal
-    assert {"leak", "same picture twice", "unused category", "crowded image", "tiny object"} <= set(
+    assert {"leak", "same image twice", "unused category", "crowded image", "tiny object"} <= set(
         by_kind
     ) - fatal
     assert json.loads(json.dumps(report.to_dict()))["problems"][0].keys() == {"kind", "message", "fatal"}
@@ -138,7 +138,7 @@ def test_a_quick_look_misses_what_must_be_decoded(tmp_path: Path) -> None:
     found = kinds(check_folder(tmp_path, max_detections=3, quick=True))
     assert set(EVERYTHING) - set(found) == {"broken image", "leak"}
     (tmp_path / "images/b.png").write_bytes((tmp_path / "images/d.png").read_bytes())
-    (tmp_path / "images/cut.png").write_bytes(b"no picture")
+    (tmp_path / "images/cut.png").write_bytes(b"no image")
     assert set(EVERYTHING) == set(kinds(check_folder(tmp_path, max_detections=3, quick=True)))
 
 
@@ -146,7 +146,7 @@ FATAL: dict[str, Callable[[Path], Any]] = {
     "two points": lambda f: change_json(
         f / "train.json", lambda c: c["annotations"][0].update(segmentation=[[4, 6, 3, 0]])
     ),
-    "picture gone": lambda f: (f / "images/b.png").unlink(),
+    "image gone": lambda f: (f / "images/b.png").unlink(),
     "other classes": lambda f: change_json(f / "val.json", lambda c: c["categories"][0].update(name="x")),
     "no val": lambda f: (f / "val.json").unlink(),
     "no json": lambda f: (f / "train.json").write_text("{"),
@@ -157,14 +157,14 @@ FATAL: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("case", FATAL)
 def test_training_says_what_the_report_says_first(tmp_path: Path, case: str) -> None:
     from embedmask.config import Recipe
-    from embedmask.training.datamodule import SplitPair
+    from embedmask.training.data_module import TrainValDataModule
 
     write_plain(tmp_path)
     FATAL[case](tmp_path)
     report = check_folder(tmp_path)
     assert report.fatal
     with pytest.raises(BadInput) as caught:
-        SplitPair(tmp_path, Recipe())
+        TrainValDataModule(tmp_path, Recipe())
     assert str(caught.value) == next(problem.message for problem in report.problems if problem.fatal)
 
 
@@ -194,7 +194,7 @@ def test_files_that_were_cut_short_are_named(tmp_path: Path, suffix: str, part: 
     change_json(tmp_path / "train.json", lambda c: c["images"][0].update(file_name=path.name))
     (problem,) = check_folder(tmp_path).problems
     assert (problem.kind, problem.fatal) == ("broken image", True)
-    assert problem.message.startswith(f"{path}: cannot be read as a picture")
+    assert problem.message.startswith(f"{path}: cannot be read as an image")
     with pytest.raises(BadInput) as caught:
         CocoInstances.open(tmp_path, "train")[0]
     assert str(caught.value) == problem.message
@@ -236,12 +236,12 @@ def test_a_bad_test_split_does_not_stop_training(tmp_path: Path) -> None:
     assert [(p.kind, p.fatal) for p in check_folder(tmp_path).problems] == [("unreadable annotations", False)]
 
 
-def test_pictures_meant_as_stored_are_no_problem(tmp_path: Path) -> None:
+def test_images_meant_as_stored_are_no_problem(tmp_path: Path) -> None:
     write_plain(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = Image.open(io.BytesIO((tmp_path / "images/a.png").read_bytes()))
-    picture.save(tmp_path / "images/a.png", exif=exif)
+    image = Image.open(io.BytesIO((tmp_path / "images/a.png").read_bytes()))
+    image.save(tmp_path / "images/a.png", exif=exif)
     for quick in (False, True):
         assert check_folder(tmp_path, quick=quick).problems == []
 

@@ -50,7 +50,7 @@ def test_every_kind_of_segmentation_gives_the_same_mask(make_folder: MakeFolder)
         np.testing.assert_array_equal(painted.numpy(), mask)
 
 
-def test_crowds_are_left_out_and_empty_pictures_kept(make_folder: MakeFolder) -> None:
+def test_crowds_are_left_out_and_empty_images_kept(make_folder: MakeFolder) -> None:
     crowd = annotation(2, iscrowd=1, segmentation=run_lengths(np.ones((40, 30), dtype=bool)))
     sizes = {9: (12, 8), 5: (40, 30), 3: (10, 10)}
     dataset = CocoInstances.open(make_folder([annotation(1), crowd], sizes), "train")
@@ -141,7 +141,7 @@ def test_files_that_are_not_annotations(make_folder: MakeFolder, content: bytes)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_picture_is_named(make_folder: MakeFolder) -> None:
+def test_a_damaged_image_is_named(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     path = dataset.image_path(0)
     path.write_bytes(path.read_bytes()[:60])
@@ -149,7 +149,7 @@ def test_a_damaged_picture_is_named(make_folder: MakeFolder) -> None:
         dataset[0]
 
 
-def test_a_picture_of_another_size_is_named(make_folder: MakeFolder) -> None:
+def test_an_image_of_another_size_is_named(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     Image.new("RGB", (30, 41)).save(dataset.image_path(0))
     with pytest.raises(BadInput, match=r"5\.png: is \(41, 30\).*says \(40, 30\) for image 5"):
@@ -157,7 +157,7 @@ def test_a_picture_of_another_size_is_named(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize("annotated_upright", [True, False])
-def test_pictures_with_exif_rotation_follow_their_annotations(
+def test_images_with_exif_rotation_follow_their_annotations(
     make_folder: MakeFolder, annotated_upright: bool
 ) -> None:
     stored = np.zeros((30, 40, 3), dtype=np.uint8)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from embedmask.data.colors import change_camera
 
-from .pictures import seeded
+from .images import seeded
 
 
 def noisy_square(side: int = 40) -> Tensor:

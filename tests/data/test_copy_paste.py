@@ -15,7 +15,7 @@ from embedmask.data.packed import Annotations
 from embedmask.data.transforms import TrainTransform
 from embedmask.structures import Target
 
-from .pictures import Pair, rectangles, scene, seeded, slow_boxes
+from .images import Pair, rectangles, scene, seeded, slow_boxes
 
 
 def item(
@@ -130,7 +130,7 @@ def transform(**fields: Any) -> TrainTransform:
     return TrainTransform(DataConfig(**{"short_sides": (), "flip_horizontal": 0.0, **fields}))
 
 
-def test_empty_pictures_on_either_side() -> None:
+def test_empty_images_on_either_side() -> None:
     full = scene(rectangles((5, 5, 40, 30), (50, 20, 79, 55)))
     empty = (torch.zeros(3, 50, 90, dtype=torch.uint8), Annotations(np.zeros(0, np.int64), [], (50, 90), 12))
     made = transform(copy_paste=1.0)
@@ -158,8 +158,8 @@ def test_pasting_happens_as_often_as_said() -> None:
 
 
 @pytest.mark.parametrize("fields", [{}, {"rotate": 90.0}, {"crop_size": 32, "crop_pad": True}])
-def test_both_pictures_are_jittered(fields: dict[str, Any]) -> None:
-    """The pasted objects change size from draw to draw, and the picture beneath does too."""
+def test_both_images_are_jittered(fields: dict[str, Any]) -> None:
+    """The pasted objects change size from draw to draw, and the image beneath does too."""
     one, other = scene(rectangles((8, 8, 28, 28))), scene(rectangles((40, 20, 60, 40)))
     other[1].labels[:] = 7
     made = transform(copy_paste=1.0, scale_range=(0.4, 1.2), **fields)

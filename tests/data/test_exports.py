@@ -14,13 +14,13 @@ from embedmask.data.layouts import find_split
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 
-from .folders import SCENES, coco_content, write_pictures, write_plain, write_yolo
+from .folders import SCENES, coco_content, write_images, write_plain, write_yolo
 
 
 def write_export(
     folder: Path, split: str, images: str, annotations: str, *, prefix: str = "", encoding: str = "utf-8"
 ) -> None:
-    write_pictures(folder / images, split)
+    write_images(folder / images, split)
     content = coco_content(split, (1, 2))
     for image in content["images"]:
         image["file_name"] = prefix + image["file_name"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from embedmask.data.check import check_folder
 from embedmask.data.coco import CocoInstances
-from embedmask.data.formats import describe_unread, is_picture
+from embedmask.data.formats import describe_unread, is_image_file
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
 
@@ -27,7 +27,7 @@ from .folders import write_label_images, write_yolo
      ("a.nef", False), ("a.czi", False), ("a.pdf", False), ("a.txt", False), (".a.jpg", False), ("jpg", False)],
 )  # fmt: skip
 def test_images_are_known_by_their_endings(name: str, known: bool) -> None:
-    assert is_picture(Path(name)) is known
+    assert is_image_file(Path(name)) is known
 
 
 def test_unread_images_are_counted_and_named(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_is_named_outright_is_refused_with_advice(tmp_path: Path) -> None:
     tifffile.imwrite(preview, np.zeros((12, 16, 3), np.uint8), photometric="rgb")
     with pytest.raises(BadInput, match=r"b\.nef: .*only the preview.*; develop to TIFF or JPEG"):
         read_image(preview)
-    with pytest.raises(BadInput, match=r"c\.nef: no such picture"):
+    with pytest.raises(BadInput, match=r"c\.nef: no such image"):
         read_image(tmp_path / "c.nef")
 
 

@@ -121,7 +121,7 @@ def test_respelled_names_are_told_once(tmp_path: Path) -> None:
     (line,) = dataset.warning_lines()
     assert "2 names of images are read as those of existing files" in line
     noted: list[Problem] = []
-    CocoInstances(find_split(tmp_path, "val"), note=noted.append)
+    CocoInstances(find_split(tmp_path, "val"), on_issue=noted.append)
     assert [(problem.kind, problem.fatal) for problem in noted] == [("image name", False)]
 
 

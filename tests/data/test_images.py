@@ -26,8 +26,8 @@ def smooth(height: int, width: int) -> np.ndarray:
     )
 
 
-def save(picture: Image.Image, path: Path, **options: object) -> Path:
-    picture.save(path, **options)  # type: ignore[arg-type]
+def save(photo: Image.Image, path: Path, **options: object) -> Path:
+    photo.save(path, **options)  # type: ignore[arg-type]
     return path
 
 
@@ -41,15 +41,15 @@ def test_rgb_comes_back_exactly_from_every_source(tmp_path: Path) -> None:
             assert image.dtype == torch.uint8
             assert image.shape == (3, 7, 5)
             np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels)
-        assert opened.getpixel((0, 0)) == tuple(pixels[0, 0].tolist())  # the caller's picture stays usable
+        assert opened.getpixel((0, 0)) == tuple(pixels[0, 0].tolist())  # the caller's photo stays usable
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK", "RGBA", "YCbCr"])
 def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
-    picture = Image.fromarray(smooth(24, 16)).convert(mode)
+    photo = Image.fromarray(smooth(24, 16)).convert(mode)
     suffix = {"CMYK": "tif", "YCbCr": "tif"}.get(mode, "png")
-    image = read_image(save(picture, tmp_path / f"a.{suffix}"))
-    expected = np.asarray(picture.convert("RGB"))
+    image = read_image(save(photo, tmp_path / f"a.{suffix}"))
+    expected = np.asarray(photo.convert("RGB"))
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
@@ -60,11 +60,9 @@ def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
 
 
 def test_palette_with_transparency_keeps_the_palette_colours(tmp_path: Path) -> None:
-    picture = Image.fromarray(smooth(20, 20)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
-    path = save(picture, tmp_path / "a.png", transparency=bytes(range(0, 160, 10)))
-    np.testing.assert_array_equal(
-        read_image(path).permute(1, 2, 0).numpy(), np.asarray(picture.convert("RGB"))
-    )
+    photo = Image.fromarray(smooth(20, 20)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    path = save(photo, tmp_path / "a.png", transparency=bytes(range(0, 160, 10)))
+    np.testing.assert_array_equal(read_image(path).permute(1, 2, 0).numpy(), np.asarray(photo.convert("RGB")))
 
 
 @pytest.mark.parametrize(
@@ -91,10 +89,10 @@ def test_wide_integers_and_fractions_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
-    picture = Image.fromarray(smooth(24, 40))
+    photo = Image.fromarray(smooth(24, 40))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = save(picture, tmp_path / f"a.{suffix}", exif=exif)
+    path = save(photo, tmp_path / f"a.{suffix}", exif=exif)
     with Image.open(path) as opened:
         stored, upright = np.asarray(opened), np.asarray(ImageOps.exif_transpose(opened))
     np.testing.assert_array_equal(read_image(path).permute(1, 2, 0).numpy(), upright)
@@ -123,7 +121,7 @@ def cut(suffix: str) -> bytes:
         ("cut.jpg", cut("jpeg")),
         ("cut.png", cut("png")),
         ("cut.tif", cut("tiff")),
-        ("text.png", b"not a picture"),
+        ("text.png", b"not an image"),
         ("empty.png", b""),
         ("head.png", b"\x89PNG\r\n\x1a\n" + bytes(40)),
     ],
@@ -140,7 +138,7 @@ def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content:
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     for read in (read_image, read_size):
-        with pytest.raises(BadInput, match=r"none\.png: no such picture"):
+        with pytest.raises(BadInput, match=r"none\.png: no such image"):
             read(tmp_path / "none.png")
         with pytest.raises(BadInput, match="cannot be read"):
             read(tmp_path)
@@ -191,7 +189,7 @@ def test_what_pillow_takes_for_a_bomb_is_read_on_request(
     assert torch.equal(read_image(path, any_size=True), expected)
     assert torch.equal(read_image(path.read_bytes(), any_size=True), expected)
     assert Image.MAX_IMAGE_PIXELS == 100
-    with pytest.raises(BadInput, match="no such picture"):
+    with pytest.raises(BadInput, match="no such image"):
         read_image(tmp_path / "none.png", any_size=True)
     assert Image.MAX_IMAGE_PIXELS == 100
     assert [str(warning.message) for warning in recwarn] == []
@@ -200,12 +198,12 @@ def test_what_pillow_takes_for_a_bomb_is_read_on_request(
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "I", "F", "I;16"])
 def test_strips_leave_no_trace(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = np.arange(24 * 16).reshape(24, 16)
-    pictures = {
+    images = {
         "I": Image.fromarray(deep.astype(np.int32)),
         "F": Image.fromarray((deep / 500).astype(np.float32)),
         "I;16": Image.fromarray(deep.astype(np.uint16)),
     }
-    picture = pictures.get(mode) or Image.fromarray(smooth(24, 16)).convert(mode)
-    whole = read_image(picture)
+    photo = images.get(mode) or Image.fromarray(smooth(24, 16)).convert(mode)
+    whole = read_image(photo)
     monkeypatch.setattr("embedmask.data.depth.STRIP_VALUES", 5 * 16)
-    assert torch.equal(read_image(picture), whole)
+    assert torch.equal(read_image(photo), whole)

@@ -14,7 +14,7 @@ from embedmask.data.coco import CocoInstances, check_same_classes
 from embedmask.data.label_classes import read_table
 from embedmask.errors import BadInput
 
-from .folders import SCENES, SIZE, write_label_images, write_pictures
+from .folders import SCENES, SIZE, write_images, write_label_images
 
 NUMBERS = {
     split: {name: [1 + label for label, *_ in objects] for name, objects in scene.items()}
@@ -94,7 +94,7 @@ def test_classes_by_name(tmp_path: Path) -> None:
 def test_one_folder_for_each_class(tmp_path: Path, split_first: bool) -> None:
     for split, scene in SCENES.items():
         parts = (split, "{}") if split_first else ("{}", split)
-        write_pictures(
+        write_images(
             tmp_path.joinpath(*parts).with_name(parts[-1].format("images"))
             if split_first
             else tmp_path / "images" / split,
@@ -188,7 +188,7 @@ def test_stardist_s_folders_without_splits(tmp_path: Path) -> None:
 
 
 def test_a_file_for_each_object_is_no_folder_of_classes(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "images", "val")
+    write_images(tmp_path / "images", "val")
     for name in SCENES["val"]:
         (tmp_path / "masks" / name).mkdir(parents=True)
         Image.fromarray(np.ones(SIZE, np.uint8)).save(tmp_path / "masks" / name / "1.png")

@@ -14,7 +14,7 @@ from embedmask.data.label_images import label_objects
 from embedmask.data.layouts import find_split
 from embedmask.data.problems import Problem
 from embedmask.errors import BadInput
-from embedmask.evaluation.truth import read_truth
+from embedmask.evaluation.ground_truth import read_ground_truth
 
 from .folders import SCENES, SIZE, write_label_images
 
@@ -56,7 +56,7 @@ def test_endings_of_names(tmp_path: Path, ending: str) -> None:
     assert len(CocoInstances.open(tmp_path, "val")[1][1]) == 3
 
 
-def test_label_images_among_the_pictures(tmp_path: Path) -> None:
+def test_label_images_among_the_images(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     for split in SCENES:
         for path in [*(tmp_path / split).glob("*/*.*")]:
@@ -76,13 +76,13 @@ def test_pieces_of_one_number_are_one_object(tmp_path: Path) -> None:
     np.testing.assert_array_equal(target.dense_masks()[0].numpy(), labels > 0)
 
 
-def test_palette_pictures_are_read_by_number(tmp_path: Path) -> None:
+def test_palette_images_are_read_by_number(tmp_path: Path) -> None:
     write_label_images(tmp_path, np.uint8, ".png")
     file = tmp_path / "val/masks/d.png"
-    picture = Image.open(file).convert("P")
-    picture.putdata(list(Image.open(file).get_flattened_data()))
-    picture.putpalette([0, 0, 0] * 256)  # every number black
-    picture.save(file)
+    image = Image.open(file).convert("P")
+    image.putdata(list(Image.open(file).get_flattened_data()))
+    image.putpalette([0, 0, 0] * 256)  # every number black
+    image.save(file)
     assert len(CocoInstances.open(tmp_path, "val")[1][1]) == 3
 
 
@@ -90,7 +90,7 @@ def test_labels_become_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     truth = CocoInstances.open(tmp_path, "val").ground_truth
     assert truth.file_names == ["c.png", "d.png"]
-    records = [record for own in read_truth(truth).records.values() for record in own]
+    records = [record for own in read_ground_truth(truth).records.values() for record in own]
     assert [record["image_id"] for record in records] == [1, 2, 2, 2]
     assert [record["id"] for record in records] == [1, 2, 3, 4]
 
@@ -117,7 +117,7 @@ def spoil_bytes(path: Path) -> None:
         (spoil_channels, "is no label image; write one whole number a pixel"),
         (spoil_fractions, "is no label image"),
         (spoil_sign, "is no label image"),
-        (spoil_bytes, "cannot be read as a picture"),
+        (spoil_bytes, "cannot be read as an image"),
         (Path.unlink, r"has no label image c\.png or \.tif"),
     ],
 )
@@ -130,21 +130,21 @@ def test_bad_label_images_are_named(tmp_path: Path, spoil, message: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_a_label_image_without_picture_is_named(tmp_path: Path) -> None:
+def test_a_label_image_without_image_is_named(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     (tmp_path / "val/images/c.png").unlink()
     with pytest.raises(BadInput, match=r"masks/c\.tif: has no image of that name in .*images; add it"):
         CocoInstances.open(tmp_path, "val")
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     (tmp_path / "val/images/c.jpg").write_bytes(b"")
     with pytest.raises(BadInput, match=r"c\.png: has the name of c\.jpg"):
         CocoInstances.open(tmp_path, "val")
 
 
-def test_another_size_than_the_pictures_is_named(tmp_path: Path) -> None:
+def test_another_size_than_the_images_is_named(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     Image.fromarray(np.ones((40, 31), dtype=np.uint16)).save(tmp_path / "val/masks/c.tif")
     with pytest.raises(BadInput, match=r"c\.png: is \(40, 30\) .*masks says \(40, 31\)"):
@@ -158,6 +158,6 @@ def test_masks_without_numbers_are_suspected(tmp_path: Path) -> None:
         file = tmp_path / f"val/masks/{name}.tif"
         Image.fromarray((np.asarray(Image.open(file)) > 0) * np.uint8(255)).save(file)
     noted: list[Problem] = []
-    dataset = CocoInstances(find_split(tmp_path, "val"), note=noted.append)
+    dataset = CocoInstances(find_split(tmp_path, "val"), on_issue=noted.append)
     assert [len(dataset.annotations(i)) for i in range(2)] == [1, 1]
     assert [(problem.kind, problem.fatal) for problem in noted] == [("one label only", False)]

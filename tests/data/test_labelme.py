@@ -112,7 +112,7 @@ def test_shapes_without_area_and_images_without_file_are_told(tmp_path: Path) ->
     assert "shapes without an area are left out: 1 line, 2 point" in line
     assert "1 images have no LabelMe file and are left out, among them b.png" in line
     noted: list[Problem] = []
-    dataset = CocoInstances(find_split(tmp_path, "train"), note=noted.append)
+    dataset = CocoInstances(find_split(tmp_path, "train"), on_issue=noted.append)
     assert len(dataset) == 1
     assert [(problem.kind, problem.fatal) for problem in noted] == [
         ("left out", False),

@@ -21,7 +21,7 @@ from .folders import (
     WRITERS,
     coco_content,
     write_coco,
-    write_pictures,
+    write_images,
     write_roboflow,
 )
 
@@ -109,10 +109,10 @@ def test_the_newest_year_is_taken(make_folder: MakeFolder) -> None:
     assert files.images == folder / "coco/train2017"
 
 
-def test_pictures_without_annotations(tmp_path: Path) -> None:
-    """COCO's test-dev: some of the pictures of test, and no annotations."""
+def test_images_without_annotations(tmp_path: Path) -> None:
+    """COCO's test-dev: some of the images of test, and no annotations."""
     write_coco(tmp_path)
-    write_pictures(tmp_path / "test2017", "val")
+    write_images(tmp_path / "test2017", "val")
     for name in ("test2017", "test-dev2017"):
         content = coco_content("val", (1, 90), annotated=False)
         if name == "test-dev2017":

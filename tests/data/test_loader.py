@@ -10,8 +10,8 @@ import torch
 from embedmask.config import DataConfig
 from embedmask.data.coco import CocoInstances
 from embedmask.data.loader import (
-    EpochOrder,
-    GroupedBatches,
+    AspectRatioBatchSampler,
+    SeededEpochSampler,
     eval_loader,
     group_batches,
     process_share,
@@ -29,7 +29,7 @@ BATCHES = [[19, 0, 18, 7], [13, 6, 1, 15], [22, 14, 17, 2], [5, 9, 16, 21], [12,
 
 
 def make_dataset(make_folder: MakeFolder, count: int = 11, **config: Any) -> CocoInstances:
-    """Every third picture is landscape; picture i has i % 3 objects."""
+    """Every third image is landscape; image i has i % 3 objects."""
     sizes = {i: (40, 60) if i % 3 == 0 else (50, 44) for i in range(1, count + 1)}
     objects = [
         annotation(10 * i + k, i, segmentation=[polygon(5 + 9 * k, 8, 7, 20)], bbox=[5 + 9 * k, 8, 7, 20])
@@ -70,7 +70,7 @@ def test_batches_are_lists_of_images_and_targets(make_folder: MakeFolder) -> Non
             assert target.dense_masks().shape[-2:] == image.shape[-2:]
 
 
-def test_every_picture_is_seen_once_and_batches_are_of_one_aspect(make_folder: MakeFolder) -> None:
+def test_every_image_is_seen_once_and_batches_are_of_one_aspect(make_folder: MakeFolder) -> None:
     loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0)
     ids = [batch for batch, _ in signature(loader, 0)]
     assert sorted(i for batch in ids for i in batch if i) == list(range(1, 12))
@@ -109,8 +109,8 @@ def test_processes_share_every_batch(world_size: int, repeat: int) -> None:
     groups = [index % 5 == 0 for index in range(23)]
 
     def share(rank: int) -> list[list[tuple[int, int]]]:
-        order = EpochOrder(23, seed=4, repeat=repeat)
-        batches = GroupedBatches(order, groups, 6, rank=rank, world_size=world_size)
+        order = SeededEpochSampler(23, seed=4, repeat=repeat)
+        batches = AspectRatioBatchSampler(order, groups, 6, rank=rank, world_size=world_size)
         drawn = list(batches)
         assert len(drawn) == len(batches)
         return drawn
@@ -123,7 +123,7 @@ def test_processes_share_every_batch(world_size: int, repeat: int) -> None:
     for batch in whole:
         assert len({groups[index] for index, _ in batch}) == 1
     draws = [draw for batch in whole for draw in batch]
-    assert set(draws) == set(EpochOrder(23, seed=4, repeat=repeat))
+    assert set(draws) == set(SeededEpochSampler(23, seed=4, repeat=repeat))
     assert len(draws) == len(set(draws))
 
 
@@ -179,7 +179,7 @@ def test_impossible_batches_are_refused(make_folder: MakeFolder) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 20])
-def test_evaluation_sees_every_picture_once(make_folder: MakeFolder, world_size: int) -> None:
+def test_evaluation_sees_every_image_once(make_folder: MakeFolder, world_size: int) -> None:
     """But for the first one where there are not enough: no process goes without."""
     dataset = make_dataset(make_folder)
     seen = []

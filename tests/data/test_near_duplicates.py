@@ -179,5 +179,5 @@ def test_sets_that_cannot_be_divided(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"gone\.png: cannot be read"):
         divide([*paths, tmp_path / "gone.png"], {"val": 0.5})
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(BadInput, match=r"broken\.png: cannot be read as a picture"):
+    with pytest.raises(BadInput, match=r"broken\.png: cannot be read as an image"):
         divide([*paths, tmp_path / "broken.png"], {"val": 0.5})

@@ -14,7 +14,7 @@ from embedmask.config import ReadOptions
 from embedmask.data.check import check_folder
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_extent, read_image, read_numbers, read_size
-from embedmask.data.pages import Extent, note_defaults
+from embedmask.data.pages import Extent, report_defaults
 from embedmask.errors import BadInput
 
 from .folders import write_label_images
@@ -179,11 +179,11 @@ def test_what_is_left_out_is_told_in_a_line(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "c.png")
     (tmp_path / "d.tif").write_bytes(b"none")
     paths = sorted(tmp_path.iterdir())
-    assert note_defaults(paths, ReadOptions(), read_extent) == [
+    assert report_defaults(paths, ReadOptions(), read_extent) == [
         "2 files with several pages: page 0 is used (a.tif: 2 pages); choose with --page",
         "1 file with several channels: channel 0 is used (a.tif: 3 channels); choose with --channels",
     ]
-    assert note_defaults(paths, ReadOptions(page=0, channels=(0,)), read_extent) == []
+    assert report_defaults(paths, ReadOptions(page=0, channels=(0,)), read_extent) == []
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.int64, np.float32])

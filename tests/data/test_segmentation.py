@@ -107,8 +107,8 @@ def star(rng: np.random.Generator, center: tuple[float, float], radius: float) -
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_polygons_in_a_window_equal_the_whole_picture_painted(seed: int) -> None:
-    """The slow way: paint all of the resized picture with the reference library, then cut."""
+def test_polygons_in_a_window_equal_the_whole_image_painted(seed: int) -> None:
+    """The slow way: paint all of the resized image with the reference library, then cut."""
     rng = np.random.default_rng(seed)
     size, (height, width) = (60, 80), (int(rng.integers(20, 160)), int(rng.integers(20, 200)))
     sy, sx = height / size[0], width / size[1]

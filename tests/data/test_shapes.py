@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outline(name: str, radius: float = 40.0, seed: int = 0, turn: float = 0.0) -> np.ndarray:
-    """Mask of one shape in the middle of a 100 px picture."""
+    """Mask of one shape in the middle of a 100 px image."""
     y, x = np.mgrid[:100, :100].astype(np.float32) - 49.5
     cos, sin = np.cos(turn), np.sin(turn)
     return scenes.SHAPES[name](x * cos + y * sin, y * cos - x * sin, radius, np.random.default_rng(seed)) < 0
@@ -93,7 +93,7 @@ class TestScene:
             assert not scene.masks or np.stack(scene.masks).sum(0).max() == 1
             assert all(mask.sum() >= scenes.MIN_VISIBLE_PIXELS for mask in scene.masks)
 
-    def test_hidden_objects_are_left_out_of_picture_and_masks(self) -> None:
+    def test_hidden_objects_are_left_out_of_image_and_masks(self) -> None:
         rng = np.random.default_rng(0)
         front = scenes._shape((32.0, 32.0, 24.0), 64, rng)
         front.distance = np.full_like(front.distance, -1)
@@ -177,14 +177,14 @@ class TestMakeShapes:
         assert len(found) == len(scene.masks)
         for entry, mask in zip(found, scene.masks, strict=True):
             assert (mask_api.decode(entry["segmentation"]) == mask).all()
-        picture = np.asarray(Image.open(made / "images" / "val_000002.jpg")).astype(int)
-        assert np.abs(picture - scene.image).mean() < 8
+        image = np.asarray(Image.open(made / "images" / "val_000002.jpg")).astype(int)
+        assert np.abs(image - scene.image).mean() < 8
 
     def test_same_seed_same_files_whatever_the_workers(self, made: Path, tmp_path: Path) -> None:
         make_shapes(tmp_path / "again", train=40, val=7, size=96, seed=3, workers=1)
         assert files_of(tmp_path / "again") == files_of(made)
 
-    def test_more_pictures_leave_the_first_unchanged(self, made: Path, tmp_path: Path) -> None:
+    def test_more_images_leave_the_first_unchanged(self, made: Path, tmp_path: Path) -> None:
         make_shapes(tmp_path / "more", train=43, val=0, size=96, seed=3)
         more, less = files_of(tmp_path / "more"), files_of(made)
         shared = [name for name in less if name.startswith("images/train")]
@@ -196,7 +196,7 @@ class TestMakeShapes:
         name = "images/train_000001.jpg"
         assert files_of(tmp_path / "other")[name] != files_of(made)[name]
 
-    def test_progress_counts_every_picture(self, tmp_path: Path) -> None:
+    def test_progress_counts_every_image(self, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         make_shapes(
             tmp_path / "s", train=3, val=2, size=32, progress=lambda done, of: seen.append((done, of))

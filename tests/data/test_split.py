@@ -17,7 +17,7 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.split import write_split
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 
 from .conftest import polygon
 
@@ -90,7 +90,7 @@ def test_val_is_held_out_of_train(tmp_path: Path) -> None:
 def test_training_sees_the_images_that_evaluation_leaves(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
     recipe = Recipe.from_mapping({"data": {"val_fraction": 0.3, "where": "site=1"}}, where="test")
-    pair = SplitPair(folder, recipe)
+    pair = TrainValDataModule(folder, recipe)
     val = CocoInstances.open(folder, "val", where="site=1", val_fraction=0.3)
     assert pair.val_set.image_ids == val.image_ids
     assert sorted(pair.train_set.image_ids + val.image_ids) == [7, 21, 35, 49, 63]

@@ -1,4 +1,4 @@
-"""Part of a data set, by what the annotation file says of a picture."""
+"""Part of a data set, by what the annotation file says of an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedmask.config import Recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 
 from .conftest import MakeFolder, annotation
 
@@ -30,14 +30,14 @@ def folder(make_folder: MakeFolder) -> Path:
     return made
 
 
-def test_only_the_pictures_that_are_so(folder: Path) -> None:
+def test_only_the_images_that_are_so(folder: Path) -> None:
     day = CocoInstances.open(folder, "train", where="kind=day")
     assert day.image_ids == [5, 7]
     assert [len(day[i][1]) for i in range(2)] == [1, 1]
     assert day.class_names == CocoInstances.open(folder, "train").class_names
 
 
-@pytest.mark.parametrize("condition", ["number=3", "checked=true", "note=null", "kind=night"])
+@pytest.mark.parametrize("condition", ["number=3", "checked=true", "on_issue=null", "kind=night"])
 def test_values_are_compared_as_the_file_has_them(folder: Path, condition: str) -> None:
     night = CocoInstances.open(folder, "train", where=condition)
     assert night.image_ids == [6]
@@ -56,7 +56,7 @@ def test_what_is_broken_in_the_part_is_told(folder: Path) -> None:
 
 def test_a_recipe_trains_and_evaluates_on_the_part(folder: Path) -> None:
     (folder / "val.json").write_text((folder / "train.json").read_text())
-    splits = SplitPair(folder, Recipe.from_mapping({"data": {"where": "kind=day"}}, where="test"))
+    splits = TrainValDataModule(folder, Recipe.from_mapping({"data": {"where": "kind=day"}}, where="test"))
     assert splits.train_set.image_ids == splits.val_set.image_ids == [5, 7]
 
 
@@ -69,7 +69,7 @@ def test_the_ground_truth_of_an_evaluation_is_the_same_part(folder: Path) -> Non
 def test_degenerate_objects_of_the_part_are_left_out(folder: Path) -> None:
     path = folder / "train.json"
     content = json.loads(path.read_text())
-    content["annotations"][0]["segmentation"] = [[1, 1, 9, 9, 5, 5]]  # of picture 5, a line
+    content["annotations"][0]["segmentation"] = [[1, 1, 9, 9, 5, 5]]  # of image 5, a line
     path.write_text(json.dumps(content))
     day = CocoInstances.open(folder, "train", degenerate="drop", where="kind=day")
     assert [len(day.annotations(index)) for index in range(2)] == [0, 1]
@@ -79,6 +79,6 @@ def test_degenerate_objects_of_the_part_are_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("condition", ["kind=dusk", "kind", "colour=day", ""])
-def test_no_such_picture_is_refused(folder: Path, condition: str) -> None:
+def test_no_such_image_is_refused(folder: Path, condition: str) -> None:
     with pytest.raises(BadInput, match=r"where .*train\.json.*KEY=VALUE \(keys: .*kind.*\), or no condition"):
         CocoInstances.open(folder, "train", where=condition)

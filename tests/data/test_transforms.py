@@ -13,11 +13,11 @@ from PIL import Image
 from embedmask.config import DataConfig
 from embedmask.data.coco import CocoInstances
 from embedmask.data.colors import change_colors
+from embedmask.data.geometry import GeometricTransform
 from embedmask.data.transforms import EvalTransform, TrainTransform, resized_size
-from embedmask.data.views import View
 from embedmask.structures import Target
 
-from .pictures import rectangles, scene, seeded, slow_boxes
+from .images import rectangles, scene, seeded, slow_boxes
 
 # width, height, short side, long side -> height, width; the authors' code
 RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640 1333 640 853
@@ -95,14 +95,14 @@ views = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(turned=views, seed=st.integers(0, 1000))
-def test_picture_masks_and_boxes_move_together(turned: dict[str, int], seed: int) -> None:
+def test_image_masks_and_boxes_move_together(turned: dict[str, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = rng.random((3, 20, 31)) < 0.02
     masks[np.arange(3), rng.integers(0, 20, 3), rng.integers(0, 31, 3)] = True
     image, annotations = scene(masks)
     left, top = int(rng.integers(0, 10)), int(rng.integers(0, 10))
     window = (left, top, left + int(rng.integers(5, 20)), top + int(rng.integers(5, 10)))
-    view = View((20, 31), (20, 31), window, **turned)  # type: ignore[arg-type]
+    view = GeometricTransform((20, 31), (20, 31), window, **turned)  # type: ignore[arg-type]
     seen, target = view.image(image), view.target(annotations, min_box_side=1)
     assert torch.equal(seen[0] > 0, target.dense_masks().any(0))
     assert target.dense_masks().shape[-2:] == seen.shape[-2:]
@@ -112,12 +112,12 @@ def test_picture_masks_and_boxes_move_together(turned: dict[str, int], seed: int
 def test_orientation_follows_its_definition() -> None:
     image, annotations = scene(rectangles((10, 20, 30, 25)))
     for view, box in [
-        (View((60, 80), (60, 80), (0, 0, 80, 60)), [10, 20, 30, 25]),
-        (View((60, 80), (60, 80), (0, 0, 80, 60), flip_horizontal=True), [50, 20, 70, 25]),
-        (View((60, 80), (60, 80), (0, 0, 80, 60), flip_vertical=True), [10, 35, 30, 40]),
-        (View((60, 80), (60, 80), (0, 0, 80, 60), turns=1), [20, 50, 25, 70]),
-        (View((60, 80), (60, 80), (5, 10, 25, 50)), [5, 10, 20, 15]),
-        (View((60, 80), (120, 240), (0, 0, 240, 120)), [30, 40, 90, 50]),
+        (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60)), [10, 20, 30, 25]),
+        (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60), flip_horizontal=True), [50, 20, 70, 25]),
+        (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60), flip_vertical=True), [10, 35, 30, 40]),
+        (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60), turns=1), [20, 50, 25, 70]),
+        (GeometricTransform((60, 80), (60, 80), (5, 10, 25, 50)), [5, 10, 20, 15]),
+        (GeometricTransform((60, 80), (120, 240), (0, 0, 240, 120)), [30, 40, 90, 50]),
     ]:
         assert view.target(annotations, 1).boxes.tolist() == [box]
         x1, y1, x2, y2 = box
@@ -129,9 +129,9 @@ def test_orientation_follows_its_definition() -> None:
 def test_a_crop_carries_no_pixels_of_the_rest_to_other_processes() -> None:
     image, annotations = scene(rectangles((10, 20, 30, 25)))
     for view in (
-        View((60, 80), (60, 80), (4, 8, 20, 30)),
-        View((60, 80), (60, 80), (4, 8, 20, 30), turns=2),
-        View((60, 80), (90, 120), (4, 8, 20, 30)),
+        GeometricTransform((60, 80), (60, 80), (4, 8, 20, 30)),
+        GeometricTransform((60, 80), (60, 80), (4, 8, 20, 30), turns=2),
+        GeometricTransform((60, 80), (90, 120), (4, 8, 20, 30)),
     ):
         seen, masks = view.image(image), view.target(annotations, 1).masks
         assert seen.untyped_storage().nbytes() == seen.numel()
@@ -140,12 +140,12 @@ def test_a_crop_carries_no_pixels_of_the_rest_to_other_processes() -> None:
 
 def test_objects_too_small_to_be_seen_are_left_out() -> None:
     _, annotations = scene(rectangles((0, 0, 10, 10), (38, 38, 50, 50), (60, 5, 61, 25)))
-    view = View((60, 80), (60, 80), (0, 0, 40, 40))
+    view = GeometricTransform((60, 80), (60, 80), (0, 0, 40, 40))
     assert view.target(annotations, 1).labels.tolist() == [0, 1]  # the third is outside
     assert view.target(annotations, 2).boxes.tolist() == [[0, 0, 10, 10], [38, 38, 40, 40]]
     assert view.target(annotations, 2.5).labels.tolist() == [0]
-    assert View.whole((60, 80), (60, 80)).target(annotations, 1.5).labels.tolist() == [0, 1]
-    assert len(View((60, 80), (60, 80), (62, 52, 70, 60)).target(annotations, 1)) == 0
+    assert GeometricTransform.whole((60, 80), (60, 80)).target(annotations, 1.5).labels.tolist() == [0, 1]
+    assert len(GeometricTransform((60, 80), (60, 80), (62, 52, 70, 60)).target(annotations, 1)) == 0
 
 
 def test_training_items_depend_on_the_generator_alone() -> None:
@@ -176,7 +176,7 @@ def test_crops_lie_inside_and_reach_everywhere() -> None:
     assert transform.draw((20, 50), generator).window_size == (
         20,
         32,
-    )  # a small picture is taken whole, not padded
+    )  # a small image is taken whole, not padded
 
 
 def test_draws_cover_their_choices() -> None:
@@ -213,7 +213,7 @@ def test_colours_stay_uint8_and_zero_strength_changes_nothing() -> None:
     assert torch.equal(changed, change_colors(image, 0.5, 0, seeded(1)))
 
 
-def test_grey_pictures_stay_grey() -> None:
+def test_grey_images_stay_grey() -> None:
     image = torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(3, 16, 16)
     for seed in range(5):
         changed = change_colors(image, 1.0, 0.5, seeded(seed))
@@ -221,7 +221,7 @@ def test_grey_pictures_stay_grey() -> None:
         assert torch.equal(changed[1], changed[2])
 
 
-def test_eval_transform_is_the_whole_picture_resized() -> None:
+def test_eval_transform_is_the_whole_image_resized() -> None:
     image, annotations = scene(rectangles((10, 20, 30, 40)))
     transform = EvalTransform(90, 1333)
     seen, target = transform(image, annotations, seeded())
@@ -255,7 +255,9 @@ def test_items_agree_with_the_authors(shared: Path, tmp_path: Path) -> None:
         index = dataset.image_ids.index(image_id)
         size = resized_size(dataset.sizes[index], short_side, long_side)
         for flip in (0, 1):
-            view = View(dataset.sizes[index], size, (0, 0, size[1], size[0]), flip_horizontal=bool(flip))
+            view = GeometricTransform(
+                dataset.sizes[index], size, (0, 0, size[1], size[0]), flip_horizontal=bool(flip)
+            )
             seen, target = view.image(dataset.image(index)), view.target(dataset.annotations(index), 1)
             key = f"id{image_id}.flip{flip}"
             if f"{key}.image" in data:

@@ -41,7 +41,7 @@ def set_data(folder: Path, **changes: Any) -> None:
         {"names": NAMES},
     ],
 )
-def test_ways_to_name_the_pictures(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_ways_to_name_the_images(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_yolo(tmp_path)
     (tmp_path / "train.txt").write_text("./images/train/a.png\n\nimages/train/b.png\n")
     (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfimages\\train\\a.png\r\nimages/train/b.png\r\n")
@@ -54,11 +54,11 @@ def test_ways_to_name_the_pictures(tmp_path: Path, changes: dict[str, Any]) -> N
     assert [len(dataset.annotations(i)) for i in range(2)] == [2, 0]
 
 
-def test_absolute_paths_and_pictures_elsewhere(tmp_path: Path) -> None:
-    write_yolo(tmp_path / "pictures")
+def test_absolute_paths_and_images_elsewhere(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "images")
     (tmp_path / "set").mkdir()
-    data = yaml.safe_load((tmp_path / "pictures/data.yaml").read_text())
-    data["path"] = str(tmp_path / "pictures")
+    data = yaml.safe_load((tmp_path / "images/data.yaml").read_text())
+    data["path"] = str(tmp_path / "images")
     (tmp_path / "set/data.yaml").write_text(yaml.safe_dump(data))
     assert len(CocoInstances.open(tmp_path / "set", "train")[0][1]) == 2
 
@@ -77,7 +77,7 @@ def test_valid_is_val(tmp_path: Path) -> None:
     assert len(CocoInstances.open(tmp_path, "val")) == 2
 
 
-def test_pictures_are_seen_upright(tmp_path: Path) -> None:
+def test_images_are_seen_upright(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -89,7 +89,7 @@ def test_pictures_are_seen_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "labels"),
+    ("image", "labels"),
     [
         ("set/images/train/a.b.jpg", "set/labels/train/a.b.txt"),
         ("images/images/a.jpg", "images/labels/a.txt"),
@@ -97,8 +97,8 @@ def test_pictures_are_seen_upright(tmp_path: Path) -> None:
         ("set/images", "set/images.txt"),
     ],
 )
-def test_where_labels_are(picture: str, labels: str) -> None:
-    assert label_file(Path(picture)) == Path(labels)
+def test_where_labels_are(image: str, labels: str) -> None:
+    assert label_file(Path(image)) == Path(labels)
 
 
 BAD_LINES = {
@@ -135,7 +135,7 @@ def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
         ("train: images/train", "has no 'names'"),
         ("- a", "has no 'names'"),
         ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),
-        ("{names: [a], train: labels}", "labels holds no pictures"),
+        ("{names: [a], train: labels}", "labels holds no images"),
     ],
 )
 def test_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
@@ -146,26 +146,26 @@ def test_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_pictures_that_are_not_there_or_broken(tmp_path: Path) -> None:
+def test_images_that_are_not_there_or_broken(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/gone.png\n")
     set_data(tmp_path, train="train.txt")
-    with pytest.raises(BadInput, match=r"gone\.png: no such picture"):
+    with pytest.raises(BadInput, match=r"gone\.png: no such image"):
         CocoInstances.open(tmp_path, "train")
     set_data(tmp_path, train="images/train")
-    (tmp_path / "images/train/b.png").write_bytes(b"no picture")
+    (tmp_path / "images/train/b.png").write_bytes(b"no image")
     with pytest.raises(BadInput, match=r"b\.png: cannot be read"):
         CocoInstances.open(tmp_path, "train")
 
 
-def test_labels_without_picture_are_noted(tmp_path: Path) -> None:
+def test_labels_without_image_are_noted(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "labels/train/orphan.txt").write_text(LINE)
     noted: list[Problem] = []
     dataset = CocoInstances.open(tmp_path, "train")
     from embedmask.data.layouts import find_split
 
-    CocoInstances(find_split(tmp_path, "train"), note=noted.append)
+    CocoInstances(find_split(tmp_path, "train"), on_issue=noted.append)
     assert [(problem.kind, problem.fatal) for problem in noted] == [("labels without image", False)]
     assert "orphan.txt" in noted[0].message
     assert len(dataset) == 2

@@ -17,7 +17,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import (
     THRESHOLDS,
-    Tally,
+    MatchCounts,
     label_image,
     match_labels,
     match_pairs,
@@ -44,7 +44,7 @@ def painted(case: dict[str, Any], key: str) -> NDArray[np.int32]:
     return image
 
 
-def tally_of(case: dict[str, Any]) -> Tally:
+def tally_of(case: dict[str, Any]) -> MatchCounts:
     return match_labels(painted(case, "truth"), painted(case, "found"), STARDIST["thresholds"])
 
 

@@ -25,14 +25,14 @@ VOID = ("meta", "img", "i", "path", "polyline")
 
 
 class Page(HTMLParser):
-    """Counts tags, keeps text and pictures, and refuses what reaches outside."""
+    """Counts tags, keeps text and images, and refuses what reaches outside."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: dict[str, int] = {}
         self.open: list[str] = []
         self.text = ""
-        self.pictures: list[Image.Image] = []
+        self.images: list[Image.Image] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -43,7 +43,7 @@ class Page(HTMLParser):
             if name == "src":
                 head, _, code = str(value).partition(",")
                 assert head == "data:image/jpeg;base64"
-                self.pictures.append(Image.open(io.BytesIO(base64.b64decode(code))))
+                self.images.append(Image.open(io.BytesIO(base64.b64decode(code))))
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
@@ -109,7 +109,7 @@ def test_everything_is_on_the_page(tmp_path: Path, classes: int) -> None:
         assert heading in page.text
     assert page.tags["svg"] == 4
     assert page.tags["polyline"] == 12
-    assert len(page.pictures) == 2 * 12
+    assert len(page.images) == 2 * 12
     assert sum(f"kind {key}" in page.text for key in range(1, classes + 1)) == classes
 
 
@@ -157,16 +157,16 @@ def test_nothing_to_show_is_shown(tmp_path: Path, lacking: str) -> None:
         truth["annotations"] = []
     page = report(tmp_path, truth, [] if lacking in ("results", "both") else results)
     assert page.tags["svg"] == 4
-    assert len(page.pictures) == (0 if lacking == "both" else 6)
+    assert len(page.images) == (0 if lacking == "both" else 6)
     assert page.tags.get("polyline", 0) == (12 if lacking == "results" else 0)
 
 
-def test_pictures_are_small(tmp_path: Path) -> None:
+def test_images_are_small(tmp_path: Path) -> None:
     size = (700, 1400)
     mask = ellipse(size, (300, 600), (200, 300))
     truth = make_truth([as_annotation(1, 1, 1, mask)], {1: size}, [1])
     page = report(tmp_path, truth, [as_result(1, 1, mask, 0.9)])
-    assert {max(picture.size) for picture in page.pictures} == {THUMBNAIL_SIDE}
-    left, right = (np.asarray(picture).astype(int) for picture in page.pictures)
+    assert {max(image.size) for image in page.images} == {THUMBNAIL_SIDE}
+    left, right = (np.asarray(image).astype(int) for image in page.images)
     assert left.std() > 0
     assert np.abs(left - right).mean() < 5  # the same object; only the result's score is written

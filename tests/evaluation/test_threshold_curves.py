@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.errors import judge
+from embedmask.evaluation.error_analysis import classify_errors
 from embedmask.evaluation.threshold_curves import GRID, ThresholdCurves, choose_thresholds
 from embedmask.evaluation.thresholds import describe
 
@@ -73,7 +73,7 @@ def test_f1_at_every_threshold(seed: int, category: int | None) -> None:
         (*places[i], int(rng.choice([3, 7])), float(rng.integers(1, 100) / 100))
         for i in (*chosen, *rng.integers(0, len(places), 20))
     ]
-    curves = ThresholdCurves.of(judge(evaluator_of(objects, results), 0.0), category)
+    curves = ThresholdCurves.of(classify_errors(evaluator_of(objects, results), 0.0), category)
     expected = [slow_f1(objects, results, threshold, category) for threshold in GRID]
     np.testing.assert_allclose(curves.f1, expected)
     assert curves.best is not None

@@ -1,4 +1,4 @@
-"""A small predictor and a picture for it."""
+"""A small predictor and a photo for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def photo() -> np.ndarray:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (9, 13, 3), dtype=np.uint8))
     return np.asarray(small.resize((131, 90)))

@@ -236,7 +236,7 @@ class TestOpenvino:
             assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
     @pytest.mark.usefixtures("converted")
-    def test_results_outlive_the_next_picture(self) -> None:
+    def test_results_outlive_the_next_image(self) -> None:
         network = make_network(model_of(), "openvino")
         first = network(batch_of())
         kept = [level.clone() for level in maps_of(first)]

@@ -26,7 +26,7 @@ inwards by up to 2 / r px of the network's frame for each axis; phi bends less."
 
 
 def positions(size: Size) -> Tensor:
-    """p that says where each cell of 8 px lies, `[2, h, w]`; beyond the picture by one cell, as padding is."""
+    """p that says where each cell of 8 px lies, `[2, h, w]`; beyond the image by one cell, as padding is."""
     height, width = (math.ceil(side / 32) * 32 // 8 for side in size)
     y, x = torch.arange(height) * 8 + 4.0, torch.arange(width) * 8 + 4.0
     return torch.stack(torch.meshgrid(x, y, indexing="xy")) / UNIT
@@ -150,7 +150,7 @@ def test_images_of_a_batch_have_sizes_of_their_own() -> None:
     st.tuples(st.integers(1, 150), st.integers(1, 150)),
     st.sampled_from([0.0, 1.0]),
 )
-def test_what_fills_the_picture_reaches_its_borders(size: Size, original: Size, box_offset: float) -> None:
+def test_what_fills_the_image_reaches_its_borders(size: Size, original: Size, box_offset: float) -> None:
     predictions = one_proposal([size], [(size[1] / 2, size[0] / 2)], [1000.0], 0)
     predictions.pixel_embed.zero_()
     predictions.proposal_embed[0].zero_()
@@ -177,7 +177,7 @@ def test_a_straight_edge(edge: float, original: Size) -> None:
 
 
 def test_a_pixel() -> None:
-    """The smallest thing that a picture can hold, in the cell at its own place."""
+    """The smallest thing that an image can hold, in the cell at its own place."""
     size, original = (64, 64), (64, 64)
     predictions = one_proposal([size], [(34.0, 26.0)], [0.5], 0)
     predictions.proposal_margin[0].fill_(math.log(2) * (UNIT / 1.5) ** 2)

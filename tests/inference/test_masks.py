@@ -98,9 +98,9 @@ def test_boxes_at_borders_and_of_one_pixel(interpolation: str, original_size: Si
     same = torch.zeros(2, 8, 8)
     proposals = proposals_of(boxes, torch.zeros(8, 2), torch.ones(8, 1))
     found = assert_equal_to_whole_maps(same, proposals, interpolation, 8, ((45, 61), original_size))
-    # Every pixel is at the centre of every instance: the whole picture where the box is the whole picture
+    # Every pixel is at the centre of every instance: the whole image where the box is the whole image
     assert found[0].all()
-    # A box of a tenth of a pixel may lie between two rows of a smaller picture
+    # A box of a tenth of a pixel may lie between two rows of a smaller image
     assert found[:-1].flatten(1).any(1).all()
 
 
@@ -112,7 +112,7 @@ def test_no_detections(interpolation: str) -> None:
 
 
 @pytest.mark.parametrize("original_size", [(1, 1), (7, 3)])
-def test_a_picture_of_one_pixel(original_size: Size) -> None:
+def test_an_image_of_one_pixel(original_size: Size) -> None:
     proposals = proposals_of([[0, 0, 1, 1]], torch.zeros(1, 2), torch.ones(1, 1))
     found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), proposals, "prob", 8, ((1, 1), original_size))
     assert found.all()

@@ -1,4 +1,4 @@
-"""Peak memory of what follows the network, each in a process of its own: never instances x picture."""
+"""Peak memory of what follows the network, each in a process of its own: never instances x image."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ torch.set_num_threads(1)
 from embedmask import ModelConfig, Postprocessor, Predictions
 from embedmask.inference.results import coco_results, to_detections
 from embedmask.structures import CropMasks
-from embedmask.visualize import draw
+from embedmask.visualize import draw_detections
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 def scene(preset, count, network, original, share):
-    # `count` ellipses over `share` of the picture's sides, in boxes that are as large
+    # `count` ellipses over `share` of the image's sides, in boxes that are as large
     cfg = ModelConfig.preset(preset, num_classes=1, max_detections=count, pre_nms=count, nms_threshold=1.0)
     grids = [tuple(math.ceil(side / stride) for side in network) for stride in cfg.strides]
     def maps(channels, value):
@@ -54,7 +54,7 @@ if "results" in sys.argv:
     before = peak()
     detections = to_detections(found, ["thing"])
     assert len(coco_results(found, 1, [1])) == count
-    draw(np.zeros((*original, 3), np.uint8), detections, ["thing"])
+    draw_detections(np.zeros((*original, 3), np.uint8), detections, ["thing"])
 print(peak() - before)
 """
 

@@ -40,7 +40,7 @@ def test_each_image_is_its_own_stages() -> None:
         assert found.masks.to_dense().shape == (len(found), *original)
 
 
-def test_boxes_scale_with_the_picture_and_masks_follow() -> None:
+def test_boxes_scale_with_the_image_and_masks_follow() -> None:
     predictions = random_predictions((64, 64), seed=3)
     postprocess = Postprocessor.from_config(small_config(embed_dim=4))
     small, large = (postprocess(predictions, [(64, 64)], [(s, s)])[0] for s in (64, 192))
@@ -81,7 +81,7 @@ def test_as_many_sizes_as_images() -> None:
         Postprocessor.from_config(small_config(embed_dim=4))(random_predictions((32, 32)), [(32, 32)], [])
 
 
-def test_boxes_end_with_the_picture() -> None:
+def test_boxes_end_with_the_image() -> None:
     """35 px times 107 / 35 is more than 107 in float32."""
     cfg = small_config(preset="fused", embed_dim=4)
     predictions = random_predictions((64, 64), margins=4)

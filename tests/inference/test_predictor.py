@@ -1,4 +1,4 @@
-"""Pictures of every kind in, detections in the picture's own frame out."""
+"""Images of every kind in, detections in the image's own frame out."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from embedmask import EmbedMask, ModelConfig, Predictor
 from embedmask._supervision import CompactMask, sv
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
-from embedmask.inference.pictures import as_image
+from embedmask.inference.image_source import as_image
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.model.build import build_model
 from embedmask.structures import ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
 
 
-def test_detections_are_in_the_pictures_frame(predictor: Predictor, picture: np.ndarray) -> None:
-    found = predictor(picture, score_threshold=0.0)
+def test_detections_are_in_the_images_frame(predictor: Predictor, photo: np.ndarray) -> None:
+    found = predictor(photo, score_threshold=0.0)
     assert len(found) == 20
     assert isinstance(found.mask, CompactMask)
     assert found.mask.shape == (20, 90, 131)
@@ -42,47 +42,47 @@ def test_detections_are_in_the_pictures_frame(predictor: Predictor, picture: np.
     assert found.data["class_name"].tolist() == [NAMES[label] for label in found.class_id]
 
 
-def test_every_form_of_a_picture_gives_the_same(
-    predictor: Predictor, picture: np.ndarray, tmp_path: Path
+def test_every_form_of_an_image_gives_the_same(
+    predictor: Predictor, photo: np.ndarray, tmp_path: Path
 ) -> None:
-    forms = forms_of(picture, tmp_path)
-    expected = predictor(picture, 0.0)
+    forms = forms_of(photo, tmp_path)
+    expected = predictor(photo, 0.0)
     assert len(expected) > 0
     for form in forms:
         assert same(predictor(form, 0.0), expected), type(form)
     assert all(same(one, expected) for one in predictor(forms[:2], 0.0))
 
 
-def test_a_list(predictor: Predictor, picture: np.ndarray) -> None:
-    listed = predictor([picture, picture[:50]], 0.0)
+def test_a_list(predictor: Predictor, photo: np.ndarray) -> None:
+    listed = predictor([photo, photo[:50]], 0.0)
     assert isinstance(listed, list)
     assert [one.mask.shape[1:] for one in listed if one.mask is not None] == [(90, 131), (50, 131)]
-    assert same(listed[1], predictor(picture[:50], 0.0))
+    assert same(listed[1], predictor(photo[:50], 0.0))
     assert predictor([], 0.0) == []
-    assert same(predictor((picture,), 0.0)[0], listed[0])
+    assert same(predictor((photo,), 0.0)[0], listed[0])
 
 
-def test_a_list_is_checked_before_anything_is_read(predictor: Predictor, picture: np.ndarray) -> None:
+def test_a_list_is_checked_before_anything_is_read(predictor: Predictor, photo: np.ndarray) -> None:
     seen: list[ImageBatch] = []
     watched = changed(predictor, network=seen.append)
-    with pytest.raises(BadInput, match=r"^pictures\[2\]: .* got int"):
-        watched([picture, picture, 7])  # type: ignore[list-item]
-    with pytest.raises(BadInput, match=r"^pictures\[1\]: .* got float32"):
-        watched([picture, picture.astype(np.float32)])
+    with pytest.raises(BadInput, match=r"^images\[2\]: .* got int"):
+        watched([photo, photo, 7])  # type: ignore[list-item]
+    with pytest.raises(BadInput, match=r"^images\[1\]: .* got float32"):
+        watched([photo, photo.astype(np.float32)])
     with pytest.raises(BadInput, match=r"^images\[1\]: "):
         watched.find([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
     assert seen == []
 
 
-def test_embeddings_follow_the_detections(predictor: Predictor, picture: np.ndarray) -> None:
-    plain = predictor(picture, 0.0)
+def test_embeddings_follow_the_detections(predictor: Predictor, photo: np.ndarray) -> None:
+    plain = predictor(photo, 0.0)
     assert set(plain.data) == {"class_name"}
-    found = predictor(picture, 0.0, embeddings=True)
+    found = predictor(photo, 0.0, embeddings=True)
     assert same(found, plain)
     embed, margin = found.data["proposal_embed"], found.data["proposal_margin"]
     assert (embed.dtype, embed.shape) == (np.float32, (20, 4))
     assert (margin.dtype, margin.shape) == (np.float32, (20, 1))
-    (instances,) = predictor.find([as_image(picture)])
+    (instances,) = predictor.find([as_image(photo)])
     np.testing.assert_array_equal(embed, instances.proposal_embed)
     np.testing.assert_array_equal(margin, instances.proposal_margin)
     assert found.class_id is not None
@@ -90,9 +90,9 @@ def test_embeddings_follow_the_detections(predictor: Predictor, picture: np.ndar
     assert isinstance(chosen, sv.Detections)
     np.testing.assert_array_equal(chosen.data["proposal_embed"], embed[found.class_id == found.class_id[3]])
     level = float(np.median(found.confidence))  # type: ignore[arg-type]
-    some = predictor(picture, level, embeddings=True)
+    some = predictor(photo, level, embeddings=True)
     np.testing.assert_array_equal(some.data["proposal_embed"], embed[: len(some)])
-    none = predictor([picture], 1.0, embeddings=True)[0]
+    none = predictor([photo], 1.0, embeddings=True)[0]
     assert none.data["proposal_embed"].shape == (0, 4)
 
 
@@ -112,18 +112,18 @@ def test_limits_reach_the_baseline() -> None:
     assert predictor(shown, 1.0).is_empty()
 
 
-def test_masks_are_placed_exactly(predictor: Predictor, picture: np.ndarray) -> None:
+def test_masks_are_placed_exactly(predictor: Predictor, photo: np.ndarray) -> None:
     """Whatever the model's config says: it is the authors' frame that published figures are told in."""
     assert predictor.model.config.mask_frame == "authors"
-    image = EvalTransform(64, 128).image(as_image(picture))
+    image = EvalTransform(64, 128).image(as_image(photo))
     with torch.inference_mode():
         predictions = predictor.network(predictor.model.preprocess([image]))
     config = replace(predictor.model.config, mask_frame="exact")
     (exact,) = Postprocessor.from_config(config)(predictions, [(64, 93)], [(90, 131)])
-    assert np.array_equal(exact.masks.to_dense().numpy(), np.asarray(predictor(picture, 0.0).mask))
+    assert np.array_equal(exact.masks.to_dense().numpy(), np.asarray(predictor(photo, 0.0).mask))
 
 
-def test_the_config_of_a_request_is_made_once(predictor: Predictor, picture: np.ndarray) -> None:
+def test_the_config_of_a_request_is_made_once(predictor: Predictor, photo: np.ndarray) -> None:
     """A video asks for the same at every frame."""
     configs = []
 
@@ -133,14 +133,14 @@ def test_the_config_of_a_request_is_made_once(predictor: Predictor, picture: np.
 
     watched = changed(predictor, _run=run)
     for _ in range(3):
-        watched(picture, 0.25, 7)
+        watched(photo, 0.25, 7)
     assert configs[0] is configs[1] is configs[2]
     assert (configs[0].score_threshold, configs[0].max_detections) == (pytest.approx(0.25, rel=1e-5), 7)
     assert configs[0].mask_frame == "exact"
 
 
 def test_tiles(predictor: Predictor) -> None:
-    """Wired to the tiles: seen at their own scale, limits for the whole picture, the same from every door."""
+    """Wired to the tiles: seen at their own scale, limits for the whole image, the same from every door."""
     shown = np.random.default_rng(3).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     tiled = predictor(shown, 0.0, max_detections=30, tile=64, overlap=16)
     assert tiled.mask is not None
@@ -162,18 +162,18 @@ def test_tiles(predictor: Predictor) -> None:
     assert same(small, predictor(shown[:40, :50], 0.0))
 
 
-def test_thresholds_and_limits(predictor: Predictor, picture: np.ndarray) -> None:
-    every = predictor(picture, 0.0, max_detections=1000)
+def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
+    every = predictor(photo, 0.0, max_detections=1000)
     assert every.confidence is not None
     assert len(every) > 20
-    assert len(predictor(picture, 0.0, max_detections=3)) == 3
+    assert len(predictor(photo, 0.0, max_detections=3)) == 3
     level = float(np.median(every.confidence))
-    some = predictor(picture, level, max_detections=1000)
+    some = predictor(photo, level, max_detections=1000)
     assert 0 < len(some) < len(every)
     kept = every[every.confidence >= level]
     assert isinstance(kept, sv.Detections)
     assert same(some, kept)
-    none = predictor(picture, 1.0)
+    none = predictor(photo, 1.0)
     assert none.is_empty()
     assert none.mask is not None
     assert none.mask.shape == (0, 90, 131)
@@ -187,9 +187,9 @@ def test_thresholds_and_limits(predictor: Predictor, picture: np.ndarray) -> Non
         ({"tile": 64, "overlap": 33}, "overlap"), ({"tile": 64, "overlap": -1}, "overlap"),
     ],
 )  # fmt: skip
-def test_bad_options(predictor: Predictor, picture: np.ndarray, options: dict[str, Any], says: str) -> None:
-    """Told at once, also where the pictures come later."""
-    for source in (picture, [picture], iter([picture])):
+def test_bad_options(predictor: Predictor, photo: np.ndarray, options: dict[str, Any], says: str) -> None:
+    """Told at once, also where the images come later."""
+    for source in (photo, [photo], iter([photo])):
         with pytest.raises(BadInput, match=says):
             predictor(source, **options)
     with pytest.raises(BadInput, match=says):
@@ -201,9 +201,9 @@ def test_a_batch_of_none(predictor: Predictor) -> None:
         predictor.stream([], batch_size=0)
 
 
-def test_the_steps_one_by_one(predictor: Predictor, picture: np.ndarray) -> None:
-    """The road by hand, on a picture that already has the network's size: nothing is resized."""
-    image = torch.from_numpy(picture[:64, :96].copy()).permute(2, 0, 1)
+def test_the_steps_one_by_one(predictor: Predictor, photo: np.ndarray) -> None:
+    """The road by hand, on an image that already has the network's size: nothing is resized."""
+    image = torch.from_numpy(photo[:64, :96].copy()).permute(2, 0, 1)
     (found,) = predictor.find([image])
     with torch.inference_mode():
         batch = predictor.model.preprocess([image])
@@ -215,13 +215,13 @@ def test_the_steps_one_by_one(predictor: Predictor, picture: np.ndarray) -> None
     assert torch.equal(found.masks.to_dense(), expected.masks.to_dense())
 
 
-def test_a_turned_photo(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_turned_photo(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     """Detections of a photo with an EXIF orientation are in its upright frame."""
     path = tmp_path / "turned.png"
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(picture).save(path, exif=exif)
-    upright = np.rot90(picture, -1)
+    Image.fromarray(photo).save(path, exif=exif)
+    upright = np.rot90(photo, -1)
     found = predictor(path, 0.0)
     assert found.mask is not None
     assert found.mask.shape[1:] == (131, 90)
@@ -235,21 +235,21 @@ def test_odd_sizes(predictor: Predictor, size: tuple[int, int]) -> None:
     assert found.mask.shape[1:] == size
 
 
-def test_a_cut_file(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_cut_file(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "jpeg")
+    Image.fromarray(photo).save(buffer, "jpeg")
     path = tmp_path / "cut.jpg"
     path.write_bytes(buffer.getvalue()[:-200])
     with pytest.raises(BadInput, match=r"cut\.jpg"):
         predictor(path)
 
 
-def test_load(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+def test_load(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     save(predictor.model, tmp_path / "model.safetensors", class_names=NAMES)
     loaded = Predictor.load(tmp_path / "model.safetensors", device="cpu", precision="float32")
     assert loaded.class_names == NAMES
     assert not loaded.model.training
-    assert same(loaded(picture, 0.0), predictor(picture, 0.0))
+    assert same(loaded(photo, 0.0), predictor(photo, 0.0))
 
 
 def test_wrong_number_of_names() -> None:
@@ -257,31 +257,31 @@ def test_wrong_number_of_names() -> None:
         Predictor(EmbedMask(predictor_config()), ["a", "b"], device="cpu")
 
 
-def test_bfloat16_stays_near_float32(picture: np.ndarray) -> None:
+def test_bfloat16_stays_near_float32(photo: np.ndarray) -> None:
     torch.manual_seed(0)
     model = EmbedMask(predictor_config())
-    exact = Predictor(model, NAMES, device="cpu", precision="float32")(picture, 0.0, 1000)
+    exact = Predictor(model, NAMES, device="cpu", precision="float32")(photo, 0.0, 1000)
     reduced = Predictor(model, NAMES, device="cpu", precision="bfloat16")
     assert reduced.dtype == torch.bfloat16
-    found = reduced(picture, 0.0, 1000)
+    found = reduced(photo, 0.0, 1000)
     assert found.xyxy.dtype == np.float32
     assert not np.array_equal(found.xyxy[:20], exact.xyxy[:20])
     near = [np.abs(exact.xyxy - box).max(1).min() for box in found.xyxy[:20]]
     assert np.median(near) < 2
 
 
-def test_without_a_threshold_the_model_decides(picture: np.ndarray) -> None:
+def test_without_a_threshold_the_model_decides(photo: np.ndarray) -> None:
     torch.manual_seed(0)
     model = EmbedMask(predictor_config())
-    everything = Predictor(model, NAMES, precision="float32")(picture, score_threshold=0.0)
+    everything = Predictor(model, NAMES, precision="float32")(photo, score_threshold=0.0)
     assert everything.confidence is not None
     middle = float(np.median(everything.confidence))
     model.config = replace(model.config, decision_threshold=middle)
     predictor = Predictor(model, NAMES, precision="float32")
-    decided = predictor(picture)
+    decided = predictor(photo)
     assert 0 < len(decided) < len(everything)
-    assert same(decided, predictor(picture, score_threshold=middle))
-    (streamed,) = predictor.stream([picture])
+    assert same(decided, predictor(photo, score_threshold=middle))
+    (streamed,) = predictor.stream([photo])
     assert streamed.instances is not None
     assert len(streamed.instances) == len(decided)
 
@@ -295,16 +295,16 @@ def test_it_prints_what_it_is(predictor: Predictor) -> None:
     assert "4 classes: a, b, c, ...; " in repr(many)
 
 
-def test_it_can_be_pickled(predictor: Predictor, picture: np.ndarray) -> None:
+def test_it_can_be_pickled(predictor: Predictor, photo: np.ndarray) -> None:
     copied = pickle.loads(pickle.dumps(changed(predictor, batch_size=3)))
     assert (repr(copied), copied.batch_size) == (repr(predictor), 3)
-    assert same(copied(picture, 0.0), predictor(picture, 0.0))
+    assert same(copied(photo, 0.0), predictor(photo, 0.0))
 
 
-def test_another_process_can_have_it(predictor: Predictor, picture: np.ndarray) -> None:
+def test_another_process_can_have_it(predictor: Predictor, photo: np.ndarray) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(predictor, (picture, 0.0))
-    assert np.allclose(found.xyxy, predictor(picture, 0.0).xyxy, atol=1e-3)
+        found = pool.apply(predictor, (photo, 0.0))
+    assert np.allclose(found.xyxy, predictor(photo, 0.0).xyxy, atol=1e-3)
 
 
 def test_a_pickled_engine_is_built_anew(predictor: Predictor) -> None:

@@ -80,7 +80,7 @@ def test_no_detections() -> None:
     assert found.margin.shape == (0, 1)
 
 
-def test_a_picture_of_one_pixel() -> None:
+def test_an_image_of_one_pixel() -> None:
     predictions = random_predictions((32, 32))
     predictions.box_ltrb = [torch.full_like(level, 200) for level in predictions.box_ltrb]
     # Boxes that end on their last pixel have no width here

@@ -17,7 +17,7 @@ from embedmask.structures import CropMasks, Instances
 
 @st.composite
 def crop_masks(draw: st.DrawFn) -> CropMasks:
-    """Up to five masks in a picture of any small size; crops may be empty, and may fill the picture."""
+    """Up to five masks in an image of any small size; crops may be empty, and may fill the image."""
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     crops, offsets = [], []
     for _ in range(draw(st.integers(0, 5))):
@@ -55,8 +55,8 @@ def test_coco_rles_are_those_of_the_dense_masks(masks: CropMasks) -> None:
         assert rle == {"size": list(masks.image_size), "counts": expected["counts"].decode()}
 
 
-def test_memory_does_not_grow_with_the_picture() -> None:
-    """A thousand dense masks of this picture would be 100 GB."""
+def test_memory_does_not_grow_with_the_image() -> None:
+    """A thousand dense masks of this image would be 100 GB."""
     masks = CropMasks([torch.ones(3, 3, dtype=torch.bool)] * 1000, [(9000, 9000)] * 1000, (10_000, 10_000))
     assert compact_masks(masks).area.tolist() == [9] * 1000
     assert mask_api.area(coco_rles(masks.select([0]))).tolist() == [9]

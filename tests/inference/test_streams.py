@@ -1,4 +1,4 @@
-"""Pictures one after the other: lazily, in batches, in order, some of them broken."""
+"""Images one after the other: lazily, in batches, in order, some of them broken."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from torch import Tensor
 from embedmask import ModelConfig, Predictions, Predictor
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
-from embedmask.inference.pictures import as_image
+from embedmask.inference.image_source import as_image
 from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 
 
-def test_an_iterator_is_lazy_and_bounded(predictor: Predictor, picture: np.ndarray) -> None:
+def test_an_iterator_is_lazy_and_bounded(predictor: Predictor, photo: np.ndarray) -> None:
     shown: list[int] = []
     threads = threading.active_count()
-    results = predictor(camera(picture, shown), 0.0)
+    results = predictor(camera(photo, shown), 0.0)
     assert isinstance(results, Iterator)
     assert shown == []
-    expected = predictor(picture, 0.0)
+    expected = predictor(photo, 0.0)
     for number in range(3):
         assert same(next(results), expected)
         assert number + 1 <= len(shown) <= number + 20
@@ -37,16 +37,16 @@ def test_an_iterator_is_lazy_and_bounded(predictor: Predictor, picture: np.ndarr
     assert threading.active_count() == threads
 
 
-def camera(picture: np.ndarray, shown: list[int]) -> Iterator[np.ndarray]:
+def camera(photo: np.ndarray, shown: list[int]) -> Iterator[np.ndarray]:
     """Never ends; notes how many it has given."""
     for frame in itertools.count():
         shown.append(frame)
-        yield picture
+        yield photo
 
 
-def test_stopping_early_leaves_no_threads(predictor: Predictor, picture: np.ndarray) -> None:
+def test_stopping_early_leaves_no_threads(predictor: Predictor, photo: np.ndarray) -> None:
     threads = threading.active_count()
-    for result in predictor.stream(camera(picture, [])):
+    for result in predictor.stream(camera(photo, [])):
         assert result.image is not None
         break
     del result
@@ -54,7 +54,7 @@ def test_stopping_early_leaves_no_threads(predictor: Predictor, picture: np.ndar
     assert threading.active_count() == threads
 
     def unplugged() -> Iterator[np.ndarray]:
-        yield picture
+        yield photo
         raise OSError("unplugged")
 
     stream = predictor.stream(unplugged())
@@ -64,20 +64,20 @@ def test_stopping_early_leaves_no_threads(predictor: Predictor, picture: np.ndar
     assert threading.active_count() == threads
 
 
-def mixed_pictures(picture: np.ndarray) -> list[np.ndarray]:
+def mixed_images(photo: np.ndarray) -> list[np.ndarray]:
     """Of three frames, in no order, some of one frame but of other sizes."""
     shapes = [(90, 131), (131, 90), (90, 131), (70, 70), (90, 125), (131, 88), (70, 71), (90, 131), (90, 131)]
-    return [np.ascontiguousarray(np.resize(picture, (*shape, 3))) for shape in shapes]
+    return [np.ascontiguousarray(np.resize(photo, (*shape, 3))) for shape in shapes]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_results_come_in_order_however_they_are_batched(
-    predictor: Predictor, picture: np.ndarray, batch_size: int
+    predictor: Predictor, photo: np.ndarray, batch_size: int
 ) -> None:
-    pictures = mixed_pictures(picture)
-    results = list(predictor.stream(pictures, score_threshold=0.0, batch_size=batch_size))
-    assert len(results) == len(pictures)
-    for result, shown in zip(results, pictures, strict=True):
+    images = mixed_images(photo)
+    results = list(predictor.stream(images, score_threshold=0.0, batch_size=batch_size))
+    assert len(results) == len(images)
+    for result, shown in zip(results, images, strict=True):
         assert result.source is shown
         assert result.error is None
         assert torch.equal(result.image, as_image(shown))
@@ -89,8 +89,8 @@ def test_results_come_in_order_however_they_are_batched(
         assert result.instances.masks.shape[1:] == shown.shape[:2]
 
 
-def test_only_pictures_of_one_frame_share_a_batch(predictor: Predictor, picture: np.ndarray) -> None:
-    """What the network is given; each frame is what the picture would be padded to if it were alone."""
+def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.ndarray) -> None:
+    """What the network is given; each frame is what the image would be padded to if it were alone."""
     frames = []
 
     def network(batch: ImageBatch) -> Predictions:
@@ -98,18 +98,18 @@ def test_only_pictures_of_one_frame_share_a_batch(predictor: Predictor, picture:
         return predictor.network(batch)
 
     watched = changed(predictor, network=network)
-    pictures = mixed_pictures(picture)
-    list(watched.stream(pictures, batch_size=4))
+    images = mixed_images(photo)
+    list(watched.stream(images, batch_size=4))
     assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
     alone: set[tuple[int, ...]] = set()
-    for shown in pictures:
+    for shown in images:
         frames.clear()
         watched(shown)
         alone.update(frames)
     assert alone == {(1, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64)}
 
 
-def test_large_pictures_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
+def test_large_images_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
     sizes = []
 
     def run(resized: list[Tensor], *rest: Any) -> list[Instances]:
@@ -122,11 +122,11 @@ def test_large_pictures_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
     assert sizes == [1, 1, 1, 4, 4]
 
 
-def test_a_thousand_small_pictures(predictor: Predictor) -> None:
+def test_a_thousand_small_images(predictor: Predictor) -> None:
     """With a network that costs nothing: the order of many, in batches, by threads."""
 
     def found(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
-        """One object, whose score is the picture's grey."""
+        """One object, whose score is the image's grey."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
                     masks=CropMasks([torch.ones(1, 1).bool()], [(0, 0)], size))
@@ -135,24 +135,24 @@ def test_a_thousand_small_pictures(predictor: Predictor) -> None:
 
     predictor = changed(predictor, _run=found)
     greys = np.random.default_rng(0).integers(0, 256, 1000)
-    pictures = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
-    results = list(predictor.stream(pictures, score_threshold=0.0, batch_size=8))
+    images = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
+    results = list(predictor.stream(images, score_threshold=0.0, batch_size=8))
     scores = [float(result.instances.scores[0]) for result in results if result.instances is not None]
     np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
 
 
-def test_a_broken_picture_among_others(predictor: Predictor, picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_broken_image_among_others(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     """It is passed over and told of, or raised when its turn has come."""
     path = tmp_path / "broken.png"
-    path.write_bytes(b"no picture")
-    pictures = [picture, path, picture, b"", picture]
-    results = list(predictor.stream(pictures, skip_broken=True, batch_size=2))
+    path.write_bytes(b"no image")
+    images = [photo, path, photo, b"", photo]
+    results = list(predictor.stream(images, skip_broken=True, batch_size=2))
     assert [result.error is None for result in results] == [True, False, True, False, True]
     broken = results[1]
     assert (broken.source, broken.image, broken.instances) == (path, None, None)
     assert "broken.png" in str(broken.error)
-    assert str(results[3].error).startswith("pictures[3]: ")
-    stream = predictor.stream(pictures)
+    assert str(results[3].error).startswith("images[3]: ")
+    stream = predictor.stream(images)
     assert next(stream).error is None
     with pytest.raises(BadInput, match=r"broken\.png"):
         next(stream)

@@ -1,4 +1,4 @@
-"""Tiles of pictures whose objects are known: a picture's pixels are the numbers of its objects."""
+"""Tiles of images whose objects are known: an image's pixels are the numbers of its objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Ids = npt.NDArray[np.int64]
 CLASSES = 3
 
 
-def as_picture(ids: Ids) -> Tensor:
+def as_image(ids: Ids) -> Tensor:
     return torch.from_numpy(np.stack([ids & 255, ids >> 8 & 255, ids >> 16]).astype(np.uint8))
 
 
@@ -108,7 +108,7 @@ def paint(height: int, width: int, *masks: Callable[[Ids, Ids], npt.NDArray[np.b
     return ids
 
 
-# tiles of 100 with an overlap of 20 begin at 0, 80, 160, ... in these pictures
+# tiles of 100 with an overlap of 20 begin at 0, 80, 160, ... in these images
 SIDE = 260
 SCENES = {
     "in the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 30) & (y < 40)),
@@ -143,7 +143,7 @@ SCENES = {
 @pytest.mark.parametrize(("tile", "overlap"), [(100, 20), (100, 50), (128, 7)])
 def test_each_object_comes_out_once_and_whole(name: str, tile: int, overlap: int) -> None:
     ids = SCENES[name]
-    check_exact(tiled_instances(as_picture(ids), Finder(ids), tile=tile, overlap=overlap), ids)
+    check_exact(tiled_instances(as_image(ids), Finder(ids), tile=tile, overlap=overlap), ids)
 
 
 def u_shape(y: Ids, x: Ids) -> npt.NDArray[np.bool_]:
@@ -153,7 +153,7 @@ def u_shape(y: Ids, x: Ids) -> npt.NDArray[np.bool_]:
 def test_arms_that_a_tile_sees_apart_are_joined_where_another_sees_them_meet() -> None:
     ids = paint(SIDE, SIDE, u_shape)
     finder = Finder(ids, apart=True)
-    found = tiled_instances(as_picture(ids), finder, tile=100, overlap=20)
+    found = tiled_instances(as_image(ids), finder, tile=100, overlap=20)
     assert max(map(len, finder.found)) == 2
     check_exact(found, ids)
 
@@ -174,7 +174,7 @@ def test_a_view_cut_in_the_midst_of_two_cells_does_not_join_them() -> None:
             )  # fmt: skip
         return [found]
 
-    check_exact(tiled_instances(as_picture(ids), find, tile=100, overlap=20), ids)
+    check_exact(tiled_instances(as_image(ids), find, tile=100, overlap=20), ids)
 
 
 def test_classes_are_not_joined() -> None:
@@ -186,14 +186,14 @@ def test_classes_are_not_joined() -> None:
         found.labels += len(finder.sizes)
         return [found]
 
-    found = tiled_instances(as_picture(ids), find, tile=100, overlap=20)
+    found = tiled_instances(as_image(ids), find, tile=100, overlap=20)
     assert sorted(found.labels.tolist()) == [2, 3]
 
 
 def test_joined_pieces_take_score_and_embedding_of_the_best() -> None:
     ids = paint(100, 180, lambda y, x: (x >= 20) & (x < 120) & (y >= 20) & (y < 60))
     finder = Finder(ids)
-    found = tiled_instances(as_picture(ids), finder, tile=100, overlap=20)
+    found = tiled_instances(as_image(ids), finder, tile=100, overlap=20)
     left, right = finder.found
     assert found.scores.tolist() == left.scores.tolist()
     assert left.scores[0] > right.scores[0]
@@ -205,7 +205,7 @@ def test_random_shapes_come_out_as_they_are(seed: int, tile: int, share: float) 
     """Rectangles, discs and rings of any class over each other; those left in one piece."""
     ids = random_scene(np.random.default_rng(seed), 180, 230, 40)
     overlap = max(int(share * tile), 3)
-    check_exact(tiled_instances(as_picture(ids), Finder(ids), tile=tile, overlap=overlap), ids)
+    check_exact(tiled_instances(as_image(ids), Finder(ids), tile=tile, overlap=overlap), ids)
 
 
 def random_scene(rng: np.random.Generator, height: int, width: int, count: int) -> Ids:
@@ -232,7 +232,7 @@ def random_scene(rng: np.random.Generator, height: int, width: int, count: int) 
 def test_equals_the_slow_twin(seed: int, noise: int, apart: bool) -> None:
     ids = random_scene(np.random.default_rng(seed), 110, 150, 14)
     finder = Finder(ids, noise=noise, apart=apart, seed=seed)
-    found = tiled_instances(as_picture(ids), finder, tile=64, overlap=24)
+    found = tiled_instances(as_image(ids), finder, tile=64, overlap=24)
     slow = merged_masks(finder.found, tile_windows(ids.shape, 64, 24), ids.shape)
     assert sorted(map(key_of, slow)) == sorted(
         key_of((float(found.scores[row]), found.masks.dense(row))) for row in range(len(found))
@@ -246,7 +246,7 @@ def key_of(result: tuple[float, Tensor]) -> tuple[float, bytes]:
 
 def test_noise_neither_joins_cells_nor_doubles_them() -> None:
     ids = SCENES["a grid of cells that touch"]
-    found = tiled_instances(as_picture(ids), Finder(ids, noise=2), tile=100, overlap=50)
+    found = tiled_instances(as_image(ids), Finder(ids, noise=2), tile=100, overlap=50)
     numbers = objects_of(found)
     assert set(numbers) == set(np.unique(ids).tolist())
     assert len(numbers) <= 1.02 * len(set(numbers))
@@ -254,7 +254,7 @@ def test_noise_neither_joins_cells_nor_doubles_them() -> None:
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(64, 1500), st.floats(0, 0.5))
-def test_tiles_cover_the_picture(height: int, width: int, tile: int, share: float) -> None:
+def test_tiles_cover_the_image(height: int, width: int, tile: int, share: float) -> None:
     overlap = int(share * tile)
     windows = np.array(tile_windows((height, width), tile, overlap))
     assert (windows[:, 2:] - windows[:, :2] == [min(tile, height), min(tile, width)]).all()
@@ -267,35 +267,34 @@ def test_tiles_cover_the_picture(height: int, width: int, tile: int, share: floa
     assert len(windows) == len(np.unique(windows[:, 0])) * len(np.unique(windows[:, 1]))
 
 
-def test_a_picture_that_fits_is_one_tile() -> None:
+def test_an_image_that_fits_is_one_tile() -> None:
     ids = SCENES["seen by four"][:90, :100]
     finder = Finder(ids)
-    check_exact(tiled_instances(as_picture(ids), finder, tile=100, overlap=20), ids)
+    check_exact(tiled_instances(as_image(ids), finder, tile=100, overlap=20), ids)
     assert finder.sizes == [(3, 90, 100)]
 
 
 def test_batches_and_limit() -> None:
     ids = SCENES["a grid of cells that touch"]
     one, three = (
-        tiled_instances(as_picture(ids), Finder(ids), tile=100, overlap=20, batch_size=size)
-        for size in (1, 3)
+        tiled_instances(as_image(ids), Finder(ids), tile=100, overlap=20, batch_size=size) for size in (1, 3)
     )
     assert torch.equal(one.boxes, three.boxes)
-    best = tiled_instances(as_picture(ids), Finder(ids), tile=100, overlap=20, max_detections=7)
+    best = tiled_instances(as_image(ids), Finder(ids), tile=100, overlap=20, max_detections=7)
     assert torch.equal(best.boxes, one.boxes[:7])
     assert len(best.masks) == 7
 
 
-def test_tiles_are_views_of_the_picture() -> None:
-    picture = as_picture(SCENES["all of it"])
-    place = picture.untyped_storage().data_ptr()
+def test_tiles_are_views_of_the_image() -> None:
+    image = as_image(SCENES["all of it"])
+    place = image.untyped_storage().data_ptr()
 
     def find(tiles: Sequence[Tensor]) -> list[Instances]:
         assert all(tile.untyped_storage().data_ptr() == place for tile in tiles)
         return finder(tiles)
 
     finder = Finder(SCENES["all of it"])
-    tiled_instances(picture, find, tile=100, overlap=0, batch_size=2)
+    tiled_instances(image, find, tile=100, overlap=0, batch_size=2)
     assert len(finder.sizes) == 9
 
 
@@ -326,10 +325,10 @@ def test_empty_masks_and_models_without_embeddings() -> None:
 
 
 def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instances]]]:
-    """A picture whose size is pretended, and what its tiles show: `count` squares of 24 px, 48 px apart."""
+    """An image whose size is pretended, and what its tiles show: `count` squares of 24 px, 48 px apart."""
     columns = int(count**0.5)
     side = 48 * columns
-    picture = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
+    image = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
     windows = iter(tile_windows((side, side), 1024, 128))
 
     def find(tiles: Sequence[Tensor]) -> list[Instances]:
@@ -346,14 +345,14 @@ def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instance
             results.append(Instances(boxes, scores, torch.zeros(len(cells), dtype=torch.int64), masks))
         return results
 
-    return picture, find
+    return image, find
 
 
-def test_memory_grows_with_objects_not_with_the_picture() -> None:
+def test_memory_grows_with_objects_not_with_the_image() -> None:
     """10,000 objects in 23 megapixels: their dense masks would take 230 GB."""
-    picture, find = many(10_000)
+    image, find = many(10_000)
     tracemalloc.start()
-    found = tiled_instances(picture, find, tile=1024, overlap=128)
+    found = tiled_instances(image, find, tile=1024, overlap=128)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == 10_000
@@ -361,7 +360,7 @@ def test_memory_grows_with_objects_not_with_the_picture() -> None:
     assert peak < 100e6
 
 
-def test_lines_across_the_picture_take_no_memory() -> None:
+def test_lines_across_the_image_take_no_memory() -> None:
     """40 diagonals of 9 megapixels: their crops would take 360 MB."""
     side, tile, count, width = 3000, 250, 40, 20
     windows = iter(tile_windows((side, side), tile, 50))
@@ -377,9 +376,9 @@ def test_lines_across_the_picture_take_no_memory() -> None:
         masks = CropMasks(found, [(0, 0)] * len(found), (tile, tile))
         return [Instances(boxes, torch.ones(len(found)), torch.zeros(len(found), dtype=torch.int64), masks)]
 
-    picture = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
+    image = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
     tracemalloc.start()
-    found = tiled_instances(picture, find, tile=tile, overlap=50)
+    found = tiled_instances(image, find, tile=tile, overlap=50)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == count

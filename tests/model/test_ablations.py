@@ -46,9 +46,9 @@ def test_builds_trains_and_predicts(switch: dict[str, Any]) -> None:
     cfg = small_config(**switch)
     model = EmbedMask(cfg)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    pictures = torch.randn(2, 3, *SIZE)
+    images = torch.randn(2, 3, *SIZE)
     targets = [rectangles([[8, 8, 50, 56], [40, 20, 90, 40]], SIZE), random_rectangles(3, SIZE)]
-    losses = Criterion.from_config(cfg)(model(pictures), targets)
+    losses = Criterion.from_config(cfg)(model(images), targets)
     assert losses.num_positives > 0
     assert losses.mask.item() > 0
     losses.total.backward()
@@ -58,7 +58,7 @@ def test_builds_trains_and_predicts(switch: dict[str, Any]) -> None:
     optimizer.step()
     model.eval()
     with torch.no_grad():
-        predictions = model(pictures)
+        predictions = model(images)
     assert all(m.isfinite().all() for m in maps_of(predictions))
     low = small_config(**{**switch, "score_threshold": 0.0, "max_detections": 5})
     results = Postprocessor.from_config(low)(predictions, [SIZE] * 2, [(70, 100)] * 2)

@@ -1,4 +1,4 @@
-"""Pictures in, predictions out: frames, normalising, levels."""
+"""Images in, predictions out: frames, normalising, levels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedmask.errors import BadInput
 from embedmask.structures import ImageBatch
 
 
-def picture(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+def random_image(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8)
 
@@ -29,7 +29,7 @@ def picture(size: tuple[int, int], seed: int = 0) -> torch.Tensor:
 )
 def test_frames_are_padded_to_32(sizes: list[tuple[int, int]], frame: tuple[int, int]) -> None:
     model = EmbedMask(small_config()).eval()
-    images = [picture(size) for size in sizes]
+    images = [random_image(size) for size in sizes]
     batch = model.preprocess(images)
     assert batch.tensors.shape == (len(sizes), 3, *frame)
     assert batch.sizes == sizes
@@ -99,7 +99,7 @@ def test_fixed_normalisation_in_both_orders() -> None:
 
 def test_each_image_by_its_own_brightness() -> None:
     model = EmbedMask(small_config(image_norm="image"))
-    image = picture((40, 50))
+    image = random_image((40, 50))
     dim = (image.float() / 2).round().to(torch.uint8)
     bright, dark = model.preprocess([image]).tensors, model.preprocess([dim]).tensors
     shown = bright[0, :, :40, :50]
@@ -111,7 +111,7 @@ def test_each_image_by_its_own_brightness() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 20)])
-def test_a_blank_picture_stays_blank(size: tuple[int, int]) -> None:
+def test_a_blank_image_stays_blank(size: tuple[int, int]) -> None:
     blank = torch.full((3, *size), 200, dtype=torch.uint8)
     tensors = EmbedMask(small_config(image_norm="image")).preprocess([blank]).tensors
     assert (tensors == 0).all()

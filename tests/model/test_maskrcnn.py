@@ -1,4 +1,4 @@
-"""The baseline is torchvision's Mask R-CNN to the last digit; ours are its pictures, its labels and its types."""
+"""The baseline is torchvision's Mask R-CNN to the last digit; ours are its images, its labels and its types."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = [(64, 96), (80, 64)]
 """One short side, so that torchvision's own resizing has nothing to do."""
 
 
-def pictures() -> list[Tensor]:
+def images() -> list[Tensor]:
     rng = torch.Generator().manual_seed(0)
     return [torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8) for size in SIZES]
 
@@ -61,10 +61,10 @@ def pair() -> tuple[MaskRCNN, Any]:
 def test_losses_and_gradients_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> None:
     ours, plain = (copy.deepcopy(model).train() for model in pair)
     torch.manual_seed(1)
-    losses = ours.losses(ours.preprocess(pictures()), truth())
+    losses = ours.losses(ours.preprocess(images()), truth())
     wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks.byte()} for t in truth()]
     torch.manual_seed(1)
-    expected = plain([picture.float() for picture in pictures()], wanted)
+    expected = plain([image.float() for image in images()], wanted)
     names = {"classification": "loss_classifier", "box": "loss_box_reg", "mask": "loss_mask",
              "objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}  # fmt: skip
     assert losses.as_dict().keys() == names.keys()
@@ -81,8 +81,8 @@ def test_losses_and_gradients_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> No
 def test_boxes_scores_labels_and_masks_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> None:
     ours, plain = (model.eval() for model in pair)
     with torch.inference_mode():
-        found = predict_batch(ours, ours.config, pictures(), SIZES)
-        expected = plain([picture.float() for picture in pictures()])
+        found = predict_batch(ours, ours.config, images(), SIZES)
+        expected = plain([image.float() for image in images()])
     for one, theirs in zip(found, expected, strict=True):
         assert len(one) > 10
         assert torch.equal(one.boxes, theirs["boxes"])
@@ -91,9 +91,9 @@ def test_boxes_scores_labels_and_masks_are_torchvisions(pair: tuple[MaskRCNN, An
         assert torch.equal(one.masks.to_dense(), theirs["masks"][:, 0] > 0.5)
 
 
-def test_pictures_without_objects_cost_something_and_reach_every_parameter() -> None:
+def test_images_without_objects_cost_something_and_reach_every_parameter() -> None:
     model = MaskRCNN(small_baseline())
-    losses = model.losses(model.preprocess(pictures()), [no_objects(size) for size in SIZES])
+    losses = model.losses(model.preprocess(images()), [no_objects(size) for size in SIZES])
     assert losses.box == losses.mask == losses.rpn_box == 0
     assert losses.classification > 0
     assert losses.objectness > 0
@@ -104,13 +104,13 @@ def test_pictures_without_objects_cost_something_and_reach_every_parameter() -> 
 def test_wrong_labels_are_named() -> None:
     model = MaskRCNN(small_baseline(num_classes=2))
     with pytest.raises(BadInput, match=r"labels 0\.\.2, but the model has classes 0\.\.1"):
-        model.losses(model.preprocess(pictures()[:1]), truth()[:1])
+        model.losses(model.preprocess(images()[:1]), truth()[:1])
 
 
 def test_limits_are_those_of_the_call() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
-    batch = model.preprocess(pictures()[:1])
+    batch = model.preprocess(images()[:1])
     with torch.inference_mode():
         few, many = (
             model(batch, score_threshold=0.0, max_detections=limit)[0]["scores"] for limit in (5, 120)
@@ -131,7 +131,7 @@ def test_under_autocast_only_the_convolutions_lose_digits() -> None:
         torch.manual_seed(1)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses = model.losses(model.preprocess(pictures()), truth())
+            losses = model.losses(model.preprocess(images()), truth())
         assert {value.dtype for value in losses.as_dict().values()} == {torch.float32}
         losses.total.backward()
         totals.append(losses.total.item())
@@ -144,9 +144,9 @@ def test_boxes_keep_their_digits_under_autocast() -> None:
     """bfloat16 has 8 bits: beyond 256 px it would move every corner to a whole, even pixel."""
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
-    picture = torch.randint(0, 256, (3, 64, 640), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 64, 640), dtype=torch.uint8)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        (found,) = predict_batch(model, model.config, [picture], [(64, 640)])
+        (found,) = predict_batch(model, model.config, [image], [(64, 640)])
     right = found.boxes[:, 2]
     inside = right[(right > 256) & (right < 640)]
     assert len(inside) > 5

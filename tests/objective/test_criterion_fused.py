@@ -245,7 +245,7 @@ def test_the_drawn_loss_is_the_whole_on_average(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
 def test_memory_is_bounded_by_the_cap(preset: str) -> None:
-    """1,964 small objects, as many as the fullest picture of a well known data set has."""
+    """1,964 small objects, as many as the fullest image of a well known data set has."""
     side, cells = 192, 48 * 48
     rng = torch.Generator().manual_seed(0)
     low = torch.rand(1964, 2, generator=rng) * (side - 24)

@@ -26,7 +26,7 @@ from embedmask import Criterion, Target
 from embedmask.locations import all_locations, level_locations, resize_aligned
 from embedmask.objective.assignment import assign, mass_centers
 from embedmask.objective.losses import centerness_targets, dice_loss, giou_loss, lovasz_hinge
-from embedmask.objective.regions import mask_targets, semantic_targets
+from embedmask.objective.mask_targets import mask_targets, semantic_targets
 from embedmask.structures import Losses
 
 RELATIVE = 1e-4

@@ -26,7 +26,7 @@ from embedmask.coupling import logit
 from embedmask.locations import all_locations, ltrb_to_xyxy
 from embedmask.objective.assignment import assign, select_samples
 from embedmask.objective.losses import centerness_targets, giou_loss, lovasz_hinge
-from embedmask.objective.regions import box_regions, mask_targets
+from embedmask.objective.mask_targets import box_regions, mask_targets
 
 RELATIVE = 1e-4
 CASES = [

@@ -16,12 +16,12 @@ from embedmask.structures import CropMasks
 
 SIZE = (19, 23)
 BORDER = 30
-"""Room on every side of the picture for crops that reach out of it."""
+"""Room on every side of the image for crops that reach out of it."""
 
 
 @st.composite
 def crop_masks(draw: st.DrawFn) -> CropMasks:
-    """Crops of any place and size, empty ones and those beyond the picture's sides too; some are no plain memory."""
+    """Crops of any place and size, empty ones and those beyond the image's sides too; some are no plain memory."""
     crops, offsets = [], []
     for _ in range(draw(st.integers(0, 4))):
         h, w = draw(st.integers(0, 20)), draw(st.integers(0, 20))

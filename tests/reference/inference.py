@@ -27,10 +27,10 @@ def mask_values(
     interpolation: str,
     frame: str = "authors",
 ) -> Tensor:
-    """phi or log phi of every pixel of the original picture before the threshold, float64 `[R, H, W]`.
+    """phi or log phi of every pixel of the original image before the threshold, float64 `[R, H, W]`.
 
     The whole padded map for each instance, filled outside its box, and one resize. The fast way holds only the
-    pixels inside boxes: for 100 instances of 100 x 100 px in a picture of 4000 x 3000 px, 1 MB instead of 4.8 GB.
+    pixels inside boxes: for 100 instances of 100 x 100 px in an image of 4000 x 3000 px, 1 MB instead of 4.8 GB.
     """
     if interpolation == "aligned":
         return _aligned_values(pixel_embed, proposals, stride, image_size, original_size)
@@ -78,7 +78,7 @@ def _reading(cells: int, original: int, network: int, cell: float) -> Tensor:
 def _aligned_values(
     pixel_embed: Tensor, proposals: Proposals, stride: int, image_size: Size, original_size: Size
 ) -> Tensor:
-    """The second repository's three steps, whole maps each: to half the stride, to the frame, to the picture."""
+    """The second repository's three steps, whole maps each: to half the stride, to the frame, to the image."""
     height, width = pixel_embed.shape[1:]
     phi = (-weighted_distance(pixel_embed.double().flatten(1), proposals.embed, proposals.margin)).exp()
     frame = resize_aligned(resize_aligned(phi.view(-1, height, width), 2), stride // 2)

@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 class Piece:
-    """One detection of one tile, its mask in the whole picture."""
+    """One detection of one tile, its mask in the whole image."""
 
     def __init__(self, found: Instances, row: int, tile: int, window: Bounds, size: Size) -> None:
         y1, x1, y2, x2 = window
@@ -55,7 +55,7 @@ def merged_masks(
 ) -> list[tuple[float, Tensor]]:
     """Score and whole mask of every object, in any order.
 
-    Time and memory grow with the pieces' pairs times the picture: for 2,000 pieces in 100 megapixels 200 GB of masks.
+    Time and memory grow with the pieces' pairs times the image: for 2,000 pieces in 100 megapixels 200 GB of masks.
     """
     pieces = [
         Piece(one, row, tile, windows[tile], size)

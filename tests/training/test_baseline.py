@@ -1,4 +1,4 @@
-"""The baseline on our engine: trained, evaluated and shown a picture by the same commands as EmbedMask."""
+"""The baseline on our engine: trained, evaluated and shown an image by the same commands as EmbedMask."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of one picture, for training and evaluation alike: a red and a green rectangle."""
+    """A data set of one image, for training and evaluation alike: a red and a green rectangle."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "images").mkdir()
     pixels = np.full((*SIZE, 3), 30, np.uint8)
@@ -80,7 +80,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "run"
 
 
-def test_it_learns_the_picture(run: Path) -> None:
+def test_it_learns_the_image(run: Path) -> None:
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     terms = ("classification", "box", "mask", "objectness", "rpn_box")
     totals = [float(row["loss/total"]) for row in rows]
@@ -110,7 +110,7 @@ def test_the_weights_give_the_same_ap_again(run: Path, folder: Path, tmp_path: P
     }
 
 
-def test_it_draws_pictures(run: Path, folder: Path, tmp_path: Path) -> None:
+def test_it_draws_images(run: Path, folder: Path, tmp_path: Path) -> None:
     words = ["predict", str(folder / "images" / "one.png"), "--weights", str(run / "model.safetensors")]
     assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -121,8 +121,8 @@ def test_it_draws_pictures(run: Path, folder: Path, tmp_path: Path) -> None:
 def test_masks_are_the_rectangles(run: Path, folder: Path, side: int) -> None:
     """A larger file is resized on the way in (`image_short_side` 64), and results are in the file's frame."""
     predictor = Predictor.load(run / "model.safetensors", device="cpu", precision="float32")
-    picture = Image.open(folder / "images" / "one.png").resize((side, side), Image.Resampling.NEAREST)
-    (found,) = predictor.find([torch.from_numpy(np.array(picture)).permute(2, 0, 1)])
+    image = Image.open(folder / "images" / "one.png").resize((side, side), Image.Resampling.NEAREST)
+    (found,) = predictor.find([torch.from_numpy(np.array(image)).permute(2, 0, 1)])
     scale = side / SIZE[0]
     truth = rectangles([[scale * x for x in box] for box in BOXES], (side, side), classes=2).masks
     masks = found.masks.to_dense()

@@ -44,9 +44,7 @@ def test_summary_line_without_evaluation_names_no_ap() -> None:
     assert "AP" not in summary_line({"epoch": 1.0, "step": 1.0, "seconds": 1.0, "loss/total": 1.0})
 
 
-def test_a_picture_that_two_processes_saw_counts_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_image_that_two_processes_saw_counts_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     added: list[dict[str, Any]] = []
     evaluator: Any = SimpleNamespace(reset=added.clear, add=added.extend, compute=lambda: {"segm/AP": 0.5})
     trainer: Any = SimpleNamespace(

@@ -16,7 +16,7 @@ from tiny_run import start, tiny
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.training import fit
-from embedmask.training.checkpoints import WholeFiles
+from embedmask.training.checkpoints import AtomicCheckpointIO
 from embedmask.training.module import EmbedMaskModule
 
 LIMIT = 100_000
@@ -42,10 +42,10 @@ def no_room() -> Iterator[None]:
 
 def test_full_disk_is_named_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    WholeFiles().save_checkpoint({"weights": torch.ones(10)}, path)
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
     before = path.read_bytes()
     with no_room(), pytest.raises(BadInput) as caught:
-        WholeFiles().save_checkpoint({"weights": torch.ones(LIMIT)}, path)
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(LIMIT)}, path)
     assert str(path) in str(caught.value)
     assert "make room on that disk" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -141,13 +141,13 @@ def test_checkpoints_are_written_by_the_clock(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
-    save = WholeFiles.save_checkpoint
+    save = AtomicCheckpointIO.save_checkpoint
 
-    def note(self: WholeFiles, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
+    def note(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
         written.append(checkpoint["global_step"])
         save(self, checkpoint, path, **options)
 
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", note)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
     cases = [
         ({"epochs": 1, "checkpoint_minutes": 1e-9}, [1, 2]),
         ({"epochs": 1, "checkpoint_minutes": 60.0}, [2]),

@@ -44,7 +44,7 @@ def test_dry_run_says_how_long_and_writes_nothing(typed: list[str], here: Path, 
     assert main([*typed, "--dry-run"]) == 0
     printed = capsys.readouterr()
     assert "the whole takes about" in printed.out
-    assert "4 steps, 2 evaluations of 2 pictures" in printed.out
+    assert "4 steps, 2 evaluations of 2 images" in printed.out
     assert printed.err == ""
     assert list(here.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A whole training on ten tiny pictures: what it leaves behind, and that it goes on where it stopped."""
+"""A whole training on ten tiny images: what it leaves behind, and that it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from embedmask.errors import BadInput
 from embedmask.model.build import build_model
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 from embedmask.weights.checkpoint import load_checkpoint
 
 
@@ -64,12 +64,12 @@ def test_warnings_of_both_splits_are_told_in_a_line_each(tmp_path: Path) -> None
             image.load()
             image.save(path, exif=exif)
     folder = tmp_path / "shapes"
-    lines = SplitPair(folder, tiny()).report_lines(folder)
+    lines = TrainValDataModule(folder, tiny()).report_lines(folder)
     assert lines[0] == f"{folder}: train.json beside images/"
     assert [line.rpartition(" (and ")[2].split()[0] for line in lines[1:]] == ["3", "1"]
     assert all("EXIF orientation 3" in line for line in lines[1:])
     said = override(tiny().data, {"exif": "stored"}, where="data")
-    splits = SplitPair(folder, replace(tiny(), data=said))
+    splits = TrainValDataModule(folder, replace(tiny(), data=said))
     assert len(splits.report_lines(folder)) == 1
     assert (splits.train_set.exif, splits.val_set.exif) == ("stored", "stored")
 
@@ -85,11 +85,11 @@ def test_csv_has_a_row_an_epoch(run: tuple[Path, dict[str, float], list[str]]) -
         assert row["segm/AP"]
 
 
-def test_pictures_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -> None:
+def test_images_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -> None:
     out = run[0]
     for path in [out / "curves.png", *(out / "samples").iterdir()]:
-        with Image.open(path) as picture:
-            assert min(picture.size) >= 64
+        with Image.open(path) as image:
+            assert min(image.size) >= 64
     assert len(list((out / "samples").iterdir())) == 3
 
 
@@ -273,7 +273,7 @@ def test_resume_from_half_a_checkpoint_is_refused(
         fit.train(tiny(), shapes, tmp_path, resume=True)
 
 
-def test_a_broken_picture_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_broken_image_leaves_no_folder(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     make_shapes(data, train=4, val=1, size=64, seed=1)
     name = json.loads((data / "train.json").read_text())["images"][0]["file_name"]

@@ -14,7 +14,7 @@ from tiny_run import tiny
 from embedmask.config import Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.fit import with_classes
 from embedmask.training.identity import RUN_FILE, check_identity, write_identity
 
@@ -37,8 +37,8 @@ def out(shapes: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def opened(recipe: Recipe, data: Path) -> tuple[Recipe, SplitPair]:
-    splits = SplitPair(data, recipe)
+def opened(recipe: Recipe, data: Path) -> tuple[Recipe, TrainValDataModule]:
+    splits = TrainValDataModule(data, recipe)
     return with_classes(recipe, len(splits.train_set.class_names), None), splits
 
 

@@ -19,14 +19,14 @@ from embedmask.config import Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.training import fit
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import Processes, choose_processes, gather, is_first
+from embedmask.training.processes import Processes, choose_processes, gather, is_rank_zero
 
 WITHOUT_OBJECTS = 4
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-# pictures of several sizes, so that shares would be padded differently; trained BatchNorm
+# images of several sizes, so that shares would be padded differently; trained BatchNorm
 VARIED = tiny(batch_size=4, lr=0.02, ema_decay=None, eval_every=2)
 VARIED = replace(VARIED, data=replace(VARIED.data, short_sides=(48, 64, 96)))
 
@@ -41,7 +41,7 @@ def one_of_two(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> N
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures, four of them without objects: batches of 4 and 3, some shares without any object."""
+    """Seven images, four of them without objects: batches of 4 and 3, some shares without any object."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     make_shapes(folder, train=7, val=2, size=64, seed=0)
     content = json.loads((folder / "train.json").read_text())
@@ -65,7 +65,7 @@ def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
 
 
 def test_some_steps_have_a_process_without_objects(data: Path) -> None:
-    splits = SplitPair(data, VARIED)
+    splits = TrainValDataModule(data, VARIED)
     counts = []
     for epoch in range(2):
         for rank in range(2):
@@ -132,7 +132,7 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both(data: Path, tmp_path
     assert len(images) == 3  # of both processes: the second batch has three
 
 
-def test_evaluation_sees_the_pictures_of_all_processes(both: tuple[Path, Path]) -> None:
+def test_evaluation_sees_the_images_of_all_processes(both: tuple[Path, Path]) -> None:
     one, two = (json.loads((out / "metrics.json").read_text()) for out in both)
     assert two["segm/AP"] == pytest.approx(one["segm/AP"], abs=1e-3)
 
@@ -169,11 +169,11 @@ def test_one_card_is_one_process() -> None:
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_any_launcher_names_the_first_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_first()
+    assert is_rank_zero()
     monkeypatch.setenv(name, "0")
-    assert is_first()
+    assert is_rank_zero()
     monkeypatch.setenv(name, "1")
-    assert not is_first()
+    assert not is_rank_zero()
 
 
 def test_one_process_gathers_its_own() -> None:

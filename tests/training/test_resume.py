@@ -17,8 +17,8 @@ from embedmask.config import Recipe
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.training import checkpoints, fit
+from embedmask.training.dry_run import run_dry
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.rehearsal import rehearse
 
 EVERY_TWO = {"checkpoint_steps": 2, "checkpoint_minutes": None}
 
@@ -166,7 +166,7 @@ def test_a_run_does_not_go_on_with_another_recipe(straight: Path, shapes: Path, 
     for name in ("last.ckpt", "recipe.yaml", "run.json"):
         (tmp_path / name).write_bytes((straight / name).read_bytes())
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    for run in (fit.train, rehearse):
+    for run in (fit.train, run_dry):
         with pytest.raises(BadInput, match=r"train\.batch_size is 2, began with 4"):
             run(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True, report=print)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -14,9 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from embedmask.benchmark.load import BOX_CELLS, load_embedmask, load_torchvision, write_test_picture
+from embedmask.benchmark.calibration import (
+    BOX_CELLS,
+    calibrate_embedmask,
+    calibrate_torchvision,
+    write_test_image,
+)
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
-from embedmask.benchmark.sides import SETTINGS, EmbedMaskSide, Setting, Side, TorchvisionSide
+from embedmask.benchmark.pipelines import SETTINGS, EmbedMaskPipeline, Pipeline, Setting, TorchvisionPipeline
 from embedmask.benchmark.timing import Times, interleave, machine, medians, quartiles, time_run
 from embedmask.config import Engine, ModelConfig, Precision
 from embedmask.data.images import read_image
@@ -34,17 +39,17 @@ LEAST = {"runs": 1, "warmup": 1, "detections": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BenchConfig:
     """What is measured; plain values, for other processes get it too.
 
     Attributes:
-        config: of our model. Pictures are resized as it says, but never enlarged, and Mask R-CNN's likewise.
+        config: of our model. Images are resized as it says, but never enlarged, and Mask R-CNN's likewise.
         weights: state dict of our model, safetensors; None: random weights.
-        image_size: `(height, width)` of the picture's file.
-        detections: in a picture, on both sides.
+        image_size: `(height, width)` of the image's file.
+        detections: in an image, on both sides.
         engines: of ours.
         settings: of Mask R-CNN's that are tried.
-        batches: pictures that the networks see at once.
+        batches: images that the networks see at once.
         runs: that are counted, after `warmup` that are not.
         box_cells: sides of our random boxes, in cells of their pyramid level.
     """
@@ -87,7 +92,7 @@ class Plan:
 
     @property
     def network_size(self) -> Size:
-        """`(height, width)` of the resized picture."""
+        """`(height, width)` of the resized image."""
         cfg = self.own_config
         if cfg.image_short_side is None:
             return self.image_size
@@ -95,7 +100,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Key:
+class RunId:
     """Which side."""
 
     who: str
@@ -106,27 +111,27 @@ class Key:
         return f"{self.who} {self.setting}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
-class Workshop:
+class PipelineFactory:
     """Makes sides; the weights that `load.py` has prepared lie in a folder, for other processes."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: BenchConfig, folder: Path) -> None:
         self.plan, self.folder = plan, folder
         if plan.threads is not None:
             torch.set_num_threads(plan.threads)
         self.device = choose_device(plan.device)
-        self.picture = folder / "picture.jpg"
-        if not self.picture.exists():
-            write_test_picture(self.picture, plan.image_size)
+        self.photo = folder / "image.jpg"
+        if not self.photo.exists():
+            write_test_image(self.photo, plan.image_size)
 
-    def make(self, key: Key) -> Side:
+    def make(self, key: RunId) -> Pipeline:
         """One side, ready to run."""
-        files = [self.picture] * key.batch
+        files = [self.photo] * key.batch
         if key.who == THEIRS:
             model = copy.deepcopy(self._theirs)
-            return TorchvisionSide(model, files, self.device, key.setting)
+            return TorchvisionPipeline(model, files, self.device, key.setting)
         dtype = choose_precision(self.device, self.plan.precision)
         network = make_network(self._ours, key.setting, dtype)
-        return EmbedMaskSide(self._ours, network, self.plan.own_config, files)
+        return EmbedMaskPipeline(self._ours, network, self.plan.own_config, files)
 
     @cached_property
     def _ours(self) -> EmbedMask:
@@ -139,8 +144,8 @@ class Workshop:
             model.load_state_dict(load_file(plan.weights))
         cfg = plan.own_config
         resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
-        batch = model.preprocess([resize.image(read_image(self.picture))])
-        load_embedmask(
+        batch = model.preprocess([resize.image(read_image(self.photo))])
+        calibrate_embedmask(
             model, batch, plan.detections, trained=plan.weights is not None, box_cells=plan.box_cells
         )
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
@@ -160,19 +165,19 @@ class Workshop:
         if path.exists():
             model.load_state_dict(load_file(path))
             return model
-        load_torchvision(model, read_image(self.picture).to(self.device).float() / 255, plan.detections)
+        calibrate_torchvision(model, read_image(self.photo).to(self.device).float() / 255, plan.detections)
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
         return model
 
 
-def compare(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def compare(plan: BenchConfig, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Measure; the report is plain values, ready for JSON.
 
     Args:
         progress: told what is being done.
 
     Returns:
-        `medians`, `quartiles` (seconds a picture: side -> stage) and `shares` of the whole; `ratios` of each of ours,
+        `medians`, `quartiles` (seconds an image: side -> stage) and `shares` of the whole; `ratios` of each of ours,
         how many times as fast as Mask R-CNN with the same batch at its `best` setting and in `float32`; `works`, what
         each side found; `memory_mb`, the most that a process of its own held until the end of each stage of its first
         run; `fails`, baseline settings that do not work here, and why; `machine`, `plan`.
@@ -182,8 +187,8 @@ def compare(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
     """
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
-        workshop = Workshop(plan, Path(name))
-        times: dict[Key, Times] = {}
+        workshop = PipelineFactory(plan, Path(name))
+        times: dict[RunId, Times] = {}
         works: dict[str, Any] = {}
         fails: dict[str, str] = {}
         for batch in plan.batches:
@@ -208,14 +213,14 @@ def compare(plan: Plan, progress: Callable[[str], None] = lambda line: None) -> 
     }
 
 
-def _keys(plan: Plan, batch: int) -> list[Key]:
-    ours = [Key(OURS, engine, batch) for engine in plan.engines]
-    return ours + [Key(THEIRS, setting, batch) for setting in plan.settings]
+def _keys(plan: BenchConfig, batch: int) -> list[RunId]:
+    ours = [RunId(OURS, engine, batch) for engine in plan.engines]
+    return ours + [RunId(THEIRS, setting, batch) for setting in plan.settings]
 
 
 def _working(
-    workshop: Workshop, batch: int, fails: dict[str, str], progress: Callable[[str], None]
-) -> Iterator[tuple[Key, Side]]:
+    workshop: PipelineFactory, batch: int, fails: dict[str, str], progress: Callable[[str], None]
+) -> Iterator[tuple[RunId, Pipeline]]:
     """The sides after their warm-up; of the baseline those that run at all."""
     for key in _keys(workshop.plan, batch):
         progress(f"preparing {key}")
@@ -231,8 +236,8 @@ def _working(
         yield key, side
 
 
-def _findings(side: Side) -> dict[str, float]:
-    """What the first picture's detections are."""
+def _findings(side: Pipeline) -> dict[str, float]:
+    """What the first image's detections are."""
     found = side.detections[0]
     count = len(found)
     area = float(found.box_area.mean()) if count else 0.0
@@ -241,7 +246,7 @@ def _findings(side: Side) -> dict[str, float]:
 
 
 def _memories(
-    workshop: Workshop, keys: list[Key], progress: Callable[[str], None]
+    workshop: PipelineFactory, keys: list[RunId], progress: Callable[[str], None]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     for key in keys:
         if key.setting in COMPILED:
@@ -250,11 +255,11 @@ def _memories(
         yield str(key), peaks_in_own_process(_steps, workshop.plan, workshop.folder, key)
 
 
-def _steps(plan: Plan, folder: Path, key: Key) -> Steps:
-    return Workshop(plan, folder).make(key).stages()
+def _steps(plan: BenchConfig, folder: Path, key: RunId) -> Steps:
+    return PipelineFactory(plan, folder).make(key).stages()
 
 
-def _figures(times: dict[Key, Times]) -> dict[str, Any]:
+def _figures(times: dict[RunId, Times]) -> dict[str, Any]:
     middle = {key: medians(found, key.batch) for key, found in times.items()}
     return {
         "medians": {str(key): found for key, found in middle.items()},
@@ -267,7 +272,7 @@ def _figures(times: dict[Key, Times]) -> dict[str, Any]:
     }
 
 
-def _ratios(key: Key, middle: dict[Key, dict[str, float]]) -> dict[str, float]:
+def _ratios(key: RunId, middle: dict[RunId, dict[str, float]]) -> dict[str, float]:
     """How many times as fast as the baseline with the same batch."""
     theirs = {
         other.setting: found["whole"]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from embedmask.benchmark.sides import Side
+from embedmask.benchmark.pipelines import Pipeline
 
 Times = dict[str, list[float]]
 """Stage, `whole`, or `to_masks` -> seconds of each run."""
@@ -25,7 +25,7 @@ CPU_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_b
 PACKAGES = ("embedmask", "torch", "torchvision", "openvino")
 
 
-def time_run(side: Side, device: torch.device) -> dict[str, float]:
+def time_run(side: Pipeline, device: torch.device) -> dict[str, float]:
     """Seconds of each stage of one run, of all up to boolean masks (`to_masks`) and of all (`whole`)."""
     seconds: dict[str, float] = {}
     for name, stage in side.stages().items():
@@ -38,7 +38,7 @@ def time_run(side: Side, device: torch.device) -> dict[str, float]:
     return {**seconds, "to_masks": until["masks"], "whole": until["results"]}
 
 
-def interleave(sides: Mapping[str, Side], runs: int, device: torch.device) -> dict[str, Times]:
+def interleave(sides: Mapping[str, Pipeline], runs: int, device: torch.device) -> dict[str, Times]:
     """Every side once, then every side again: what else the machine does meets all of them alike."""
     times: dict[str, Times] = {name: {} for name in sides}
     for _ in range(runs):
@@ -49,12 +49,12 @@ def interleave(sides: Mapping[str, Side], runs: int, device: torch.device) -> di
 
 
 def medians(times: Times, batch: int) -> dict[str, float]:
-    """Of each stage, seconds a picture."""
+    """Of each stage, seconds an image."""
     return {stage: statistics.median(seconds) / batch for stage, seconds in times.items()}
 
 
 def quartiles(times: Times, batch: int) -> dict[str, list[float]]:
-    """The first and the third of each stage, seconds a picture."""
+    """The first and the third of each stage, seconds an image."""
 
     def ends(seconds: list[float]) -> list[float]:
         # a single run has no spread

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embedmask.benchmark.compare import Plan
+from embedmask.benchmark.compare import BenchConfig
 from embedmask.cli.recipes import resolve_recipe
 from embedmask.config import DetectorConfig, ModelConfig, override
 from embedmask.errors import BadInput
@@ -16,14 +16,14 @@ from embedmask.weights.released import find_weights
 COLUMNS = ("read", "resize", "preprocess", "network", "proposals", "masks", "results", "to_masks", "whole")
 
 
-def make_plan(weights: Path | None, config: str, changes: Mapping[str, Any], **options: Any) -> Plan:
+def make_plan(weights: Path | None, config: str, changes: Mapping[str, Any], **options: Any) -> BenchConfig:
     """What the command line asks for.
 
     Args:
         weights: model file; its own config counts then, not the recipe's.
         config: recipe, a name or a file.
         changes: field of the model -> value.
-        options: further fields of `Plan`.
+        options: further fields of `BenchConfig`.
 
     Raises:
         BadInput: unreadable weights, unknown recipe or field, impossible value, or a model that is no EmbedMask.
@@ -37,7 +37,7 @@ def make_plan(weights: Path | None, config: str, changes: Mapping[str, Any], **o
         raise BadInput(
             f"{weights or config}: a Mask R-CNN; bench measures EmbedMask beside one, give such a model"
         )
-    return Plan(config=model, weights=weights, **options)
+    return BenchConfig(config=model, weights=weights, **options)
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     units = ", ".join(machine["processor_units"]) or "no vector units known"
     yield f"{machine['processor']} ({units}), {machine['threads']} threads"
     yield f"{machine['device']}, torch {machine['torch']}"
-    yield f"picture {sizes[0]}, network {sizes[1]}, medians of {plan['runs']} runs, milliseconds a picture"
+    yield f"image {sizes[0]}, network {sizes[1]}, medians of {plan['runs']} runs, milliseconds an image"
     yield ""
     yield f"{'':30}" + "".join(f"{name:>11}" for name in COLUMNS)
     for side, stages in report["medians"].items():

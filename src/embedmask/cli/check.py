@@ -32,7 +32,7 @@ def report_lines(report: Report) -> Iterator[str]:
 
 def _table(split: str, summary: SplitSummary) -> Iterator[str]:
     yield f"{split}: {summary.layout}"
-    yield f"{summary.num_images} pictures, {summary.num_empty} without objects, at most {summary.most} in one"
+    yield f"{summary.num_images} images, {summary.num_empty} without objects, at most {summary.most} in one"
     rows = sorted(summary.counts.items(), key=lambda row: -sum(row[1]))
     width = max([len("class"), *(len(name) for name, _ in rows[:NUM_CLASSES])])
     yield f"{'class':{width}}  {'small':>8}{'medium':>8}{'large':>8}{'all':>8}"

@@ -17,7 +17,7 @@ from embedmask.cli.recipes import (
     recipe_summary,
     resolve_recipe,
 )
-from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_watched
+from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.config import (
     DataConfig,
@@ -52,7 +52,7 @@ def train(
     devices: int | None = None,
     nodes: int = 1,
 ) -> None:
-    """Train a recipe on a data set; leave weights, metrics on its val split and pictures in a folder.
+    """Train a recipe on a data set; leave weights, metrics on its val split and images in a folder.
 
     Args:
         data: Folder of the data set, as COCO, YOLO, LabelMe and other tools lay it out, or with label images.
@@ -90,10 +90,10 @@ def train(
 
     from tqdm import tqdm
 
+    from embedmask.training.dry_run import run_dry
     from embedmask.training.fit import train as fit
-    from embedmask.training.rehearsal import rehearse
 
-    run: Any = rehearse if dry_run else fit
+    run: Any = run_dry if dry_run else fit
     run(
         recipe,
         data,
@@ -130,31 +130,31 @@ def predict(
     devices: int | None = None,
     nodes: int = 1,
 ) -> int:
-    """Find objects in pictures and videos; write each with its masks drawn, and predictions.json (COCO results).
+    """Find objects in images and videos; write each with its masks drawn, and predictions.json (COCO results).
 
     Exit code 1 where some files could not be read: they are named at the end. What --out holds of an earlier run is
     replaced file by file.
 
     Args:
-        source: Pictures, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders of them, or patterns such as
+        source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders of them, or patterns such as
             'photos/*.jpg'.
         weights: Model file (.safetensors), or a model that comes with the package: nuclei.
         out: Folder for the results; images.json in it says which file, and which frame, an image_id is.
-        format: Write also, for each picture, labels/NAME.png (16 bit, pixels of the k-th result are k),
+        format: Write also, for each image, labels/NAME.png (16 bit, pixels of the k-th result are k),
             polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).
         ids_from: Folder of a data set that holds these images: predictions.json takes its image and category ids, so
             that it can be evaluated against the annotations. By default images are counted from 1.
-        no_draw: Leave out the drawn pictures and videos.
+        no_draw: Leave out the drawn images and videos.
         score_threshold: Leave out results that score less, 0 to 1; by default what the model says. One number, or
             CLASS=NUMBER,CLASS=NUMBER.
         max_detections: Detections kept an image; by default what the model says.
-        tile: Look at squares of this side, px, one by one, as large pictures need, and join the results; 0: do not.
+        tile: Look at squares of this side, px, one by one, as large images need, and join the results; 0: do not.
         overlap: What neighbouring tiles share, px; half the size of a usual object is enough.
         page: Page of TIFF stacks, or frame of animations, from 0; by default what the model says, else the first.
         channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
             colours of an image in colour or the first channel.
         resume: Go on where a run into --out was stopped, with the same options; what is finished is left as it is.
-        batch_size: Pictures that the network sees at once; by default what suits the device.
+        batch_size: Images that the network sees at once; by default what suits the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         engine: compile takes minutes at first; openvino (CPU) needs: pip install
             'embedmask[export]'.
@@ -188,7 +188,7 @@ def predict(
         device=device,
         devices=devices,
         nodes=nodes,
-        progress=is_watched(),
+        progress=is_interactive(),
         ids_from=ids_from,
     )
     for line in (*outcome.notes, *outcome.broken):
@@ -258,13 +258,13 @@ def bench(
             scaled so that it finds as much as is asked for. Mask R-CNN has random weights, scaled likewise.
         config: Recipe of the model that is measured, a name or a YAML file.
         model: Changes a FIELD of the model, as embed_stride or image_short_side; they are listed below.
-        image_size: Height and width of the picture, px. It is resized as the model says, but never enlarged.
+        image_size: Height and width of the image, px. It is resized as the model says, but never enlarged.
         json: Write the figures to this file as well: medians in seconds, quartiles, ratios, memory, machine.
         engine: What runs our network; several are measured beside each other.
         baseline: Settings of Mask R-CNN; the fastest that works is its best. bfloat16 is autocast with channels_last,
             compiled is that with its convolutions compiled, which takes minutes.
-        batch: Pictures at once; several are measured one after the other.
-        detections: In a picture, on both sides.
+        batch: Images at once; several are measured one after the other.
+        detections: In an image, on both sides.
         runs: Counted runs of each side, in turn with the others; 10 or more for figures to quote.
         warmup: Runs before them that are not counted.
         threads: Threads of the processor; by default what torch takes.
@@ -292,7 +292,7 @@ def bench(
         precision=precision,
         device=device,
     )
-    report = compare(plan, progress=lambda line: print(line, file=sys.stderr) if is_watched() else None)
+    report = compare(plan, progress=lambda line: print(line, file=sys.stderr) if is_interactive() else None)
     print("\n".join(report_lines(report)))
     if json is not None:
         write_json(json, report)

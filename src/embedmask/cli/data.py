@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.cli.recipes import resolve_recipe
-from embedmask.cli.terminal import DONE, SOME_BAD, picture_bar
+from embedmask.cli.terminal import DONE, SOME_BAD, progress_bar
 from embedmask.config import DEFAULT_READING
 from embedmask.config.data import Degenerate, Exif, Split
 
@@ -16,16 +16,16 @@ def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256
 
     Args:
         folder: New or empty folder.
-        train: Pictures in train.
-        val: Pictures in val.
-        size: Side of the pictures, px.
-        seed: The same seed gives the same pictures.
+        train: Images in train.
+        val: Images in val.
+        size: Side of the images, px.
+        seed: The same seed gives the same images.
     """
     from embedmask.data.shapes import make_shapes
 
-    with picture_bar() as progress:
+    with progress_bar() as progress:
         make_shapes(folder, train=train, val=val, size=size, seed=seed, progress=progress)
-    print(f"{train} pictures in train, {val} in val · {folder}")
+    print(f"{train} images in train, {val} in val · {folder}")
 
 
 def data_check(
@@ -49,14 +49,14 @@ def data_check(
         out: Folder for the counts, a contact sheet of each split, and the problems drawn; or only the counts, as an
             image such as counts.png.
         json: Write the whole report to this file: the lists that are printed are shortened.
-        max_detections: Name the pictures with more objects than this.
+        max_detections: Name the images with more objects than this.
         degenerate: refuse or drop objects without area, as --augment.degenerate of train.
         exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
-        quick: Do not decode pictures: miss what is cut short, and copies that were stored again.
+        quick: Do not decode images: miss what is cut short, and copies that were stored again.
         page: Page of TIFF stacks, or frame of animations, from 0; by default the first.
         channels: One channel of image files, as grey, or three as R, G and B, from 0; by default the
             colours of an image in colour or the first channel.
-        workers: Threads that read pictures; by default one a core.
+        workers: Threads that read images; by default one a core.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.check import report_lines
@@ -64,7 +64,7 @@ def data_check(
     from embedmask.data.check import check_folder
     from embedmask.files import write_json
 
-    with picture_bar() as progress:
+    with progress_bar() as progress:
         report = check_folder(
             folder,
             max_detections=max_detections,
@@ -131,20 +131,20 @@ def data_show(
     augment: dict[str, Any] | None = None,
     val_fraction: float = 0.0,
 ) -> None:
-    """Draw pictures of a data set with their ground truth on one contact sheet.
+    """Draw images of a data set with their ground truth on one contact sheet.
 
     Args:
         folder: Folder of the data set.
         split: train or val.
-        out: Picture to write; by default SPLIT.png in the working folder.
-        count: Pictures on the sheet, spread over the split.
+        out: ImageSource to write; by default SPLIT.png in the working folder.
+        count: Images on the sheet, spread over the split.
         exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored; by
             default upright, or what the recipe says.
         page: Page of TIFF stacks, or frame of animations, from 0; by default what the recipe says, else the
             first.
         channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
             colours of an image in colour or the first channel.
-        config: Recipe, a name or a YAML file: draw what training with it sees, not the pictures as they are.
+        config: Recipe, a name or a YAML file: draw what training with it sees, not the images as they are.
         augment: Changes a FIELD of the recipe's data section, as --data.FIELD does; they are listed below.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
@@ -162,4 +162,4 @@ def data_show(
         options=(DEFAULT_READING if recipe is None else recipe.model.reading()).changed(page, channels),
         val_fraction=val_fraction,
     )
-    print(f"{shown} pictures of {split} · {path}")
+    print(f"{shown} images of {split} · {path}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.cli.recipes import parse_score_threshold
-from embedmask.cli.terminal import is_watched
+from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.config import Precision
 from embedmask.config.data import Degenerate, Exif, Split
@@ -44,7 +44,7 @@ def evaluate(
         report: Folder for a page (index.html) with curves, errors, and the worst and best images.
         where: Only the images whose record in the annotation file says KEY=VALUE, as modality=fluorescence.
         max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
-        image_short_side: Short side of the pictures that the network sees, px; by default what the model says.
+        image_short_side: Short side of the images that the network sees, px; by default what the model says.
         score_threshold: From here on a result counts as decided, in matching and in the report, by default what the
             model says; AP ranks all. One number, or CLASS=NUMBER,CLASS=NUMBER.
         matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
@@ -77,7 +77,7 @@ def evaluate(
         "image_short_side": image_short_side,
         "precision": precision,
         "device": device,
-        "progress": is_watched(),
+        "progress": is_interactive(),
     }
     if not has_truth(dataset.annotations_file):
         if json is None:

@@ -1,4 +1,4 @@
-"""What `predict` does: sources in; pictures with masks drawn, results and other forms of them out."""
+"""What `predict` does: sources in; images with masks drawn, results and other forms of them out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from embedmask.cli.dataset_ids import DatasetIds
-from embedmask.cli.records import Records, Row
+from embedmask.cli.journal import Journal, Row
 from embedmask.cli.sources import Source, find_sources, refuse_overwriting
 from embedmask.cli.video import VideoReader, write_video
 from embedmask.cli.writers import (
@@ -26,27 +26,27 @@ from embedmask.cli.writers import (
     drawn_name,
     remove_leftovers,
     targets,
+    write_annotations,
     write_classes,
-    write_form,
 )
 from embedmask.config import DEFAULT_READING, DetectorConfig, Engine, Precision, ReadOptions, ScoreThreshold
 from embedmask.data.images import read_extent
-from embedmask.data.pages import UnreadPages, note_defaults
+from embedmask.data.pages import UnreadPages, report_defaults
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
 from embedmask.inference.loop import choose_workers
 from embedmask.inference.predictor import Predictor
-from embedmask.inference.reading import PictureResult
+from embedmask.inference.prefetch import ImageResult
 from embedmask.inference.results import coco_results, to_detections
-from embedmask.training.processes import Processes, choose_processes, gather, place
-from embedmask.visualize import Pixels, draw, write_picture
+from embedmask.training.processes import Processes, choose_processes, gather, rank_and_world_size
+from embedmask.visualize import Pixels, draw_detections, write_image
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
 from embedmask.weights.released import find_weights
 
 BLOCK_BATCHES = 4
 """Batches are made inside blocks of so many, so that they do not depend on who computes the others."""
 ROOM = 2**27
-"""Bytes of pictures that wait to be written."""
+"""Bytes of images that wait to be written."""
 HINT_IMAGES = 8
 """Images that are looked at again where a run found nothing."""
 
@@ -85,7 +85,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PredictSummary:
     """What became of a run, as its first process knows it.
 
     Attributes:
@@ -115,8 +115,8 @@ def predict_files(
     nodes: int,
     progress: bool,
     ids_from: Path | None = None,
-) -> Outcome:
-    """Predict pictures and videos into `out`; what has its name there is whole at any time.
+) -> PredictSummary:
+    """Predict images and videos into `out`; what has its name there is whole at any time.
 
     A broken file stops nothing. With several processes each takes its share of the files, and the first one joins the
     results, which do not depend on their number.
@@ -124,7 +124,7 @@ def predict_files(
     Args:
         given: files, folders and patterns.
         resume: pass over what is finished; the settings must be the same.
-        batch_size: pictures that the network sees at once; None: what suits the device.
+        batch_size: images that the network sees at once; None: what suits the device.
         ids_from: data set whose image and category ids the results carry; None: they are counted.
 
     Raises:
@@ -138,30 +138,30 @@ def predict_files(
     ids = None if ids_from is None else DatasetIds.read(ids_from, sources, checkpoint.class_names)
     # records hold what the results depend on
     settings = _resolved(settings, checkpoint.config, checkpoint.class_names)
-    records = Records(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
+    records = Journal(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
     if resume:
         records.check()
     where = choose_device(device)
     warnings.filterwarnings("ignore", category=UnreadPages)  # `notes` say it in one line
     with _joined(where, choose_processes(where, devices, nodes)) as own:
-        share = Share(checkpoint, own, settings, records, batch_size)
-        is_first = place()[0] == 0
+        share = Worker(checkpoint, own, settings, records, batch_size)
+        is_first = rank_and_world_size()[0] == 0
         try:
             if is_first:
                 records.begin(resume=resume)
                 remove_leftovers(settings.format, out)
-                notes += note_defaults([source.path for source in sources], settings.reading(), read_extent)
+                notes += report_defaults([source.path for source in sources], settings.reading(), read_extent)
             gather([])  # nobody writes before the folder is ready
             broken = sorted(gather(share.predict(sources, progress=progress and is_first)))
             if not is_first:
-                return Outcome()
+                return PredictSummary()
             done = [source for source in sources if records.is_done(source)]
             counts = (0, 0)
             if done:
                 write_classes(settings.format, out, checkpoint.class_names)
                 counts = records.merge(done, checkpoint.class_names, ids)
             hint = "" if counts[1] else best_score_hint(share.predictor, settings, done)
-            return Outcome(*counts, [line for _, line in broken], hint, notes)
+            return PredictSummary(*counts, [line for _, line in broken], hint, notes)
         finally:
             if is_first:
                 records.discard_empty()
@@ -214,7 +214,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class Share:
+class Worker:
     """One process's part of the work."""
 
     def __init__(
@@ -222,7 +222,7 @@ class Share:
         checkpoint: Checkpoint,
         device: torch.device,
         settings: Settings,
-        records: Records,
+        records: Journal,
         batch_size: int | None,
     ) -> None:
         """With the model on its device; nothing is written yet.
@@ -240,7 +240,7 @@ class Share:
         )
         batch_size = self.predictor.batch_size if batch_size is None else batch_size
         self.block = 1 if batch_size == 1 else BLOCK_BATCHES * batch_size
-        self.stream: Callable[[Iterable[Any]], Iterator[PictureResult]] = partial(
+        self.stream: Callable[[Iterable[Any]], Iterator[ImageResult]] = partial(
             self.predictor.stream,
             score_threshold=settings.score_threshold,
             max_detections=settings.max_detections,
@@ -257,14 +257,14 @@ class Share:
         """Everything of this share that is not finished."""
         numbered = list(enumerate(sources))
         blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
-        rank, world_size = place()
+        rank, world_size = rank_and_world_size()
         videos = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
         videos = [(number, source) for number, source in videos if not self.records.is_done(source)]
         broken: list[Broken] = []
         with tqdm(total=sum(map(len, blocks)) + len(videos), unit=" images", disable=not progress) as bar:
             for block in blocks:
                 found = zip(block, self.stream([source.path for _, source in block]), strict=True)
-                for problem in _in_background(self._picture, found):
+                for problem in _in_background(self._image, found):
                     bar.update()
                     broken += problem
             for number, source in videos:
@@ -274,10 +274,10 @@ class Share:
                     broken.append((number, str(error)))
         return broken
 
-    def _blocks(self, pictures: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
-        """Pictures that share batches: what is in a batch depends neither on other processes nor on a resume."""
-        rank, world_size = place()
-        blocks = [list(pictures[start : start + self.block]) for start in range(0, len(pictures), self.block)]
+    def _blocks(self, images: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
+        """Images that share batches: what is in a batch depends neither on other processes nor on a resume."""
+        rank, world_size = rank_and_world_size()
+        blocks = [list(images[start : start + self.block]) for start in range(0, len(images), self.block)]
         blocks = [
             block
             for block in blocks[rank::world_size]
@@ -285,15 +285,15 @@ class Share:
         ]
         return blocks if self.block > 1 else [list(chain.from_iterable(blocks))]
 
-    def _picture(self, job: tuple[tuple[int, Source], PictureResult]) -> list[Broken]:
-        """Write all of one picture, its record last."""
+    def _image(self, job: tuple[tuple[int, Source], ImageResult]) -> list[Broken]:
+        """Write all of one image, its record last."""
         (number, source), result = job
         if result.error is not None:
             return [(number, str(result.error))]
         if not self.records.is_done(source):
-            row, picture = self._show(source, source.name, result)
-            if picture is not None:
-                write_picture(picture, self.out / drawn_name(source))
+            row, image = self._show(source, source.name, result)
+            if image is not None:
+                write_image(image, self.out / drawn_name(source))
             self.records.write(source, [row])
         return []
 
@@ -306,17 +306,17 @@ class Share:
         video = VideoReader(source.path)
         bar.total += max(video.total - 1, 0)
 
-        def frame(job: tuple[int, PictureResult]) -> tuple[Row, Pixels | None]:
-            row, picture = self._show(source, f"{source.name}/{job[0]:06}", job[1])
-            return {"frame": job[0], "time": video.seconds(job[0]), **row}, picture
+        def frame(job: tuple[int, ImageResult]) -> tuple[Row, Pixels | None]:
+            row, image = self._show(source, f"{source.name}/{job[0]:06}", job[1])
+            return {"frame": job[0], "time": video.seconds(job[0]), **row}, image
 
         def rows() -> Iterator[Row]:
             path = self.out / drawn_name(source)
             with nullcontext() if self.settings.no_draw else write_video(path, video) as show:
                 found = enumerate(self.stream(video.frames()))
-                for row, picture in _in_background(frame, found):
-                    if show is not None and picture is not None:
-                        show(picture, row["frame"])
+                for row, image in _in_background(frame, found):
+                    if show is not None and image is not None:
+                        show(image, row["frame"])
                     bar.update()
                     yield row
 
@@ -327,24 +327,24 @@ class Share:
                 f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
             )
 
-    def _show(self, source: Source, name: str, result: PictureResult) -> tuple[Row, Pixels | None]:
-        """A picture's row of the results, and the picture drawn where that is wanted; writes its other form."""
+    def _show(self, source: Source, name: str, result: ImageResult) -> tuple[Row, Pixels | None]:
+        """An image's row of the results, and the image drawn where that is wanted; writes its other form."""
         assert result.image is not None
         assert result.instances is not None
         found, names = result.instances, self.predictor.class_names
-        write_form(self.settings.format, self.out, name, found, class_names=names, source=source.path)
+        write_annotations(self.settings.format, self.out, name, found, class_names=names, source=source.path)
         height, width = result.image.shape[1:]
         results = coco_results(found, 0, range(1, len(names) + 1))
         row = {"name": name, "height": height, "width": width, "results": results}
-        # a large picture must not be held beside its drawn copy while that is written
+        # a large image must not be held beside its drawn copy while that is written
         image, result.image = result.image, None
         if self.settings.no_draw:
             return row, None
-        return row, draw(image, to_detections(found, names), names)
+        return row, draw_detections(image, to_detections(found, names), names)
 
 
 def _in_background(
-    work: Callable[[tuple[Item, PictureResult]], Made], jobs: Iterable[tuple[Item, PictureResult]]
+    work: Callable[[tuple[Item, ImageResult]], Made], jobs: Iterable[tuple[Item, ImageResult]]
 ) -> Iterator[Made]:
     """The work on every job, in order, done in threads while the next jobs are waited for."""
     workers = max(choose_workers(None), 1)

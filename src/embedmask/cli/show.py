@@ -15,14 +15,14 @@ from embedmask.config import DEFAULT_READING, DataConfig, ReadOptions
 from embedmask.config.data import Exif, Split
 from embedmask.data.check import Report
 from embedmask.data.coco import CocoInstances
+from embedmask.data.geometry import GeometricTransform
 from embedmask.data.problems import KINDS, Example
 from embedmask.data.segmentation import Bounds, Polygons
 from embedmask.data.transforms import TrainTransform
-from embedmask.data.views import View
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 from embedmask.training.samples import draw_target, spread
-from embedmask.visualize import Pixels, contact_sheet, entitle, plot_counts, write_picture
+from embedmask.visualize import Pixels, contact_sheet, entitle, plot_counts, write_image
 
 NUM_COLUMNS = 4
 NUM_IMAGES = 12
@@ -70,9 +70,9 @@ def write_contact_sheet(
             val_fraction=val_fraction or augment.val_fraction,
         )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]
-    pictures = [draw_target(image, target, dataset.class_names) for image, target in items]
-    write_picture(contact_sheet(pictures, columns=min(NUM_COLUMNS, len(pictures))), out)
-    return len(pictures)
+    images = [draw_target(image, target, dataset.class_names) for image, target in items]
+    write_image(contact_sheet(images, columns=min(NUM_COLUMNS, len(images))), out)
+    return len(images)
 
 
 def write_drawings(report: Report, out: Path) -> None:
@@ -105,7 +105,7 @@ def write_drawings(report: Report, out: Path) -> None:
 def _write_sheet(tiles: Sequence[Pixels | None], path: Path) -> None:
     drawn = [tile for tile in tiles if tile is not None]
     if drawn:
-        write_picture(contact_sheet(drawn, NUM_COLUMNS), path)
+        write_image(contact_sheet(drawn, NUM_COLUMNS), path)
 
 
 def _draw_tile(
@@ -133,7 +133,7 @@ def _draw_tile(
     return entitle(drawn, title)
 
 
-def _close_up(size: Size, bounds: Bounds, margin: float) -> View:
+def _close_up(size: Size, bounds: Bounds, margin: float) -> GeometricTransform:
     """Return the view of a box xyxy px, and of a part of its longer side around it, even beyond the image."""
     left, top, right, bottom = bounds
     side = max(right - left, bottom - top, 1.0)
@@ -142,10 +142,10 @@ def _close_up(size: Size, bounds: Bounds, margin: float) -> View:
     (y, x), around = (resized[0] / size[0], resized[1] / size[1]), margin * side
     low = math.floor((left - around) * x), math.floor((top - around) * y)
     high = math.ceil((right + around) * x), math.ceil((bottom + around) * y)
-    return View(size, resized, (*low, *high))
+    return GeometricTransform(size, resized, (*low, *high))
 
 
-def _outline(drawn: Pixels, mask: Polygons, view: View) -> Pixels:
+def _outline(drawn: Pixels, mask: Polygons, view: GeometricTransform) -> Pixels:
     """Draw the polygons of a mask, also where they leave the image, and the border of the image."""
     canvas = Image.fromarray(drawn)
     pen, (y, x), (left, top, _, _) = ImageDraw.Draw(canvas), view.scale, view.window

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 DONE, SOME_BROKEN, SOME_BAD = 0, 1, 2
 
 
-def is_watched() -> bool:
+def is_interactive() -> bool:
     """Progress bars are for people: none where stderr goes to a file."""
     return sys.stderr.isatty()
 
 
 @contextmanager
-def picture_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told how many pictures of all are done."""
+def progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told how many images of all are done."""
     from tqdm import tqdm
 
-    with tqdm(unit="picture", disable=not is_watched()) as bar:
+    with tqdm(unit="image", disable=not is_interactive()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

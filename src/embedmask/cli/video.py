@@ -126,8 +126,8 @@ def write_video(path: Path, video: VideoReader) -> Iterator[Callable[[Pixels, in
                 sound.mux_until(float(start * video.time_base))
                 target.mux(packet)
 
-        def show(picture: Pixels, index: int) -> None:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        def show(image: Pixels, index: int) -> None:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             if index == 0:
                 stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
                 bits = int(BITS_PER_PIXEL * video.rate * frame.width * frame.height)
@@ -193,14 +193,14 @@ def _encoded(source: InputContainer, stream: Any, output: Any) -> Iterator[Any]:
 
 
 def _video_stream(container: InputContainer) -> Any:
-    """Return the stream of the pictures.
+    """Return the stream of the images.
 
     Raises:
         ValueError: there is none.
     """
     stream = container.streams.best("video")
     if stream is None:
-        raise ValueError("it has no pictures")
+        raise ValueError("it has no images")
     return stream
 
 

@@ -1,4 +1,4 @@
-"""What `predict` writes for each picture or frame beside its part in predictions.json."""
+"""What `predict` writes for each image or frame beside its part in predictions.json."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import yaml
 
 from embedmask.cli.sources import Source
 from embedmask.files import is_temporary, write_json, write_text
-from embedmask.inference.formats import label_image, labelme, yolo_lines
+from embedmask.inference.polygons import label_image, labelme, yolo_lines
 from embedmask.structures import Instances
-from embedmask.visualize import write_picture
+from embedmask.visualize import write_image
 
 Format = Literal["coco", "labels", "polygons", "yolo", "masks"]
 FOLDERS: dict[Format, str] = {
@@ -26,14 +26,14 @@ FOLDERS: dict[Format, str] = {
 ENDINGS: dict[Format, str] = {"labels": ".png", "polygons": ".json", "yolo": ".txt", "masks": ""}
 
 
-def write_form(
+def write_annotations(
     form: Format, out: Path, name: str, found: Instances, *, class_names: Sequence[str], source: Path
 ) -> None:
-    """Write one picture's objects; the k-th is the k-th of the picture in predictions.json.
+    """Write one image's objects; the k-th is the k-th of the image in predictions.json.
 
     Args:
         name: of the files, with a folder for frames.
-        source: the picture that they were found in.
+        source: the image that they were found in.
 
     Raises:
         BadInput: it cannot be written, or the form has no room for so many objects.
@@ -42,7 +42,7 @@ def write_form(
         return
     path = out / FOLDERS[form] / f"{name}{ENDINGS[form]}"
     if form == "labels":
-        write_picture(label_image(found.masks, str(source)), path)
+        write_image(label_image(found.masks, str(source)), path)
     elif form == "polygons":
         image_path = Path(relpath(source, path.parent)).as_posix()
         write_json(path, labelme(found, class_names, image_path))
@@ -52,11 +52,11 @@ def write_form(
         shutil.rmtree(path, ignore_errors=True)  # an earlier run may have found more
         path.mkdir(parents=True, exist_ok=True)  # also where nothing is found
         for index in range(len(found)):
-            write_picture(found.masks.dense(index).numpy(), path / f"{index + 1:04}.png")
+            write_image(found.masks.dense(index).numpy(), path / f"{index + 1:04}.png")
 
 
 def write_classes(form: Format, out: Path, class_names: Sequence[str]) -> None:
-    """YOLO's `data.yaml`: the names of the classes, and where the pictures go; other forms need none."""
+    """YOLO's `data.yaml`: the names of the classes, and where the images go; other forms need none."""
     if form == "yolo":
         data = {"train": "images", "val": "images", "names": dict(enumerate(class_names))}
         write_text(out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
@@ -79,5 +79,5 @@ def targets(sources: Sequence[Source], form: Format, out: Path, *, drawn: bool) 
 
 
 def drawn_name(source: Source) -> str:
-    """Name of the picture or video with masks drawn."""
+    """Name of the image or video with masks drawn."""
     return f"{source.name}{'.mp4' if source.is_video else '.png'}"

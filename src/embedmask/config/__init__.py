@@ -1,7 +1,7 @@
 """Typed configuration: the only place that holds defaults.
 
 `ModelConfig`, or `MaskRCNNConfig` for the baseline, is what a checkpoint carries: all that is needed to rebuild the
-network and to turn pictures into instances. `DataConfig` and `TrainConfig` matter in training only. A recipe
+network and to turn images into instances. `DataConfig` and `TrainConfig` matter in training only. A recipe
 (`configs/*.yaml`) is `{preset: NAME, model: {...}, data: {...}, train: {...}}` and says only what differs from the
 defaults; `model: maskrcnn` makes it one of the baseline.
 """
@@ -9,9 +9,9 @@ defaults; `model: maskrcnn` makes it one of the baseline.
 from embedmask.config.convert import from_dict, override, to_dict
 from embedmask.config.data import DataConfig
 from embedmask.config.detector import DetectorConfig, ScoreThreshold
-from embedmask.config.kinds import model_from_dict, model_to_dict
 from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import HINGE_MARGIN, PRESETS, ModelConfig
+from embedmask.config.model_types import model_from_dict, model_to_dict
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.config.recipe import Recipe, read_yaml
 from embedmask.config.train import Engine, Precision, TrainConfig

@@ -1,4 +1,4 @@
-"""`DataConfig`: which pictures training sees, and how they are changed before."""
+"""`DataConfig`: which images training sees, and how they are changed before."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Exif = Literal["auto", "upright", "stored"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which pictures training sees, and how they are changed before. The defaults are section 4.1."""
+    """Which images training sees, and how they are changed before. The defaults are section 4.1."""
 
     short_sides: tuple[int, ...] = (800,)
-    """The short side is drawn from these, px; empty: pictures keep their size. (Inference: `image_short_side`.)"""
+    """The short side is drawn from these, px; empty: images keep their size. (Inference: `image_short_side`.)"""
     long_side: int = 1333
     scale_range: tuple[float, float] = (1.0, 1.0)
     """Further random scale."""
     scale_draw: Literal["log", "linear"] = "log"
     """Law of the scale: uniform in its logarithm, or in itself (large-scale jitter)."""
     crop_size: int | None = None
-    """Side of a random square crop, px, after scaling; None: the whole picture."""
+    """Side of a random square crop, px, after scaling; None: the whole image."""
     crop_pad: bool = False
-    """Pad shorter pictures to the crop, right and bottom; else they stay as they are and the batch is padded."""
+    """Pad shorter images to the crop, right and bottom; else they stay as they are and the batch is padded."""
     flip_horizontal: float = 0.5
     """Probability."""
     flip_vertical: float = 0.0
@@ -36,7 +36,7 @@ class DataConfig:
     rotate: float = 0.0
     """Largest angle of a rotation by any angle, either way, degrees; 180: all directions."""
     copy_paste: float = 0.0
-    """Probability that some objects of another training picture are pasted over this one."""
+    """Probability that some objects of another training image are pasted over this one."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast, saturation and hue, 0..1."""
     invert: float = 0.0
@@ -48,7 +48,7 @@ class DataConfig:
     noise: float = 0.0
     """Largest standard deviation of random noise, as a part of white, 0..1."""
     where: str | None = None
-    """`KEY=VALUE`: train and evaluate only on pictures whose record in the annotation file says so."""
+    """`KEY=VALUE`: train and evaluate only on images whose record in the annotation file says so."""
     val_fraction: float = 0.0
     """Hold out this fraction of train as val, by the content of the images; 0: the data set has a val split."""
     min_box_side: float = 1.0

@@ -31,7 +31,7 @@ def check_score(value: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Picture to backbone to pyramid, and what is kept of the results: the same for every kind of model."""
+    """ImageSource to backbone to pyramid, and what is kept of the results: the same for every kind of model."""
 
     num_classes: int = 80
 
@@ -55,7 +55,7 @@ class DetectorConfig:
     """Likewise."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     image_short_side: int | None = 800
-    """Pictures are resized so that the short side has this many px (null: they keep their size) ..."""
+    """Images are resized so that the short side has this many px (null: they keep their size) ..."""
     image_long_side: int = 1333
     """... unless the long side would pass this many. EmbedMask-600 of Table 1 is `image_short_side=600`."""
     image_rounding: Rounding = "down"

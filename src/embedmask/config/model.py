@@ -89,7 +89,7 @@ class ModelConfig(DetectorConfig):
     instances of the batch, however they spread over its images (second repository)."""
     max_mask_instances: int | None = 500
     """The mask loss looks at no more instances than this in a process's batch, drawn anew in every step; null: all.
-    Its memory grows with instances x cells: 500 take 0.8 to 1.4 GB on pictures of 1024 px, however many objects there
+    Its memory grows with instances x cells: 500 take 0.8 to 1.4 GB on images of 1024 px, however many objects there
     are. Each is as likely as any other and the sum is scaled up to all of them: on average over the draws nothing
     changes. The other losses see every object. (500 is the second repository's; the first had no such limit.)"""
 
@@ -110,7 +110,7 @@ class ModelConfig(DetectorConfig):
     the box, then phi or log phi is resized to the original image. `aligned` (second repository): p is coupled as it is,
     over the whole image, then phi is resized by the rule that keeps cells at their locations, in the mask loss, too."""
     mask_frame: Literal["authors", "exact"] = "authors"
-    """Where cells lie in the picture, and how far around its box a mask may reach. `authors`: the map is resized to its
+    """Where cells lie in the image, and how far around its box a mask may reach. `authors`: the map is resized to its
     size rounded up to whole px, by which masks drift up to 1 px at the far edge; a cell or two around the box (of
     4 px, where p has 8). `exact`: cells lie where they lie at every size; `mask_margin` around the box.
     `mask_interpolation: aligned`, which is exact and knows no boxes, is the same in both."""
@@ -245,4 +245,4 @@ PRESETS["fast"] = {
     "channels": 128,
     "mask_frame": "exact",
 }
-"""Light, ours and in no paper: the second repository's version on smaller pictures, pyramid and towers half as wide."""
+"""Light, ours and in no paper: the second repository's version on smaller images, pyramid and towers half as wide."""

@@ -12,8 +12,8 @@ import yaml
 from embedmask.config.convert import from_dict, to_dict
 from embedmask.config.data import DataConfig
 from embedmask.config.detector import DetectorConfig
-from embedmask.config.kinds import DEFAULT_KIND, model_from_dict, model_to_dict
 from embedmask.config.model import PRESETS, ModelConfig
+from embedmask.config.model_types import DEFAULT_KIND, model_from_dict, model_to_dict
 from embedmask.config.train import TrainConfig
 from embedmask.errors import BadInput
 from embedmask.fields import nearest

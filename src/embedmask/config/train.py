@@ -66,7 +66,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """`auto`: bfloat16 where the device is fast at it. Embeddings, distances and losses stay float32."""
     workers: int | None = None
-    """Processes that load pictures; null: one fewer than the cores, at most 8."""
+    """Processes that load images; null: one fewer than the cores, at most 8."""
     eval_every: int = 1
     """Epochs between evaluations on val."""
     class_thresholds: bool = False

@@ -1,1 +1,1 @@
-"""Pictures and ground truth, from a folder to batches."""
+"""Images and ground truth, from a folder to batches."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.data.packed import PackedAnnotations
-from embedmask.data.problems import Inspect, Note, Problem, refuse
+from embedmask.data.problems import Inspect, OnIssue, Problem, raise_issue
 from embedmask.data.records import RecordCheck, as_id
 from embedmask.errors import BadInput
 from embedmask.files import read_text
@@ -31,7 +31,7 @@ class AnnotationFile:
     Attributes:
         class_names: C names, by ascending category id; label i is category `category_ids[i]`.
         category_ids: C ids of the file.
-        image_ids: ids of the pictures.
+        image_ids: ids of the images.
         file_names: their files, relative to the folder of images.
         sizes: `(height, width)` of each.
         annotations: of each image, crowds included; empty where an image has none.
@@ -124,7 +124,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def check_annotations(
-    content: Content, path: Path, note: Note = refuse, inspect: Inspect | None = None
+    content: Content, path: Path, on_issue: OnIssue = raise_issue, inspect: Inspect | None = None
 ) -> AnnotationFile:
     """Check the content of a COCO file; training, evaluation and `data check` all read it here.
 
@@ -135,19 +135,19 @@ def check_annotations(
         content: the lists `images`, `annotations`, `categories`; annotations are used up, to save memory. An
             annotation may say where it stands (`origin`); otherwise its id is named.
         path: the file, for messages.
-        note: called with every problem; after it returns, the object or record is left out.
+        on_issue: called with every problem; after it returns, the object or record is left out.
         inspect: called with every object that is kept, crowds left out.
 
     Raises:
-        BadInput: by `refuse`: keys missing, an annotation of an unknown image or category, an image or
+        BadInput: by `raise_issue`: keys missing, an annotation of an unknown image or category, an image or
             category id given twice, a polygon with fewer than 3 points, a mask outside its image or of
             another size, ...; names the annotation, its image and the file.
     """
     with collector_paused():
-        categories = _categories(content["categories"], path, note)
-        images = _images(content["images"], path, note)
+        categories = _categories(content["categories"], path, on_issue)
+        images = _images(content["images"], path, on_issue)
         labels = {category: label for label, category in enumerate(categories)}
-        check = RecordCheck(path, note, images, labels, inspect)
+        check = RecordCheck(path, on_issue, images, labels, inspect)
         packed = check.pack(content.pop("annotations"))
         ids = list(images)
         return AnnotationFile(
@@ -162,48 +162,48 @@ def check_annotations(
         )
 
 
-def _categories(entries: list[Any], path: Path, note: Note) -> dict[int, str]:
+def _categories(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, str]:
     """Id -> name, by ascending id."""
     names: dict[int, str] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: category {index} of the list"
         number = as_id(entry.get("id")) if isinstance(entry, dict) else None
         if number is None or not isinstance(entry.get("name"), str):
-            note(Problem("bad record", f"{where} needs a whole number 'id' and a text 'name'"))
+            on_issue(Problem("bad record", f"{where} needs a whole number 'id' and a text 'name'"))
         elif number in names:
             message = f"{where} has id {number}, which another has too; make ids unique"
-            note(Problem("duplicate id", message))
+            on_issue(Problem("duplicate id", message))
         else:
             names[number] = entry["name"]
     if not entries:
-        note(Problem("bad record", f"{path}: 'categories' is empty; add the classes of the annotations"))
+        on_issue(Problem("bad record", f"{path}: 'categories' is empty; add the classes of the annotations"))
     for name, count in Counter(names.values()).items():
         if count > 1:
             ids = " and ".join(str(number) for number, other in names.items() if other == name)
             message = (
                 f"{path}: categories {ids} have the same name {name!r} and are learned as {count} classes"
             )
-            note(Problem("same class name", f"{message}; merge or rename them", fatal=False))
+            on_issue(Problem("same class name", f"{message}; merge or rename them", fatal=False))
     return dict(sorted(names.items()))
 
 
-def _images(entries: list[Any], path: Path, note: Note) -> dict[int, tuple[str, Size]]:
+def _images(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, tuple[str, Size]]:
     """Id -> file name and (height, width), in the file's order."""
     images: dict[int, tuple[str, Size]] = {}
     for index, entry in enumerate(entries):
         fault = _image_fault(entry, index)
         if fault:
-            note(Problem("bad record", f"{path}: image {fault}"))
+            on_issue(Problem("bad record", f"{path}: image {fault}"))
             continue
         number, height, width = (int(entry[key]) for key in ("id", "height", "width"))
         if number in images:
             names = f"{images[number][0]}, {entry['file_name']}"
             message = f"{path}: image {number} is listed twice ({names}); make ids unique"
-            note(Problem("duplicate id", message))
+            on_issue(Problem("duplicate id", message))
         else:
             images[number] = (entry["file_name"], (height, width))
     if not entries:
-        note(Problem("bad record", f"{path}: 'images' is empty; add the pictures"))
+        on_issue(Problem("bad record", f"{path}: 'images' is empty; add the images"))
     return images
 
 

@@ -18,7 +18,7 @@ from embedmask.data.check_masks import MaskCheck
 from embedmask.data.coco import CocoInstances, check_same_classes, refuse_val_split
 from embedmask.data.exif import mixed_frames
 from embedmask.data.layouts import find_split
-from embedmask.data.problems import DEGENERATE, KINDS, Example, Kind, Note, Problem
+from embedmask.data.problems import DEGENERATE, KINDS, Example, Kind, OnIssue, Problem
 from embedmask.errors import BadInput
 
 CHECKED: tuple[Split, ...] = ("train", "val", "test")
@@ -36,9 +36,9 @@ class SplitSummary:
 
     Attributes:
         layout: how its folder was recognised.
-        num_images: pictures.
-        num_empty: pictures without objects.
-        most: objects of the picture with the most.
+        num_images: images.
+        num_empty: images without objects.
+        most: objects of the image with the most.
         counts: of each class, by area as in AP; crowds are not counted.
     """
 
@@ -107,21 +107,21 @@ def check_folder(
 ) -> Report:
     """Look for every problem of train, val and test.
 
-    Missing, broken and wrongly sized pictures, objects and records that cannot be used, classes that no
-    object has, crowded pictures, and pictures that two splits, or one twice, have in common: equal pixels,
+    Missing, broken and wrongly sized images, objects and records that cannot be used, classes that no
+    object has, crowded images, and images that two splits, or one twice, have in common: equal pixels,
     whatever the file. Masks to look at: see `check_masks`; images whose frame EXIF leaves open: see `exif`; turned
     copies with the objects of each other: see `turned_copies`.
 
     Args:
         folder: data set of any layout, see `find_split`.
-        max_detections: pictures with more objects are named: a model would miss the rest.
+        max_detections: images with more objects are named: a model would miss the rest.
         degenerate: "drop": objects that cover nothing do not stop training.
         exif: as `DataConfig.exif`: "auto" warns of images that may be annotated upright or as stored.
-        quick: of pictures, read the header and compare the bytes of the files; they are not decoded, so a file
-            that is cut short, the same picture stored in another way, or a turned copy is not seen.
-        workers: threads that read pictures; None: one a core.
+        quick: of images, read the header and compare the bytes of the files; they are not decoded, so a file
+            that is cut short, the same image stored in another way, or a turned copy is not seen.
+        workers: threads that read images; None: one a core.
         options: how image files are read.
-        progress: is told how many of all pictures have been read.
+        progress: is told how many of all images have been read.
         val_fraction: of train, held out as val; 0: there is a val split.
 
     Raises:
@@ -132,21 +132,21 @@ def check_folder(
     report = Report()
     if val_fraction:
         refuse_val_split(folder)
-    notes: dict[Split, Note] = {split: partial(report.add, split, degenerate) for split in CHECKED}
-    for split, note in notes.items():
-        masks = MaskCheck(note)
+    handlers: dict[Split, OnIssue] = {split: partial(report.add, split, degenerate) for split in CHECKED}
+    for split, on_issue in handlers.items():
+        masks = MaskCheck(on_issue)
         for part, dataset in _open(
-            folder, split, note, masks, exif=exif, options=options, val_fraction=val_fraction
+            folder, split, on_issue, masks, exif=exif, options=options, val_fraction=val_fraction
         ).items():
             report.datasets[part] = dataset
-            report.splits[part] = _summarize(dataset, masks, max_detections, notes[part])
+            report.splits[part] = _summarize(dataset, masks, max_detections, handlers[part])
     sets = report.datasets
     report.problems += _between_splits(sets)
-    copies = Copies(sets, notes)
+    copies = Copies(sets, handlers)
     total = sum(map(len, sets.values()))
     for done, (place, found) in enumerate(look_at_all(sets, quick, workers), start=1):
         if isinstance(found, Problem):
-            notes[place[0]](found)
+            handlers[place[0]](found)
         elif found is not None:
             copies.add(place, found)
         progress(done, total)
@@ -168,7 +168,7 @@ def _between_splits(sets: Mapping[Split, CocoInstances]) -> Iterator[Problem]:
 def _open(
     folder: Path,
     split: Split,
-    note: Note,
+    on_issue: OnIssue,
     masks: MaskCheck,
     *,
     exif: Exif,
@@ -184,49 +184,51 @@ def _open(
         if not folder.is_dir():
             raise
         if split != "test":
-            note(Problem("missing split", str(error)))
+            on_issue(Problem("missing split", str(error)))
         return {}
     try:
-        dataset = CocoInstances(files, note=note, exif=exif, options=options, inspect=masks)
+        dataset = CocoInstances(files, on_issue=on_issue, exif=exif, options=options, inspect=masks)
         masks.finish()
         if split == "train" and val_fraction:
             train, val = dataset.hold_out(val_fraction)
             return {"train": train, "val": val}
     except BadInput as error:
-        note(Problem("unreadable annotations", str(error)))
+        on_issue(Problem("unreadable annotations", str(error)))
         return {}
     return {split: dataset}
 
 
-def _summarize(dataset: CocoInstances, masks: MaskCheck, max_detections: int, note: Note) -> SplitSummary:
+def _summarize(
+    dataset: CocoInstances, masks: MaskCheck, max_detections: int, on_issue: OnIssue
+) -> SplitSummary:
     numbers = [masks.per_image[image_id] for image_id in dataset.image_ids]
     for index, number in enumerate(numbers):
         path, (height, width) = dataset.image_path(index), dataset.sizes[index]
         if number > max_detections:
             kept = f"but {max_detections} detections are kept an image; raise max_detections"
-            note(Problem("crowded image", f"{path}: has {number} objects, {kept}", fatal=False))
+            on_issue(Problem("crowded image", f"{path}: has {number} objects, {kept}", fatal=False))
         if max(height, width) > THIN * min(height, width):
             fault = "resizing leaves little of its short side, and its batch is padded to its long side"
             message = f"{path}: is {height} px high and {width} px wide; {fault}; cut it into pieces"
-            note(Problem("thin image", message, fatal=False))
+            on_issue(Problem("thin image", message, fatal=False))
     table = np.zeros((len(dataset.class_names), 3), dtype=np.int64)
     own = set(dataset.image_ids)
     for (image_id, label, size), count in masks.sizes.items():
         table[label, size] += count if image_id in own else 0
     counts: list[Sizes] = [(small, medium, large) for small, medium, large in table.tolist()]
-    _note_unused(dataset, [sum(sizes) for sizes in counts], note)
+    _report_unused(dataset, [sum(sizes) for sizes in counts], on_issue)
     named = dict(zip(dataset.ground_truth.distinct_names, counts, strict=True))
     return SplitSummary(dataset.layout, len(dataset), numbers.count(0), max(numbers, default=0), named)
 
 
-def _note_unused(dataset: CocoInstances, counts: list[int], note: Note) -> None:
+def _report_unused(dataset: CocoInstances, counts: list[int], on_issue: OnIssue) -> None:
     where = dataset.annotations_file
     if not any(counts):
-        note(
+        on_issue(
             Problem("no objects", f"{where}: has no objects; there is nothing to learn from it", fatal=False)
         )
         return
     for count, number, name in zip(counts, dataset.category_ids, dataset.class_names, strict=True):
         if not count:
             message = f"{where}: no object has category {number} ({name}); add some or remove the category"
-            note(Problem("unused category", message, fatal=False))
+            on_issue(Problem("unused category", message, fatal=False))

@@ -13,7 +13,7 @@ from torch import Tensor
 from embedmask.config.data import Split
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image, read_size, size_of
-from embedmask.data.problems import Example, Kind, Note, Problem
+from embedmask.data.problems import Example, Kind, OnIssue, Problem
 from embedmask.data.turned_copies import NAMES, Thumb, find_turned_copies, misplaced, thumbnail
 from embedmask.errors import BadInput
 
@@ -84,9 +84,9 @@ def _pixels(image: Tensor) -> bytes:
 class Copies:
     """Finds images that are there more than once."""
 
-    def __init__(self, sets: Mapping[Split, CocoInstances], notes: Mapping[Split, Note]) -> None:
+    def __init__(self, sets: Mapping[Split, CocoInstances], handlers: Mapping[Split, OnIssue]) -> None:
         self.sets = sets
-        self.notes = notes
+        self.handlers = handlers
         self.places: dict[bytes, Place] = {}
         self.thumbs: dict[Place, Thumb] = {}
 
@@ -94,9 +94,9 @@ class Copies:
         """Tell of an image whose pixels were seen before; otherwise it is known from then on."""
         other = self.places.setdefault(content.digest, place)
         if other != place:
-            kind: Kind = "leak" if other[0] != place[0] else "same picture twice"
-            message = f"{self.name(place)}: is the same picture as {self.name(other)}; remove one"
-            self.notes[place[0]](Problem(kind, message, fatal=False))
+            kind: Kind = "leak" if other[0] != place[0] else "same image twice"
+            message = f"{self.name(place)}: is the same image as {self.name(other)}; remove one"
+            self.handlers[place[0]](Problem(kind, message, fatal=False))
         elif content.thumb is not None:
             self.thumbs[place] = content.thumb
 
@@ -107,15 +107,15 @@ class Copies:
         for copy in find_turned_copies(list(self.thumbs.values()), sizes):
             first, second = places[copy.first], places[copy.second]
             shows = f"{self.name(second)}: shows {self.name(first)} {NAMES[copy.turn]}"
-            note, image_id = self.notes[second[0]], self.sets[second[0]].image_ids[second[1]]
+            on_issue, image_id = self.handlers[second[0]], self.sets[second[0]].image_ids[second[1]]
             if first[0] != second[0]:
-                note(Problem("leak", f"{shows}; remove one", fatal=False))
+                on_issue(Problem("leak", f"{shows}; remove one", fatal=False))
             ours, theirs = (self.sets[split].annotations(index) for split, index in (first, second))
             fault = misplaced(ours, theirs, copy.turn)
             if fault:
                 advice = f"look at both, and give image {image_id} and its twin their own objects"
                 example = Example(image_id)
-                note(
+                on_issue(
                     Problem(
                         "objects of a turned copy",
                         f"{shows}, but {fault}; {advice}",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embedmask.data.problems import CheckedObject, Example, Kind, Note, Problem
+from embedmask.data.problems import CheckedObject, Example, Kind, OnIssue, Problem
 from embedmask.data.segmentation import Bounds, Polygons, pixel_area
 from embedmask.structures import Size
 
@@ -32,13 +32,13 @@ class MaskCheck:
     """Judges every object of a split, and counts the objects by class, size and image.
 
     Attributes:
-        note: is told of every problem.
+        on_issue: is told of every problem.
         sizes: number of objects by image id, label and size (0 small, 1 medium, 2 large), from the pixels of their
             masks.
         per_image: number of objects by image id.
     """
 
-    note: Note
+    on_issue: OnIssue
     sizes: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     per_image: Counter[int] = field(default_factory=Counter)
     _waiting: list[CheckedObject] = field(default_factory=list)
@@ -63,7 +63,7 @@ class MaskCheck:
             for kind, message in mask_faults(item, area, crosses, bounds):
                 name = item.where.partition(" of image ")[0].rpartition(": ")[2]
                 example = Example(item.image_id, name, item.mask)
-                self.note(Problem(kind, f"{item.where} {message}", fatal=False, example=example))
+                self.on_issue(Problem(kind, f"{item.where} {message}", fatal=False, example=example))
 
 
 def mask_faults(item: CheckedObject, area: int, crosses: bool, bounds: Bounds) -> Iterator[tuple[Kind, str]]:

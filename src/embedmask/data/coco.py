@@ -23,14 +23,14 @@ from embedmask.data.images import read_extent, read_image, size_of
 from embedmask.data.layouts import SplitFiles, find_split, has_split
 from embedmask.data.near_duplicates import divide
 from embedmask.data.packed import GroundTruth
-from embedmask.data.pages import note_defaults
+from embedmask.data.pages import report_defaults
 from embedmask.data.problems import (
     Inspect,
-    Note,
+    OnIssue,
     Problem,
     WarningCollector,
     drop_degenerate,
-    refuse,
+    raise_issue,
     warning_lines,
 )
 from embedmask.data.subset import content_where
@@ -40,7 +40,7 @@ from embedmask.structures import Size, Target
 
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
-    """Pictures with instance masks.
+    """Images with instance masks.
 
     Item i is `(image uint8 [3, H, W] RGB, Target)` after the transform; G = 0 without objects.
 
@@ -48,7 +48,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         class_names: names of labels 0..C-1.
         category_ids: the file's category id of each label, ascending.
         image_ids: the file's id of each item.
-        sizes: `(height, width)` of each item's picture, from the annotation file.
+        sizes: `(height, width)` of each item's image, from the annotation file.
         layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
         annotations_file: where the ground truth comes from; for messages.
         exif: the frame of the annotations where an image's EXIF orientation leaves two, see `DataConfig.exif`.
@@ -60,26 +60,26 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self,
         files: SplitFiles,
         transform: Transform | None = None,
-        note: Note = refuse,
+        on_issue: OnIssue = raise_issue,
         where: str | None = None,
         *,
         exif: Exif = "auto",
         options: ReadOptions = DEFAULT_READING,
         inspect: Inspect | None = None,
     ) -> None:
-        """Read and check the annotations, and that every picture is there.
+        """Read and check the annotations, and that every image is there.
 
         Args:
             files: where the split lies.
-            transform: makes the item; None: the whole picture at its own size.
-            note: is told of every problem; by default the first that is fatal is raised.
+            transform: makes the item; None: the whole image at its own size.
+            on_issue: is told of every problem; by default the first that is fatal is raised.
             where: as in `open`.
             exif: as in `open`.
             options: how image files, and label images, are read.
             inspect: is shown every object that is kept.
 
         Raises:
-            BadInput: see `check_annotations`; or a picture is missing, or `where` leaves none.
+            BadInput: see `check_annotations`; or an image is missing, or `where` leaves none.
         """
         self.annotations_file = files.annotations
         self.layout = files.layout
@@ -87,7 +87,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.options = options
         self._where = where
         self.exif = exif
-        collector = WarningCollector(note)
+        collector = WarningCollector(on_issue)
         read = files.read_stored if exif == "stored" and files.read_stored is not None else files.read
         records = self._part(read(collector, options))
         content = check_annotations(records, self.annotations_file, collector, inspect)
@@ -103,7 +103,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             place = found.common_folder()
             if not has_place or not place.is_relative_to(files.images):
                 self.layout += f" with images in {os.path.relpath(place, files.root)}/"
-        self._note_files(found, content.file_names, collector)
+        self._report_files(found, content.file_names, collector)
         paths = [self.image_path(index) for index in range(len(self))] if exif == "auto" else []
         turned = find_turned(paths, self.image_ids, self.sizes, relative=files.read_stored is not None)
         self.frames = count_frames(turned)
@@ -129,24 +129,24 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         Args:
             data_dir: the folder.
             split: which of its splits.
-            transform: makes the item; None: the whole picture at its own size.
+            transform: makes the item; None: the whole image at its own size.
             degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
-            where: `KEY=VALUE`, only the pictures whose record in the annotation file says so; None: all.
+            where: `KEY=VALUE`, only the images whose record in the annotation file says so; None: all.
             exif: the frame of the annotations where an image's EXIF orientation leaves two: "upright" or "stored";
                 "auto": upright, with a warning.
             options: how image files, and label images, are read.
             val_fraction: hold out this fraction of train as val, see `hold_out`; 0: the folder has a val split.
 
         Raises:
-            BadInput: see `find_split` and `__init__`; or `where` leaves no picture; or `val_fraction` is given for a
+            BadInput: see `find_split` and `__init__`; or `where` leaves no image; or `val_fraction` is given for a
                 folder with a val split.
         """
         if val_fraction and split in ("train", "val"):
             refuse_val_split(data_dir)
             whole = cls.open(data_dir, "train", transform, degenerate, where, exif=exif, options=options)
             return whole.hold_out(val_fraction)[split == "val"]
-        note = drop_degenerate if degenerate == "drop" else refuse
-        dataset = cls(find_split(data_dir, split), transform, note, where, exif=exif, options=options)
+        on_issue = drop_degenerate if degenerate == "drop" else raise_issue
+        dataset = cls(find_split(data_dir, split), transform, on_issue, where, exif=exif, options=options)
         objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
         for count, name in ((objects, "objects"), (parts, "polygons of objects")):
             if count:
@@ -201,7 +201,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """Item whose random draws come from `generator` alone.
 
         Raises:
-            BadInput: the picture is damaged or has not the size that the annotations say; names the file.
+            BadInput: the image is damaged or has not the size that the annotations say; names the file.
         """
         return self.transform(self.image(index), self.annotations(index), generator, self)
 
@@ -219,9 +219,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return self.images_dir / self._file_names[index]
 
     def image(self, index: int) -> Tensor:
-        """Picture of item `index`, uint8 `[3, H, W]`, in the frame of its annotations.
+        """ImageSource of item `index`, uint8 `[3, H, W]`, in the frame of its annotations.
 
-        Tools disagree on pictures that carry an EXIF rotation: some annotate them upright, some as stored.
+        Tools disagree on images that carry an EXIF rotation: some annotate them upright, some as stored.
         The size in the annotation file decides; where both fit, `exif` does, by default upright.
         """
         path, expected = self.image_path(index), self.sizes[index]
@@ -236,7 +236,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
-    def _note_files(self, found: ImageFiles, written: Sequence[str], note: Note) -> None:
+    def _report_files(self, found: ImageFiles, written: Sequence[str], on_issue: OnIssue) -> None:
         """Report images without a certain file, and once all whose name is spelled differently."""
         for index in found.missing:
             near = f" (the most similar name is {found.nearest[index]})" if index in found.nearest else ""
@@ -244,19 +244,19 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
                 f"{self.image_path(index)}: no such file, but image {self.image_ids[index]} of "
                 f"{self.annotations_file} names it; add it{near}"
             )
-            note(Problem("missing image", message))
+            on_issue(Problem("missing image", message))
         for index, rivals in found.uncertain.items():
             message = f"image {self.image_ids[index]} names {written[index]!r}, which is not certain"
             advice = f"it may also be that of {', '.join(rivals[:3])}; write the name of one file"
-            note(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
+            on_issue(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
         respelled = [index for index in found.respelled if index not in found.uncertain]
         if respelled:
             first = respelled[0]
             message = f"{len(respelled)} names of images are read as those of existing files"
             example = f"{written[first]!r} as {str(self.image_path(first))!r}"
-            note(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
-        for line in note_defaults(map(self.image_path, range(len(self))), self.options, read_extent):
-            note(Problem("several pages", line, fatal=False))
+            on_issue(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
+        for line in report_defaults(map(self.image_path, range(len(self))), self.options, read_extent):
+            on_issue(Problem("several pages", line, fatal=False))
 
 
 def open_train_val(

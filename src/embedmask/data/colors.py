@@ -1,4 +1,4 @@
-"""Random changes of a picture's values; masks and boxes stay as they are."""
+"""Random changes of an image's values; masks and boxes stay as they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from embedmask.data.draws import between, happens
+from embedmask.data.sampling import between, happens
 
 COLORS: Any = v2.functional  # torchvision does not declare what it exports here
 HUE_SHARE = 0.25
@@ -41,7 +41,7 @@ def change_camera(
 ) -> Tensor:
     """As another microscope or camera would have taken it: random gamma, defocus and noise, in this order.
 
-    What is 0 draws nothing. Grey pictures stay grey.
+    What is 0 draws nothing. Grey images stay grey.
 
     Args:
         image: uint8 `[3, H, W]`.

@@ -1,4 +1,4 @@
-"""Copy-paste: objects of one picture put over another (Ghiasi et al., CVPR 2021, section 3)."""
+"""Copy-paste: objects of one image put over another (Ghiasi et al., CVPR 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedmask.data.draws import below, between
+from embedmask.data.geometry import PIXELS, visible_objects
 from embedmask.data.images import size_of
 from embedmask.data.packed import Annotations
+from embedmask.data.sampling import below, between
 from embedmask.data.segmentation import Patch
-from embedmask.data.views import PIXELS, visible
 from embedmask.structures import CropMasks, Size, Target
 
 
@@ -28,7 +28,7 @@ def choose_objects(annotations: Annotations, generator: torch.Generator) -> Anno
 
 
 def draw_corner(size: Size, other: Size, generator: torch.Generator) -> tuple[int, int]:
-    """Row and column where a picture of size `other` begins in one of `size`, `(height, width)`.
+    """Row and column where an image of size `other` begins in one of `size`, `(height, width)`.
 
     A smaller one lies inside; a larger one covers it and begins above or left of it.
     """
@@ -44,7 +44,7 @@ def paste_objects(
     corner: tuple[int, int],
     min_box_side: float,
 ) -> tuple[Tensor, Target]:
-    """Put the objects of another item over a picture.
+    """Put the objects of another item over an image.
 
     What they cover is taken from the masks beneath; boxes are drawn anew; objects without a pixel left, or
     with a side below `min_box_side` px, are dropped.
@@ -52,12 +52,12 @@ def paste_objects(
     Args:
         image: uint8 `[3, h, w]`.
         target: its objects, G of them or none.
-        donor: the other picture, of any size, and the objects to take over, any number.
-        corner: row and column of `image` where the other picture begins, see `draw_corner`.
+        donor: the other image, of any size, and the objects to take over, any number.
+        corner: row and column of `image` where the other image begins, see `draw_corner`.
         min_box_side: px.
 
     Returns:
-        Picture and target of the same frame; the pasted objects come last.
+        ImageSource and target of the same frame; the pasted objects come last.
     """
     height, width = size_of(image)
     over = [_clip(patch, corner, (height, width)) for patch in _patches(donor[1])]
@@ -68,7 +68,7 @@ def paste_objects(
         (pixels & ~covered[row : row + pixels.shape[0], column : column + pixels.shape[1]], row, column)
         for pixels, row, column in _patches(target)
     ]
-    seen = visible([*beneath, *over], min_box_side)
+    seen = visible_objects([*beneath, *over], min_box_side)
     boxes = torch.tensor([s.box for s in seen], dtype=torch.float32).reshape(-1, 4)
     labels = torch.cat((target.labels, donor[1].labels))[[s.index for s in seen]]
     masks = CropMasks([s.crop for s in seen], [(s.box[1], s.box[0]) for s in seen], (height, width))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from embedmask.data.problems import Note, Problem
+from embedmask.data.problems import OnIssue, Problem
 
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 """Formats whose endings Pillow knows, though it cannot read them."""
@@ -32,7 +32,7 @@ NUM_NAMED = 3
 """Files of a kind that are named."""
 
 
-def is_picture(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Return whether the name is that of an image file, and not of a hidden one."""
     ending = path.suffix.lower()
     known = Image.registered_extensions().get(ending) not in (None, *UNREADABLE)
@@ -47,7 +47,7 @@ def is_camera_raw(path: Path) -> bool:
 def advice(path: Path) -> str:
     """Return what to do with an image that is not read, by its name; empty where there is nothing to say."""
     kind = _UNREAD.get(path.suffix.lower())
-    return "" if kind is None or is_picture(path) else kind[1]
+    return "" if kind is None or is_image_file(path) else kind[1]
 
 
 def describe_unread(files: Iterable[Path]) -> str | None:
@@ -68,12 +68,12 @@ def describe_unread(files: Iterable[Path]) -> str | None:
     return f"{count} image file{'s are' if count > 1 else ' is'} not read: {'; '.join(parts)}"
 
 
-def note_unread(folders: Iterable[Path], note: Note) -> None:
+def report_unread(folders: Iterable[Path], on_issue: OnIssue) -> None:
     """Tell of the images in folders of a data set that are not read."""
     for folder in sorted(folders):
         line = describe_unread(sorted(folder.iterdir()))
         if line is not None:
-            note(Problem("unread file", f"{folder}: {line}", fatal=False))
+            on_issue(Problem("unread file", f"{folder}: {line}", fatal=False))
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -84,8 +84,8 @@ def name_some(names: Sequence[str]) -> str:
 
 def _unread_kind(path: Path) -> tuple[str, str] | None:
     kind = _UNREAD.get(path.suffix.lower())
-    if path.name.startswith(".") or (kind is None and not is_picture(path)):
+    if path.name.startswith(".") or (kind is None and not is_image_file(path)):
         return None
     if path.is_symlink() and not path.exists():
         return BROKEN_LINK
-    return None if is_picture(path) else kind
+    return None if is_image_file(path) else kind

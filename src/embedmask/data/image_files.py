@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from embedmask.data.formats import is_picture
+from embedmask.data.formats import is_image_file
 from embedmask.errors import BadInput
 
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
@@ -151,7 +151,7 @@ class _Index:
 def _images_below(folder: Path) -> Iterator[Path]:
     for place, inside, files in os.walk(folder):
         inside[:] = [name for name in inside if not name.startswith(".")]
-        yield from (path for path in (Path(place, name) for name in sorted(files)) if is_picture(path))
+        yield from (path for path in (Path(place, name) for name in sorted(files)) if is_image_file(path))
 
 
 def has_images(folder: Path) -> bool:

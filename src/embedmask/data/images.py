@@ -97,10 +97,10 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tup
         if stack is not None:
             plane = stack.choose(options)[0][0]
             return plane.size(upright=False), plane.orientation
-        with Image.open(file) as picture:
+        with Image.open(file) as image:
             # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
-            orientation: Any = Image.Image.getexif(picture).get(EXIF_ORIENTATION)
-            width, height = picture.size
+            orientation: Any = Image.Image.getexif(image).get(EXIF_ORIENTATION)
+            width, height = image.size
     return (height, width), orientation if orientation in range(1, 9) else 1
 
 
@@ -111,8 +111,8 @@ def read_extent(path: str | Path) -> Extent | None:
             stack = _stack(file)
             if stack is not None:
                 return stack.extent()
-            with Image.open(file) as picture:
-                return _extent(picture)
+            with Image.open(file) as image:
+                return _extent(image)
     except READ_ERRORS:
         return None
 
@@ -153,19 +153,19 @@ def _reading(name: str) -> Iterator[None]:
     except BadChoice as error:
         raise BadInput(f"{name}: {error}") from None
     except FileNotFoundError:
-        raise BadInput(f"{name}: no such picture; check the path") from None
+        raise BadInput(f"{name}: no such image; check the path") from None
     except Image.DecompressionBombError as error:
         raise BadInput(
             f"{name}: too large to be read at once ({_reason(error)}); predict it in tiles"
         ) from None
     except READ_ERRORS as error:
         fix = advice(Path(name)) or "replace the file"
-        raise BadInput(f"{name}: cannot be read as a picture ({_reason(error)}); {fix}") from None
+        raise BadInput(f"{name}: cannot be read as an image ({_reason(error)}); {fix}") from None
 
 
 @contextmanager
 def _unlimited() -> Iterator[None]:
-    """Pillow reads pictures of any size, and one at a time, for its limit is that of all threads."""
+    """Pillow reads images of any size, and one at a time, for its limit is that of all threads."""
     with _LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -175,7 +175,7 @@ def _unlimited() -> Iterator[None]:
 
 
 def size_of(image: Tensor) -> Size:
-    """`(height, width)` of a picture `[3, H, W]`."""
+    """`(height, width)` of an image `[3, H, W]`."""
     height, width = image.shape[-2:]
     return height, width
 
@@ -187,7 +187,7 @@ def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
         image: uint8 `[3, H, W]`.
         size: `(height, width)` of the result, px.
         box: the part of `image` to show, continuous xyxy px inside it; the filter looks beyond its sides,
-            so the result is exactly that part of the whole picture resized. None: all of it.
+            so the result is exactly that part of the whole image resized. None: all of it.
 
     Returns:
         uint8 `[3, h, w]`; `image` itself when nothing changes.
@@ -195,15 +195,15 @@ def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
     height, width = size_of(image)
     if size == (height, width) and box in (None, (0, 0, width, height)):
         return image
-    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    pillow_image = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    resized = pillow_image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
 def _name(source: Source) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
-    return str(getattr(source, "filename", "") or "the picture")
+    return str(getattr(source, "filename", "") or "the image")
 
 
 def _opened(source: str | Path | bytes) -> AbstractContextManager[BinaryIO]:
@@ -253,9 +253,9 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
     return decode(reopen, places, options.depth, upright=upright, inverted=inverted)
 
 
-def _extent(picture: Image.Image) -> Extent:
-    pages = num_pages(picture)
-    return Extent(pages, 1, in_colour=False) if Image.getmodebase(picture.mode) == "L" else Extent(pages)
+def _extent(image: Image.Image) -> Extent:
+    pages = num_pages(image)
+    return Extent(pages, 1, in_colour=False) if Image.getmodebase(image.mode) == "L" else Extent(pages)
 
 
 def _decode_planes(planes: list[tuple[Plane, int]], upright: bool, options: ReadOptions) -> Pixels:

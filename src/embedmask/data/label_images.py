@@ -17,11 +17,11 @@ from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data import label_classes
 from embedmask.data.annotations import Content
 from embedmask.data.cellpose import read_numpy_labels
-from embedmask.data.formats import is_picture, note_unread
+from embedmask.data.formats import is_image_file, report_unread
 from embedmask.data.images import READ_ERRORS, read_extent, read_numbers
 from embedmask.data.label_classes import Class
-from embedmask.data.pages import note_defaults
-from embedmask.data.problems import Note, Problem
+from embedmask.data.pages import report_defaults
+from embedmask.data.problems import OnIssue, Problem
 from embedmask.data.segmentation import RunLengths
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -80,7 +80,7 @@ def _in_two_folders(images: Path, masks: Path) -> LabelImages | None:
 
 
 def _stems(folder: Path) -> set[str]:
-    return {path.stem for path in folder.iterdir() if is_picture(path)}
+    return {path.stem for path in folder.iterdir() if is_image_file(path)}
 
 
 def _base(stem: str) -> str:
@@ -94,9 +94,9 @@ def _masks(images: Path, masks: Path) -> dict[str, list[Path]]:
     for path in sorted(masks.iterdir()):
         stem, suffix = path.stem, path.suffix.lower()
         is_array = suffix == ".npy" and not path.name.startswith(".")
-        is_image = suffix in SUFFIXES and is_picture(path) and not stem.endswith("_seg")
+        is_label_image = suffix in SUFFIXES and is_image_file(path) and not stem.endswith("_seg")
         is_named = images != masks or stem.endswith(MASK_ENDINGS[1:])
-        if (is_array or is_image) and is_named and not stem.endswith(BY_PRODUCTS):
+        if (is_array or is_label_image) and is_named and not stem.endswith(BY_PRODUCTS):
             found[stem].append(path)
     return found
 
@@ -105,7 +105,7 @@ def read_label_images(
     place: LabelImages,
     splits: Sequence[LabelImages],
     names: Mapping[int, Class],
-    note: Note,
+    on_issue: OnIssue,
     options: ReadOptions = DEFAULT_READING,
 ) -> Content:
     """Read label images, in the form of a COCO file.
@@ -118,11 +118,11 @@ def read_label_images(
             `_masks` or the like behind it).
         splits: those of all splits, which share one list of classes.
         names: of classes that are given by number.
-        note: is told of files without partner, damaged ones, and images that hold no labels.
+        on_issue: is told of files without partner, damaged ones, and images that hold no labels.
         options: the page that is read of label images with several.
     """
-    pictures, partners = _pair(place, note)
-    categories, ids = _categories(splits, names, note)
+    images, partners = _pair(place, on_issue)
+    categories, ids = _categories(splits, names, on_issue)
     files = _class_files(place)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         needs_class = bool(ids) and not place.classes
@@ -132,16 +132,16 @@ def read_label_images(
             )
         )
     paths = [path for own in partners.values() for several in own.values() for path in several]
-    for line in note_defaults(paths, ReadOptions(page=options.page), read_extent):
-        note(Problem("several pages", f"{place.masks}: {line}", fatal=False))
-    note_unread({place.images, place.masks}, note)
+    for line in report_defaults(paths, ReadOptions(page=options.page), read_extent):
+        on_issue(Problem("several pages", f"{place.masks}: {line}", fatal=False))
+    report_unread({place.images, place.masks}, on_issue)
     records, annotations = [], []
     for number, (stem, found) in enumerate(zip(partners, read, strict=True), start=1):
         if isinstance(found, Problem):
-            note(found)
+            on_issue(found)
             continue
         (height, width), objects = found
-        records.append({"id": number, "file_name": pictures[stem].name, "height": height, "width": width})
+        records.append({"id": number, "file_name": images[stem].name, "height": height, "width": width})
         annotations += [
             {
                 "origin": origin,
@@ -155,18 +155,18 @@ def read_label_images(
         message = (
             f"{place.masks}: no file has more than one label; give every object of an image its own number"
         )
-        note(Problem("one label only", message, fatal=False))
+        on_issue(Problem("one label only", message, fatal=False))
     return {"images": records, "annotations": annotations, "categories": categories}
 
 
-def _pair(place: LabelImages, note: Note) -> tuple[dict[str, Path], dict[str, dict[str, list[Path]]]]:
+def _pair(place: LabelImages, on_issue: OnIssue) -> tuple[dict[str, Path], dict[str, dict[str, list[Path]]]]:
     """Return the image of each stem, and its label images: by class folder, all that have its name."""
     folders = {name: place.masks / name for name in place.classes} or {"": place.masks}
     labelled = {name: _masks(place.images, path) for name, path in folders.items()}
     taken = {path for masks in labelled.values() for paths in masks.values() for path in paths}
-    pictures = _pictures(place.images, taken, note)
+    images = _images(place.images, taken, on_issue)
     partners: dict[str, dict[str, list[Path]]] = {}
-    for stem in pictures:
+    for stem in images:
         found = {}
         for name, masks in labelled.items():
             paths = [path for ending in MASK_ENDINGS for path in masks.pop(stem + ending, [])]
@@ -176,21 +176,21 @@ def _pair(place: LabelImages, note: Note) -> tuple[dict[str, Path], dict[str, di
             partners[stem] = found
         else:
             message = f"{place.masks}: has no label image {stem}.png or .tif for an image of {place.images}"
-            note(Problem("missing mask", f"{message}; add it, all 0 where there is no object"))
+            on_issue(Problem("missing mask", f"{message}; add it, all 0 where there is no object"))
     for path in (path for masks in labelled.values() for paths in masks.values() for path in paths):
-        note(Problem("missing image", f"{path}: has no image of that name in {place.images}; add it"))
-    return pictures, partners
+        on_issue(Problem("missing image", f"{path}: has no image of that name in {place.images}; add it"))
+    return images, partners
 
 
-def _pictures(folder: Path, masks: set[Path], note: Note) -> dict[str, Path]:
+def _images(folder: Path, masks: set[Path], on_issue: OnIssue) -> dict[str, Path]:
     found: dict[str, Path] = {}
     stems = _stems(folder)
-    for path in sorted(path for path in folder.iterdir() if is_picture(path) and path not in masks):
+    for path in sorted(path for path in folder.iterdir() if is_image_file(path) and path not in masks):
         if any(path.stem.endswith(end) and path.stem.removesuffix(end) in stems for end in BY_PRODUCTS):
             continue
         if path.stem in found:
             message = f"{path}: has the name of {found[path.stem].name}, so its label image is not certain"
-            note(Problem("duplicate id", f"{message}; rename one"))
+            on_issue(Problem("duplicate id", f"{message}; rename one"))
         found.setdefault(path.stem, path)
     return found
 
@@ -200,7 +200,7 @@ def _class_files(place: LabelImages) -> dict[str, Path]:
 
 
 def _categories(
-    splits: Sequence[LabelImages], names: Mapping[int, Class], note: Note
+    splits: Sequence[LabelImages], names: Mapping[int, Class], on_issue: OnIssue
 ) -> tuple[list[dict[str, Any]], dict[Class, int]]:
     """Return COCO's categories of all splits, and the id of each class."""
     kinds: set[Class] = {name for place in splits for name in place.classes}
@@ -214,7 +214,7 @@ def _categories(
             )
             kinds.update(value for value in values if is_table or value != 0)
         except (BadInput, *READ_ERRORS) as error:
-            note(Problem("bad record", str(error)))
+            on_issue(Problem("bad record", str(error)))
     numbers = sorted({kind for kind in kinds if isinstance(kind, int)} | (set(names) if kinds else set()))
     texts = sorted(kind for kind in kinds if isinstance(kind, str))
     ids: dict[Class, int] = {number: number for number in numbers}
@@ -289,7 +289,7 @@ def _read_objects(path: Path, page: int | None) -> tuple[Size, Objects] | Proble
     except BadInput as error:
         return Problem("broken image", str(error))
     except READ_ERRORS as error:
-        return Problem("broken image", f"{path}: cannot be read as a picture ({error}); replace the file")
+        return Problem("broken image", f"{path}: cannot be read as an image ({error}); replace the file")
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.ndim != 2 or labels.dtype.kind not in "biu" or labels.min(initial=0) < 0:

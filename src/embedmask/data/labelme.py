@@ -19,10 +19,10 @@ from PIL import Image
 
 from embedmask.data.annotations import Content
 from embedmask.data.exports import ANNOTATION_FOLDERS, IMAGE_FOLDERS, subfolders
-from embedmask.data.formats import is_picture
+from embedmask.data.formats import is_image_file
 from embedmask.data.images import READ_ERRORS, read_size
 from embedmask.data.label_images import label_objects
-from embedmask.data.problems import Note, Problem
+from embedmask.data.problems import OnIssue, Problem
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation
 from embedmask.errors import BadInput
 from embedmask.files import read_text
@@ -57,16 +57,16 @@ def _is_labelme(file: Path) -> bool:
     return isinstance(content, dict) and "imagePath" in content and isinstance(content.get("shapes"), list)
 
 
-def read_labelme(folder: Path, splits: Sequence[Path], note: Note) -> Content:
+def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Content:
     """Read LabelMe's files, in the form of a COCO file; shapes of one `group_id` and label are one object.
 
-    Embedded images are not read. Shapes without area are left out, and so are images without a file: `note` is told
+    Embedded images are not read. Shapes without area are left out, and so are images without a file: `on_issue` is told
     of how many.
 
     Args:
         folder: folder of the files.
         splits: the folders of all splits, which share one list of classes, by name.
-        note: is told of files and shapes that cannot be used.
+        on_issue: is told of files and shapes that cannot be used.
     """
     labels = {
         str(shape.get("label"))
@@ -80,16 +80,16 @@ def read_labelme(folder: Path, splits: Sequence[Path], note: Note) -> Content:
     annotations: list[dict[str, Any]] = []
     left_out: Counter[str] = Counter()
     for file in _files(folder):
-        content = _load(file, note)
-        record = _image(content, file, len(images) + 1, note)
+        content = _load(file, on_issue)
+        record = _image(content, file, len(images) + 1, on_issue)
         if record is None:
             continue
         images.append(record)
         size = (record["height"], record["width"])
-        for label, origin, mask in _objects(content["shapes"], file, size, left_out, note):
+        for label, origin, mask in _objects(content["shapes"], file, size, left_out, on_issue):
             entry = {"image_id": record["id"], "category_id": ids[label], "segmentation": mask}
             annotations.append({"origin": origin, **entry})
-    _note_left_out(folder, left_out, note)
+    _report_left_out(folder, left_out, on_issue)
     categories = [{"id": number, "name": label} for label, number in ids.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -98,15 +98,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
 
 
-def _load(file: Path, note: Note) -> dict[str, Any]:
+def _load(file: Path, on_issue: OnIssue) -> dict[str, Any]:
     try:
         content = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
-        note(Problem("bad record", f"{file}: cannot be read as JSON ({error}); replace it"))
+        on_issue(Problem("bad record", f"{file}: cannot be read as JSON ({error}); replace it"))
         return {}
     if isinstance(content, dict) and isinstance(content.get("shapes"), list):
         return content
-    note(
+    on_issue(
         Problem(
             "bad record", f"{file}: has no list 'shapes', as LabelMe's files have; remove it from the folder"
         )
@@ -114,12 +114,12 @@ def _load(file: Path, note: Note) -> dict[str, Any]:
     return {}
 
 
-def _image(content: dict[str, Any], file: Path, number: int, note: Note) -> dict[str, Any] | None:
+def _image(content: dict[str, Any], file: Path, number: int, on_issue: OnIssue) -> dict[str, Any] | None:
     if not content:
         return None
     name = content.get("imagePath")
     if not isinstance(name, str) or not name:
-        note(Problem("bad record", f"{file}: has no imagePath; add the name of its image"))
+        on_issue(Problem("bad record", f"{file}: has no imagePath; add the name of its image"))
         return None
     size = (content.get("imageHeight"), content.get("imageWidth"))
     if not all(type(side) is int for side in size):
@@ -129,13 +129,13 @@ def _image(content: dict[str, Any], file: Path, number: int, note: Note) -> dict
         try:
             size = read_size(path or file.parent / name)
         except BadInput as error:
-            note(Problem("missing image", f"{file}: has no imageHeight and imageWidth, and {error}"))
+            on_issue(Problem("missing image", f"{file}: has no imageHeight and imageWidth, and {error}"))
             return None
     return {"id": number, "file_name": name, "height": size[0], "width": size[1]}
 
 
 def _siblings(file: Path) -> Iterator[Path]:
-    return (path for path in file.parent.glob(f"{_escape(file.stem)}.*") if is_picture(path))
+    return (path for path in file.parent.glob(f"{_escape(file.stem)}.*") if is_image_file(path))
 
 
 def _escape(stem: str) -> str:
@@ -151,7 +151,7 @@ class _Shape:
 
 
 def _objects(
-    shapes: Sequence[Any], file: Path, size: Size, left_out: Counter[str], note: Note
+    shapes: Sequence[Any], file: Path, size: Size, left_out: Counter[str], on_issue: OnIssue
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield label, origin and segmentation of each object; parts of one group are joined."""
     groups: dict[Any, list[_Shape]] = defaultdict(list)
@@ -165,7 +165,9 @@ def _objects(
         try:
             mask = _mask(kind, shape, size)
         except (*READ_ERRORS, TypeError, KeyError) as error:
-            note(Problem("bad mask", f"{origin} ({kind}, {label}) cannot be used ({error}); draw it again"))
+            on_issue(
+                Problem("bad mask", f"{origin} ({kind}, {label}) cannot be used ({error}); draw it again")
+            )
             continue
         key = place if group is None else (label, str(group))
         groups[key].append(_Shape(label, group, origin, mask))
@@ -228,18 +230,18 @@ def _pixels(text: str, points: Points, size: Size) -> RunLengths:
     return objects[1]
 
 
-def _note_left_out(folder: Path, left_out: Counter[str], note: Note) -> None:
+def _report_left_out(folder: Path, left_out: Counter[str], on_issue: OnIssue) -> None:
     if left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
         message = f"{folder}: shapes without an area are left out: {kinds}; draw them as polygons to use them"
-        note(Problem("left out", message, fatal=False))
+        on_issue(Problem("left out", message, fatal=False))
     stems = {os.path.splitext(path.name)[0] for path in _files(folder)}
-    alone = [path.name for path in sorted(folder.iterdir()) if is_picture(path) and path.stem not in stems]
+    alone = [path.name for path in sorted(folder.iterdir()) if is_image_file(path) and path.stem not in stems]
     if alone:
         message = (
             f"{folder}: {len(alone)} images have no LabelMe file and are left out, among them {alone[0]}"
         )
-        note(
+        on_issue(
             Problem(
                 "image left out",
                 f"{message}; add a file without shapes where there is no object",

@@ -18,9 +18,9 @@ from embedmask.data.image_files import has_images
 from embedmask.data.label_classes import read_table
 from embedmask.data.label_images import find_label_images, read_label_images
 from embedmask.data.labelme import find_labelme, labelme_image_folders, read_labelme
-from embedmask.data.problems import Note
+from embedmask.data.problems import OnIssue
 from embedmask.data.records import as_id
-from embedmask.data.yolo import find_pictures, read_data_file, read_yolo
+from embedmask.data.yolo import find_images, read_data_file, read_yolo
 from embedmask.errors import BadInput
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -51,9 +51,9 @@ class SplitFiles:
     annotations: Path
     images: Path
     layout: str
-    read: Callable[[Note, ReadOptions], Content]
+    read: Callable[[OnIssue, ReadOptions], Content]
     others: tuple[Path, ...] = ()
-    read_stored: Callable[[Note, ReadOptions], Content] | None = None
+    read_stored: Callable[[OnIssue, ReadOptions], Content] | None = None
 
     @property
     def root(self) -> Path:
@@ -159,7 +159,7 @@ def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
     return None
 
 
-def _read_roboflow(file: Path, _: Note, __: ReadOptions) -> Content:
+def _read_roboflow(file: Path, _: OnIssue, __: ReadOptions) -> Content:
     """Leave out Roboflow's category 0: it names the project, other categories call it theirs, and no object has it.
 
     Whatever does not look like that stays, to be checked.
@@ -186,11 +186,11 @@ def _yolo(folder: Path, split: Split) -> SplitFiles | None:
     if file is None:
         return None
     data = read_data_file(file)
-    pictures = find_pictures(data, file, FOLDERS[split])
-    if pictures is None:
+    images = find_images(data, file, FOLDERS[split])
+    if images is None:
         return None
-    read = partial(read_yolo, pictures, data["names"], file)
-    layout = f"YOLO, {file.name} with {len(pictures)} pictures of {split}"
+    read = partial(read_yolo, images, data["names"], file)
+    layout = f"YOLO, {file.name} with {len(images)} images of {split}"
     return SplitFiles(file, folder, layout, read, read_stored=partial(read, upright=False))
 
 
@@ -205,9 +205,9 @@ def _label_images_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
     everywhere = [place for place in (find_label_images(folder, FOLDERS[name]) for name in SPLITS) if place]
     tables = [path / name for path in (folder, found.masks) for name in ("classes.json", "classes.csv")]
 
-    def read(note: Note, options: ReadOptions) -> Content:
+    def read(on_issue: OnIssue, options: ReadOptions) -> Content:
         titles = next((read_table(path) for path in tables if path.is_file()), {})
-        return read_label_images(found, everywhere or [found], titles, note, options)
+        return read_label_images(found, everywhere or [found], titles, on_issue, options)
 
     classes = f", one folder for each of {len(found.classes)} classes" if found.classes else ""
     layout = f"label images, {_in(folder, found.images)} with {_in(folder, found.masks)}{classes}"
@@ -225,7 +225,9 @@ def _labelme_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
     splits = [place for place in (find_labelme(folder, FOLDERS[name]) for name in SPLITS) if place] or [found]
     others = tuple(labelme_image_folders(found, folder, names))
     layout = f"LabelMe, {_in(folder, found)}"
-    return SplitFiles(found, found, layout, lambda note, _: read_labelme(found, splits, note), others[1:])
+    return SplitFiles(
+        found, found, layout, lambda on_issue, _: read_labelme(found, splits, on_issue), others[1:]
+    )
 
 
 def _export(folder: Path, split: Split) -> SplitFiles | None:

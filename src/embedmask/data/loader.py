@@ -44,9 +44,9 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[TrainBatch]:
-    """Shuffled batches of `(list of uint8 images, list of Target)`; every picture is seen.
+    """Shuffled batches of `(list of uint8 images, list of Target)`; every image is seen.
 
-    A batch holds landscape pictures only, or none, so that little is padded. Call
+    A batch holds landscape images only, or none, so that little is padded. Call
     `loader.batch_sampler.sampler.set_epoch(epoch)` before each epoch.
 
     Args:
@@ -64,9 +64,11 @@ def train_loader(
     """
     if batch_size < 1 or batch_size % world_size:
         raise BadInput(f"batch_size {batch_size} cannot be shared by {world_size} processes; use a multiple")
-    order = EpochOrder(len(dataset), seed=seed, repeat=repeat)
+    order = SeededEpochSampler(len(dataset), seed=seed, repeat=repeat)
     groups = [is_landscape(size) for size in dataset.sizes]
-    batches = GroupedBatches(order, groups, batch_size, start=start, rank=rank, world_size=world_size)
+    batches = AspectRatioBatchSampler(
+        order, groups, batch_size, start=start, rank=rank, world_size=world_size
+    )
     return _loader(partial(_drawn, dataset), batches, collate, workers)
 
 
@@ -79,24 +81,24 @@ def eval_loader(
     world_size: int = 1,
     wanted: Sequence[int] | None = None,
 ) -> DataLoader[EvalBatch]:
-    """Every picture once: `(uint8 images in the network's frame, image ids, original (height, width))`,
+    """Every image once: `(uint8 images in the network's frame, image ids, original (height, width))`,
     lists.
 
-    One picture a batch: padding would change what GroupNorm sees. Ground truth is not painted: evaluators
+    One image a batch: padding would change what GroupNorm sees. Ground truth is not painted: evaluators
     read the annotation file.
 
     Args:
         dataset: items.
-        transform: brings a picture to the network's frame.
+        transform: brings an image to the network's frame.
         workers: processes that load; 0: this one.
         rank: number of this process.
-        world_size: number of processes; each gets its own share of the pictures, or the first one where there
+        world_size: number of processes; each gets its own share of the images, or the first one where there
             are not enough of them: a process without any would not take part in what all do together.
-        wanted: positions of the pictures that are wanted; None: all.
+        wanted: positions of the images that are wanted; None: all.
     """
     every = list(range(len(dataset)) if wanted is None else wanted)
     share = every[rank::world_size] or every[:1]
-    return _loader(partial(_picture, dataset, transform), [[i] for i in share], _collate_pictures, workers)
+    return _loader(partial(_image, dataset, transform), [[i] for i in share], _collate_images, workers)
 
 
 def _loader(
@@ -127,11 +129,11 @@ def _drawn(dataset: CocoInstances, draw: Draw) -> tuple[Tensor, Target]:
     return dataset.sample(index, torch.Generator().manual_seed(seed))
 
 
-def _picture(dataset: CocoInstances, transform: EvalTransform, index: int) -> tuple[Tensor, int, Size]:
+def _image(dataset: CocoInstances, transform: EvalTransform, index: int) -> tuple[Tensor, int, Size]:
     return transform.image(dataset.image(index)), dataset.image_ids[index], dataset.sizes[index]
 
 
-def _collate_pictures(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
+def _collate_images(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
     images, ids, sizes = zip(*items, strict=True)
     return list(images), list(ids), list(sizes)
 
@@ -166,7 +168,7 @@ def process_share(batch: Sequence[int], rank: int, world_size: int) -> Sequence[
     return batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size]
 
 
-class EpochOrder(Sampler[Draw]):
+class SeededEpochSampler(Sampler[Draw]):
     """A shuffled walk over a dataset, with the seed of each item's draws.
 
     Args:
@@ -201,7 +203,7 @@ class EpochOrder(Sampler[Draw]):
         return iter(zip(torch.cat(walks).tolist(), seeds.tolist(), strict=True))
 
 
-class GroupedBatches(Sampler[list[Draw]]):
+class AspectRatioBatchSampler(Sampler[list[Draw]]):
     """Batches of one group each, shared out to the processes.
 
     Every process gets as many batches. Where a batch does not divide, the shares differ by one item; where it
@@ -218,7 +220,7 @@ class GroupedBatches(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        sampler: EpochOrder,
+        sampler: SeededEpochSampler,
         groups: Sequence[Hashable],
         batch_size: int,
         *,

@@ -109,7 +109,7 @@ class Extent:
             yield LeftOut("channels", used, self.channels)
 
 
-def note_defaults(
+def report_defaults(
     paths: Iterable[Path], options: ReadOptions, extent: Callable[[Path], Extent | None]
 ) -> list[str]:
     """Describe in one line each the files that have several pages, or several channels, of which nobody chose.

@@ -57,43 +57,43 @@ def decode(
     Returns:
         uint8 `[H, W, 3]`, writable.
     """
-    picture = reopen()
-    raw = _raw_mode(picture)
+    image = reopen()
+    raw = _raw_mode(image)
     if raw == WIDE_GREY_ALPHA:
         # both bytes of both values, in the place of four colours
-        both = _load(_with_raw_mode(picture, "RGBA"), upright)
+        both = _load(_with_raw_mode(image, "RGBA"), upright)
         return _reduced(both, _grey_of_pairs, depth)
-    picture = _load(picture, upright)
+    image = _load(image, upright)
     if raw[:-1] in WIDE_COLOURS:
-        pixels = _rgb(picture, channels)
-        del picture
+        pixels = _rgb(image, channels)
+        del image
         other = _load(_with_raw_mode(reopen(), raw[:-1] + OTHER_BYTES[raw[-1]]), upright)
         return _joined(pixels, other, channels, depth)
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _reduced(picture, lambda strip: np.asarray(strip)[..., None], depth, inverted=inverted)
-    return _rgb(picture, channels)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _reduced(image, lambda strip: np.asarray(strip)[..., None], depth, inverted=inverted)
+    return _rgb(image, channels)
 
 
-def num_pages(picture: Image.Image) -> int:
+def num_pages(image: Image.Image) -> int:
     """Return the number of pages or frames; previews and layers are none.
 
     Raises:
         OSError: one of them is damaged.
     """
     with _directories():
-        return 1 if picture.format in ONE_PAGE else int(getattr(picture, "n_frames", 1))
+        return 1 if image.format in ONE_PAGE else int(getattr(image, "n_frames", 1))
 
 
-def seek(picture: Image.Image, page: int) -> Image.Image:
-    """Return `picture` at one of its pages.
+def seek(image: Image.Image, page: int) -> Image.Image:
+    """Return `image` at one of its pages.
 
     Raises:
         OSError: the page is damaged.
     """
     with _directories():
         if page:
-            picture.seek(page)
-    return picture
+            image.seek(page)
+    return image
 
 
 @contextmanager
@@ -105,31 +105,31 @@ def _directories() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def _load(picture: Image.Image, upright: bool) -> Image.Image:
+def _load(image: Image.Image, upright: bool) -> Image.Image:
     # Pillow itself turns TIFF files upright when it loads them
-    turned = picture.format == "TIFF" and Image.Image.getexif(picture).get(EXIF_ORIENTATION)
-    picture.load()
+    turned = image.format == "TIFF" and Image.Image.getexif(image).get(EXIF_ORIENTATION)
+    image.load()
     if upright:
-        ImageOps.exif_transpose(picture, in_place=True)
+        ImageOps.exif_transpose(image, in_place=True)
     elif turned in TO_STORED:
-        return picture.transpose(TO_STORED[turned])
-    return picture
+        return image.transpose(TO_STORED[turned])
+    return image
 
 
-def _raw_mode(picture: Image.Image) -> str:
+def _raw_mode(image: Image.Image) -> str:
     """How the file stores values; empty where that is not known, as of an image that is loaded."""
-    tiles = getattr(picture, "tile", None)
+    tiles = getattr(image, "tile", None)
     arguments = tiles[0].args if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
-def _with_raw_mode(picture: Image.Image, raw: str) -> Image.Image:
-    changed: Any = picture
+def _with_raw_mode(image: Image.Image, raw: str) -> Image.Image:
+    changed: Any = image
     changed.tile = [
         tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
         for tile in changed.tile
     ]
-    return picture
+    return image
 
 
 def _grey_of_pairs(strip: Image.Image) -> NDArray[np.uint16]:
@@ -137,15 +137,15 @@ def _grey_of_pairs(strip: Image.Image) -> NDArray[np.uint16]:
 
 
 def _reduced(
-    picture: Image.Image,
+    image: Image.Image,
     values: Callable[[Image.Image], NDArray[Any]],
     depth: Depth,
     *,
     inverted: bool = False,
 ) -> Pixels:
-    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
     reduce_depth(
-        lambda: ((top, values(strip)) for top, strip in _strips(picture)), pixels, depth, inverted=inverted
+        lambda: ((top, values(strip)) for top, strip in _strips(image)), pixels, depth, inverted=inverted
     )
     return pixels
 
@@ -162,10 +162,10 @@ def _joined(pixels: Pixels, low: Image.Image, channels: tuple[int, ...], depth: 
     return pixels
 
 
-def _rgb(picture: Image.Image, channels: tuple[int, ...]) -> Pixels:
-    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
-    every = channels == (0, 1, 2) or Image.getmodebase(picture.mode) == "L"
-    for top, strip in _strips(picture):
+def _rgb(image: Image.Image, channels: tuple[int, ...]) -> Pixels:
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    every = channels == (0, 1, 2) or Image.getmodebase(image.mode) == "L"
+    for top, strip in _strips(image):
         # over RGBA, so that a palette's transparent colours stay what they are
         flat = strip.convert("RGBA") if strip.mode in ("P", "PA") else strip
         rows = np.asarray(flat.convert("RGB"))
@@ -173,8 +173,8 @@ def _rgb(picture: Image.Image, channels: tuple[int, ...]) -> Pixels:
     return pixels
 
 
-def _strips(picture: Image.Image, channels: int = 1) -> Iterator[tuple[int, Image.Image]]:
+def _strips(image: Image.Image, channels: int = 1) -> Iterator[tuple[int, Image.Image]]:
     """The image in strips of whole rows, each with its first row."""
-    height = strip_height(picture.width, channels)
-    for top in range(0, picture.height, height):
-        yield top, picture.crop((0, top, picture.width, min(top + height, picture.height)))
+    height = strip_height(image.width, channels)
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))

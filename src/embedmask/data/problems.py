@@ -28,7 +28,7 @@ Kind = Literal[
     "broken image",
     "wrong size",
     "leak",
-    "same picture twice",
+    "same image twice",
     "same class name",
     "unused category",
     "no objects",
@@ -95,7 +95,7 @@ class Problem:
     example: Example | None = None
 
 
-Note = Callable[[Problem], None]
+OnIssue = Callable[[Problem], None]
 """Is told of a problem, and raises or returns; after it returns, what is wrong is left out."""
 
 
@@ -104,18 +104,18 @@ class WarningCollector:
     """Passes problems on, and keeps those that are not fatal.
 
     Attributes:
-        note: called with every problem.
+        on_issue: called with every problem.
         warnings: those that are not fatal.
     """
 
-    note: Note
+    on_issue: OnIssue
     warnings: list[Problem] = field(default_factory=list)
 
     def __call__(self, problem: Problem) -> None:
         """Keep and pass on a problem."""
         if not problem.fatal:
             self.warnings.append(problem)
-        self.note(problem)
+        self.on_issue(problem)
 
 
 def warning_lines(problems: Iterable[Problem]) -> list[str]:
@@ -162,7 +162,7 @@ class BadObject(BadInput):
         self.kind = kind
 
 
-def refuse(problem: Problem) -> None:
+def raise_issue(problem: Problem) -> None:
     """Stop at what training cannot go on with.
 
     Raises:
@@ -173,6 +173,6 @@ def refuse(problem: Problem) -> None:
 
 
 def drop_degenerate(problem: Problem) -> None:
-    """As `refuse`, but objects that cover nothing are left out."""
+    """As `raise_issue`, but objects that cover nothing are left out."""
     if problem.kind not in DEGENERATE:
-        refuse(problem)
+        raise_issue(problem)

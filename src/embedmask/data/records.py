@@ -12,7 +12,7 @@ import numpy as np
 
 from embedmask.data.consistency import check_areas, check_boxes, find_repeats
 from embedmask.data.packed import GroundTruth, PackedAnnotations
-from embedmask.data.problems import DEGENERATE, BadObject, CheckedObject, Inspect, Kind, Note, Problem
+from embedmask.data.problems import DEGENERATE, BadObject, CheckedObject, Inspect, Kind, OnIssue, Problem
 from embedmask.data.segmentation import Segmentation, parse_segmentation
 from embedmask.structures import Size
 
@@ -64,7 +64,7 @@ class RecordCheck:
     """Checks the list of annotations, one by one, then all against their masks.
 
     Attributes:
-        path, note: as in `check_annotations`.
+        path, on_issue: as in `check_annotations`.
         images: id -> file name and size.
         labels: category id -> label.
         inspect: called with every object that is kept, crowds left out.
@@ -73,7 +73,7 @@ class RecordCheck:
     """
 
     path: Path
-    note: Note
+    on_issue: OnIssue
     images: Mapping[int, tuple[str, Size]]
     labels: Mapping[int, int]
     inspect: Inspect | None = None
@@ -92,7 +92,7 @@ class RecordCheck:
             entries[index] = None
             fault = self._reference_fault(entry, index)
             if fault is not None:
-                self.note(fault)
+                self.on_issue(fault)
                 self.dropped.append(index)
                 continue
             mask = self._mask(entry, index)
@@ -110,7 +110,7 @@ class RecordCheck:
         for key, found in self._doubtful.items():
             if found:
                 kind, words = WARNINGS[key]
-                self.note(Problem(kind, f"{self._count(found, total)} {words}", fatal=False))
+                self.on_issue(Problem(kind, f"{self._count(found, total)} {words}", fatal=False))
         return packed
 
     def _ground_truths(
@@ -163,11 +163,11 @@ class RecordCheck:
         for fault in faults:
             where = f"{self._origin(entry, index)} of image {entry['image_id']} ({name})"
             if is_crowd:  # nothing is learned from it
-                self.note(Problem(fault.kind, f"{where} {fault}; this crowd is left out", fatal=False))
+                self.on_issue(Problem(fault.kind, f"{where} {fault}; this crowd is left out", fatal=False))
                 continue
             part = "polygons" if mask is not None else "objects"
             fix = f", or leave such {part} out with --augment.degenerate drop"
-            self.note(Problem(fault.kind, f"{where} {fault}{fix if fault.kind in DEGENERATE else ''}"))
+            self.on_issue(Problem(fault.kind, f"{where} {fault}{fix if fault.kind in DEGENERATE else ''}"))
         if mask is not None:
             self.dropped_parts += len(faults)
         elif not is_crowd:
@@ -190,14 +190,14 @@ class RecordCheck:
             self._doubtful["crowd"].append(name)
         area, box = entry.get("area", np.nan), entry.get("bbox", NO_BOX)
         if not _is_area(area):
-            self._note_stated("area", entry, name)
+            self._report_stated("area", entry, name)
             area = np.nan
         if not _is_box(box):
-            self._note_stated("bbox", entry, name)
+            self._report_stated("bbox", entry, name)
             box = NO_BOX
         return self.labels[entry["category_id"]], crowd, area, *box
 
-    def _note_stated(self, key: str, entry: dict[str, Any], name: Any) -> None:
+    def _report_stated(self, key: str, entry: dict[str, Any], name: Any) -> None:
         """Note a value that cannot be used; a file that does not state it says nothing wrong."""
         if key in entry:
             self._doubtful[key].append(name)

@@ -1,4 +1,4 @@
-"""Pictures of textured shapes that overlap and hide each other, with exact masks of what can be seen of each.
+"""Images of textured shapes that overlap and hide each other, with exact masks of what can be seen of each.
 
 Thin, concave and holed classes, so that boxes alone do not give the masks away. A class has a colour family, as many
 real things have, but a share of its objects is painted in any colour: colour is a hint, the outline decides.
@@ -29,14 +29,14 @@ MAX_OBJECTS = 5
 ANY_SCALE_SHARE = 0.1
 """Share of objects that are as likely small as large; the others are mostly large."""
 EMPTY_SHARE = 0.03
-"""Share of pictures without any object."""
+"""Share of images without any object."""
 NEIGHBOUR_SHARE = 0.4
 """Share of objects that are put next to another one, so that many touch and hide each other."""
 FAMILY_SHARE = 0.9
 """Share of objects painted in their class's colour family."""
 MIN_VISIBLE_PIXELS = 16
 MIN_VISIBLE_SHARE = 0.4
-"""An object of which less can be seen is not drawn at all: what is in a picture is in its annotations."""
+"""An object of which less can be seen is not drawn at all: what is in an image is in its annotations."""
 
 
 # Signed distances, px, negative inside; (x, y) px in the object's own rotated frame around its centre.
@@ -116,11 +116,11 @@ CLASS_NAMES = tuple(SHAPES)
 
 @dataclass
 class Shape:
-    """One object, cropped to the part of the picture that it can touch.
+    """One object, cropped to the part of the image that it can touch.
 
     Attributes:
         label: index into `CLASS_NAMES`.
-        rows, columns: where the crop lies in the picture.
+        rows, columns: where the crop lies in the image.
         x, y: the crop's pixel centres in the object's rotated frame, px.
         distance: signed distance to the outline, px, negative inside.
     """
@@ -141,7 +141,7 @@ class Shape:
 
 @dataclass
 class Scene:
-    """A picture: `image` uint8 [H, W, 3], and the `labels` and visible `masks` bool [H, W] of its objects."""
+    """An image: `image` uint8 [H, W, 3], and the `labels` and visible `masks` bool [H, W] of its objects."""
 
     image: npt.NDArray[np.uint8]
     labels: list[int]
@@ -149,7 +149,7 @@ class Scene:
 
 
 def make_scene(size: int, rng: Rng) -> Scene:
-    """Draw one square picture of `size` px: 0 to `MAX_OBJECTS` objects, back to front, and what is visible of each."""
+    """Draw one square image of `size` px: 0 to `MAX_OBJECTS` objects, back to front, and what is visible of each."""
     shapes, masks = _keep_visible(_draw_shapes(size, rng), size)
     image = _background(size, rng)
     for shape in reversed(shapes):
@@ -160,7 +160,7 @@ def make_scene(size: int, rng: Rng) -> Scene:
 
 
 def _draw_shapes(size: int, rng: Rng) -> list[Shape]:
-    """Objects from front to back, some beyond the picture's edge, many beside or upon an earlier one."""
+    """Objects from front to back, some beyond the image's edge, many beside or upon an earlier one."""
     count = 0 if rng.random() < EMPTY_SHARE else 1 + int(MAX_OBJECTS * rng.random() ** 1.2)
     largest = max(MIN_RADIUS, 0.45 * size / math.sqrt(max(1.0, count / 3)))
     placed: list[Place] = []
@@ -261,7 +261,7 @@ def _pattern(x: Floats, y: Floats, period: float, rng: Rng) -> Floats:
 
 
 def _paint(image: Floats, shape: Shape, rng: Rng) -> None:
-    """Lay the object and its soft shadow over the picture, in place."""
+    """Lay the object and its soft shadow over the image, in place."""
     _cast_shadow(image, shape, rng)
     canvas = image[shape.rows, shape.columns]
     cover = np.clip(0.5 - shape.distance, 0, 1)[..., None]

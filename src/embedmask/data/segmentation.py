@@ -1,7 +1,7 @@
 """Masks as annotation files store them, painted only once the crop and the size are known.
 
 Both kinds, `Polygons` and `RunLengths`, stay in the file's frame and paint themselves into a window of the
-resized picture. Work and memory grow with the object, never with the picture.
+resized image. Work and memory grow with the object, never with the image.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Polygons:
         return left, top, right, bottom
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
-        """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
+        """The mask inside a window of the image resized by `scale` `(y, x)`; None where they do not meet.
 
         Corners are scaled before they are filled, so edges stay sharp at any size.
         """
@@ -70,7 +70,7 @@ class RunLengths:
 
     Attributes:
         counts: int64 `[runs]`, their sum is height x width.
-        size: `(height, width)` of the picture.
+        size: `(height, width)` of the image.
     """
 
     counts: NDArray[np.int64]
@@ -92,7 +92,7 @@ class RunLengths:
         return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
-        """The mask inside a window of the picture resized by `scale` `(y, x)`; None where they do not meet.
+        """The mask inside a window of the image resized by `scale` `(y, x)`; None where they do not meet.
 
         A resized pixel belongs to the object when at least half of the filtered pixels under it do.
         """

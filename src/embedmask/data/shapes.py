@@ -1,6 +1,6 @@
-"""A synthetic COCO-format set that is worth training on: see `scenes` for what is in its pictures.
+"""A synthetic COCO-format set that is worth training on: see `scenes` for what is in its images.
 
-Every picture has its own random stream: it depends on the seed, its split, its number and the size alone,
+Every image has its own random stream: it depends on the seed, its split, its number and the size alone,
 never on how many workers drew the set.
 """
 
@@ -26,7 +26,7 @@ SPLITS = ("train", "val")
 JPEG_QUALITY = 95
 
 Job = tuple[str, int]
-"""Split and number of a picture."""
+"""Split and number of an image."""
 
 
 def make_shapes(
@@ -45,10 +45,10 @@ def make_shapes(
 
     Args:
         out: folder to make; must not exist or be empty.
-        train, val: pictures in each split.
-        size: side of the square pictures, px.
+        train, val: images in each split.
+        size: side of the square images, px.
         seed: same seed, same set, whatever the number of workers.
-        progress: called with (pictures done, pictures in all) after each picture.
+        progress: called with (images done, images in all) after each image.
         workers: threads that draw; None: one a core.
 
     Raises:
@@ -80,14 +80,14 @@ def _check(*, train: int, val: int, size: int, seed: int) -> None:
 
 @dataclass
 class _Record:
-    """A written picture: its COCO entry and those of its objects, which get their own ids later."""
+    """A written image: its COCO entry and those of its objects, which get their own ids later."""
 
     image: dict[str, Any]
     annotations: list[dict[str, Any]]
 
 
 def _draw(jobs: list[Job], images: Path, size: int, seed: int, workers: int | None) -> Iterator[_Record]:
-    """Draw and write a picture for each job, in that order."""
+    """Draw and write an image for each job, in that order."""
     # numpy and JPEG work outside the interpreter's lock; threads need no pickling and no guarded main module
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:

@@ -1,4 +1,4 @@
-"""Part of a data set: the pictures whose record in the annotation file says so."""
+"""Part of a data set: the images whose record in the annotation file says so."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from embedmask.errors import BadInput
 
 
 def content_where(content: Content, condition: str, path: Path) -> Content:
-    """What a COCO file holds of the pictures whose record says `KEY=VALUE`, for example `modality=fluorescence`.
+    """What a COCO file holds of the images whose record says `KEY=VALUE`, for example `modality=fluorescence`.
 
     Args:
         content: not changed.
         path: what the message calls the file.
 
     Raises:
-        BadInput: no equals sign, or no such picture.
+        BadInput: no equals sign, or no such image.
     """
     key, equals, value = condition.partition("=")
     records = [image for image in content["images"] if isinstance(image, dict)]

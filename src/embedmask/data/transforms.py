@@ -1,6 +1,6 @@
-"""From a picture and its lazy annotations to what the network sees.
+"""From an image and its lazy annotations to what the network sees.
 
-A `View` is drawn first; the picture is resampled and the masks are painted straight into it.
+A `GeometricTransform` is drawn first; the image is resampled and the masks are painted straight into it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from embedmask.config import DataConfig
 from embedmask.config.detector import Rounding
 from embedmask.data.colors import change_camera, change_colors
 from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
-from embedmask.data.draws import below, between, choose, happens
+from embedmask.data.geometry import GeometricTransform
 from embedmask.data.images import size_of
 from embedmask.data.packed import Annotations
+from embedmask.data.sampling import below, between, choose, happens
 from embedmask.data.segmentation import Window
-from embedmask.data.views import View
 from embedmask.structures import Size, Target
 
 
 class Items(Protocol):
-    """Pictures and annotations by number, as a data set gives them."""
+    """Images and annotations by number, as a data set gives them."""
 
     def __len__(self) -> int: ...
 
@@ -55,7 +55,7 @@ def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding
     Args:
         size: `(height, width)` px.
         short_side: wanted short side, px.
-        long_side: bound of the long side, px; rounding may pass it by a few pixels on very long pictures,
+        long_side: bound of the long side, px; rounding may pass it by a few pixels on very long images,
             as theirs; where the short side would be less than 1 px, it is 1, and the long one `long_side`.
         rounding: the first repository's rule, or the second's, which rounds once and keeps to `long_side`.
 
@@ -81,7 +81,7 @@ class EvalTransform:
     """Resize by the authors' rule, nothing else: the network's frame in inference.
 
     Args:
-        short_side: px; None: pictures keep their size.
+        short_side: px; None: images keep their size.
         long_side: px.
         rounding: as in `resized_size`.
     """
@@ -91,20 +91,22 @@ class EvalTransform:
         self.long_side = long_side
         self.rounding = rounding
 
-    def view(self, size: Size) -> View:
-        """The whole picture of `(height, width)` in the network's frame."""
+    def view(self, size: Size) -> GeometricTransform:
+        """The whole image of `(height, width)` in the network's frame."""
         if self.short_side is not None:
-            return View.whole(size, resized_size(size, self.short_side, self.long_side, self.rounding))
-        return View.whole(size, size)
+            return GeometricTransform.whole(
+                size, resized_size(size, self.short_side, self.long_side, self.rounding)
+            )
+        return GeometricTransform.whole(size, size)
 
     def image(self, image: Tensor) -> Tensor:
-        """The picture alone: evaluation needs no painted masks."""
+        """The image alone: evaluation needs no painted masks."""
         return self.view(size_of(image)).image(image)
 
     def __call__(
         self, image: Tensor, annotations: Annotations, generator: torch.Generator, items: Items | None = None
     ) -> tuple[Tensor, Target]:
-        """Picture and targets; draws nothing from the generator and mixes no items."""
+        """ImageSource and targets; draws nothing from the generator and mixes no items."""
         view = self.view(annotations.size)
         return view.image(image), view.target(annotations, min_box_side=1)
 
@@ -130,14 +132,14 @@ class TrainTransform:
         seen = change_colors(seen, config.color_jitter, config.invert, generator)
         return change_camera(seen, config.gamma, config.blur, config.noise, generator), target
 
-    def draw(self, size: Size, generator: torch.Generator) -> View:
-        """A random view of a picture of `(height, width)` px."""
+    def draw(self, size: Size, generator: torch.Generator) -> GeometricTransform:
+        """A random view of an image of `(height, width)` px."""
         config = self.config
         resized = size
         if config.short_sides:
             resized = resized_size(size, choose(config.short_sides, generator), config.long_side)
         resized = _jitter_scale(resized, config.scale_range, config.scale_draw, generator)
-        return View(
+        return GeometricTransform(
             original=size,
             resized=resized,
             window=_draw_window(resized, config.crop_size, config.crop_pad, generator),
@@ -176,7 +178,7 @@ def _jitter_scale(
 
 
 def _draw_window(size: Size, side: int | None, pad: bool, generator: torch.Generator) -> Window:
-    """A square of `side` px anywhere in the picture; a shorter picture is taken whole, its right and bottom
+    """A square of `side` px anywhere in the image; a shorter image is taken whole, its right and bottom
     padded to the square if `pad`.
     """
     inside = [length if side is None else min(side, length) for length in size]

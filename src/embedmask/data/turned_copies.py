@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from embedmask.data.check_masks import OUTSIDE, reach_outside
+from embedmask.data.geometry import GeometricTransform
 from embedmask.data.packed import Annotations
-from embedmask.data.views import View
 from embedmask.structures import Size
 
 SIDE = 16
@@ -147,7 +147,7 @@ def _boxes(annotations: Annotations) -> Tensor:
 def _turn_boxes(boxes: Tensor, size: Size, turn: int) -> Tensor:
     mirrored, turns = TURNS[turn]
     window = (0, 0, size[1], size[0])
-    return View(size, size, window, flip_horizontal=mirrored, turns=turns).orient_boxes(boxes)
+    return GeometricTransform(size, size, window, flip_horizontal=mirrored, turns=turns).orient_boxes(boxes)
 
 
 def _agreement(ours: Tensor, theirs: Tensor) -> float:

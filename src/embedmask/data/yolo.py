@@ -1,4 +1,4 @@
-"""YOLO's segmentation sets: `data.yaml` and a text file of polygons for each picture."""
+"""YOLO's segmentation sets: `data.yaml` and a text file of polygons for each image."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import yaml
 
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import Content
-from embedmask.data.formats import describe_unread, is_picture, note_unread
+from embedmask.data.formats import describe_unread, is_image_file, report_unread
 from embedmask.data.images import read_header, read_size
-from embedmask.data.problems import Note, Problem
+from embedmask.data.problems import OnIssue, Problem
 from embedmask.errors import BadInput
 from embedmask.files import read_text
 from embedmask.structures import Size
@@ -46,27 +46,27 @@ def read_data_file(file: Path) -> dict[str, Any]:
     return {**data, "names": names}
 
 
-def find_pictures(data: dict[str, Any], file: Path, split_names: Sequence[str]) -> list[Path] | None:
-    """The pictures of a split; None where the file does not name the split.
+def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) -> list[Path] | None:
+    """The images of a split; None where the file does not name the split.
 
-    An entry is a folder (with all its subfolders), a text file with a picture a line, or a list of those,
+    An entry is a folder (with all its subfolders), a text file with an image a line, or a list of those,
     relative to `path`, which is relative to the file; where this does not exist, relative to the file itself.
 
     Raises:
-        BadInput: an entry that does not exist, or without pictures.
+        BadInput: an entry that does not exist, or without images.
     """
     entry = next((data[name] for name in split_names if data.get(name)), None)
     if entry is None:
         return None
     root = file.parent / str(data.get("path") or "")
     entries = [str(item) for item in (entry if isinstance(entry, list) else [entry])]
-    pictures = [picture for item in entries for picture in _pictures_of(_locate(item, root, file))]
-    if not pictures:
+    images = [image for item in entries for image in _images_of(_locate(item, root, file))]
+    if not images:
         found = (_locate(item, root, file) for item in entries)
         unread = describe_unread(path for folder in found if folder.is_dir() for path in folder.rglob("*"))
         fix = unread or "correct the entry or add them"
-        raise BadInput(f"{file}: {', '.join(entries)} holds no pictures; {fix}")
-    return sorted(set(pictures))
+        raise BadInput(f"{file}: {', '.join(entries)} holds no images; {fix}")
+    return sorted(set(images))
 
 
 def _locate(entry: str, root: Path, file: Path) -> Path:
@@ -79,16 +79,16 @@ def _locate(entry: str, root: Path, file: Path) -> Path:
     raise BadInput(f"{root / entry}: no such folder or list, but {file} names it; correct the entry")
 
 
-def _pictures_of(path: Path) -> list[Path]:
+def _images_of(path: Path) -> list[Path]:
     if path.is_dir():
-        return [picture for picture in path.rglob("*") if is_picture(picture)]
+        return [image for image in path.rglob("*") if is_image_file(image)]
     lines = read_text(path).replace("\\", "/").splitlines()
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
-def label_file(picture: Path) -> Path:
-    """The text file of a picture: in `labels/` where the picture is in `images/`, otherwise beside it."""
-    parts = list(picture.parts)
+def label_file(image: Path) -> Path:
+    """The text file of an image: in `labels/` where the image is in `images/`, otherwise beside it."""
+    parts = list(image.parts)
     if "images" in parts[:-1]:
         place = len(parts) - 2 - parts[-2::-1].index("images")
         parts[place] = "labels"
@@ -96,50 +96,50 @@ def label_file(picture: Path) -> Path:
 
 
 def read_yolo(
-    pictures: Sequence[Path],
+    paths: Sequence[Path],
     names: dict[Any, Any],
     file: Path,
-    note: Note,
+    on_issue: OnIssue,
     options: ReadOptions = DEFAULT_READING,
     *,
     upright: bool = True,
 ) -> Content:
-    """Read the polygons of pictures, in the form of a COCO file.
+    """Read the polygons of image files, in the form of a COCO file.
 
-    The class numbers are the category ids; pictures are numbered from 1. A picture without text file has no
+    The class numbers are the category ids; images are numbered from 1. An image without a text file has no
     objects. A line that is a box is refused: there is no mask to learn from.
 
     Args:
-        pictures: their sizes are read.
+        paths: image files; their sizes are read.
         names: name of each class number.
         file: the `data.yaml`.
-        note: is told of pictures that cannot be read and of lines that are no polygons.
+        on_issue: is told of images that cannot be read and of lines that are no polygons.
         options: the page of image files with several.
         upright: coordinates are fractions of the upright image; False: of the image as it is stored.
     """
     images, annotations = [], []
-    for number, picture in enumerate(pictures, start=1):
+    for number, path in enumerate(paths, start=1):
         try:
-            size = read_size(picture, options) if upright else read_header(picture, options)[0]
+            size = read_size(path, options) if upright else read_header(path, options)[0]
         except BadInput as error:
-            note(Problem("broken image" if picture.exists() else "missing image", f"{file}: {error}"))
+            on_issue(Problem("broken image" if path.exists() else "missing image", f"{file}: {error}"))
             continue
-        name = str(picture.relative_to(file.parent) if picture.is_relative_to(file.parent) else picture)
+        name = str(path.relative_to(file.parent) if path.is_relative_to(file.parent) else path)
         images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
-        annotations += list(_objects(label_file(picture), number, size, note))
-    _note_orphans(pictures, note)
-    note_unread({picture.parent for picture in pictures if picture.parent.is_dir()}, note)
+        annotations += list(_objects(label_file(path), number, size, on_issue))
+    _report_orphans(paths, on_issue)
+    report_unread({path.parent for path in paths if path.parent.is_dir()}, on_issue)
     categories = [{"id": number, "name": str(name)} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _objects(file: Path, image_id: int, size: Size, note: Note) -> Iterator[dict[str, Any]]:
+def _objects(file: Path, image_id: int, size: Size, on_issue: OnIssue) -> Iterator[dict[str, Any]]:
     try:
         lines = read_text(file).splitlines()
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        note(Problem("bad record", f"{file}: cannot be read as text ({error}); replace it"))
+        on_issue(Problem("bad record", f"{file}: cannot be read as text ({error}); replace it"))
         return
     for number, line in enumerate(lines, start=1):
         where = f"{file}: line {number}"
@@ -147,11 +147,13 @@ def _objects(file: Path, image_id: int, size: Size, note: Note) -> Iterator[dict
             category, *values = map(float, line.split())
         except ValueError:
             if line.strip():
-                note(Problem("bad record", f"{where} is not all numbers; write class x1 y1 x2 y2 x3 y3 ..."))
+                on_issue(
+                    Problem("bad record", f"{where} is not all numbers; write class x1 y1 x2 y2 x3 y3 ...")
+                )
             continue
         if len(values) == 4:
             message = "is a box, which has no mask; write class x1 y1 x2 y2 x3 y3 ... or remove it"
-            note(Problem("bad mask", f"{where} {message}"))
+            on_issue(Problem("bad mask", f"{where} {message}"))
             continue
         scale = np.resize((size[1], size[0]), len(values))
         yield {
@@ -162,10 +164,10 @@ def _objects(file: Path, image_id: int, size: Size, note: Note) -> Iterator[dict
         }
 
 
-def _note_orphans(pictures: Sequence[Path], note: Note) -> None:
-    folders = {(label_file(picture).parent, picture.parent) for picture in pictures}
-    for labels, images in sorted(folder for folder in folders if folder[0] != folder[1]):
-        known = {path.stem for path in images.iterdir()} if images.is_dir() else set()
+def _report_orphans(paths: Sequence[Path], on_issue: OnIssue) -> None:
+    folders = {(label_file(path).parent, path.parent) for path in paths}
+    for labels, folder in sorted(folder for folder in folders if folder[0] != folder[1]):
+        known = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
         for file in sorted(file for file in labels.glob("*.txt") if file.stem not in known):
-            message = f"{file}: labels without a picture in {images}; add the picture or remove the file"
-            note(Problem("labels without image", message, fatal=False))
+            message = f"{file}: labels without an image in {folder}; add the image or remove the file"
+            on_issue(Problem("labels without image", message, fatal=False))

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from embedmask.data.annotations import AnnotationFile, collector_paused
 from embedmask.data.records import as_id
 from embedmask.errors import BadInput
+from embedmask.evaluation.ground_truth import GroundTruthRecords, read_ground_truth
 from embedmask.evaluation.overlap import Overlaps, boundary_ious, box_ious, mask_ious
-from embedmask.evaluation.truth import Truth, read_truth
 from embedmask.structures import Size
 
 Kind = Literal["bbox", "segm", "boundary"]
@@ -103,13 +103,13 @@ class CocoEvaluator:
             max_detections: see the attribute.
 
         Raises:
-            BadInput: see `read_truth`; or not a number of detections.
+            BadInput: see `read_ground_truth`; or not a number of detections.
         """
         if max_detections < 1:
             raise BadInput(f"max_detections must be at least 1, got {max_detections}")
         self.max_detections = max_detections
         self._where = str(annotations) if isinstance(annotations, (str, Path)) else "annotations"
-        self.truth: Truth = read_truth(annotations)
+        self.truth: GroundTruthRecords = read_ground_truth(annotations)
         self.results: list[dict[str, Any]] = []
         self._curves: dict[tuple[int, ...], dict[Kind, Curves]] = {}
 

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tally:
+class MatchCounts:
     """What was found, at each of K thresholds.
 
     Attributes:
@@ -42,9 +42,9 @@ class Tally:
     num_true: int
     num_found: int
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: MatchCounts) -> MatchCounts:
         """Both pooled."""
-        return Tally(
+        return MatchCounts(
             self.hits + other.hits,
             self.hit_iou + other.hit_iou,
             self.num_true + other.num_true,
@@ -81,8 +81,8 @@ def _share(part: NDArray[Any], whole: NDArray[Any] | int) -> Floats:
     return np.asarray(part / np.maximum(whole, 1), dtype=np.float64)
 
 
-def match_labels(truth: Labels, found: Labels, thresholds: Sequence[float] = THRESHOLDS) -> Tally:
-    """Compare two label images of one picture.
+def match_labels(truth: Labels, found: Labels, thresholds: Sequence[float] = THRESHOLDS) -> MatchCounts:
+    """Compare two label images of one image.
 
     Args:
         truth: integers `[H, W]`, 0 is background; which numbers stand for the objects does not matter.
@@ -93,9 +93,7 @@ def match_labels(truth: Labels, found: Labels, thresholds: Sequence[float] = THR
         BadInput: images of different sizes.
     """
     if truth.shape != found.shape:
-        raise BadInput(
-            f"label images of different sizes, {truth.shape} and {found.shape}; compare one picture"
-        )
+        raise BadInput(f"label images of different sizes, {truth.shape} and {found.shape}; compare one image")
     true_ids, true_areas = np.unique(truth[truth > 0], return_counts=True)
     found_ids, found_areas = np.unique(found[found > 0], return_counts=True)
     shared = (truth > 0) & (found > 0)
@@ -112,7 +110,7 @@ def match_pairs(
     ious: Floats,
     counts: tuple[int, int],
     thresholds: Sequence[float] = THRESHOLDS,
-) -> Tally:
+) -> MatchCounts:
     """Pair objects one to one at each threshold.
 
     Args:
@@ -123,7 +121,7 @@ def match_pairs(
     """
     kept = [_assign(rows, columns, ious, threshold) for threshold in thresholds]
     hits = np.array([len(values) for values in kept], dtype=np.int64)
-    return Tally(hits, np.array([values.sum() for values in kept]), *counts)
+    return MatchCounts(hits, np.array([values.sum() for values in kept]), *counts)
 
 
 def _assign(rows: NDArray[np.int64], columns: NDArray[np.int64], ious: Floats, threshold: float) -> Floats:
@@ -183,7 +181,7 @@ def matching_metrics(
     ids = evaluator.image_ids(image_ids)
     truths = evaluator.truths_by_image(ids)
     found = evaluator.results_by_image(ids)
-    none = Tally(np.zeros(len(THRESHOLDS), dtype=np.int64), np.zeros(len(THRESHOLDS)), 0, 0)
+    none = MatchCounts(np.zeros(len(THRESHOLDS), dtype=np.int64), np.zeros(len(THRESHOLDS)), 0, 0)
     tallies = []
     for image_id in ids:
         kept = [r for r in found[image_id] if is_decided(r["score"], r["category_id"], score_threshold)]
@@ -196,7 +194,9 @@ def matching_metrics(
     }
 
 
-def _match_image(truths: list[dict[str, Any]], found: list[dict[str, Any]], size: Size) -> Iterable[Tally]:
+def _match_image(
+    truths: list[dict[str, Any]], found: list[dict[str, Any]], size: Size
+) -> Iterable[MatchCounts]:
     """A tally of each class."""
     for category in {record["category_id"] for record in (*truths, *found)}:
         objects = [t for t in truths if t["category_id"] == category and not t["iscrowd"]]
@@ -208,7 +208,7 @@ def _crops(records: Iterable[dict[str, Any]]) -> Iterable[Crop]:
     return (crop_of(record["segmentation"]) for record in records)
 
 
-def _named(tally: Tally) -> dict[str, float]:
+def _named(tally: MatchCounts) -> dict[str, float]:
     ap = tally.ap.tolist()
     at_half = {
         "precision50": tally.precision[0],

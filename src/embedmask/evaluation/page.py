@@ -1,4 +1,4 @@
-"""Parts of a web page that needs nothing but itself: tables, bars, curves, pictures, as HTML and SVG text."""
+"""Parts of a web page that needs nothing but itself: tables, bars, curves, images, as HTML and SVG text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DASHES = ("none", "7 3", "2 3", "9 3 2 3")
 WIDTH, HEIGHT, LEFT, TOP = 300, 220, 34, 8
 """Of a chart, and of the margin that holds its numbers; units of the drawing."""
 THUMBNAIL_SIDE = 440
-"""Longest side of a picture, px."""
+"""Longest side of an image, px."""
 
 
 def document(title: str, sections: Iterable[str]) -> str:
@@ -144,14 +144,14 @@ def _y(value: float) -> float:
 
 
 def pair(left: NDArray[np.uint8], right: NDArray[np.uint8], caption: str) -> str:
-    """Two pictures uint8 `[H, W, 3]` beside each other, made small, over one caption."""
+    """Two images uint8 `[H, W, 3]` beside each other, made small, over one caption."""
     return (
-        f'<figure class="pair"><div>{_picture(left, "ground truth")}{_picture(right, "prediction")}</div>'
+        f'<figure class="pair"><div>{_image(left, "ground truth")}{_image(right, "prediction")}</div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
-def _picture(pixels: NDArray[np.uint8], name: str) -> str:
+def _image(pixels: NDArray[np.uint8], name: str) -> str:
     image = Image.fromarray(pixels)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     data = io.BytesIO()

@@ -1,4 +1,4 @@
-"""One page that shows how good a model is, and where it errs: figures, curves, errors, pictures."""
+"""One page that shows how good a model is, and where it errs: figures, curves, errors, images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from numpy.typing import NDArray
 from embedmask.data.coco import CocoInstances
 from embedmask.evaluation import page
 from embedmask.evaluation.coco import KINDS, CocoEvaluator
-from embedmask.evaluation.errors import ERROR_KINDS, ErrorKind, ImageFindings, ap50, count_errors, judge
+from embedmask.evaluation.error_analysis import (
+    ERROR_KINDS,
+    ErrorKind,
+    ImageErrors,
+    ap50,
+    classify_errors,
+    count_errors,
+)
 from embedmask.evaluation.overlap import boundary_of, crop_of
 from embedmask.evaluation.threshold_curves import ThresholdCurves
 from embedmask.evaluation.thresholds import Thresholds, describe, is_decided
 from embedmask.files import write_text
 from embedmask.inference.results import to_detections
 from embedmask.structures import CropMasks, Instances
-from embedmask.visualize import draw
+from embedmask.visualize import draw_detections
 
 Record = Mapping[str, Any]
-PICTURES = 6
+IMAGES = 6
 """Shown of the worst and of the best images."""
 KIND_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 ERROR_HEAD = ("error", "count", "share", "gain", "")
@@ -48,21 +55,21 @@ def write_report(
     title: str,
     score_threshold: Thresholds,
 ) -> Path:
-    """Write `index.html`, which holds its pictures and needs no network.
+    """Write `index.html`, which holds its images and needs no network.
 
     Args:
         folder: made where it is missing.
         evaluator: holds the results.
-        dataset: the pictures; its ids and classes are the evaluator's.
+        dataset: the images; its ids and classes are the evaluator's.
         metrics: what stands in the table, by `KIND/METRIC`.
         title: of the page.
         score_threshold: results from here on are drawn, counted as errors, and decide how good an image is; for all
             categories or by category id.
 
     Raises:
-        BadInput: as `CocoEvaluator.compute`, or a picture cannot be read.
+        BadInput: as `CocoEvaluator.compute`, or an image cannot be read.
     """
-    images = judge(evaluator, score_threshold)
+    images = classify_errors(evaluator, score_threshold)
     sections = [
         _summary(evaluator, images, score_threshold),
         _metrics(metrics, thin_share(evaluator)),
@@ -70,14 +77,14 @@ def write_report(
         _thresholds(images, score_threshold),
         _classes(evaluator, images),
         _errors(images, score_threshold),
-        *_pictures(evaluator, dataset, images, score_threshold),
+        *_images(evaluator, dataset, images, score_threshold),
     ]
     path = folder / "index.html"
     write_text(path, page.document(title, sections))
     return path
 
 
-def _summary(evaluator: CocoEvaluator, images: list[ImageFindings], score_threshold: Thresholds) -> str:
+def _summary(evaluator: CocoEvaluator, images: list[ImageErrors], score_threshold: Thresholds) -> str:
     facts = {
         "images": len(images),
         "objects": sum(len(image.truths) for image in images),
@@ -92,7 +99,7 @@ def _summary(evaluator: CocoEvaluator, images: list[ImageFindings], score_thresh
 def thin_share(evaluator: CocoEvaluator) -> float:
     """Return the share of objects that lie wholly inside their boundary band, 0..1; 0 without objects.
 
-    For them boundary AP and mask AP judge the same pixels.
+    For them boundary AP and mask AP measure the same pixels.
     """
     objects = [
         truth for truths in evaluator.truths_by_image(evaluator.image_ids()).values() for truth in truths
@@ -145,7 +152,7 @@ def _curves(evaluator: CocoEvaluator) -> str:
     return page.section("Precision and recall", text, f'<div class="row">{"".join(charts)}</div>')
 
 
-def _thresholds(images: list[ImageFindings], used: Thresholds) -> str:
+def _thresholds(images: list[ImageErrors], used: Thresholds) -> str:
     """Precision, recall and F1 against the score threshold, and the best one beside the one in use."""
     curves = ThresholdCurves.of(images)
     text = "At mask IoU 0.5, of the results that score at least the threshold, all classes pooled."
@@ -160,7 +167,7 @@ def _thresholds(images: list[ImageFindings], used: Thresholds) -> str:
     return page.section("Score threshold", text, page.chart("", lines, axes=("score threshold", "")))
 
 
-def _classes(evaluator: CocoEvaluator, images: list[ImageFindings]) -> str:
+def _classes(evaluator: CocoEvaluator, images: list[ImageErrors]) -> str:
     per_class = evaluator.per_class()
     categories = Counter(truth["category_id"] for image in images for truth in image.truths)
     rows = []
@@ -175,7 +182,7 @@ def _classes(evaluator: CocoEvaluator, images: list[ImageFindings]) -> str:
     return page.section("Classes", "By mask AP, the best first.", page.table(head, [row for _, row in rows]))
 
 
-def _errors(images: list[ImageFindings], score_threshold: Thresholds) -> str:
+def _errors(images: list[ImageErrors], score_threshold: Thresholds) -> str:
     counts, base = count_errors(images, score_threshold), ap50(images)
     gains: dict[ErrorKind, float] = {kind: ap50(images, kind) - base for kind in ERROR_KINDS}
     total = max(sum(counts.values()), 1)
@@ -199,21 +206,21 @@ def _errors(images: list[ImageFindings], score_threshold: Thresholds) -> str:
     return page.section("Errors", text, page.table((*ERROR_HEAD, page.note("what it is", "th")), rows))
 
 
-def _pictures(
-    evaluator: CocoEvaluator, dataset: CocoInstances, images: list[ImageFindings], score_threshold: Thresholds
+def _images(
+    evaluator: CocoEvaluator, dataset: CocoInstances, images: list[ImageErrors], score_threshold: Thresholds
 ) -> list[str]:
     """The worst and the best images; one with nothing to see is neither."""
     ranked = sorted(
         (image for image in images if not math.isnan(image.quality)),
         key=lambda image: (image.quality, -len(image.truths) - image.num_decided),
     )
-    count = min(PICTURES, (len(ranked) + 1) // 2)
+    count = min(IMAGES, (len(ranked) + 1) // 2)
     text = (
         f"Left the ground truth, right the results that score {describe(score_threshold)}. "
         "The figure is TP / (TP + FP + FN), mean over IoU 0.5 to 0.9."
     )
     parts = []
-    for title, chosen in (("Worst images", ranked[:count]), ("Best images", ranked[count:][::-1][:PICTURES])):
+    for title, chosen in (("Worst images", ranked[:count]), ("Best images", ranked[count:][::-1][:IMAGES])):
         found = evaluator.results_by_image([image.image_id for image in chosen])
         pairs = [_pair(dataset, image, found[image.image_id], score_threshold) for image in chosen]
         if pairs:
@@ -222,7 +229,7 @@ def _pictures(
 
 
 def _pair(
-    dataset: CocoInstances, image: ImageFindings, found: list[dict[str, Any]], thresholds: Thresholds
+    dataset: CocoInstances, image: ImageErrors, found: list[dict[str, Any]], thresholds: Thresholds
 ) -> str:
     index = dataset.image_ids.index(image.image_id)
     decided = [r for r in found if is_decided(r["score"], r["category_id"], thresholds)]
@@ -245,4 +252,4 @@ def _drawn(dataset: CocoInstances, index: int, records: Sequence[Record]) -> NDA
     detections = to_detections(Instances(xyxy, scores, labels, masks), dataset.class_names)
     if any("score" not in record for record in records):
         detections.confidence = None
-    return draw(dataset.image(index), detections, dataset.class_names)
+    return draw_detections(dataset.image(index), detections, dataset.class_names)

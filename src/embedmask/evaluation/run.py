@@ -47,11 +47,11 @@ def evaluate_weights(
         weights: written by `embedmask.weights.checkpoint.save`.
         dataset: the split.
         max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
-        image_short_side: what pictures are resized to for the network, px; None: the same.
+        image_short_side: what images are resized to for the network, px; None: the same.
         score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all. One for
             all classes, one per class, or by class name. None: the model's `decision_threshold`.
         matching: the figures of microscopy also where there are several classes.
-        report: folder for a page with curves, errors and pictures; None: no page.
+        report: folder for a page with curves, errors and images; None: no page.
         title: of the page.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: of the convolutions.
@@ -140,7 +140,7 @@ def _predict(
     precision: Precision,
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
-    """COCO results of each picture of a data set, in the data set's classes."""
+    """COCO results of each image of a data set, in the data set's classes."""
     config, category_ids = checkpoint.config, match_classes(checkpoint.class_names, dataset)
     batches = eval_loader(
         dataset,
@@ -151,7 +151,7 @@ def _predict(
     found = predict_dataset(checkpoint.model.to(on), config, batches, dtype=choose_precision(on, precision))
 
     def walk() -> Iterator[list[dict[str, Any]]]:
-        for image_id, instances in tqdm(found, total=len(dataset), unit="picture", disable=not progress):
+        for image_id, instances in tqdm(found, total=len(dataset), unit="image", disable=not progress):
             results = coco_results(instances, image_id, category_ids)
             yield [result for result in results if result["category_id"] in dataset.category_ids]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from embedmask.config.detector import DEFAULT_DECISION
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.errors import ImageFindings, judge
+from embedmask.evaluation.error_analysis import ImageErrors, classify_errors
 
 GRID = np.arange(101) / 100
 """Thresholds that are compared."""
@@ -29,7 +29,7 @@ class ThresholdCurves:
     f1: NDArray[np.float64]
 
     @classmethod
-    def of(cls, images: Sequence[ImageFindings], category: int | None = None) -> ThresholdCurves:
+    def of(cls, images: Sequence[ImageErrors], category: int | None = None) -> ThresholdCurves:
         """Return the curves of judged images, pooled over images and categories, or of one category."""
         findings = [f for image in images for f in image.findings if category in (None, f.category)]
         objects = sum(category in (None, truth["category_id"]) for image in images for truth in image.truths)
@@ -79,7 +79,7 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
     Args:
         per_class: one threshold per category; one without a right result takes the common threshold.
     """
-    images = judge(evaluator, 0.0)
+    images = classify_errors(evaluator, 0.0)
     pooled = ThresholdCurves.of(images)
     common = pooled.best
     threshold: float | tuple[float, ...] | None = common

@@ -1,1 +1,1 @@
-"""From predictions to finished instances (section 3.6), and from a picture in any form to detections."""
+"""From predictions to finished instances (section 3.6), and from an image in any form to detections."""

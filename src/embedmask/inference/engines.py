@@ -26,7 +26,7 @@ Network = Callable[..., Any]
 are that `forward`'s too."""
 
 STEP_PIXELS = 2**20
-"""A CPU is at its full rate with a picture of this many px: more at a time take more memory, which the allocator then
+"""A CPU is at its full rate with an image of this many px: more at a time take more memory, which the allocator then
 asks of the system anew, and are slower."""
 LEVEL_MAPS = ("class_logits", "box_ltrb", "centerness_logits", "proposal_embed", "proposal_margin")
 
@@ -36,7 +36,7 @@ def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype =
 
     Args:
         model: in evaluation mode, on its device; later changes to it do not reach the network.
-        engine: `torch` runs at once; `compile` spends up to minutes on the first picture, then takes any size (a
+        engine: `torch` runs at once; `compile` spends up to minutes on the first image, then takes any size (a
             second time for the first batch of more than one); `openvino` converts the network once (CPU).
         dtype: of the convolutions; embeddings and what is built from them stay float32.
 
@@ -65,7 +65,7 @@ def _with_head(head: Head, trunk: Callable[[Tensor], Maps]) -> Network:
 
 
 def _predict(head: Head, pixels: Tensor, logits: list[Tensor], box_features: list[Tensor]) -> Predictions:
-    # the logits alone come out as they are, and an engine may use its memory again for the next picture
+    # the logits alone come out as they are, and an engine may use its memory again for the next image
     return head.predict(pixels, [level.to(torch.float32, copy=True) for level in logits], box_features)
 
 

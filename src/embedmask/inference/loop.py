@@ -1,4 +1,4 @@
-"""Walk a data set and give finished instances, picture by picture: what evaluation and training share."""
+"""Walk a data set and give finished instances, image by image: what evaluation and training share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from embedmask.config import DetectorConfig, ModelConfig
 from embedmask.data.loader import EvalBatch
 from embedmask.inference.engines import Network
+from embedmask.inference.mask_rcnn import postprocess_mask_rcnn
 from embedmask.inference.postprocess import Postprocessor
-from embedmask.inference.two_stage import finish
 from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Size
 
@@ -27,20 +27,20 @@ def predict_batch(
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> list[Instances]:
-    """Instances of each picture, in its original frame.
+    """Instances of each image, in its original frame.
 
     Args:
         config: the model's own, or with other thresholds or `max_detections`.
         images: uint8 `[3, h, w]` RGB, already in the network's frame; any device.
-        original_sizes: `(height, width)` of each picture's file.
-        memory_format: layout of the pictures; channels_last where the weights are.
+        original_sizes: `(height, width)` of each image's file.
+        memory_format: layout of the images; channels_last where the weights are.
     """
     batch = model.preprocess(images)
     batch.tensors = batch.tensors.contiguous(memory_format=memory_format)
-    return find_instances(model, config, batch, original_sizes)
+    return detect(model, config, batch, original_sizes)
 
 
-def find_instances(
+def detect(
     network: Network, config: DetectorConfig, batch: ImageBatch, original_sizes: Sequence[Size]
 ) -> list[Instances]:
     """What a network of any kind, or a model itself, finds in a preprocessed batch; the rest as in `predict_batch`.
@@ -60,7 +60,7 @@ def find_instances(
     )
     with in_float32:
         return [
-            finish(one, *sizes, mask_threshold=config.mask_threshold)
+            postprocess_mask_rcnn(one, *sizes, mask_threshold=config.mask_threshold)
             for one, *sizes in zip(found, batch.sizes, original_sizes, strict=True)
         ]
 
@@ -72,7 +72,7 @@ def predict_dataset(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Instances]]:
-    """`(image_id, instances)` of every picture that `batches` gives; memory holds one batch at a time.
+    """`(image_id, instances)` of every image that `batches` gives; memory holds one batch at a time.
 
     Args:
         model: in evaluation mode, on its device; moved to channels_last where `dtype` is not float32.

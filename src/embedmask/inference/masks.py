@@ -1,4 +1,4 @@
-"""Masks of the surviving proposals: coupled inside each box, resized to the picture, thresholded last (section 3.6)."""
+"""Masks of the surviving proposals: coupled inside each box, resized to the image, thresholded last (section 3.6)."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def decode_masks(
         pixel_embed: p, `[D, h, w]`.
         stride: px of the network's frame a cell of `pixel_embed`.
         image_size: `(height, width)` of the image inside the network's frame.
-        original_size: `(height, width)` of the picture.
+        original_size: `(height, width)` of the image.
         threshold: phi above which a pixel belongs to the instance.
         interpolation: resize phi (2019), log phi (2021), or phi as it is on the grid of p (second repository).
-        frame: where cells lie in the picture and how far around its box a mask may reach, `ModelConfig.mask_frame`.
+        frame: where cells lie in the image and how far around its box a mask may reach, `ModelConfig.mask_frame`.
         margin: that reach in the frame `exact`, as a share of the box's side, `ModelConfig.mask_margin`.
     """
     pixels = pixel_embed.float()[None].mT.contiguous(memory_format=torch.channels_last)  # [1, D, w, h]
@@ -138,12 +138,12 @@ def _ends(hits: Tensor) -> Tensor:
 
 
 def _source(cells: int, original: int, network: int, *, cell: int, aligned: bool, frame: Frame) -> Tensor:
-    """The place, in cells, that each pixel of one side of the picture reads: float64 `[original]`, ascending.
+    """The place, in cells, that each pixel of one side of the image reads: float64 `[original]`, ascending.
 
     First repository: the padded map is resized to ceil(padded px x original / network) px in one go with half-pixel
     centres, so the scale is that whole number's, evaluated left to right in float32; `exact` leaves out the rounding.
     Second: phi is enlarged aligned twice, to half the stride and to the network's px, cut to the image and resized to
-    the picture with half-pixel centres. Each step is linear between the cells of the step before, so that all are one
+    the image with half-pixel centres. Each step is linear between the cells of the step before, so that all are one
     look-up.
     """
     pixel = torch.arange(original) + 0.5

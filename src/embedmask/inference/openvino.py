@@ -1,4 +1,4 @@
-"""The network converted to OpenVINO, which is kept on the disk: the conversion takes longer than a hundred pictures."""
+"""The network converted to OpenVINO, which is kept on the disk: the conversion takes longer than a hundred images."""
 
 from __future__ import annotations
 

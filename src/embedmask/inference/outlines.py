@@ -1,8 +1,8 @@
 """From cells to the run lengths of masks, without a pixel in between.
 
-A column of the picture reads two columns of cells, and along it values are linear from cell to cell: where they pass
+A column of the image reads two columns of cells, and along it values are linear from cell to cell: where they pass
 the limit tells its runs. They pass it only between four cells that are not all on one side. So the work grows with
-the cells of a box and the length of the mask's outline in the picture, not with its pixels.
+the cells of a box and the length of the mask's outline in the image, not with its pixels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Cells:
-    """The pixel embedding on the grid on which it is coupled, and the way from there to the picture.
+    """The pixel embedding on the grid on which it is coupled, and the way from there to the image.
 
     Attributes:
         embed: p, float32 `[w * h, D]`, column by column: a window's cells are near each other in memory.
         grid: `(h, w)`.
-        rows: the place that each row of the picture reads, in cells, float64 `[H]`, ascending, 0..h - 1.
+        rows: the place that each row of the image reads, in cells, float64 `[H]`, ascending, 0..h - 1.
         columns: the same of its columns, `[W]`.
         limit: a pixel whose value is above belongs to the mask.
         outside: value of cells that are out of a proposal's range; not above `limit`.
@@ -49,13 +49,13 @@ class Cells:
 
 @dataclass
 class _Windows:
-    """Proposals, the cells in which they are coupled, and the picture's columns that these reach.
+    """Proposals, the cells in which they are coupled, and the image's columns that these reach.
 
     Attributes:
         embed: q, `[B, D]`.
         margin: s, `[B, 1 or D]`.
         y1, x1, y2, x2: half-open ranges of cells, int64 `[B, 1]`.
-        begin, end: half-open range of the picture's columns, int64 `[B, 1]`.
+        begin, end: half-open range of the image's columns, int64 `[B, 1]`.
     """
 
     embed: Tensor
@@ -71,14 +71,14 @@ class _Windows:
         return _Windows(*(value[index] for value in vars(self).values()))
 
 
-def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, picture_size: Size) -> CropMasks:
+def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, image_size: Size) -> CropMasks:
     """Masks of R proposals, each in the crop that just holds it.
 
     Args:
         embed: q, `[R, D]`.
         margin: s, `[R, 1 or D]`.
         ranges: y1, y2, x1, x2: half-open ranges of cells in which each is coupled, int64 `[R, 4]`.
-        picture_size: `(height, width)`.
+        image_size: `(height, width)`.
     """
     y1, y2, x1, x2 = torch.split(ranges, 1, 1)
     begin = torch.searchsorted(cells.columns, (x1 - 1).double(), right=True)
@@ -92,7 +92,7 @@ def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, picture_s
         starts = range(0, int(sizes[members, 2].max()), step)
         found = np.concatenate([_runs(cells, group, start, step) for start in starts], 1)
         _place(found, members, runs, shapes, offsets)
-    return CropMasks(RunCrops(runs, shapes), offsets, picture_size)
+    return CropMasks(RunCrops(runs, shapes), offsets, image_size)
 
 
 def _groups(sizes: Ints, dims: int) -> Iterator[tuple[Ints, int]]:

@@ -1,4 +1,4 @@
-"""Predictions of a batch -> finished instances in each picture's own frame."""
+"""Predictions of a batch -> finished instances in each image's own frame."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Postprocessor:
         Args:
             predictions: of N images.
             image_sizes: `(height, width)` of each inside the padded frame.
-            original_sizes: `(height, width)` of each picture; results are in this frame.
+            original_sizes: `(height, width)` of each image; results are in this frame.
         """
         sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
         return [
@@ -69,7 +69,7 @@ class Postprocessor:
         image_size: Size,
         original_size: Size,
     ) -> Instances:
-        """Second half: masks of its proposals, and boxes, in the picture's frame."""
+        """Second half: masks of its proposals, and boxes, in the image's frame."""
         cfg = self.cfg
         masks = decode_masks(
             predictions.pixel_embed[index],
@@ -84,7 +84,7 @@ class Postprocessor:
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        # scaling rounds, at the border by a last digit out of the picture
+        # scaling rounds, at the border by a last digit out of the image
         boxes = clip_boxes_to_image(boxes, original_size)
         embed, margin = proposals.embed, proposals.margin
         instances = Instances(boxes, proposals.scores, proposals.labels, masks, embed, margin)

@@ -1,4 +1,4 @@
-"""From pictures in any form to finished detections in each picture's own frame."""
+"""From images in any form to finished detections in each image's own frame."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.engines import make_network
-from embedmask.inference.loop import choose_workers, find_instances
-from embedmask.inference.pictures import PICTURE_TYPES, Picture, as_image, check_picture
-from embedmask.inference.reading import PictureResult, ReadPicture, make_batches, read_ahead
+from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
+from embedmask.inference.loop import choose_workers, detect
+from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import Request, config_of_request, passing
 from embedmask.inference.results import to_detections
 from embedmask.inference.tiling import check_tiles, tiled_instances
@@ -31,11 +31,11 @@ from embedmask.structures import Instances, Size
 from embedmask.weights.checkpoint import load_checkpoint
 
 BATCH_SIZE = {"cuda": 8}
-"""Pictures a batch by the kind of device; elsewhere 1."""
+"""Images a batch by the kind of device; elsewhere 1."""
 CPU_BATCH_PIXELS = 2**18
-"""A CPU is slower, each picture, at batches of more: they leave its cache."""
+"""A CPU is slower, each image, at batches of more: they leave its cache."""
 WINDOW = 4
-"""Batches' worth of pictures held while companions of one frame are looked for ..."""
+"""Batches' worth of images held while companions of one frame are looked for ..."""
 WINDOW_BYTES = 2**28
 """... unless they take more memory than this."""
 
@@ -51,7 +51,7 @@ class Options(TypedDict, total=False):
 
 
 class Predictor:
-    """A model ready to be shown pictures.
+    """A model ready to be shown images.
 
     Masks are placed exactly at every size (`mask_frame: exact`), whatever the model's config says for evaluation.
 
@@ -130,7 +130,7 @@ class Predictor:
     @overload
     def __call__(
         self,
-        source: Picture,
+        source: ImageSource,
         score_threshold: ScoreThreshold | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
@@ -138,7 +138,7 @@ class Predictor:
     @overload
     def __call__(
         self,
-        source: list[Picture] | tuple[Picture, ...],
+        source: list[ImageSource] | tuple[ImageSource, ...],
         score_threshold: ScoreThreshold | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
@@ -146,14 +146,14 @@ class Predictor:
     @overload
     def __call__(
         self,
-        source: Iterator[Picture],
+        source: Iterator[ImageSource],
         score_threshold: ScoreThreshold | None = ...,
         max_detections: int | None = ...,
         **options: Unpack[Options],
     ) -> Iterator[sv.Detections]: ...
     def __call__(
         self,
-        source: Picture | Iterable[Picture],
+        source: ImageSource | Iterable[ImageSource],
         score_threshold: ScoreThreshold | None = None,
         max_detections: int | None = None,
         *,
@@ -163,19 +163,19 @@ class Predictor:
         page: int | None = None,
         channels: Sequence[int] | None = None,
     ) -> sv.Detections | list[sv.Detections] | Iterator[sv.Detections]:
-        """Find the objects in a picture, in each of a list, or in each that an iterator gives.
+        """Find the objects in an image, in each of a list, or in each that an iterator gives.
 
-        Pictures of a list or an iterator are read in the background. An iterator is asked for a bounded number of
-        pictures ahead, the results come as it gives them; for a live camera call with one picture at a time.
+        Images of a list or an iterator are read in the background. An iterator is asked for a bounded number of
+        images ahead, the results come as it gives them; for a live camera call with one image at a time.
 
         Args:
             source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
                 (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
             score_threshold: results that score less are left out, 0..1; a sequence holds one per class, a mapping one
                 by class name. None: the model's `decision_threshold`.
-            max_detections: at most so many a picture; None: what the model's config says.
+            max_detections: at most so many an image; None: what the model's config says.
             tile: look at squares of so many px, one after the other, and join what is found; for large
-                pictures. Each tile is resized as a picture would be. `max_detections` then holds for the whole picture,
+                images. Each tile is resized as an image would be. `max_detections` then holds for the whole image,
                 None: no limit; each tile gives at least as many as the model's config says. None: no tiles.
             overlap: px that neighbouring tiles share.
             embeddings: also give `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
@@ -186,10 +186,10 @@ class Predictor:
                 colours of an image in colour or the first channel.
 
         Returns:
-            Detections by descending score, boxes and masks in the picture's own upright frame.
+            Detections by descending score, boxes and masks in the image's own upright frame.
 
         Raises:
-            BadInput: not a picture, which is named, a threshold beyond 0..1, less than one detection, tiles that are
+            BadInput: not an image, which is named, a threshold beyond 0..1, less than one detection, tiles that are
                 too small or overlap too much, or embeddings of a model that has none.
         """
         if embeddings and not isinstance(self.model.config, ModelConfig):
@@ -197,20 +197,20 @@ class Predictor:
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
         finish = partial(self._detections, embeddings=embeddings)
-        if isinstance(source, PICTURE_TYPES) or not isinstance(source, Iterable):
+        if isinstance(source, IMAGE_SOURCE_TYPES) or not isinstance(source, Iterable):
             image = as_image(source, any_size=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
             return finish(item.result)
         if isinstance(source, Iterator):
             return (finish(result) for result in self._stream(source, request))
-        pictures = list(source)
-        for index, picture in enumerate(pictures):
-            check_picture(picture, _name(index))
-        return [finish(result) for result in self._stream(pictures, request)]
+        images = list(source)
+        for index, item in enumerate(images):
+            check_image_source(item, _name(index))
+        return [finish(result) for result in self._stream(images, request)]
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageSource],
         *,
         score_threshold: ScoreThreshold | None = None,
         max_detections: int | None = None,
@@ -220,22 +220,22 @@ class Predictor:
         skip_broken: bool = False,
         page: int | None = None,
         channels: Sequence[int] | None = None,
-    ) -> Iterator[PictureResult]:
-        """Finished instances of many pictures, in their order, read and resized in the background.
+    ) -> Iterator[ImageResult]:
+        """Finished instances of many images, in their order, read and resized in the background.
 
         Args:
-            pictures: of any forms; asked for a bounded number ahead, by another thread.
+            images: of any forms; asked for a bounded number ahead, by another thread.
             score_threshold, max_detections, tile, overlap, page, channels: as in `__call__`.
-            batch_size: pictures that the network sees at once; None: what suits the device. Only pictures that the
+            batch_size: images that the network sees at once; None: what suits the device. Only images that the
                 network's frame pads alike share a batch: padding changes what GroupNorm sees.
-            skip_broken: a picture that cannot be read becomes a result with an `error`; else it is raised in its turn.
+            skip_broken: an image that cannot be read becomes a result with an `error`; else it is raised in its turn.
 
         Raises:
-            BadInput: as `__call__`, or a batch of less than one picture.
+            BadInput: as `__call__`, or a batch of less than one image.
         """
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
-        return self._stream(pictures, request, skip_broken=skip_broken)
+        return self._stream(images, request, skip_broken=skip_broken)
 
     def find(
         self,
@@ -243,18 +243,18 @@ class Predictor:
         max_detections: int | None = None,
         score_threshold: ScoreThreshold | None = None,
     ) -> list[Instances]:
-        """Everything found in each picture, in its own frame; the tensors stay on the device.
+        """Everything found in each image, in its own frame; the tensors stay on the device.
 
         Args:
             images: uint8 RGB [3, H, W], of any sizes; those of one frame share a batch.
-            max_detections: at most so many a picture; None: what the model's config says.
+            max_detections: at most so many an image; None: what the model's config says.
             score_threshold: as in `__call__`; None: everything above the config's threshold of candidates.
 
         Raises:
             BadInput: not such an image, a threshold beyond 0..1, or less than one detection.
         """
         for index, image in enumerate(images):
-            check_picture(image, f"images[{index}]")
+            check_image_source(image, f"images[{index}]")
         thresholds = None if score_threshold is None else self._decision(score_threshold)
         return self._find(images, self._request(thresholds, max_detections))
 
@@ -284,36 +284,36 @@ class Predictor:
         return Request(config, score_thresholds or (), max_detections, tile, overlap, batch_size)
 
     def _stream(
-        self, pictures: Iterable[Picture], request: Request, *, skip_broken: bool = False
-    ) -> Iterator[PictureResult]:
+        self, images: Iterable[ImageSource], request: Request, *, skip_broken: bool = False
+    ) -> Iterator[ImageResult]:
         tiled = request.tile is not None
 
-        def read(numbered: tuple[int, Picture]) -> ReadPicture:
+        def read(numbered: tuple[int, ImageSource]) -> LoadedImage:
             index, source = numbered
             try:
                 image = as_image(source, _name(index), any_size=tiled, options=request.reading)
                 return self._prepare(image, source, request)
             except BadInput as error:
-                return ReadPicture(PictureResult(source, error=error))
+                return LoadedImage(ImageResult(source, error=error))
 
         # what is worth tiles may be large: one is read while another is looked at
         workers = 1 if tiled else max(choose_workers(None), 1)
         ahead = 1 if tiled else workers + 1
-        items = read_ahead(enumerate(pictures), read, workers=workers, ahead=ahead)
+        items = prefetch(enumerate(images), read, workers=workers, ahead=ahead)
         with closing(items):
             for item in self._in_order(items, request):
                 if item.result.error is not None and not skip_broken:
                     raise item.result.error
                 yield item.result
 
-    def _prepare(self, image: Tensor, source: Picture, request: Request) -> ReadPicture:
+    def _prepare(self, image: Tensor, source: ImageSource, request: Request) -> LoadedImage:
         image = image.cpu()
         resized = self.resize.image(image) if request.tile is None else None
-        return ReadPicture(PictureResult(source, image), resized)
+        return LoadedImage(ImageResult(source, image), resized)
 
-    def _in_order(self, items: Iterable[ReadPicture], request: Request) -> Iterator[ReadPicture]:
+    def _in_order(self, items: Iterable[LoadedImage], request: Request) -> Iterator[LoadedImage]:
         """The items with their instances; batches are made of those that are near each other."""
-        done: dict[int, ReadPicture] = {}
+        done: dict[int, LoadedImage] = {}
         place = 0
         size = partial(self._batch_size, most=request.batch_size)
         window = WINDOW * request.batch_size
@@ -323,14 +323,14 @@ class Predictor:
                 yield done.pop(place)
                 place += 1
 
-    def _batch_size(self, item: ReadPicture, most: int) -> int:
+    def _batch_size(self, item: LoadedImage, most: int) -> int:
         if item.frame is None:
             return 1
         height, width = item.frame
         return most if self.device.type != "cpu" else max(min(most, CPU_BATCH_PIXELS // (height * width)), 1)
 
-    def _solve(self, items: list[ReadPicture], request: Request) -> list[ReadPicture]:
-        """The items of a batch with their instances; none where there is no picture."""
+    def _solve(self, items: list[LoadedImage], request: Request) -> list[LoadedImage]:
+        """The items of a batch with their instances; none where there is no image."""
         images = [item.result.image for item in items if item.result.image is not None]
         if not images:
             return items
@@ -348,7 +348,7 @@ class Predictor:
         self, resized: Sequence[Tensor], original_sizes: Sequence[Size], config: DetectorConfig
     ) -> list[Instances]:
         with torch.inference_mode():
-            return find_instances(self.network, config, self.model.preprocess(resized), original_sizes)
+            return detect(self.network, config, self.model.preprocess(resized), original_sizes)
 
     def _tiled(self, image: Tensor, request: Request) -> Instances:
         whole = replace(request, tile=None, score_thresholds=())
@@ -361,7 +361,7 @@ class Predictor:
             batch_size=request.batch_size,
         )
 
-    def _detections(self, result: PictureResult, *, embeddings: bool) -> sv.Detections:
+    def _detections(self, result: ImageResult, *, embeddings: bool) -> sv.Detections:
         assert result.instances is not None
         detections = to_detections(result.instances, self.class_names)
         if embeddings:
@@ -371,4 +371,4 @@ class Predictor:
 
 
 def _name(index: int) -> str:
-    return f"pictures[{index}]"
+    return f"images[{index}]"

@@ -27,7 +27,7 @@ def rescore_by_masks(instances: Instances) -> Instances:
     empty mask scores 0.
 
     Args:
-        instances: by descending score, in the picture's frame; they are not changed.
+        instances: by descending score, in the image's frame; they are not changed.
     """
     around, free = mask_boxes(instances.masks), free_shares(instances.masks, instances.labels.tolist())
     agreement = box_iou(instances.boxes.cpu(), around).diagonal()
@@ -51,7 +51,7 @@ def mask_boxes(masks: CropMasks) -> Tensor:
 def free_shares(masks: CropMasks, labels: list[int]) -> Tensor:
     """The part of each mask that no earlier mask of the same label holds, float32 `[R]`; of an empty one 0.
 
-    One picture is held, and one crop at a time.
+    One image is held, and one crop at a time.
     """
     shares = torch.zeros(len(masks))
     for label in set(labels):

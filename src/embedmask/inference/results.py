@@ -21,10 +21,10 @@ MAX_RUNS = 1 << 18
 def to_detections(
     instances: Instances, class_names: Sequence[str], score_threshold: float = 0.0
 ) -> sv.Detections:
-    """Results of one picture for a user's hands, in the picture's own frame, by descending score.
+    """Results of one image for a user's hands, in the image's own frame, by descending score.
 
     Args:
-        instances: of one picture, on any device.
+        instances: of one image, on any device.
         class_names: name of each label.
         score_threshold: what scores below is left out.
 
@@ -45,16 +45,16 @@ def to_detections(
 
 
 def coco_results(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Results of one picture in COCO's result format, ready for JSON, by descending score.
+    """Results of one image in COCO's result format, ready for JSON, by descending score.
 
     Args:
-        instances: of one picture, on any device.
-        image_id: the data set's id of the picture.
+        instances: of one image, on any device.
+        image_id: the data set's id of the image.
         category_ids: the data set's category id of each label.
 
     Returns:
         `image_id`, `category_id`, `bbox` (xywh px), `score` and `segmentation` of each result, a compressed
-        RLE of the whole picture with `counts` as text.
+        RLE of the whole image with `counts` as text.
     """
     boxes = instances.boxes.detach().cpu().double().reshape(-1, 4)
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
@@ -90,11 +90,11 @@ def compact_masks(masks: CropMasks) -> CompactMask:
 
 
 def coco_rles(masks: CropMasks) -> list[dict[str, Any]]:
-    """Compressed RLE of each mask in its whole picture: `{"size": [H, W], "counts": text}`."""
+    """Compressed RLE of each mask in its whole image: `{"size": [H, W], "counts": text}`."""
     height, width = masks.image_size
     crops = RunCrops.of(masks.crops)
     placed = zip(crops.runs, crops.shapes, masks.offsets, strict=True)
-    runs = [_in_picture(own, shape[0], offset, height) for own, shape, offset in placed]
+    runs = [_in_image(own, shape[0], offset, height) for own, shape, offset in placed]
     rles: Any = [
         mask_api.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
         for counts in _lengths(runs, [height * width] * len(runs))
@@ -102,8 +102,8 @@ def coco_rles(masks: CropMasks) -> list[dict[str, Any]]:
     return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
-def _in_picture(runs: Runs, crop_height: int, offset: tuple[int, int], height: int) -> npt.NDArray[np.int64]:
-    """Runs of a crop, counted in its picture. None leaves its column: each moves by what the columns are longer."""
+def _in_image(runs: Runs, crop_height: int, offset: tuple[int, int], height: int) -> npt.NDArray[np.int64]:
+    """Runs of a crop, counted in its image. None leaves its column: each moves by what the columns are longer."""
     column = runs[:, :1].astype(np.int64) // max(crop_height, 1)
     moved: npt.NDArray[np.int64] = runs + column * (height - crop_height) + offset[1] * height + offset[0]
     return moved

@@ -1,4 +1,4 @@
-"""Large pictures: looked at tile by tile, what is found is joined into the instances of the whole picture.
+"""Large images: looked at tile by tile, what is found is joined into the instances of the whole image.
 
 Tiles overlap, so that two neighbours see the same pixels there. Two pieces are of one object when their masks agree
 on those pixels: for a detector without error they are the same there, however the tiles' sides cut the object, and
@@ -27,13 +27,13 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Find = Callable[[Sequence[Tensor]], list[Instances]]
 Bounds = tuple[int, int, int, int]
-"""First row and column, and those after the last, px of the picture."""
+"""First row and column, and those after the last, px of the image."""
 
 COLUMNS = ("boxes", "scores", "labels", "proposal_embed", "proposal_margin")
 
 MIN_TILE = 64
 REACH = 4
-"""A mask that comes as near as this, px, to a side of its tile where the picture goes on counts as cut there."""
+"""A mask that comes as near as this, px, to a side of its tile where the image goes on counts as cut there."""
 SAME_IOU = 0.3
 """Two pieces are of one object from this IoU on, of the pixels that both tiles look at, if no other piece fits better:
 two views of a thin object differ by a pixel here and there, while objects that touch share next to none."""
@@ -42,7 +42,7 @@ COVERED = 0.5
 
 
 def check_tiles(tile: int, overlap: int) -> None:
-    """Whether a picture can be looked at in such tiles.
+    """Whether an image can be looked at in such tiles.
 
     Raises:
         BadInput: no whole numbers, tiles too small, or an overlap below 0 or above half a tile.
@@ -65,7 +65,7 @@ def tiled_instances(
     max_detections: int | None = None,
     batch_size: int = 1,
 ) -> Instances:
-    """Instances of a picture of any size: an object that lies in several tiles comes out once, whole.
+    """Instances of an image of any size: an object that lies in several tiles comes out once, whole.
 
     A piece that is cut by a side of its tile gives way to a tile that sees more of the object; where none sees all of
     it, the masks are united, the box spans the boxes of the pieces, score and embedding are those of the best one.
@@ -75,14 +75,14 @@ def tiled_instances(
     Args:
         image: uint8 `[3, H, W]`.
         find: instances of each of a batch of tiles, uint8 `[3, h, w]` of one size, views of `image`; in the tile's
-            own frame. It treats a tile as it would a picture: it resizes it, if the model's config says so.
-        tile: side of a tile, px; all are as large, or as the picture where that is smaller.
+            own frame. It treats a tile as it would an image: it resizes it, if the model's config says so.
+        tile: side of a tile, px; all are as large, or as the image where that is smaller.
         overlap: px that neighbouring tiles share at least; where they share none, nothing is joined.
-        max_detections: at most so many of the whole picture; None: all.
+        max_detections: at most so many of the whole image; None: all.
         batch_size: tiles that `find` is given at a time.
 
     Returns:
-        In the picture's frame, by descending score. Of more than one tile: on the CPU, without those whose mask has no
+        In the image's frame, by descending score. Of more than one tile: on the CPU, without those whose mask has no
         pixel.
 
     Raises:
@@ -104,7 +104,7 @@ def tiled_instances(
 
 
 def tile_windows(size: Size, tile: int, overlap: int) -> list[Bounds]:
-    """The tiles of a picture, row by row: as few as can be, evenly spaced, neighbours share `overlap` px or more."""
+    """The tiles of an image, row by row: as few as can be, evenly spaced, neighbours share `overlap` px or more."""
     rows, columns = (_starts(length, tile, overlap) for length in size)
     height, width = (min(tile, length) for length in size)
     return [(y, x, y + height, x + width) for y in rows for x in columns]
@@ -113,7 +113,7 @@ def tile_windows(size: Size, tile: int, overlap: int) -> list[Bounds]:
 def _merged(
     parts: Sequence[Instances], windows: Sequence[Bounds], image_size: Size, max_detections: int | None
 ) -> Instances:
-    """The instances of a picture from those of its tiles, which are `_placed`."""
+    """The instances of an image from those of its tiles, which are `_placed`."""
     pieces = _Pieces.of(parts, windows, image_size)
     groups = _groups(pieces)
     scores = pieces.found.scores.numpy()
@@ -126,7 +126,7 @@ def _merged(
     offsets = []
     for place in order:
         crop, offset = pieces.mask(groups[place])
-        # one at a time: the bounds of a line across the picture are as large as the picture
+        # one at a time: the bounds of a line across the image are as large as the image
         kept = RunCrops.of([crop])
         runs += kept.runs
         shapes += kept.shapes
@@ -140,7 +140,7 @@ class _Pieces:
     """What was found in all tiles, P rows, tile by tile, cut or whole.
 
     Attributes:
-        found: on the CPU, in the picture's frame; every mask has pixels, and its crop no empty margin.
+        found: on the CPU, in the image's frame; every mask has pixels, and its crop no empty margin.
         bounds: int64 `[P, 4]`, of each mask.
         tiles: int64 `[P]`, the tile of each.
         windows: int64 `[T, 4]`, bounds of each tile.
@@ -332,7 +332,7 @@ def _areas(pieces: _Pieces, rows: Ints, parts: Ints, index: Ints) -> Ints:
 
 
 def _placed(found: Instances, window: Bounds, image_size: Size) -> Instances:
-    """What was found in a tile, on the CPU and in the picture's frame; crops lose their margins, empty masks go."""
+    """What was found in a tile, on the CPU and in the image's frame; crops lose their margins, empty masks go."""
     crops, offsets, kept = [], [], []
     for row, (crop, (y, x)) in enumerate(zip(found.masks.crops, found.masks.offsets, strict=True)):
         pixels = crop.cpu().numpy()

@@ -1,1 +1,1 @@
-"""The network: pictures in, `Predictions` out. Read `embedmask.py` first."""
+"""The network: images in, `Predictions` out. Read `embedmask.py` first."""

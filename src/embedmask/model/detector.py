@@ -1,4 +1,4 @@
-"""What every network here is: a config, a backbone, and how pictures become its input."""
+"""What every network here is: a config, a backbone, and how images become its input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Detector(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: Sequence[Tensor], least: Size = (0, 0)) -> ImageBatch:
-        """Normalise pictures and pad them right and below, with zeros after normalising, to one frame.
+        """Normalise images and pad them right and below, with zeros after normalising, to one frame.
 
         Args:
             images: uint8 RGB `[3, h, w]`, sizes may differ; already at the network's resolution.
@@ -74,6 +74,6 @@ def with_backbone_defaults(config: DetectorConfig, backbone: Backbone) -> Detect
 
 
 def frame_of(sizes: Sequence[Size]) -> Size:
-    """The smallest frame that holds pictures of these sizes: `(height, width)` px, multiples of `FRAME_MULTIPLE`."""
+    """The smallest frame that holds images of these sizes: `(height, width)` px, multiples of `FRAME_MULTIPLE`."""
     height, width = (-(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, strict=True))
     return height, width

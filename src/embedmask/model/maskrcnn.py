@@ -1,4 +1,4 @@
-"""The baseline of Table 1: torchvision's Mask R-CNN on the same backbone, pictures and engine as EmbedMask."""
+"""The baseline of Table 1: torchvision's Mask R-CNN on the same backbone, images and engine as EmbedMask."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ probabilities [R, 1, 28, 28] on a grid over the box."""
 
 
 class MaskRCNN(Detector):
-    """torchvision's network; resizing and normalising are ours, so that both kinds of model see the same pictures.
+    """torchvision's network; resizing and normalising are ours, so that both kinds of model see the same images.
 
     `rpn` and `roi_heads` are torchvision's own. In them class 0 is the background: labels are moved up by one on the
     way in and down on the way out, here and nowhere else. Under autocast the convolutions alone run in the reduced

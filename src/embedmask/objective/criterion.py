@@ -26,7 +26,7 @@ from embedmask.objective.losses import (
     pack_rows,
     smooth_loss,
 )
-from embedmask.objective.regions import box_regions, mask_targets, semantic_targets
+from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
 from embedmask.structures import Losses, Predictions, Target
 
 MASK_UPSAMPLING = 2
@@ -72,7 +72,7 @@ class Matched:
 
 
 @dataclass
-class Truth:
+class ImageTargets:
     """A target on the device of the predictions, its masks ready to be looked up."""
 
     boxes: Tensor
@@ -107,14 +107,16 @@ class Criterion:
         self._validate(predictions, targets)
         device = predictions.pixel_embed.device
         truths = [
-            Truth(t.boxes.float().to(device), t.labels.to(device), MaskLookup.of(t.masks, device))
+            ImageTargets(t.boxes.float().to(device), t.labels.to(device), MaskLookup.of(t.masks, device))
             for t in targets
         ]
         with torch.autocast(device.type, enabled=False):
             positives = self._assign(predictions, truths)
             return self._losses(predictions, truths, positives)
 
-    def _losses(self, predictions: Predictions, targets: Sequence[Truth], positives: Positives) -> Losses:
+    def _losses(
+        self, predictions: Predictions, targets: Sequence[ImageTargets], positives: Positives
+    ) -> Losses:
         ltrb = positives.pick(flatten_levels(predictions.box_ltrb)).float()
         centerness = positives.pick(flatten_levels(predictions.centerness_logits))[:, 0].float()
         centerness_target = centerness_targets(positives.ltrb)
@@ -140,7 +142,7 @@ class Criterion:
         )
 
     def _classification(
-        self, predictions: Predictions, targets: Sequence[Truth], positives: Positives
+        self, predictions: Predictions, targets: Sequence[ImageTargets], positives: Positives
     ) -> Tensor:
         """Sum of the focal loss over all locations and classes."""
         logits = flatten_levels(predictions.class_logits).float()
@@ -150,7 +152,7 @@ class Criterion:
         return self._focal(logits, wanted)
 
     def _semantic(
-        self, predictions: Predictions, targets: Sequence[Truth]
+        self, predictions: Predictions, targets: Sequence[ImageTargets]
     ) -> tuple[Tensor | None, Tensor | float]:
         """Weighted sum of the focal loss over the finest level's cells and classes, and the cells with an object."""
         if self.cfg.semantic_weight == 0:
@@ -172,7 +174,7 @@ class Criterion:
         return loss
 
     def _mask_losses(
-        self, predictions: Predictions, targets: Sequence[Truth], positives: Positives, ltrb: Tensor
+        self, predictions: Predictions, targets: Sequence[ImageTargets], positives: Positives, ltrb: Tensor
     ) -> tuple[Tensor, Tensor, float]:
         """lambda_1 and lambda_2 terms, eq. 4 (or 2) and 7, as sums, and how many means of eq. 4 are in the first."""
         embed = positives.pick(flatten_levels(predictions.proposal_embed)).float()
@@ -216,7 +218,9 @@ class Criterion:
             counts = torch.bincount(image, minlength=len(counts))
         return 1 / counts[image]
 
-    def _mask_loss(self, pixels: Tensor, targets: Sequence[Truth], matched: Matched, stride: int) -> Tensor:
+    def _mask_loss(
+        self, pixels: Tensor, targets: Sequence[ImageTargets], matched: Matched, stride: int
+    ) -> Tensor:
         """Eq. 4 over all instances of the batch in one sort, their weighted sum; `pixels` is p `[N, D, h, w]`."""
         aligned, mask_stride = self.cfg.mask_interpolation == "aligned", stride // MASK_UPSAMPLING
         grid = (pixels.shape[2] * MASK_UPSAMPLING, pixels.shape[3] * MASK_UPSAMPLING)
@@ -264,7 +268,7 @@ class Criterion:
         logits = torch.logit(values, eps=cfg.min_prob) if aligned else logit(values, cfg.min_prob)
         return lovasz_hinge(logits, wanted, region)
 
-    def _assign(self, predictions: Predictions, targets: Sequence[Truth]) -> Positives:
+    def _assign(self, predictions: Predictions, targets: Sequence[ImageTargets]) -> Positives:
         cfg, strides = self.cfg, predictions.strides
         sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
         device = predictions.pixel_embed.device

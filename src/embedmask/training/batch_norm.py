@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from embedmask.training.processes import are_joined
+from embedmask.training.processes import is_distributed
 
 
 class _SumOfAll(torch.autograd.Function):
@@ -30,12 +30,12 @@ def sum_of_all(values: Tensor) -> Tensor:
     return total
 
 
-class JoinedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm over the pictures of all processes. (torch's own, `SyncBatchNorm`, has no CPU.)"""
+class DistributedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm over the images of all processes. (torch's own, `SyncBatchNorm`, has no CPU.)"""
 
     def forward(self, input: Tensor) -> Tensor:
         """As `nn.BatchNorm2d`, `[N, C, H, W]`; every process must be here at the same time."""
-        if not (self.training and are_joined()):
+        if not (self.training and is_distributed()):
             return super().forward(input)
         values = input.float()
         over = (0, 2, 3)
@@ -57,11 +57,11 @@ class JoinedBatchNorm(nn.BatchNorm2d):
             average.lerp_(value, self.momentum or 0.0)
 
 
-def join_batch_norms(model: nn.Module) -> None:
-    """Let the BatchNorm layers of a model see all processes' pictures, in place; names and values stay.
+def synchronize_batch_norms(model: nn.Module) -> None:
+    """Let the BatchNorm layers of a model see all processes' images, in place; names and values stay.
 
     A layer that is more than a BatchNorm, as timm's with an activation inside, keeps its own share.
     """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            module.__class__ = JoinedBatchNorm
+            module.__class__ = DistributedBatchNorm2d

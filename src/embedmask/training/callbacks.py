@@ -65,7 +65,7 @@ class ResultsFolder(Callback):
         self.evaluations = 0
         self.evaluated_step = -1
         self.without_better = 0
-        self.epoch = EpochSums()
+        self.epoch = RunningMeans()
         self._results: list[tuple[int, list[dict[str, Any]]]] = []
         self._metrics: Row = {}
         self._clock = time.monotonic()
@@ -98,7 +98,7 @@ class ResultsFolder(Callback):
         self.evaluations = state_dict.get("evaluations", 0)
         self.evaluated_step = state_dict["evaluated_step"]
         self.without_better = state_dict["without_better"]
-        self.epoch = EpochSums(**state_dict["epoch"])
+        self.epoch = RunningMeans(**state_dict["epoch"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a run that has stopped early does not begin again."""
@@ -129,7 +129,7 @@ class ResultsFolder(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute AP in the first process, tell the others, and save the weights that were just evaluated."""
-        by_image = dict(gather(self._results))  # two processes may have seen the same picture
+        by_image = dict(gather(self._results))  # two processes may have seen the same image
         results = [row for rows in by_image.values() for row in rows]
         self._results = []
         self._metrics = trainer.strategy.broadcast(self._measure(results))
@@ -174,7 +174,7 @@ class ResultsFolder(Callback):
         _log(trainer, {f"epoch_{name}": value for name, value in means.items()})
         head = {"epoch": len(self.history) + 1, "step": trainer.global_step, "lr": self.epoch.lr}
         self.history.append({**head, "seconds": round(self.epoch.seconds, 2), **means, **self._metrics})
-        self.epoch = EpochSums()
+        self.epoch = RunningMeans()
         self._metrics = {}
         self._tell(trainer)
 
@@ -216,7 +216,7 @@ class ResultsFolder(Callback):
 
 
 @dataclass
-class EpochSums:
+class RunningMeans:
     """An epoch so far, in plain values, which a checkpoint holds: so its row covers all of it after a resume."""
 
     losses: Row = field(default_factory=dict)

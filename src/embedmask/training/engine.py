@@ -19,8 +19,8 @@ from torch import distributed
 from embedmask.config import TrainConfig
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device, choose_precision
-from embedmask.training.checkpoints import WholeFiles
-from embedmask.training.processes import Processes, are_joined, choose_processes
+from embedmask.training.checkpoints import AtomicCheckpointIO
+from embedmask.training.processes import Processes, choose_processes, is_distributed
 
 LIGHTNING_PRECISION: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     torch.float32: "32-true",
@@ -82,7 +82,7 @@ def make_trainer(
         # every loss reaches every parameter, so DDP need not look for those that one does not
         "strategy": "ddp" if hardware.processes.are_many else "auto",
         "precision": LIGHTNING_PRECISION[hardware.dtype],
-        "plugins": [WholeFiles()],
+        "plugins": [AtomicCheckpointIO()],
         "callbacks": list(callbacks),
         "max_epochs": config.epochs if config.epochs is not None else -1,
         "max_time": None if config.max_minutes is None else timedelta(minutes=config.max_minutes),
@@ -125,7 +125,7 @@ def joined(device: torch.device, processes: Processes) -> Iterator[torch.device]
     try:
         yield fabric.device
     finally:
-        if are_joined():
+        if is_distributed():
             distributed.destroy_process_group()
 
 
@@ -140,7 +140,7 @@ def quiet() -> Iterator[None]:
         ".*Trying to infer the `batch_size`.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*your dataloader is not resumable.*",  # it is, by what `SplitPair` keeps
+        ".*your dataloader is not resumable.*",  # it is, by what `TrainValDataModule` keeps
     )
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
@@ -168,5 +168,5 @@ def told_when_memory_ends(config: TrainConfig) -> Iterator[None]:
         raise BadInput(
             f"the device's memory does not hold {config.batch_size} images in {config.accumulate} part(s) a step: "
             f"set --train.accumulate {2 * config.accumulate} for half of it, or lower --train.batch_size or the "
-            f"pictures' size in --augment ({str(error).split('. ')[0]})"
+            f"images' size in --augment ({str(error).split('. ')[0]})"
         ) from error

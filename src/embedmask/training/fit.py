@@ -21,14 +21,14 @@ from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, is_temporary, make_folder, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.model.detector import Detector
-from embedmask.training.batch_norm import join_batch_norms
+from embedmask.training.batch_norm import synchronize_batch_norms
 from embedmask.training.callbacks import MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import is_first
+from embedmask.training.processes import is_rank_zero
 from embedmask.training.samples import write_samples
 from embedmask.training.step_log import StepLog
 from embedmask.visualize import plot_curves
@@ -38,7 +38,7 @@ from embedmask.weights.pretrained import SETTINGS, adapt_config, check_same_back
 log = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
-Splits = TypeVar("Splits", bound=SplitPair)
+Splits = TypeVar("Splits", bound=TrainValDataModule)
 
 
 def train(
@@ -86,13 +86,13 @@ def train(
         TrainingStopped: a loss or a weight is no longer finite; the last checkpoint is kept.
     """
     check_folder(out, resume)
-    tell = report if is_first() else lambda line: None
+    tell = report if is_rank_zero() else lambda line: None
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
     recipe = with_settings(recipe, out if resumed else None, tell)
-    recipe, splits, module = prepare(recipe, data, max_detections, hardware, SplitPair)
-    if resume and is_first():
+    recipe, splits, module = prepare(recipe, data, max_detections, hardware, TrainValDataModule)
+    if resume and is_rank_zero():
         check_identity(out, recipe, splits)
     for line in splits.report_lines(data):
         tell(line)
@@ -100,7 +100,7 @@ def train(
         set_first_weights(module.model, recipe.train, tell)
     results = make_results(out, recipe, splits, tell)
     with results_folder(out), quiet(), told_when_memory_ends(recipe.train):
-        if is_first() and not resumed:
+        if is_rank_zero() and not resumed:
             write_identity(out, recipe, splits)
             results.write_recipe()  # at once: what has a recipe can be resumed
         trainer = make_run(recipe, out, hardware, results)
@@ -118,7 +118,7 @@ def prepare(
     """Return the recipe for this data set, the data, and the network with random weights.
 
     Args:
-        kind: `SplitPair`, or one that gives less of the data.
+        kind: `TrainValDataModule`, or one that gives less of the data.
 
     Raises:
         BadInput: the data or the recipe cannot be used.
@@ -129,7 +129,7 @@ def prepare(
     module = EmbedMaskModule(recipe, splits.val_set.category_ids, channels_last=hardware.channels_last)
     recipe = replace(recipe, model=module.model.config)
     if hardware.processes.are_many:
-        join_batch_norms(module.model)
+        synchronize_batch_norms(module.model)
     return recipe, splits, module
 
 
@@ -173,7 +173,7 @@ def set_first_weights(model: Detector, config: TrainConfig, tell: Report) -> Non
 
 def check_folder(out: Path, resume: bool) -> None:
     """A run is never overwritten, and only a run can go on; what a killed one has left half written is removed."""
-    if not is_first():
+    if not is_rank_zero():
         return  # the first process looks, and may have begun to write
     if resume:
         if (out / LAST_CHECKPOINT).is_file():
@@ -198,9 +198,9 @@ def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -
     return Recipe(model=model, data=recipe.data, train=recipe.train)
 
 
-def make_results(out: Path, recipe: Recipe, splits: SplitPair, tell: Report) -> ResultsFolder:
+def make_results(out: Path, recipe: Recipe, splits: TrainValDataModule, tell: Report) -> ResultsFolder:
     """Build the callback that evaluates and writes; the first process reads the ground truth of val for it."""
-    truth = splits.val_set.ground_truth if is_first() else None
+    truth = splits.val_set.ground_truth if is_rank_zero() else None
     evaluator = None if truth is None else CocoEvaluator(truth, recipe.model.max_detections)
     return ResultsFolder(out, recipe, evaluator, splits.val_set.class_names, tell)
 
@@ -229,8 +229,8 @@ def make_run(
 @contextmanager
 def results_folder(out: Path) -> Iterator[None]:
     """Make `out`; where training fails before its first checkpoint, take it away again."""
-    made = is_first() and not out.exists()
-    if is_first():  # where another process were faster, nobody would take it away
+    made = is_rank_zero() and not out.exists()
+    if is_rank_zero():  # where another process were faster, nobody would take it away
         make_folder(out)
     try:
         yield
@@ -240,7 +240,7 @@ def results_folder(out: Path) -> Iterator[None]:
         raise
 
 
-def finish(out: Path, results: ResultsFolder, splits: SplitPair, trainer: Trainer) -> None:
+def finish(out: Path, results: ResultsFolder, splits: TrainValDataModule, trainer: Trainer) -> None:
     """Write the weights that are kept under their final name, the metrics, the curves and the samples."""
     kept = results.kept
     with atomic_write(out / "model.safetensors") as temporary:

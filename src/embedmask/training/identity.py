@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.config import Recipe
-from embedmask.config.kinds import DEFAULT_KIND
+from embedmask.config.model_types import DEFAULT_KIND
 from embedmask.config.recipe import read_yaml
 from embedmask.errors import BadInput
 from embedmask.files import write_json
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 
 RUN_FILE = "run.json"
 MAX_NAMED = 3
@@ -28,12 +28,12 @@ FREE: Mapping[str, Sequence[str]] = {
 """Fields that a resumed run may change: the length of the training, the engine, evaluation and prediction."""
 
 
-def write_identity(out: Path, recipe: Recipe, splits: SplitPair) -> None:
+def write_identity(out: Path, recipe: Recipe, splits: TrainValDataModule) -> None:
     """Write what `check_identity` compares a resumed run with."""
     write_json(out / RUN_FILE, {"recipe": recipe.to_dict(), "data": _describe(splits)})
 
 
-def check_identity(out: Path, recipe: Recipe, splits: SplitPair) -> None:
+def check_identity(out: Path, recipe: Recipe, splits: TrainValDataModule) -> None:
     """Check that the run in `out` began with this recipe and this data, as far as its files tell.
 
     Raises:
@@ -57,12 +57,12 @@ def check_identity(out: Path, recipe: Recipe, splits: SplitPair) -> None:
         )
 
 
-def _describe(splits: SplitPair) -> dict[str, Any]:
+def _describe(splits: TrainValDataModule) -> dict[str, Any]:
     train, val = splits.train_set, splits.val_set
     return {"classes": train.class_names, "train": train.fingerprint(), "val": val.fingerprint()}
 
 
-def _data_differences(begun: Mapping[str, Any], splits: SplitPair) -> Iterator[str]:
+def _data_differences(begun: Mapping[str, Any], splits: TrainValDataModule) -> Iterator[str]:
     if not begun:
         return
     now = _describe(splits)

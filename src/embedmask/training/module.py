@@ -21,7 +21,7 @@ from embedmask.inference.results import coco_results
 from embedmask.model.build import build_model
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.objective.criterion import Criterion
-from embedmask.training.processes import gather, largest
+from embedmask.training.processes import all_reduce_max_size, gather
 from embedmask.training.schedule import lr_factor, parameter_groups
 
 
@@ -31,7 +31,7 @@ class EmbedMaskModule(LightningModule):
     Args:
         recipe: the whole experiment; `recipe.model.num_classes` is already that of the data set.
         category_ids: the data set's category id of each class, for the results of validation.
-        channels_last: keep weights and pictures in the layout that fast bfloat16 convolutions want.
+        channels_last: keep weights and images in the layout that fast bfloat16 convolutions want.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class EmbedMaskModule(LightningModule):
         """Every weighted term of the loss of a batch, a scalar each."""
         images, targets = batch
         # GroupNorm and the background see the padding: all processes pad alike
-        inputs = self.model.preprocess(images, largest([image.shape[1:] for image in images], self.device))
+        inputs = self.model.preprocess(
+            images, all_reduce_max_size([image.shape[1:] for image in images], self.device)
+        )
         inputs.tensors = inputs.tensors.contiguous(memory_format=self.memory_format)
         if isinstance(self.model, MaskRCNN):
             return self.model.losses(inputs, targets).as_dict()
@@ -86,7 +88,7 @@ class EmbedMaskModule(LightningModule):
         return {"loss": total, "losses": losses, "lr": rate}
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
-        """`results`: pairs of each picture's id and its COCO results, in its own frame."""
+        """`results`: pairs of each image's id and its COCO results, in its own frame."""
         images, image_ids, original_sizes = batch
         found = predict_batch(
             self.model, self.recipe.model, images, original_sizes, memory_format=self.memory_format

@@ -16,7 +16,7 @@ from embedmask.structures import Size
 T = TypeVar("T")
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
-"""What launchers tell a process about its place, before the processes have found each other."""
+"""What launchers tell a process about its rank, before the processes have found each other."""
 
 
 @dataclass(frozen=True)
@@ -68,39 +68,39 @@ def choose_processes(device: torch.device, devices: int | None, nodes: int) -> P
     return Processes(every if devices is None else devices, nodes)
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes and speaks."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
-def are_joined() -> bool:
+def is_distributed() -> bool:
     """Whether the processes have found each other; False in a run of one."""
     return distributed.is_available() and distributed.is_initialized()
 
 
-def place() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Number of this process among those that have found each other, and how many they are."""
-    return (distributed.get_rank(), distributed.get_world_size()) if are_joined() else (0, 1)
+    return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
 def gather(items: list[T]) -> list[T]:
     """The items of all processes, on every one of them."""
-    if not are_joined():
+    if not is_distributed():
         return items
     parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
-def largest(sizes: Sequence[Sequence[int]], device: torch.device) -> Size:
-    """The largest height and the largest width that any process has.
+def all_reduce_max_size(sizes: Sequence[Sequence[int]], device: torch.device) -> Size:
+    """Return the largest height and the largest width that any process has.
 
     Args:
-        sizes: `(height, width)` of this process's pictures, one at least.
+        sizes: `(height, width)` of this process's images, one at least.
         device: of this process.
     """
     height, width = map(max, zip(*sizes, strict=True))
-    if not are_joined():
+    if not is_distributed():
         return height, width
     both = torch.tensor((height, width), device=device)
     distributed.all_reduce(both, distributed.ReduceOp.MAX)

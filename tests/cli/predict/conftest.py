@@ -1,4 +1,4 @@
-"""Pictures, a video and a model for `predict`."""
+"""Images, a video and a model for `predict`."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def weights(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(shapes: Path, tmp_path: Path) -> Path:
-    """A folder of pictures that a test may change."""
+def images(shapes: Path, tmp_path: Path) -> Path:
+    """A folder of images that a test may change."""
     folder = tmp_path / "in"
     folder.mkdir()
     for path in sorted((shapes / "images").glob("train*")):
@@ -38,11 +38,11 @@ def pictures(shapes: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def video(pictures: Path, tmp_path: Path) -> Path:
+def video(images: Path, tmp_path: Path) -> Path:
     """Eight frames of 64 x 48."""
     path = tmp_path / "clip.avi"
     with sv.VideoSink(str(path), sv.VideoInfo(64, 48, RATE)) as sink:
-        for picture in sorted(pictures.iterdir())[:8]:
-            frame = np.asarray(Image.open(picture).convert("RGB"))[:48, :, ::-1]
+        for image in sorted(images.iterdir())[:8]:
+            frame = np.asarray(Image.open(image).convert("RGB"))[:48, :, ::-1]
             sink.write_frame(np.ascontiguousarray(frame))
     return path

@@ -18,9 +18,9 @@ from embedmask.weights.checkpoint import read_config
 
 
 @pytest.fixture
-def stack(pictures: Path, tmp_path: Path) -> Path:
+def stack(images: Path, tmp_path: Path) -> Path:
     """Two pages, the first one empty."""
-    shown = np.asarray(Image.open(sorted(pictures.iterdir())[0]).convert("L"))
+    shown = np.asarray(Image.open(sorted(images.iterdir())[0]).convert("L"))
     path = tmp_path / "stack.tif"
     tifffile.imwrite(path, np.stack([np.zeros_like(shown), shown]), photometric="minisblack", metadata=None)
     Image.fromarray(shown).save(tmp_path / "page.png")
@@ -64,17 +64,17 @@ def test_a_resumed_run_keeps_its_page(weights: Path, stack: Path, tmp_path: Path
     assert files(tmp_path / "out") == before
 
 
-def test_unread_files_are_told_in_a_line(weights: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+def test_unread_files_are_told_in_a_line(weights: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
     for name in ("a.heic", "b.nef", "notes.txt", ".DS_Store"):
-        (pictures / name).touch()
-    (pictures / "z.png").symlink_to(tmp_path / "gone.png")
-    assert main(words(pictures, weights, tmp_path / "out")) == 0
+        (images / name).touch()
+    (images / "z.png").symlink_to(tmp_path / "gone.png")
+    assert main(words(images, weights, tmp_path / "out")) == 0
     (line,) = lines_of(capsys)
     assert line.startswith("embedmask: 3 image files are not read: a.heic (")
     assert "b.nef" in line
     assert "z.png (broken link" in line
     assert "notes" not in line
-    assert main(words(pictures / "a.heic", weights, tmp_path / "none")) == 2  # who names it means it
+    assert main(words(images / "a.heic", weights, tmp_path / "none")) == 2  # who names it means it
     assert "convert to JPEG or PNG" in "".join(lines_of(capsys))
 
 

@@ -19,16 +19,16 @@ from PIL import Image
 from predict_command import COUNT, files, masks_of, results_of, words
 
 from embedmask.cli import main
-from embedmask.cli.records import FOLDER
+from embedmask.cli.journal import FOLDER
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import label_objects
 
 
 class TestResults:
-    def test_pictures_and_results(self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_images_and_results(self, weights: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "out"
-        assert main(words(pictures, weights, out)) == 0
-        given = sorted(pictures.iterdir())
+        assert main(words(images, weights, out)) == 0
+        given = sorted(images.iterdir())
         visible = {path.name for path in out.iterdir() if not path.name.startswith(".")}
         assert visible == {f"{path.stem}.png" for path in given} | {"predictions.json", "images.json"}
         images, results = results_of(out)
@@ -45,24 +45,24 @@ class TestResults:
         drawn = np.asarray(Image.open(out / f"{given[0].stem}.png"))
         assert (drawn != np.asarray(Image.open(given[0]).convert("RGB"))).any()
 
-    def test_results_are_drawn_in_the_pictures_own_size(self, weights: Path, tmp_path: Path) -> None:
+    def test_results_are_drawn_in_the_images_own_size(self, weights: Path, tmp_path: Path) -> None:
         (tmp_path / "übungen 1").mkdir()
-        picture = tmp_path / "übungen 1" / "größe.v2.jpg"
-        Image.fromarray(np.full((37, 91), 200, np.uint8)).save(picture)
+        image = tmp_path / "übungen 1" / "größe.v2.jpg"
+        Image.fromarray(np.full((37, 91), 200, np.uint8)).save(image)
         assert main(words(tmp_path / "über*" / ".." / "übungen*" / "*.jpg", weights, tmp_path / "o")) == 2
         assert main(words(tmp_path / "übungen*" / "*.jpg", weights, tmp_path / "o", "--format", "yolo")) == 0
         assert Image.open(tmp_path / "o" / "größe.v2.png").size == (91, 37)
         assert (tmp_path / "o" / "labels" / "größe.v2.txt").is_file()
 
-    def test_threshold_and_number_are_kept(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
-        picture = next(pictures.iterdir())
+    def test_threshold_and_number_are_kept(self, weights: Path, images: Path, tmp_path: Path) -> None:
+        image = next(images.iterdir())
         for option, value, count in (("--max-detections", "3", 3), ("--score-threshold", "1", 0)):
-            assert main(words(picture, weights, tmp_path / "out", option, value)) == 0
+            assert main(words(image, weights, tmp_path / "out", option, value)) == 0
             assert len(results_of(tmp_path / "out")[1]) == count
 
-    def test_tiles(self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_tiles(self, weights: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
         wide = Image.new("RGB", (192, 64))
-        for place, path in enumerate(sorted(pictures.iterdir())[:3]):
+        for place, path in enumerate(sorted(images.iterdir())[:3]):
             wide.paste(Image.open(path), (64 * place, 0))
         wide.save(tmp_path / "wide.png")
         given, tiles = tmp_path / "wide.png", ("--tile", "96", "--overlap", "32", "--max-detections", "50")
@@ -74,9 +74,9 @@ class TestResults:
         assert "tile" in fails(capsys, *words(given, weights, tmp_path / "none", "--tile", "3"))
         assert not (tmp_path / "none").exists()
 
-    def test_an_earlier_run_is_replaced(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
+    def test_an_earlier_run_is_replaced(self, weights: Path, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        given = sorted(pictures.iterdir())
+        given = sorted(images.iterdir())
         assert main(words(given[0], weights, out)) == 0
         (out / "mine.txt").write_text("keep")
         assert main(words(given[1], weights, out, "--score-threshold", "0.48", "--no-draw")) == 0
@@ -86,11 +86,11 @@ class TestResults:
         assert not (out / f"{given[1].stem}.png").exists()
 
     def test_batches_change_nothing_but_last_digits(
-        self, weights: Path, pictures: Path, tmp_path: Path
+        self, weights: Path, images: Path, tmp_path: Path
     ) -> None:
         for size in (1, 3):
             more = ("--batch-size", str(size), "--no-draw")
-            assert main(words(pictures, weights, tmp_path / str(size), *more)) == 0
+            assert main(words(images, weights, tmp_path / str(size), *more)) == 0
         one, three = (results_of(tmp_path / str(size))[1] for size in (1, 3))
         assert len(one) == len(three)
         scores = [[result["score"] for result in results] for results in (one, three)]
@@ -100,14 +100,14 @@ class TestResults:
 class TestFormats:
     @pytest.fixture
     def written(
-        self, request: pytest.FixtureRequest, weights: Path, pictures: Path, tmp_path: Path
+        self, request: pytest.FixtureRequest, weights: Path, images: Path, tmp_path: Path
     ) -> tuple[Path, str, list[Any]]:
-        """The folder, the name of a picture, and its masks as in predictions.json."""
-        out, picture = tmp_path / "out", min(pictures.iterdir())
-        assert main(words(picture, weights, out, "--format", request.param, "--no-draw")) == 0
+        """The folder, the name of an image, and its masks as in predictions.json."""
+        out, image = tmp_path / "out", min(images.iterdir())
+        assert main(words(image, weights, out, "--format", request.param, "--no-draw")) == 0
         masks = masks_of(results_of(out)[1], 1)
         assert sum(mask.any() for mask in masks) > 3
-        return out, picture.stem, masks
+        return out, image.stem, masks
 
     @pytest.mark.parametrize("written", ["labels"], indirect=True)
     def test_labels(self, written: tuple[Path, str, list[Any]]) -> None:
@@ -129,10 +129,10 @@ class TestFormats:
             np.testing.assert_array_equal(np.asarray(Image.open(path)), mask)
 
     @pytest.mark.parametrize("written", ["yolo"], indirect=True)
-    def test_yolo_is_a_data_set(self, written: tuple[Path, str, list[Any]], pictures: Path) -> None:
+    def test_yolo_is_a_data_set(self, written: tuple[Path, str, list[Any]], images: Path) -> None:
         out, _, masks = written
         (out / "images").mkdir()
-        shutil.copy(min(pictures.iterdir()), out / "images")
+        shutil.copy(min(images.iterdir()), out / "images")
         assert len(yaml.safe_load((out / "data.yaml").read_text())["names"]) > 1
         dataset = CocoInstances.open(out, "val")
         _, target = dataset.sample(0, torch.Generator())
@@ -143,34 +143,34 @@ class TestFormats:
             assert (read == mask).all((1, 2)).any()
 
     @pytest.mark.parametrize("written", ["polygons"], indirect=True)
-    def test_polygons_point_to_the_picture(self, written: tuple[Path, str, list[Any]]) -> None:
+    def test_polygons_point_to_the_image(self, written: tuple[Path, str, list[Any]]) -> None:
         out, name, masks = written
         content = json.loads((out / "polygons" / f"{name}.json").read_text())
         assert (out / "polygons" / content["imagePath"]).is_file()
         with_pixels = {number for number, mask in enumerate(masks, start=1) if mask.any()}
         assert {shape["group_id"] for shape in content["shapes"]} == with_pixels
 
-    def test_fewer_masks_leave_no_old_ones(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
-        picture, out = min(pictures.iterdir()), tmp_path / "out"
+    def test_fewer_masks_leave_no_old_ones(self, weights: Path, images: Path, tmp_path: Path) -> None:
+        image, out = min(images.iterdir()), tmp_path / "out"
         for count, threshold in ((5, "0"), (2, "0"), (0, "1")):
             more = ("--format", "masks", "--max-detections", str(count or 5), "--score-threshold", threshold)
-            assert main(words(picture, weights, out, *more)) == 0
-            assert len(list((out / "masks" / picture.stem).iterdir())) == count
+            assert main(words(image, weights, out, *more)) == 0
+            assert len(list((out / "masks" / image.stem).iterdir())) == count
 
 
 class TestBroken:
     def test_broken_files_do_not_stop_the_others(
-        self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        given, out = sorted(pictures.iterdir()), tmp_path / "out"
+        given, out = sorted(images.iterdir()), tmp_path / "out"
         given[3].write_bytes(given[3].read_bytes()[:300])
-        (pictures / "a.mp4").write_bytes(b"no video")
-        (pictures / "notes.txt").write_text("not a picture")
-        assert main(words(pictures, weights, out)) == 1
+        (images / "a.mp4").write_bytes(b"no video")
+        (images / "notes.txt").write_text("not an image")
+        assert main(words(images, weights, out)) == 1
         captured = capsys.readouterr()
         lines = captured.err.splitlines()
         assert len(lines) == 2, captured.err
-        assert str(pictures / "a.mp4") in lines[0]
+        assert str(images / "a.mp4") in lines[0]
         assert str(given[3]) in lines[1]
         assert f"{COUNT - 1} images" in captured.out
         assert len(results_of(out)[0]) == COUNT - 1
@@ -178,15 +178,15 @@ class TestBroken:
         assert not (out / "a.mp4").exists()
 
     def test_a_mended_file_is_taken_up(
-        self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        given, out = sorted(pictures.iterdir()), tmp_path / "out"
+        given, out = sorted(images.iterdir()), tmp_path / "out"
         whole = given[3].read_bytes()
         given[3].write_bytes(whole[:300])
-        assert main(words(pictures, weights, out)) == 1
+        assert main(words(images, weights, out)) == 1
         drawn = (out / f"{given[0].stem}.png").stat().st_mtime_ns
         given[3].write_bytes(whole)
-        assert main(words(pictures, weights, out, "--resume")) == 0
+        assert main(words(images, weights, out, "--resume")) == 0
         assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in given]
         assert (out / f"{given[0].stem}.png").stat().st_mtime_ns == drawn
 
@@ -196,7 +196,7 @@ class TestBroken:
         assert not (tmp_path / "out").exists()
 
     def test_what_cannot_be_is_told_before_anything_is_written(
-        self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         out = tmp_path / "out"
         for option, value in (
@@ -206,33 +206,33 @@ class TestBroken:
             ("--devices", "0"),
             ("--format", "gif"),
         ):
-            line = fails(capsys, *words(pictures, weights, out, option, value))
+            line = fails(capsys, *words(images, weights, out, option, value))
             assert option.strip("-").replace("-", "_") in line.replace("-", "_")
         assert not out.exists()
 
-    def test_a_picture_is_not_overwritten(
-        self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+    def test_an_image_is_not_overwritten(
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        Image.new("RGB", (8, 8)).save(pictures / "b.png")
-        before = files(pictures)
-        assert "overwritten" in fails(capsys, *words(pictures, weights, tmp_path / "x" / ".." / "in"))
+        Image.new("RGB", (8, 8)).save(images / "b.png")
+        before = files(images)
+        assert "overwritten" in fails(capsys, *words(images, weights, tmp_path / "x" / ".." / "in"))
         more = ("--no-draw", "--format", "labels")
-        (tmp_path / "labels").symlink_to(pictures)
-        assert "overwritten" in fails(capsys, *words(pictures, weights, tmp_path, *more))
-        assert files(pictures) == before
+        (tmp_path / "labels").symlink_to(images)
+        assert "overwritten" in fails(capsys, *words(images, weights, tmp_path, *more))
+        assert files(images) == before
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
     def test_a_folder_that_cannot_be_written(
-        self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         locked = tmp_path / "locked"
         locked.mkdir()
         locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
-        assert "cannot be written" in fails(capsys, *words(pictures, weights, locked))
+        assert "cannot be written" in fails(capsys, *words(images, weights, locked))
 
     def test_a_file_in_place_of_the_folder(
-        self, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         (tmp_path / "out").write_text("a file")
-        assert "cannot be written" in fails(capsys, *words(pictures, weights, tmp_path / "out"))
+        assert "cannot be written" in fails(capsys, *words(images, weights, tmp_path / "out"))
         assert (tmp_path / "out").read_text() == "a file"

@@ -20,7 +20,7 @@ from tiny_run import TORCHRUN, free_port, start
 
 from embedmask._supervision import sv
 from embedmask.cli import main
-from embedmask.cli.records import FOLDER
+from embedmask.cli.journal import FOLDER
 from embedmask.files import is_temporary
 
 
@@ -47,18 +47,16 @@ def check_whole(path: Path) -> None:
 
 
 class TestResume:
-    def test_killed_at_random_moments(
-        self, weights: Path, pictures: Path, video: Path, tmp_path: Path
-    ) -> None:
-        shutil.move(video, pictures / "clip.avi")
+    def test_killed_at_random_moments(self, weights: Path, images: Path, video: Path, tmp_path: Path) -> None:
+        shutil.move(video, images / "clip.avi")
         torch.set_num_threads(1)
         whole, out = tmp_path / "whole", tmp_path / "out"
         more = ("--format", "labels")
-        assert main(words(pictures, weights, whole, *more)) == 0
+        assert main(words(images, weights, whole, *more)) == 0
         rng = random.Random(0)
         for _ in range(3):
             begun = len(finished(out))
-            process = start(run_main, words(pictures, weights, out, *more, "--resume"))
+            process = start(run_main, words(images, weights, out, *more, "--resume"))
             patience = time.monotonic() + 60
             while process.is_alive() and len(finished(out)) <= begun:
                 assert time.monotonic() < patience
@@ -71,7 +69,7 @@ class TestResume:
                 check_whole(path)
         done = {path: path.stat().st_mtime_ns for path in finished(out)}
         assert len(done) >= 3
-        assert main(words(pictures, weights, out, *more, "--resume")) == 0
+        assert main(words(images, weights, out, *more, "--resume")) == 0
         assert {path: path.stat().st_mtime_ns for path in done} == done
         assert files(out) == files(whole)
 
@@ -79,31 +77,31 @@ class TestResume:
         ("option", "value"), [("--score-threshold", "0.5"), ("--format", "yolo"), ("--tile", "64")]
     )
     def test_other_settings_are_refused(
-        self, *, option: str, value: str, weights: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, *, option: str, value: str, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        out, picture = tmp_path / "out", min(pictures.iterdir())
-        assert main(words(picture, weights, out)) == 0
+        out, image = tmp_path / "out", min(images.iterdir())
+        assert main(words(image, weights, out)) == 0
         before = files(out)
-        assert option in fails(capsys, *words(pictures, weights, out, option, value, "--resume"))
+        assert option in fails(capsys, *words(images, weights, out, option, value, "--resume"))
         assert files(out) == before
 
     def test_other_weights_are_refused(
-        self, weights: Path, shapes: Path, pictures: Path, tmp_path: Path, capsys: Any
+        self, weights: Path, shapes: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         out = tmp_path / "out"
-        assert main(words(min(pictures.iterdir()), weights, out)) == 0
+        assert main(words(min(images.iterdir()), weights, out)) == 0
         other = tmp_path / "other.safetensors"
         changed = bytearray(weights.read_bytes())
         changed[-1] ^= 1
         other.write_bytes(bytes(changed))
-        assert "--weights" in fails(capsys, *words(pictures, other, out, "--resume"))
+        assert "--weights" in fails(capsys, *words(images, other, out, "--resume"))
 
-    def test_new_pictures_join_the_old(self, weights: Path, pictures: Path, tmp_path: Path) -> None:
-        given, out = sorted(pictures.iterdir()), tmp_path / "out"
+    def test_new_images_join_the_old(self, weights: Path, images: Path, tmp_path: Path) -> None:
+        given, out = sorted(images.iterdir()), tmp_path / "out"
         first = given[0].rename(tmp_path / "later")
-        assert main(words(pictures, weights, out)) == 0
+        assert main(words(images, weights, out)) == 0
         first.rename(given[0])
-        assert main(words(pictures, weights, out, "--resume")) == 0
+        assert main(words(images, weights, out, "--resume")) == 0
         assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in given]
 
 
@@ -116,19 +114,19 @@ def one_of_two(rank: int, port: int, given: list[str]) -> None:
 class TestProcesses:
     @pytest.mark.parametrize("batch", ["1", "2"])
     def test_two_leave_what_one_leaves(
-        self, batch: str, weights: Path, pictures: Path, video: Path, tmp_path: Path
+        self, batch: str, weights: Path, images: Path, video: Path, tmp_path: Path
     ) -> None:
         torch.set_num_threads(1)
-        shutil.move(video, pictures / "clip.avi")
-        given = sorted(pictures.iterdir())
+        shutil.move(video, images / "clip.avi")
+        given = sorted(images.iterdir())
         given[4].write_bytes(given[4].read_bytes()[:300])
         more = ("--format", "yolo", "--batch-size", batch)
         port = free_port()
         ranks = [
-            start(one_of_two, rank, port, words(pictures, weights, tmp_path / "two", *more))
+            start(one_of_two, rank, port, words(images, weights, tmp_path / "two", *more))
             for rank in range(2)
         ]
-        assert main(words(pictures, weights, tmp_path / "one", *more)) == 1
+        assert main(words(images, weights, tmp_path / "one", *more)) == 1
         for process in ranks:
             process.join(120)
         assert [process.exitcode for process in ranks] == [1, 0]  # the first one tells of the broken file

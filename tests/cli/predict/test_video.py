@@ -38,8 +38,8 @@ class TestVideo:
         assert {result["image_id"] for result in results} == set(range(1, 9))
         assert len(list((out / "labels" / "clip").iterdir())) == 8
 
-    def test_a_video_and_a_picture_of_one_name(self, weights: Path, video: Path, pictures: Path) -> None:
-        shutil.copy(min(pictures.iterdir()), video.parent / "clip.jpg")
+    def test_a_video_and_an_image_of_one_name(self, weights: Path, video: Path, images: Path) -> None:
+        shutil.copy(min(images.iterdir()), video.parent / "clip.jpg")
         out = video.parent / "out"
         more = (str(video.parent / "clip.jpg"), "--no-draw")
         given = words(video, weights, out)

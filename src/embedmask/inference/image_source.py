@@ -1,4 +1,4 @@
-"""A picture in any form that users have one in, as uint8 RGB."""
+"""An image in any form that users have one in, as uint8 RGB."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class BinaryFile(Protocol):
         ...
 
 
-Picture = str | Path | bytes | BinaryFile | Image.Image | npt.NDArray[Any] | Tensor
-PICTURE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Tensor)
+ImageSource = str | Path | bytes | BinaryFile | Image.Image | npt.NDArray[Any] | Tensor
+IMAGE_SOURCE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Tensor)
 
 
-def check_picture(source: Any, name: str = "picture") -> None:
-    """Whether `source` is a form of a picture at all; files and bytes are not looked into.
+def check_image_source(source: Any, name: str = "image") -> None:
+    """Whether `source` is a form of an image at all; files and bytes are not looked into.
 
     Args:
-        name: what messages call the picture.
+        name: what messages call the image.
 
     Raises:
         BadInput: of another type, or an array or tensor of another shape or number format.
     """
-    if not isinstance(source, PICTURE_TYPES):
+    if not isinstance(source, IMAGE_SOURCE_TYPES):
         raise BadInput(
             f"{name}: expected a path, bytes, file, image, array or tensor, got {type(source).__name__}; "
-            "several pictures go into a list"
+            "several images go into a list"
         )
     if isinstance(source, Tensor) and not (
         source.dtype == torch.uint8 and source.ndim == 3 and source.shape[0] == 3 and source.numel()
@@ -62,8 +62,8 @@ def check_picture(source: Any, name: str = "picture") -> None:
 
 
 def as_image(
-    source: Picture,
-    name: str = "picture",
+    source: ImageSource,
+    name: str = "image",
     *,
     any_size: bool = False,
     options: ReadOptions = DEFAULT_READING,
@@ -78,9 +78,9 @@ def as_image(
         options: page and channels of files, and how 16 bits become 8.
 
     Raises:
-        BadInput: not a picture, unreadable, or too large.
+        BadInput: not an image, unreadable, or too large.
     """
-    check_picture(source, name)
+    check_image_source(source, name)
     if isinstance(source, Tensor):
         return source
     if isinstance(source, np.ndarray):

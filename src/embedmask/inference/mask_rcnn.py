@@ -1,4 +1,4 @@
-"""Mask R-CNN's detections -> finished instances in the picture's own frame."""
+"""Mask R-CNN's detections -> finished instances in the image's own frame."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from embedmask.model.maskrcnn import Detections
 from embedmask.structures import CropMasks, Instances, RunCrops, Runs, Size
 
 
-def finish(found: Detections, image_size: Size, original_size: Size, *, mask_threshold: float) -> Instances:
+def postprocess_mask_rcnn(
+    found: Detections, image_size: Size, original_size: Size, *, mask_threshold: float
+) -> Instances:
     """Instances of one image.
 
     Args:
         found: as `MaskRCNN` gives it.
         image_size: `(height, width)` of the image inside the network's frame.
-        original_size: `(height, width)` of the picture; results are in this frame.
+        original_size: `(height, width)` of the image; results are in this frame.
         mask_threshold: probability above which a pixel belongs to the instance.
     """
     boxes = resize_boxes(found["boxes"], list(image_size), list(original_size))
-    # scaling rounds, at the border by a last digit out of the picture
+    # scaling rounds, at the border by a last digit out of the image
     boxes = clip_boxes_to_image(boxes, original_size)
     masks = paste(found["masks"], boxes, original_size, mask_threshold)
     return Instances(boxes, found["scores"], found["labels"], masks)
@@ -33,7 +35,7 @@ def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -
 
     Args:
         grids: probabilities `[R, 1, S, S]`.
-        boxes: `[R, 4]` xyxy px, inside the picture.
+        boxes: `[R, 4]` xyxy px, inside the image.
         threshold: probability above which a pixel belongs to the mask.
     """
     height, width = original_size

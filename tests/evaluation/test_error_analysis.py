@@ -9,7 +9,7 @@ import pytest
 from evaluation_scenes import Mask, Record, as_annotation, as_result, make_truth, scene
 
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.errors import ERROR_KINDS, ImageFindings, ap50, count_errors, judge
+from embedmask.evaluation.error_analysis import ERROR_KINDS, ImageErrors, ap50, classify_errors, count_errors
 
 SIZE = (60, 200)
 
@@ -22,10 +22,10 @@ def square(left: int, width: int = 20) -> Mask:
 
 def judged(
     annotations: list[Record], results: list[Record], threshold: float = 0.0, max_detections: int = 100
-) -> list[ImageFindings]:
+) -> list[ImageErrors]:
     evaluator = CocoEvaluator(make_truth(annotations, {1: SIZE}, [2, 3]), max_detections)
     evaluator.add(results)
-    return judge(evaluator, threshold)
+    return classify_errors(evaluator, threshold)
 
 
 OBJECT = as_annotation(1, 1, 2, square(10))
@@ -54,7 +54,7 @@ def test_categories_may_have_ids_of_any_size() -> None:
     truth = make_truth([{**OBJECT, "category_id": 2**64 + 1}], {1: SIZE}, [2**64 + 1, 2**64])
     evaluator = CocoEvaluator(truth)
     evaluator.add([as_result(1, 2**64, square(10), 0.9), as_result(1, 2**64 + 1, square(10), 0.8)])
-    (image,) = judge(evaluator, 0.0)
+    (image,) = classify_errors(evaluator, 0.0)
     assert [finding.verdict for finding in image.findings] == ["classification", "right"]
 
 
@@ -94,7 +94,7 @@ def test_ap_without_repair_is_mask_ap50(seed: int, max_detections: int) -> None:
     truth, results = scene(seed)
     evaluator = CocoEvaluator(truth, max_detections)
     evaluator.add(results)
-    assert ap50(judge(evaluator, 0.3)) == pytest.approx(evaluator.compute()["segm/AP50"], abs=1e-12)
+    assert ap50(classify_errors(evaluator, 0.3)) == pytest.approx(evaluator.compute()["segm/AP50"], abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ERROR_KINDS)
@@ -102,7 +102,7 @@ def test_no_repair_costs(kind: str) -> None:
     truth, results = scene(3)
     evaluator = CocoEvaluator(truth)
     evaluator.add(results)
-    images = judge(evaluator, 0.3)
+    images = classify_errors(evaluator, 0.3)
     assert ap50(images, kind) >= ap50(images) > 0  # type: ignore[arg-type]
 
 

@@ -13,12 +13,12 @@ from torch import nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from embedmask import EmbedMask, Postprocessor
-from embedmask.benchmark.load import (
+from embedmask.benchmark.calibration import (
     CANDIDATES,
-    load_embedmask,
-    load_torchvision,
+    calibrate_embedmask,
+    calibrate_torchvision,
     standardize,
-    write_test_picture,
+    write_test_image,
 )
 from embedmask.structures import ImageBatch
 
@@ -33,7 +33,7 @@ def loaded(
 ) -> EmbedMask:
     torch.manual_seed(seed)
     model = EmbedMask(small_config(max_detections=detections, **changes)).eval()
-    load_embedmask(model, batch(), detections, trained=trained, box_cells=cells)
+    calibrate_embedmask(model, batch(), detections, trained=trained, box_cells=cells)
     return model
 
 
@@ -84,11 +84,11 @@ def test_mask_rcnn_finds_as_many() -> None:
     )
     model.roi_heads.box_head = nn.Sequential(nn.Flatten(), nn.Linear(256 * 49, 1024))  # quicker
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))
-    load_torchvision(model.eval(), image, 10)
+    calibrate_torchvision(model.eval(), image, 10)
     (found,) = model([image])
     assert len(found["boxes"]) == 10
     sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
-    assert 20**2 < float(sides.prod(1).mean()) < 96 * 128  # neither points nor all the whole picture
+    assert 20**2 < float(sides.prod(1).mean()) < 96 * 128  # neither points nor all the whole image
     assert len(found["labels"].unique()) > 1
 
 
@@ -108,8 +108,8 @@ def test_layers_are_standardized(layer: nn.Module) -> None:
     torch.testing.assert_close(output.std(1), torch.full((5,), 3.0))
 
 
-def test_the_picture_has_its_size_and_the_bytes_of_a_photo(tmp_path: Path) -> None:
-    write_test_picture(tmp_path / "a.jpg", (123, 241))
-    with Image.open(tmp_path / "a.jpg") as picture:
-        assert (picture.size, picture.format, picture.mode) == ((241, 123), "JPEG", "RGB")
+def test_the_image_has_its_size_and_the_bytes_of_a_photo(tmp_path: Path) -> None:
+    write_test_image(tmp_path / "a.jpg", (123, 241))
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert (image.size, image.format, image.mode) == ((241, 123), "JPEG", "RGB")
     assert 0.1 < (tmp_path / "a.jpg").stat().st_size / (123 * 241) < 1

@@ -1,4 +1,4 @@
-"""Pictures on their way to the network: read in the background, put into batches of one frame."""
+"""Images on their way to the network: read in the background, put into batches of one frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
-from embedmask.inference.pictures import Picture
+from embedmask.inference.image_source import ImageSource
 from embedmask.model.detector import frame_of
 from embedmask.structures import Instances, Size
 
@@ -21,27 +21,27 @@ Ready = TypeVar("Ready")
 
 
 @dataclass
-class PictureResult:
-    """What became of one picture of `Predictor.stream`.
+class ImageResult:
+    """What became of one image of `Predictor.stream`.
 
     Attributes:
         source: as it was given.
         image: uint8 RGB `[3, H, W]`, upright; None where it cannot be read.
-        instances: in the picture's own frame, on the device; None likewise.
+        instances: in the image's own frame, on the device; None likewise.
         error: why it cannot be read.
     """
 
-    source: Picture
+    source: ImageSource
     image: Tensor | None = None
     instances: Instances | None = None
     error: BadInput | None = None
 
 
 @dataclass
-class ReadPicture:
-    """A picture on its way; `resized` where it goes to the network whole."""
+class LoadedImage:
+    """An image on its way; `resized` where it goes to the network whole."""
 
-    result: PictureResult
+    result: ImageResult
     resized: Tensor | None = None
 
     @property
@@ -54,7 +54,7 @@ class ReadPicture:
         return sum(one.numel() for one in (self.result.image, self.resized) if one is not None)
 
 
-def read_ahead(
+def prefetch(
     source: Iterable[Item], prepare: Callable[[Item], Ready], *, workers: int, ahead: int
 ) -> Generator[Ready, None, None]:
     """`prepare` of every item, in order, done in threads while the caller is busy with those before.
@@ -85,8 +85,8 @@ def read_ahead(
 
 
 def make_batches(
-    items: Iterable[ReadPicture], *, size: Callable[[ReadPicture], int], window: int, room: int
-) -> Iterator[dict[int, ReadPicture]]:
+    items: Iterable[LoadedImage], *, size: Callable[[LoadedImage], int], window: int, room: int
+) -> Iterator[dict[int, LoadedImage]]:
     """Batches of one frame each, numbered from 0 by their places in `items`.
 
     Every batch begins with the first item that is in none yet and takes along those of its frame that come soon after.
@@ -97,7 +97,7 @@ def make_batches(
         window: items held at most while companions are looked for.
         room: bytes beyond which no more are looked for.
     """
-    held: dict[int, ReadPicture] = {}
+    held: dict[int, LoadedImage] = {}
 
     def batch() -> tuple[list[int], bool]:
         """Places of the first item and its companions, and whether to look for more."""

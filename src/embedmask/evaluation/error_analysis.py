@@ -30,7 +30,7 @@ from embedmask.evaluation.thresholds import Thresholds, is_decided
 
 Record = dict[str, Any]
 ErrorKind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
-Verdict = Literal["right", "ignored"] | ErrorKind
+ErrorType = Literal["right", "ignored"] | ErrorKind
 ERROR_KINDS: tuple[ErrorKind, ...] = (
     "localisation",
     "classification",
@@ -45,7 +45,7 @@ FOREGROUND, BACKGROUND = 0.5, 0.1
 
 
 @dataclass(frozen=True)
-class Finding:
+class MatchedPrediction:
     """What became of one result.
 
     Attributes:
@@ -54,7 +54,7 @@ class Finding:
 
     category: int
     score: float
-    verdict: Verdict
+    verdict: ErrorType
     target: int | None = None
 
     def is_decided(self, thresholds: Thresholds) -> bool:
@@ -63,7 +63,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class ImageFindings:
+class ImageErrors:
     """What became of one image's results, by descending score.
 
     Attributes:
@@ -74,7 +74,7 @@ class ImageFindings:
     """
 
     image_id: int
-    findings: list[Finding]
+    findings: list[MatchedPrediction]
     truths: list[Record]
     quality: float
     num_decided: int
@@ -85,9 +85,9 @@ class ImageFindings:
         return [truth for truth in self.truths if truth["id"] not in met]
 
 
-def judge(
+def classify_errors(
     evaluator: CocoEvaluator, score_threshold: Thresholds, image_ids: Sequence[int] | None = None
-) -> list[ImageFindings]:
+) -> list[ImageErrors]:
     """What became of every result of each image.
 
     Args:
@@ -104,7 +104,7 @@ def judge(
 
 def _judge_image(
     image_id: int, found: list[Record], records: list[Record], thresholds: Thresholds
-) -> ImageFindings:
+) -> ImageErrors:
     ious = mask_ious(found, records)
     crowd = np.array([bool(record["iscrowd"]) for record in records], dtype=bool)
     # categories by position: an id may be too large for an array
@@ -123,16 +123,16 @@ def _judge_image(
         if verdict == "right":
             free[target] = False
         object_id = records[target]["id"] if target is not None else None
-        findings.append(Finding(result["category_id"], result["score"], verdict, object_id))
+        findings.append(MatchedPrediction(result["category_id"], result["score"], verdict, object_id))
     decided = np.array([is_decided(r["score"], r["category_id"], thresholds) for r in found], dtype=bool)
     quality = _quality(np.where(own, ious, 0)[decided][:, ~crowd])
     objects = [record for record in records if not record["iscrowd"]]
-    return ImageFindings(image_id, findings, objects, quality, int(decided.sum()))
+    return ImageErrors(image_id, findings, objects, quality, int(decided.sum()))
 
 
 def _verdict(
     ious: Overlaps, same: NDArray[np.bool_], crowd: NDArray[np.bool_], free: NDArray[np.bool_]
-) -> tuple[Verdict, int | None]:
+) -> tuple[ErrorType, int | None]:
     """Verdict on one result and the place of its object, from its overlaps with all objects of the image."""
     open_iou, target = _best(ious, same & free)
     if open_iou >= FOREGROUND:
@@ -166,19 +166,19 @@ def _quality(ious: Overlaps) -> float:
     return float(match_pairs(truths, found, ious[found, truths], ious.shape[::-1]).ap.mean())
 
 
-def count_errors(images: Iterable[ImageFindings], score_threshold: Thresholds) -> dict[ErrorKind, int]:
+def count_errors(images: Iterable[ImageErrors], score_threshold: Thresholds) -> dict[ErrorKind, int]:
     """How often each error occurs among the results that score at least the threshold, and objects missed.
 
     An object is missed here when no result from the threshold on is about it.
     """
-    counts: Counter[Verdict] = Counter()
+    counts: Counter[ErrorType] = Counter()
     for image in images:
         counts.update(finding.verdict for finding in image.findings if finding.is_decided(score_threshold))
         counts["missed"] += len(image.missed(score_threshold))
     return {kind: counts[kind] for kind in ERROR_KINDS}
 
 
-def ap50(images: Iterable[ImageFindings], without: ErrorKind | None = None) -> float:
+def ap50(images: Iterable[ImageErrors], without: ErrorKind | None = None) -> float:
     """Mask AP50, or what it would be if one kind of error did not occur.
 
     A wrong class or place is corrected, unless the object is found already; other wrong results are taken
@@ -204,7 +204,7 @@ def ap50(images: Iterable[ImageFindings], without: ErrorKind | None = None) -> f
 
 
 def _repaired(
-    image: ImageFindings, category_of: dict[int, int], without: ErrorKind | None
+    image: ImageErrors, category_of: dict[int, int], without: ErrorKind | None
 ) -> Iterable[tuple[int, float, bool]]:
     """Category, score and whether it is right, of each result that stays."""
     found = {finding.target for finding in image.findings if finding.verdict == "right"}

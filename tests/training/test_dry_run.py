@@ -18,17 +18,17 @@ from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.training import fit, rehearsal
+from embedmask.training.dry_run import Estimate, largest_views, run_dry
 from embedmask.training.engine import told_when_memory_ends
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.rehearsal import Estimate, largest_views, rehearse
 from embedmask.training.step_log import duration
 
 ESTIMATE = Estimate(
     step_seconds=0.5,
-    picture_seconds=0.1,
+    image_seconds=0.1,
     steps=90_000,
     evaluations=12,
-    pictures=5000,
+    images=5000,
     minutes_allowed=None,
     peak_bytes=3 * 2**30,
 )
@@ -51,12 +51,12 @@ def test_it_counts_the_whole_run_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     lines: list[str] = []
     before = sorted(shapes.rglob("*"))
-    found = rehearse(tiny(epochs=5, eval_every=2), shapes, tmp_path / "out", report=lines.append)
+    found = run_dry(tiny(epochs=5, eval_every=2), shapes, tmp_path / "out", report=lines.append)
     assert list(tmp_path.iterdir()) == []
     assert sorted(shapes.rglob("*")) == before
-    assert (found.steps, found.evaluations, found.pictures) == (15, 3, 6)
+    assert (found.steps, found.evaluations, found.images) == (15, 3, 6)
     assert found.step_seconds > 0
-    assert found.picture_seconds > 0
+    assert found.image_seconds > 0
     assert found.peak_bytes is None or found.peak_bytes > 2**20
     assert len(lines) == 3
     assert "the whole takes about" in lines[-1]
@@ -71,7 +71,7 @@ def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Pa
         content["annotations"][0] |= {"iscrowd": True, "area": 1}
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     lines: list[str] = []
-    rehearse(tiny(), tmp_path, report=lines.append)
+    run_dry(tiny(), tmp_path, report=lines.append)
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert [("crowds" in line, "train.json" in line) for line in warnings] == [
         (False, True),
@@ -92,13 +92,13 @@ def test_parts_of_a_step_are_counted_as_one(shapes: Path, monkeypatch: pytest.Mo
         return train(self, batch, batch_idx)
 
     monkeypatch.setattr(EmbedMaskModule, "training_step", note)
-    found = rehearse(tiny(accumulate=2, epochs=None, max_steps=70), shapes, report=nothing)
-    assert steps == [2, 2, 2, 2]  # two steps of two parts of two pictures
+    found = run_dry(tiny(accumulate=2, epochs=None, max_steps=70), shapes, report=nothing)
+    assert steps == [2, 2, 2, 2]  # two steps of two parts of two images
     assert found.steps == 70
     assert found.evaluations == 24  # an epoch has 5 parts, 3 steps
 
 
-def test_the_largest_batch_has_the_picture_with_most_objects(
+def test_the_largest_batch_has_the_image_with_most_objects(
     shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
@@ -109,7 +109,7 @@ def test_the_largest_batch_has_the_picture_with_most_objects(
         return compute(self, batch)
 
     monkeypatch.setattr(EmbedMaskModule, "compute_losses", note)
-    rehearse(tiny(), shapes, report=nothing)
+    run_dry(tiny(), shapes, report=nothing)
     annotations = json.loads((shapes / "train.json").read_text())["annotations"]
     images = [annotation["image_id"] for annotation in annotations]
     assert counts[0] == max(images.count(image) for image in images)
@@ -119,14 +119,14 @@ def test_what_stops_a_run_stops_it_too(shapes: Path, tmp_path: Path, monkeypatch
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     with pytest.raises(BadInput, match="already holds something"):
-        rehearse(tiny(), shapes, tmp_path / "kept", report=nothing)
+        run_dry(tiny(), shapes, tmp_path / "kept", report=nothing)
     with pytest.raises(BadInput, match="no such data folder"):
-        rehearse(tiny(), tmp_path / "absent", report=nothing)
+        run_dry(tiny(), tmp_path / "absent", report=nothing)
     monkeypatch.setattr(
         EmbedMaskModule, "compute_losses", lambda self, batch: {"box": torch.tensor(math.nan)}
     )
     with pytest.raises(TrainingStopped, match="step 1: the loss is not finite"):
-        rehearse(tiny(), shapes, report=nothing)
+        run_dry(tiny(), shapes, report=nothing)
 
 
 def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
@@ -147,7 +147,7 @@ def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
 
     monkeypatch.setattr(CocoEvaluator, "compute", count)
     monkeypatch.setattr(rehearsal, "check_room", look)
-    rehearse(tiny(), shapes, tmp_path / "out", report=nothing)
+    run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
     assert len(counts) == 1
     assert counts[0] > 0
     weights = {"model.safetensors", "best.safetensors", "last.safetensors", "last.ckpt"}
@@ -164,13 +164,13 @@ def test_what_would_stop_the_end_stops_the_beginning(
 
     monkeypatch.setattr(fit, part, broken)
     with pytest.raises(BadInput, match=f"{part} cannot"):
-        rehearse(tiny(), shapes, tmp_path / "out", report=nothing)
+        run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_found(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for run in (rehearse, fit.train):
+    for run in (run_dry, fit.train):
         with pytest.raises(BadInput, match=r"file/deep/run: cannot be written \(Not a directory\)"):
             run(tiny(), shapes, tmp_path / "file" / "deep" / "run", report=nothing)
 
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_found(shapes: Path, tmp_path: Path) 
 def test_a_disk_without_room_is_found(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match=r"out: its disk has room for \d+ MB, the run needs \d+ MB"):
-        rehearse(tiny(), shapes, tmp_path / "out", report=nothing)
+        run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
 
 
 def test_the_estimate_adds_steps_and_evaluations() -> None:

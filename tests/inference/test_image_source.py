@@ -1,4 +1,4 @@
-"""Every form of a picture as uint8 RGB, and what is none."""
+"""Every form of an image as uint8 RGB, and what is none."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from small_models import forms_of
 from embedmask.config import ReadOptions
 from embedmask.data.pages import UnreadPages
 from embedmask.errors import BadInput
-from embedmask.inference.pictures import as_image
+from embedmask.inference.image_source import as_image
 
 
 @pytest.fixture
-def picture() -> np.ndarray:
+def photo() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 
 
-def test_every_form_gives_the_same(picture: np.ndarray, tmp_path: Path) -> None:
-    for form in forms_of(picture, tmp_path):
-        assert torch.equal(as_image(form), torch.from_numpy(picture).permute(2, 0, 1)), type(form)
+def test_every_form_gives_the_same(photo: np.ndarray, tmp_path: Path) -> None:
+    for form in forms_of(photo, tmp_path):
+        assert torch.equal(as_image(form), torch.from_numpy(photo).permute(2, 0, 1)), type(form)
 
 
 def test_grey_and_deep_arrays() -> None:
@@ -41,37 +41,37 @@ def test_grey_and_deep_arrays() -> None:
     assert torch.equal(as_image(deep), as_image(grey))
 
 
-def test_the_callers_array_is_not_changed_nor_kept(picture: np.ndarray) -> None:
-    picture.flags.writeable = False
-    image = as_image(picture)
+def test_the_callers_array_is_not_changed_nor_kept(photo: np.ndarray) -> None:
+    photo.flags.writeable = False
+    image = as_image(photo)
     image.zero_()
-    assert picture.any()
+    assert photo.any()
 
 
-NO_PICTURES = [
+NO_IMAGES = [
     np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8),
     np.zeros((2, 4, 4, 3), np.uint8), np.zeros(4, np.uint8), np.array(7, np.uint8), torch.zeros(3, 4, 4),
-    torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8), b"no picture", b"",
+    torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8), b"no image", b"",
     7, None, [7], {},
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("source", NO_PICTURES, ids=lambda source: type(source).__name__)
-def test_what_is_no_picture_is_named(source: Any) -> None:
-    with pytest.raises(BadInput, match=r"^pictures\[3\]: ") as caught:
-        as_image(source, "pictures[3]")
+@pytest.mark.parametrize("source", NO_IMAGES, ids=lambda source: type(source).__name__)
+def test_what_is_no_image_is_named(source: Any) -> None:
+    with pytest.raises(BadInput, match=r"^images\[3\]: ") as caught:
+        as_image(source, "images[3]")
     assert "\n" not in str(caught.value)
 
 
-def test_files_are_named_by_their_path(picture: np.ndarray, tmp_path: Path) -> None:
+def test_files_are_named_by_their_path(photo: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
-    Image.fromarray(picture).save(path)
+    Image.fromarray(photo).save(path)
     path.write_bytes(path.read_bytes()[:-30])
     for source in (path, str(path), Image.open(path)):
         with pytest.raises(BadInput, match=r"cut\.png: cannot be read"):
-            as_image(source, "pictures[3]")
-    with pytest.raises(BadInput, match="no such picture"):
-        as_image("missing.png", "pictures[3]")
+            as_image(source, "images[3]")
+    with pytest.raises(BadInput, match="no such image"):
+        as_image("missing.png", "images[3]")
 
 
 class Upload:
@@ -84,10 +84,10 @@ class Upload:
         return self.content
 
 
-def test_files_are_read(picture: np.ndarray, tmp_path: Path) -> None:
+def test_files_are_read(photo: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    Image.fromarray(picture).save(path)
-    content, expected = path.read_bytes(), as_image(picture)
+    Image.fromarray(photo).save(path)
+    content, expected = path.read_bytes(), as_image(photo)
     with path.open("rb") as file, tempfile.SpooledTemporaryFile() as spooled:
         spooled.write(content)
         spooled.seek(0)
@@ -97,16 +97,16 @@ def test_files_are_read(picture: np.ndarray, tmp_path: Path) -> None:
 
 def test_files_that_give_no_bytes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("no picture")
+    path.write_text("no image")
     closed = io.BytesIO(b"x")
     closed.close()
     with path.open() as text:
         for source, reason in (
             (text, r"a\.txt: .*binary mode"), (Upload(None), "binary mode"), (closed, "closed"),
-            (io.BytesIO(), r"seek\(0\)"), (io.BytesIO(b"no picture"), "no known format"),
+            (io.BytesIO(), r"seek\(0\)"), (io.BytesIO(b"no image"), "no known format"),
         ):  # fmt: skip
             with pytest.raises(BadInput, match=reason) as caught:
-                as_image(source, "pictures[3]")  # type: ignore[arg-type]
+                as_image(source, "images[3]")  # type: ignore[arg-type]
             assert "\n" not in str(caught.value)
 
 

@@ -28,11 +28,11 @@ SETTINGS: tuple[Setting, ...] = ("float32", "bfloat16", "compiled")
 """Of the baseline: torchvision's default; bfloat16 autocast with channels_last; that, its convolutions compiled."""
 
 
-class Side(Protocol):
+class Pipeline(Protocol):
     """One of two ways from files to detections.
 
     Attributes:
-        detections: of the last run, a picture each, masks in the picture's own frame.
+        detections: of the last run, an image each, masks in the image's own frame.
     """
 
     detections: list[sv.Detections]
@@ -42,7 +42,7 @@ class Side(Protocol):
         ...
 
 
-class EmbedMaskSide:
+class EmbedMaskPipeline:
     """Ours, as `Predictor` does it; masks are kept as crops."""
 
     images: list[Tensor]
@@ -63,7 +63,7 @@ class EmbedMaskSide:
         self.class_names = [str(label) for label in range(config.num_classes)]
 
     def stages(self) -> Stages:
-        """See `Side`."""
+        """See `Pipeline`."""
         return {
             "read": self.read,
             "resize": self.resize,
@@ -98,7 +98,7 @@ class EmbedMaskSide:
 
     @torch.inference_mode()
     def finish(self) -> None:
-        """Boolean crops in the pictures' frames."""
+        """Boolean crops in the images' frames."""
         self.instances = [
             self.postprocessor.finish(
                 self.predictions, index, proposals, self.batch.sizes[index], size_of(self.images[index])
@@ -111,7 +111,7 @@ class EmbedMaskSide:
         self.detections = [to_detections(found, self.class_names) for found in self.instances]
 
 
-class TorchvisionSide:
+class TorchvisionPipeline:
     """torchvision's Mask R-CNN, as `model([image])` does it; masks are dense, as it makes them."""
 
     images: list[Tensor]
@@ -131,7 +131,7 @@ class TorchvisionSide:
         self.model = model
 
     def stages(self) -> Stages:
-        """See `Side`; resizing and normalising are one stage here."""
+        """See `Pipeline`; resizing and normalising are one stage here."""
         return {
             "read": self.read,
             "preprocess": self.preprocess,
@@ -159,7 +159,7 @@ class TorchvisionSide:
 
     @torch.inference_mode()
     def paste(self) -> None:
-        """Masks pasted into the pictures, then thresholded."""
+        """Masks pasted into the images, then thresholded."""
         sizes: list[Size] = [size_of(image) for image in self.images]
         self.pasted = self.model.transform.postprocess(self.found, self.inputs.image_sizes, sizes)
         for one in self.pasted:

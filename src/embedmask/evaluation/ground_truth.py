@@ -12,7 +12,7 @@ from faster_coco_eval.core import mask as mask_api
 
 from embedmask.data.annotations import AnnotationFile, check_annotations, read_coco
 from embedmask.data.packed import GroundTruth
-from embedmask.data.problems import WarningCollector, refuse, warning_lines
+from embedmask.data.problems import WarningCollector, raise_issue, warning_lines
 from embedmask.data.segmentation import as_written, to_rle
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruthRecords:
     """Ground truth under the ids of its file.
 
     Attributes:
@@ -38,7 +38,7 @@ class Truth:
     warnings: list[str]
 
 
-def read_truth(annotations: AnnotationFile | str | Path | Mapping[str, Any]) -> Truth:
+def read_ground_truth(annotations: AnnotationFile | str | Path | Mapping[str, Any]) -> GroundTruthRecords:
     """Return the ground truth of a data set, or of a COCO annotation file or its content.
 
     Args:
@@ -54,14 +54,14 @@ def read_truth(annotations: AnnotationFile | str | Path | Mapping[str, Any]) -> 
             if isinstance(annotations, Mapping)
             else (read_coco(Path(annotations)), Path(annotations))
         )
-        content, collector = _completed(given, path), WarningCollector(refuse)
+        content, collector = _completed(given, path), WarningCollector(raise_issue)
         annotations = check_annotations(content, path, collector)
         warnings = warning_lines(collector.warnings)
     file, count, records = annotations, 0, {}
     for item in map(file.annotations.__getitem__, range(len(file.image_ids))):
         records[item.image_id] = _records(item, file.category_ids, count)
         count += len(item)
-    return Truth(
+    return GroundTruthRecords(
         dict(sorted(zip(file.image_ids, file.sizes, strict=True))),
         dict(zip(file.category_ids, file.distinct_names, strict=True)),
         records,

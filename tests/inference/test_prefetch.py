@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedmask.inference.reading import make_batches, read_ahead
+from embedmask.inference.prefetch import make_batches, prefetch
 
 
 def counted(taken: list[int]) -> Iterator[int]:
@@ -23,7 +23,7 @@ def counted(taken: list[int]) -> Iterator[int]:
 
 @given(st.lists(st.integers()), st.integers(1, 4), st.integers(1, 5))
 def test_everything_comes_once_in_order(items: list[int], workers: int, ahead: int) -> None:
-    assert list(read_ahead(items, lambda item: item + 1, workers=workers, ahead=ahead)) == [
+    assert list(prefetch(items, lambda item: item + 1, workers=workers, ahead=ahead)) == [
         item + 1 for item in items
     ]
 
@@ -31,7 +31,7 @@ def test_everything_comes_once_in_order(items: list[int], workers: int, ahead: i
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (1, 2), (3, 5)])
 def test_an_endless_source_is_asked_for_a_bounded_number(workers: int, ahead: int) -> None:
     taken: list[int] = []
-    read = read_ahead(counted(taken), str, workers=workers, ahead=ahead)
+    read = prefetch(counted(taken), str, workers=workers, ahead=ahead)
     assert taken == []
     for number in range(20):
         assert next(read) == str(number)
@@ -54,7 +54,7 @@ def test_items_are_prepared_while_the_caller_is_busy() -> None:
             ready.set()
         return item
 
-    read = read_ahead([0, 1], prepare, workers=1, ahead=2)
+    read = prefetch([0, 1], prepare, workers=1, ahead=2)
     assert next(read) == 0
     assert ready.wait(60)
     assert list(read) == [1]
@@ -63,7 +63,7 @@ def test_items_are_prepared_while_the_caller_is_busy() -> None:
 
 def test_errors_come_in_their_turn() -> None:
     threads = threading.active_count()
-    read = read_ahead([1, 0, 2], lambda item: 1 // item, workers=2, ahead=3)
+    read = prefetch([1, 0, 2], lambda item: 1 // item, workers=2, ahead=3)
     assert next(read) == 1
     with pytest.raises(ZeroDivisionError):
         next(read)
@@ -73,7 +73,7 @@ def test_errors_come_in_their_turn() -> None:
         yield 1
         raise OSError("camera unplugged")
 
-    read = read_ahead(broken(), str, workers=1, ahead=3)
+    read = prefetch(broken(), str, workers=1, ahead=3)
     assert next(read) == "1"
     with pytest.raises(OSError, match="unplugged"):
         next(read)
@@ -89,7 +89,7 @@ def test_the_source_is_asked_by_one_thread_at_a_time() -> None:
             pause.wait(0.001)
             yield number
 
-    assert list(read_ahead(slow(), int, workers=4, ahead=8)) == list(range(30))
+    assert list(prefetch(slow(), int, workers=4, ahead=8)) == list(range(30))
 
 
 @dataclass(frozen=True)

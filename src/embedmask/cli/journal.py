@@ -18,11 +18,11 @@ FOLDER = ".predict"
 Row = dict[str, Any]
 
 
-class Records:
-    """A file for each finished picture or video in `OUT/.predict`; it is written last, so what it tells of is whole.
+class Journal:
+    """A file for each finished image or video in `OUT/.predict`; it is written last, so what it tells of is whole.
 
-    A row is a picture or a frame: `source`, `name` (of its files), for frames `frame`, `height`, `width` and
-    `results`, which are COCO's but for `image_id`: pictures are numbered when all are there.
+    A row is an image or a frame: `source`, `name` (of its files), for frames `frame`, `height`, `width` and
+    `results`, which are COCO's but for `image_id`: images are numbered when all are there.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Records:
             return False
 
     def write(self, source: Source, rows: Iterable[Row]) -> None:
-        """Keep the rows of a picture, or those of a video's frames as they come."""
+        """Keep the rows of an image, or those of a video's frames as they come."""
         with atomic_write(self._file(source)) as temporary, temporary.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"source": str(source.path), **row}) + "\n")
@@ -99,14 +99,14 @@ class Records:
     def merge(
         self, sources: Sequence[Source], class_names: Sequence[str], ids: DatasetIds | None = None
     ) -> tuple[int, int]:
-        """Write `predictions.json` and `images.json` of all that is finished; memory holds one picture's results.
+        """Write `predictions.json` and `images.json` of all that is finished; memory holds one image's results.
 
         Args:
-            sources: finished ones, in the order of the numbers that their pictures get.
+            sources: finished ones, in the order of the numbers that their images get.
             ids: image and category ids of a data set; None: images are counted from 1, categories are labels + 1.
 
         Returns:
-            Number of pictures and of objects.
+            Number of images and of objects.
         """
         images: list[Row] = []
         num_objects = 0

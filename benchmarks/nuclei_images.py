@@ -1,4 +1,4 @@
-"""Pictures of results beside the truth, for the page of nuclei.py."""
+"""Images of results beside the truth, for the page of nuclei.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedmask.files import atomic_write
 from embedmask.visualize import Pixels, contact_sheet, side_by_side
 
 SIDE, ZOOM = 256, 2
-"""Of the pictures: at most so many px of the file, so many times enlarged ..."""
+"""Of the images: at most so many px of the file, so many times enlarged ..."""
 CLOSE_SIDE, CLOSE_ZOOM = 120, 4
 """... and of the close look."""
 PARTNER_IOU = 0.5
@@ -35,7 +35,7 @@ Colors = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture of the page: its file's name, and what is said of it."""
+    """An image of the page: its file's name, and what is said of it."""
 
     name: str
     caption: str
@@ -43,7 +43,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Scenes:
-    """What one model found in the pictures of a data set; results count from `threshold` on."""
+    """What one model found in the images of a data set; results count from `threshold` on."""
 
     name: str
     dataset: CocoInstances
@@ -51,19 +51,19 @@ class Scenes:
     threshold: float
 
     def truth(self, image_id: int) -> Labels:
-        """Objects of a picture as a label image."""
+        """Objects of an image as a label image."""
         return self._labels(image_id, self.evaluator.truths_by_image([image_id])[image_id])
 
     def found(self, image_id: int) -> Labels:
-        """Results of a picture as a label image, as matching takes them."""
+        """Results of an image as a label image, as matching takes them."""
         results = self.evaluator.results_by_image([image_id])[image_id]
         return self._labels(image_id, [one for one in results if one["score"] >= self.threshold])
 
     def quality(self, image_id: int) -> float:
-        """Mean matching AP of one picture."""
+        """Mean matching AP of one image."""
         return matching_metrics(self.evaluator, self.threshold, [image_id])["matching/mAP"]
 
-    def picture(self, image_id: int) -> Pixels:
+    def pixels(self, image_id: int) -> Pixels:
         """uint8 [H, W, 3]."""
         image = self.dataset.image(self.dataset.image_ids.index(image_id))
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
@@ -79,14 +79,14 @@ class Scenes:
 
 
 def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:
-    """The best, the middle and the worst pictures: truth beside results."""
+    """The best, the middle and the worst images: truth beside results."""
     qualities = {image_id: scenes.quality(image_id) for image_id in scenes.dataset.image_ids}
     for name, image_id in ranked(qualities).items():
         truth, found = scenes.truth(image_id), scenes.found(image_id)
         place, _ = crowded_place(truth, SIDE)
         colors = partners(truth, found)
-        picture = scenes.picture(image_id)
-        sides = [outlined(picture, *one, place, ZOOM) for one in zip((truth, found), colors, strict=True)]
+        image = scenes.pixels(image_id)
+        sides = [outlined(image, *one, place, ZOOM) for one in zip((truth, found), colors, strict=True)]
         write_small(side_by_side(sides[0], sides[1], ("ground truth", scenes.name)), folder / f"{name}.png")
         yield Shot(
             name,
@@ -96,7 +96,7 @@ def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:
 
 
 def ranked(qualities: Mapping[int, float]) -> dict[str, int]:
-    """Two best, two middle and two worst pictures by name, each once."""
+    """Two best, two middle and two worst images by name, each once."""
     order = sorted(qualities, key=lambda image_id: -qualities[image_id])
     middle = max(len(order) // 2 - 1, 0)
     wanted = {
@@ -111,32 +111,32 @@ def ranked(qualities: Mapping[int, float]) -> dict[str, int]:
 
 
 def write_close_look(scenes: Sequence[Scenes], folder: Path) -> Shot:
-    """The most crowded place of all pictures: truth and every model, and the bare picture to make the number even."""
+    """The most crowded place of all images: truth and every model, and the bare image to make the number even."""
     first = scenes[0]
     places = {i: crowded_place(first.truth(i), CLOSE_SIDE) for i in first.dataset.image_ids}
     image_id = max(places, key=lambda i: places[i][1])
     place, count = places[image_id]
-    picture, truth = first.picture(image_id), first.truth(image_id)
+    image, truth = first.pixels(image_id), first.truth(image_id)
     nothing = np.zeros_like(truth)
     colors = partners(truth, first.found(image_id))[0]
-    panels = {"ground truth": outlined(picture, truth, colors, place, CLOSE_ZOOM)}
+    panels = {"ground truth": outlined(image, truth, colors, place, CLOSE_ZOOM)}
     for one in scenes:
         found = one.found(image_id)
-        panels[one.name] = outlined(picture, found, partners(truth, found)[1], place, CLOSE_ZOOM)
+        panels[one.name] = outlined(image, found, partners(truth, found)[1], place, CLOSE_ZOOM)
     if len(panels) % 2:
-        panels = {"picture": outlined(picture, nothing, np.zeros((1, 3)), place, CLOSE_ZOOM), **panels}
+        panels = {"image": outlined(image, nothing, np.zeros((1, 3)), place, CLOSE_ZOOM), **panels}
     titled = list(panels.items())
     pairs = [
         side_by_side(a, b, (left, right))
         for (left, a), (right, b) in zip(titled[::2], titled[1::2], strict=True)
     ]
     write_small(contact_sheet(pairs, columns=1), folder / "close.png")
-    text = f"the most crowded {CLOSE_SIDE} x {CLOSE_SIDE} px of all pictures, enlarged {CLOSE_ZOOM} times"
+    text = f"the most crowded {CLOSE_SIDE} x {CLOSE_SIDE} px of all images, enlarged {CLOSE_ZOOM} times"
     return Shot("close", f"**Close look:** {text}: `{first.file_name(image_id)}`, {count} objects")
 
 
 def crowded_place(truth: Labels, side: int) -> tuple[tuple[slice, slice], int]:
-    """The square of `side` px, or less in a smaller picture, that holds most centres of objects, and how many."""
+    """The square of `side` px, or less in a smaller image, that holds most centres of objects, and how many."""
     ids = np.unique(truth[truth > 0])
     centers = np.array([np.argwhere(truth == label).mean(0) for label in ids]).reshape(-1, 2)
     room = np.maximum(np.array(truth.shape) - side, 0)
@@ -167,11 +167,9 @@ def color(label: int) -> tuple[float, ...]:
     return tuple(255 * part for part in colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.8, 1))
 
 
-def outlined(
-    picture: Pixels, labels: Labels, colors: Colors, place: tuple[slice, slice], zoom: int
-) -> Pixels:
-    """A place of a picture, its contrast stretched, enlarged; outlines lie inside the objects, white ones are thick."""
-    crop = picture[place].astype(np.float32)
+def outlined(image: Pixels, labels: Labels, colors: Colors, place: tuple[slice, slice], zoom: int) -> Pixels:
+    """A place of an image, its contrast stretched, enlarged; outlines lie inside the objects, white ones are thick."""
+    crop = image[place].astype(np.float32)
     low, high = np.percentile(crop, CONTRAST)
     stretched = (255 * np.clip((crop - low) / max(high - low, 1), 0, 1) ** GAMMA).astype(np.uint8)
     size = (zoom * crop.shape[1], zoom * crop.shape[0])
@@ -192,14 +190,14 @@ def count_labels(labels: Labels) -> int:
 
 
 def on_edge(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Pixels of objects that have a neighbour, of four, that is not of the same object; the picture's rim is none."""
+    """Pixels of objects that have a neighbour, of four, that is not of the same object; the image's rim is none."""
     around = np.pad(labels, 1, mode="edge")
     neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
     differs: npt.NDArray[np.bool_] = np.any([labels != other for other in neighbours], axis=0)
     return differs & (labels > 0)
 
 
-def write_small(picture: Pixels, path: Path) -> None:
+def write_small(image: Pixels, path: Path) -> None:
     """A PNG of few bytes."""
     with atomic_write(path) as temporary:
-        Image.fromarray(picture).save(temporary, optimize=True)
+        Image.fromarray(image).save(temporary, optimize=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import objective as slow
 
-from embedmask.objective.regions import box_regions, mask_targets, semantic_targets
+from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
 
 
 @settings(max_examples=60, deadline=None)

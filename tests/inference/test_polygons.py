@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 from embedmask.data.label_images import label_objects
 from embedmask.data.yolo import read_yolo
 from embedmask.errors import BadInput
-from embedmask.inference import formats
-from embedmask.inference.formats import label_image, labelme, outline, pieces, rings, yolo_lines
+from embedmask.inference import polygons
+from embedmask.inference.polygons import label_image, labelme, outline, pieces, rings, yolo_lines
 from embedmask.structures import CropMasks, Instances
 
 Bools = NDArray[np.bool_]
@@ -107,7 +107,7 @@ def test_yolo_reads_back_the_masks(masks: list[Bools], seed: int) -> None:
         np.testing.assert_array_equal(fill([points.astype(np.float32)], (17, 23)), mask)
 
 
-def test_yolo_on_a_wide_picture_through_its_reader(tmp_path: Path) -> None:
+def test_yolo_on_a_wide_image_through_its_reader(tmp_path: Path) -> None:
     size = (60, 20_000)
     found = scene([RING, np.eye(5, dtype=bool), np.zeros((0, 0), bool)], [1, 0, 1], size)
     Image.new("L", size[::-1]).save(tmp_path / "a.png")
@@ -142,7 +142,7 @@ def test_label_images_read_back_the_masks() -> None:
 def test_a_label_image_has_only_so_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     pixel = np.ones((1, 1), bool)
     many = scene([pixel] * 3, [0] * 3, (4, 4)).masks
-    monkeypatch.setattr(formats, "MAX_LABELS", 2)
+    monkeypatch.setattr(polygons, "MAX_LABELS", 2)
     with pytest.raises(BadInput, match=r"a\.png: 3 objects, but a label image has numbers for 2"):
         label_image(many, "a.png")
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Pictures that show what their annotations say: white objects on black."""
+"""Images that show what their annotations say: white objects on black."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def scene(masks: np.ndarray) -> tuple[Tensor, Annotations]:
-    """A black picture with white objects `[G, H, W]`, stored as run lengths."""
+    """A black image with white objects `[G, H, W]`, stored as run lengths."""
     size = (masks.shape[1], masks.shape[2])
     objects = [parse_segmentation(run_lengths(mask), size) for mask in masks]
     white = masks.any(0)[None].repeat(3, 0) * np.uint8(255)

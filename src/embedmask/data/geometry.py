@@ -1,6 +1,6 @@
-"""One `View` says which part of a picture is seen, how large and which way round.
+"""One `GeometricTransform` says which part of an image is seen, how large and which way round.
 
-It is drawn first; then the picture is resampled and the masks are painted straight into it, both from the same
+It is drawn first; then the image is resampled and the masks are painted straight into it, both from the same
 numbers.
 """
 
@@ -27,16 +27,16 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class View:
-    """What is seen of a picture: resize, cut a window, rotate it about its middle, mirror, turn.
+class GeometricTransform:
+    """What is seen of an image: resize, cut a window, rotate it about its middle, mirror, turn.
 
-    What lies outside the picture, beside it or past the corners of a rotated one, gets the mean colour of
+    What lies outside the image, beside it or past the corners of a rotated one, gets the mean colour of
     what is seen of it.
 
     Attributes:
         original: `(height, width)` of the file.
-        resized: `(height, width)` of the whole picture after resizing.
-        window: left, top, right, bottom in the resized picture, whole px; may reach past its sides.
+        resized: `(height, width)` of the whole image after resizing.
+        window: left, top, right, bottom in the resized image, whole px; may reach past its sides.
         flip_horizontal: mirror left and right.
         flip_vertical: mirror top and bottom.
         turns: right angles, counter-clockwise, 0..3.
@@ -52,8 +52,8 @@ class View:
     angle: float = 0.0
 
     @classmethod
-    def whole(cls, original: Size, resized: Size) -> View:
-        """All of the picture, upright."""
+    def whole(cls, original: Size, resized: Size) -> GeometricTransform:
+        """All of the image, upright."""
         return cls(original, resized, (0, 0, resized[1], resized[0]))
 
     @property
@@ -86,12 +86,12 @@ class View:
 
     @property
     def source(self) -> Window:
-        """The part of the resized picture that is needed: the window, its margins, but not what lies outside."""
+        """The part of the resized image that is needed: the window, its margins, but not what lies outside."""
         (left, top, right, bottom), (y, x), (height, width) = self.window, self.margins, self.resized
         return max(left - x, 0), max(top - y, 0), min(right + x, width), min(bottom + y, height)
 
     def image(self, image: Tensor) -> Tensor:
-        """The picture seen, uint8 `[3, h, w]`, from uint8 `[3, H, W]` of size `original`."""
+        """The image seen, uint8 `[3, h, w]`, from uint8 `[3, H, W]` of size `original`."""
         seen = self._resample(image)
         (left, top, right, bottom), (y, x), source = self.window, self.margins, self.source
         beyond = (source[0] - left + x, source[1] - top + y, right + x - source[2], bottom + y - source[3])
@@ -104,11 +104,11 @@ class View:
         return self.orient(seen)
 
     def _resample(self, image: Tensor) -> Tensor:
-        """The source at the resized picture's scale."""
+        """The source at the resized image's scale."""
         (scale_y, scale_x), (left, top, right, bottom) = self.scale, self.source
         height, width = self.original
         if self.resized == self.original:
-            # a copy: a view would take the whole picture's memory along to another process
+            # a copy: a view would take the whole image's memory along to another process
             return image[:, top:bottom, left:right].clone()
         # rounding may step over the last column or row
         box = (left / scale_x, top / scale_y, min(right / scale_x, width), min(bottom / scale_y, height))
@@ -119,7 +119,7 @@ class View:
 
         Objects outside the window, without a pixel, or with a side below `min_box_side` px are left out.
         """
-        seen = visible(self._paint(annotations.segmentations), min_box_side)
+        seen = visible_objects(self._paint(annotations.segmentations), min_box_side)
         boxes = self.orient_boxes(torch.tensor([s.box for s in seen], dtype=torch.float32).reshape(-1, 4))
         corners = [(int(y), int(x)) for x, y in boxes[:, :2].tolist()]
         masks = CropMasks([self.orient(s.crop) for s in seen], corners, self.seen_size)
@@ -189,7 +189,7 @@ def rotate_patch(patch: Patch, angle: float, size: Size) -> Patch | None:
 
 
 @dataclass(frozen=True)
-class Seen:
+class VisibleObject:
     """One object of those that were looked at.
 
     Attributes:
@@ -203,7 +203,7 @@ class Seen:
     crop: Tensor
 
 
-def visible(patches: Iterable[Patch | None], min_side: float) -> list[Seen]:
+def visible_objects(patches: Iterable[Patch | None], min_side: float) -> list[VisibleObject]:
     """The objects whose masks have a pixel, and whose tight boxes no side below `min_side` px."""
     found = []
     for index, patch in enumerate(patches):
@@ -212,7 +212,7 @@ def visible(patches: Iterable[Patch | None], min_side: float) -> list[Seen]:
             continue
         (pixels, row, column), (left, top, right, bottom) = patch, box
         inside = pixels[top - row : bottom - row, left - column : right - column]
-        found.append(Seen(index, box, torch.from_numpy(inside.copy())))
+        found.append(VisibleObject(index, box, torch.from_numpy(inside.copy())))
     return found
 
 

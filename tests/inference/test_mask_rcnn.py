@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
-from embedmask.inference.two_stage import finish, paste
+from embedmask.inference.mask_rcnn import paste, postprocess_mask_rcnn
 from embedmask.structures import Size
 
 SIDES = st.integers(1, 60)
@@ -34,35 +34,37 @@ def test_crops_are_whole_images_cut_out(height: int, width: int, seed: int) -> N
     assert torch.equal(found.to_dense(), expected)
 
 
-def test_memory_grows_with_boxes_not_with_pictures() -> None:
+def test_memory_grows_with_boxes_not_with_images() -> None:
     boxes = torch.tensor([[10.0, 20.0, 40.0, 60.0], [5000.0, 7000.0, 5030.0, 7040.0]])
     masks = paste(torch.ones(2, 1, 28, 28), boxes, (8000, 6000), 0.5)
     assert all(crop.untyped_storage().nbytes() < 36 * 46 for crop in masks.crops)
     assert all(31 * 41 <= area <= 34 * 44 for area in masks.areas())
 
 
-def test_results_are_in_the_pictures_frame() -> None:
+def test_results_are_in_the_images_frame() -> None:
     boxes = torch.tensor([[8.0, 4.0, 24.0, 20.0]])
     found = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
-    one = finish({**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.5)
+    one = postprocess_mask_rcnn(
+        {**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.5
+    )
     assert torch.equal(one.boxes, torch.tensor([[24.0, 8.0, 72.0, 40.0]]))
     assert torch.equal(one.boxes, resize_boxes(boxes, [32, 40], [64, 120]))
     assert one.masks.image_size == (64, 120)
     dense = one.masks.to_dense()[0]
     assert dense[9:40, 25:72].all()
-    strict = finish(
+    strict = postprocess_mask_rcnn(
         {**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.7
     )
     assert strict.masks.areas() == [0]
 
 
-def test_boxes_end_with_the_picture() -> None:
+def test_boxes_end_with_the_image() -> None:
     """35 px times 107 / 35 is more than 107 in float32."""
     boxes = torch.tensor([[0.0, 0.0, 35.0, 35.0]])
     assert resize_boxes(boxes, [35, 35], [107, 107]).max() > 107
     found = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
     found["masks"] = torch.ones(1, 1, 28, 28)
-    one = finish(found, (35, 35), (107, 107), mask_threshold=0.5)
+    one = postprocess_mask_rcnn(found, (35, 35), (107, 107), mask_threshold=0.5)
     assert one.boxes.max() == 107
 
 
@@ -72,6 +74,8 @@ def test_nothing_found_is_nothing_given() -> None:
         "scores": torch.zeros(0),
         "labels": torch.zeros(0, dtype=torch.int64),
     }
-    one = finish({**found, "masks": torch.zeros(0, 1, 28, 28)}, (32, 40), (64, 120), mask_threshold=0.5)
+    one = postprocess_mask_rcnn(
+        {**found, "masks": torch.zeros(0, 1, 28, 28)}, (32, 40), (64, 120), mask_threshold=0.5
+    )
     assert len(one) == len(one.masks) == 0
     assert one.boxes.shape == (0, 4)

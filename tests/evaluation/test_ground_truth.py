@@ -15,7 +15,7 @@ from PIL import Image
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.truth import read_truth
+from embedmask.evaluation.ground_truth import read_ground_truth
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_all_doors_read_a_file_the_same_way(tmp_path: Path) -> None:
         Image.new("RGB", (width, height)).save(tmp_path / f"images/{number}.png")
     before = copy.deepcopy(content)
     dataset = CocoInstances.open(tmp_path, "val")
-    truths = [read_truth(given) for given in (content, tmp_path / "val.json", dataset.ground_truth)]
+    truths = [read_ground_truth(given) for given in (content, tmp_path / "val.json", dataset.ground_truth)]
     assert content == before
     assert truths[0].records == truths[1].records == truths[2].records
     assert [list(truth.sizes) for truth in truths] == [[1, 4]] * 3
@@ -92,11 +92,11 @@ def test_names_of_images_and_classes_are_not_needed() -> None:
 
 def test_numbers_of_numpy_are_numbers() -> None:
     given, result = one_object()
-    expected = read_truth(given).records
+    expected = read_ground_truth(given).records
     entry = given["annotations"][0]
     entry |= {"bbox": np.array(entry["bbox"]), "area": np.float32(entry["area"]), "image_id": np.int64(1)}
     entry |= {"iscrowd": np.int64(0), "category_id": np.int32(2)}
-    truth = read_truth(given)
+    truth = read_ground_truth(given)
     assert (truth.records, truth.warnings) == (expected, [])
     evaluator = CocoEvaluator(given)
     box = np.array(result["bbox"], dtype=np.float32)

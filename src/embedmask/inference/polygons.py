@@ -27,8 +27,8 @@ def label_image(masks: CropMasks, name: str) -> npt.NDArray[np.uint16]:
     """One number a pixel: 0 background, k the k-th mask; where masks overlap, the first of them.
 
     Args:
-        masks: of one picture, by descending score.
-        name: of the picture, for messages.
+        masks: of one image, by descending score.
+        name: of the image, for messages.
 
     Returns:
         uint16 `[H, W]`.
@@ -48,12 +48,12 @@ def label_image(masks: CropMasks, name: str) -> npt.NDArray[np.uint16]:
 
 
 def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -> dict[str, Any]:
-    """The picture's objects as LabelMe stores them: a polygon a piece, `group_id` k for the k-th object.
+    """The image's objects as LabelMe stores them: a polygon a piece, `group_id` k for the k-th object.
 
     Args:
-        instances: of one picture, on any device.
+        instances: of one image, on any device.
         class_names: name of each label.
-        image_path: the picture, relative to the file that is written.
+        image_path: the image, relative to the file that is written.
     """
     height, width = instances.masks.image_size
     labels, scores = instances.labels.tolist(), instances.scores.tolist()
@@ -81,7 +81,7 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
 
 
 def yolo_lines(instances: Instances) -> list[str]:
-    """`class x1 y1 x2 y2 ...` for each object that has pixels, as fractions of the picture's width and height.
+    """`class x1 y1 x2 y2 ...` for each object that has pixels, as fractions of the image's width and height.
 
     Pieces and holes are joined to one polygon by lines that are walked there and back.
     """
@@ -89,7 +89,7 @@ def yolo_lines(instances: Instances) -> list[str]:
     labels = instances.labels.tolist()
     lines = []
     for number, crop, (y, x) in _numbered(instances.masks, range(1, len(instances) + 1)):
-        # six decimals: a tenth of a pixel of a picture 200,000 px wide
+        # six decimals: a tenth of a pixel of an image 200,000 px wide
         values = ((outline(crop) + np.array([x, y])) / size).ravel().tolist()
         lines.append(" ".join([str(labels[number - 1]), *(f"{value:.6f}" for value in values)]))
     return lines

@@ -1,7 +1,7 @@
 """Work of an everyday amount for networks that nobody has trained, the same on both sides.
 
 Random weights find nothing, or everything everywhere. Their last layers are therefore scaled, by what they give for
-the picture that is measured:
+the image that is measured:
 
 - every class is as frequent as any other, and the bias is such that `CANDIDATES` pairs of box and class for each
   wanted detection pass the score threshold that the configuration has, as after a training;
@@ -38,10 +38,10 @@ BOX_CELLS = 10.0
 LEAST_THRESHOLD = 0.01
 """Where the configuration has a lower score threshold, or none, candidates are counted from here on."""
 BLOB = 40
-"""px across the blobs of the picture."""
+"""px across the blobs of the image."""
 
 
-def write_test_picture(path: Path, size: Size) -> None:
+def write_test_image(path: Path, size: Size) -> None:
     """A JPEG file of soft coloured blobs under some noise: about as many bytes a pixel as a photo has.
 
     Args:
@@ -55,10 +55,10 @@ def write_test_picture(path: Path, size: Size) -> None:
 
 
 @torch.no_grad()
-def load_embedmask(
+def calibrate_embedmask(
     model: EmbedMask, batch: ImageBatch, detections: int, *, trained: bool, box_cells: float = BOX_CELLS
 ) -> None:
-    """Give a network, in place, a load of `detections` in the first picture of a batch.
+    """Give a network, in place, a load of `detections` in the first image of a batch.
 
     Args:
         trained: move the class bias alone; boxes and embeddings stay as learned.
@@ -81,8 +81,8 @@ def load_embedmask(
 
 
 @torch.no_grad()
-def load_torchvision(model: Any, image: Tensor, detections: int) -> None:
-    """Give torchvision's Mask R-CNN, in place, a load of `detections` in a picture float `[3, H, W]`, 0..1."""
+def calibrate_torchvision(model: Any, image: Tensor, detections: int) -> None:
+    """Give torchvision's Mask R-CNN, in place, a load of `detections` in an image float `[3, H, W]`, 0..1."""
     rpn, predictor = model.rpn.head, model.roi_heads.box_predictor
     masks = model.roi_heads.mask_predictor.mask_fcn_logits
     standardize(lambda: model([image]), {rpn.cls_logits: (0.0, 1.0), rpn.bbox_pred: (0.0, 0.1)})

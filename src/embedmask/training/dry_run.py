@@ -1,4 +1,4 @@
-"""`embedmask train --dry-run`: two real steps and a few pictures of val tell beforehand whether a run will work."""
+"""`embedmask train --dry-run`: two real steps and a few images of val tell beforehand whether a run will work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
 from embedmask.inference.loop import choose_workers
-from embedmask.training.datamodule import SplitPair
+from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, quiet, told_when_memory_ends
 from embedmask.training.fit import (
     Report,
@@ -36,14 +36,14 @@ from embedmask.training.fit import (
 )
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import is_first
+from embedmask.training.processes import is_rank_zero
 from embedmask.training.samples import spread
 from embedmask.training.step_log import duration, peak_memory
 
 NUM_EVALUATED = 4
 
 
-def rehearse(
+def run_dry(
     recipe: Recipe,
     data: Path,
     out: Path | None = None,
@@ -68,21 +68,21 @@ def rehearse(
     if out is not None:
         check_folder(out, resume)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
-    tell = report if is_first() else lambda line: None
+    tell = report if is_rank_zero() else lambda line: None
     recipe = with_settings(recipe, out if resume else None, tell)
-    recipe, splits, module = prepare(recipe, data, max_detections, hardware, TwoSteps)
-    if out is not None and resume and is_first():
+    recipe, splits, module = prepare(recipe, data, max_detections, hardware, DryRunDataModule)
+    if out is not None and resume and is_rank_zero():
         check_identity(out, recipe, splits)
     set_first_weights(module.model, recipe.train, tell)
     estimate = try_run(recipe, splits, module, hardware, out)
-    if is_first():
+    if is_rank_zero():
         for line in (*splits.report_lines(data), *estimate.lines()):
             report(line)
     return estimate
 
 
 def try_run(
-    recipe: Recipe, splits: TwoSteps, module: EmbedMaskModule, hardware: Hardware, out: Path | None
+    recipe: Recipe, splits: DryRunDataModule, module: EmbedMaskModule, hardware: Hardware, out: Path | None
 ) -> Estimate:
     """Train, evaluate and write as `train` does, in a temporary folder on the disk of `out`, None: any."""
     splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
@@ -90,10 +90,10 @@ def try_run(
     # an untrained network is sure of nothing: without a threshold there is something to evaluate
     module.recipe = replace(recipe, model=replace(recipe.model, score_threshold=0.0))
     watch = Stopwatch()
-    near = temporary_folder(out or Path(gettempdir())) if is_first() else nullcontext(Path(gettempdir()))
+    near = temporary_folder(out or Path(gettempdir())) if is_rank_zero() else nullcontext(Path(gettempdir()))
     with quiet(), told_when_memory_ends(recipe.train), near as folder:
         results = make_results(folder, recipe, splits, lambda line: None)
-        if is_first():
+        if is_rank_zero():
             write_identity(folder, recipe, splits)
         trainer = make_run(replace(recipe, train=short), folder, hardware, results, watch)
         trainer.fit(module, datamodule=splits)
@@ -125,43 +125,43 @@ class Estimate:
 
     Attributes:
         step_seconds: of one optimizer step.
-        picture_seconds: of one picture in an evaluation.
+        image_seconds: of one image in an evaluation.
         steps: of the whole run.
         evaluations: of the whole run.
-        pictures: of val, in each process.
+        images: of val, in each process.
         minutes_allowed: where the recipe sets a limit.
         peak_bytes: memory of a process, on the device where that has its own; None: not known here.
     """
 
     step_seconds: float
-    picture_seconds: float
+    image_seconds: float
     steps: int
     evaluations: int
-    pictures: int
+    images: int
     minutes_allowed: float | None
     peak_bytes: int | None
 
     @property
     def total_seconds(self) -> float:
         """Of the whole run: steps and evaluations, or the time allowed."""
-        needed = self.steps * self.step_seconds + self.evaluations * self.pictures * self.picture_seconds
+        needed = self.steps * self.step_seconds + self.evaluations * self.images * self.image_seconds
         return min(needed, math.inf if self.minutes_allowed is None else 60 * self.minutes_allowed)
 
     def lines(self) -> list[str]:
         """For people."""
         memory = "" if self.peak_bytes is None else f" · at most {self.peak_bytes / 2**30:.2g} GiB a process"
         return [
-            f"about {self.step_seconds:.2g} s a step, {self.picture_seconds:.2g} s a picture of val{memory}",
+            f"about {self.step_seconds:.2g} s a step, {self.image_seconds:.2g} s an image of val{memory}",
             f"the whole takes about {duration(self.total_seconds)}: {self.steps} steps, "
-            f"{self.evaluations} evaluations of {self.pictures} pictures · nothing was written",
+            f"{self.evaluations} evaluations of {self.images} images · nothing was written",
         ]
 
 
-class TwoSteps(SplitPair):
-    """Of train the largest batch and the first one, of val a few pictures.
+class DryRunDataModule(TrainValDataModule):
+    """Of train the largest batch and the first one, of val a few images.
 
     Attributes:
-        load_seconds: what it took to load and change the pictures of the first batch.
+        load_seconds: what it took to load and change the images of the first batch.
         batches: of a whole epoch.
     """
 
@@ -193,11 +193,11 @@ class TwoSteps(SplitPair):
 
 
 class Stopwatch(Callback):
-    """Times every batch and picture; the device has finished when the time is taken."""
+    """Times every batch and image; the device has finished when the time is taken."""
 
     def __init__(self) -> None:
         self.batches: list[float] = []
-        self.pictures: list[float] = []
+        self.images: list[float] = []
         self._start = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -209,15 +209,15 @@ class Stopwatch(Callback):
         self.batches.append(_now(trainer) - self._start)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start: the time of a picture includes the wait for it."""
+        """Start: the time of an image includes the wait for it."""
         self._start = _now(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop, and start again."""
-        self.pictures.append(_now(trainer) - self._start)
+        self.images.append(_now(trainer) - self._start)
         self._start = _now(trainer)
 
-    def estimate(self, recipe: Recipe, splits: TwoSteps, trainer: Trainer) -> Estimate:
+    def estimate(self, recipe: Recipe, splits: DryRunDataModule, trainer: Trainer) -> Estimate:
         """The whole run, from what was timed; firsts of a kind are left out, they warm up."""
         config = recipe.train
         computing = sum(self.batches[-config.accumulate :])
@@ -229,10 +229,10 @@ class Stopwatch(Callback):
         return Estimate(
             # workers load while the device computes
             step_seconds=max(computing, loading / workers) if workers else computing + loading,
-            picture_seconds=min(self.pictures),
+            image_seconds=min(self.images),
             steps=steps,
             evaluations=math.ceil(epochs / config.eval_every),
-            pictures=math.ceil(len(splits.val_set) / trainer.world_size),
+            images=math.ceil(len(splits.val_set) / trainer.world_size),
             minutes_allowed=config.max_minutes,
             peak_bytes=peak_memory(trainer.strategy.root_device),
         )

@@ -17,13 +17,13 @@ from embedmask.errors import BadInput
 from embedmask.inference.loop import choose_workers
 
 
-class SplitPair(LightningDataModule):
+class TrainValDataModule(LightningDataModule):
     """`train` and `val` of one folder, opened and checked at once.
 
     Attributes:
         train_set: the training split, with the recipe's random views.
-        val_set: the validation split, pictures in their own frame.
-        evaluated: positions in val of the pictures that are evaluated; None: all.
+        val_set: the validation split, images in their own frame.
+        evaluated: positions in val of the images that are evaluated; None: all.
         start: batches that an earlier part of the run has trained on, over all epochs.
 
     Raises:
@@ -39,7 +39,7 @@ class SplitPair(LightningDataModule):
         transform = TrainTransform(recipe.data)
         self.train_set, self.val_set = open_train_val(data, recipe.data, transform, recipe.model.reading())
         if not len(self.train_set) or not len(self.val_set):
-            raise BadInput(f"{data}: train and val need at least one picture each")
+            raise BadInput(f"{data}: train and val need at least one image each")
         check_same_classes(self.train_set, self.val_set)
 
     def report_lines(self, data: Path) -> list[str]:
@@ -84,7 +84,7 @@ class SplitPair(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
-        """Pictures of val in the network's frame, one a batch: padding would change what GroupNorm sees."""
+        """Images of val in the network's frame, one a batch: padding would change what GroupNorm sees."""
         model = self.recipe.model
         world_size, rank = self._processes()
         return eval_loader(
