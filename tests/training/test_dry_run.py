@@ -17,7 +17,7 @@ from embedmask.config import DataConfig
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.training import fit, rehearsal
+from embedmask.training import dry_run, fit
 from embedmask.training.dry_run import Estimate, largest_views, run_dry
 from embedmask.training.engine import told_when_memory_ends
 from embedmask.training.module import EmbedMaskModule
@@ -60,6 +60,8 @@ def test_it_counts_the_whole_run_and_writes_nothing(
     assert found.peak_bytes is None or found.peak_bytes > 2**20
     assert len(lines) == 3
     assert "the whole takes about" in lines[-1]
+    paused = run_dry(tiny(epochs=5, eval_minutes=60), shapes, report=nothing)
+    assert paused.evaluations == 1
 
 
 def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
 ) -> None:
     counts: list[int] = []
     left: set[str] = set()
-    compute, check = CocoEvaluator.compute, rehearsal.check_room
+    compute, check = CocoEvaluator.compute, dry_run.check_room
 
     def count(self: CocoEvaluator, *args: Any, **kwargs: Any) -> dict[str, float]:
         counts.append(len(self.results))
@@ -146,7 +148,7 @@ def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
         check(folder, out)
 
     monkeypatch.setattr(CocoEvaluator, "compute", count)
-    monkeypatch.setattr(rehearsal, "check_room", look)
+    monkeypatch.setattr(dry_run, "check_room", look)
     run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
     assert len(counts) == 1
     assert counts[0] > 0
@@ -176,7 +178,7 @@ def test_a_folder_that_cannot_be_written_is_found(shapes: Path, tmp_path: Path) 
 
 
 def test_a_disk_without_room_is_found(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(BadInput, match=r"out: its disk has room for \d+ MB, the run needs \d+ MB"):
         run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
 

@@ -169,6 +169,18 @@ def test_evaluation_comes_at_the_end_where_no_epoch_had_one(shapes: Path, tmp_pa
     assert "the only evaluated, step 2" in lines[-1]
 
 
+@pytest.mark.parametrize(("minutes", "evaluated"), [(60, [4]), (1e-9, [2, 4]), (None, [2, 4])])
+def test_evaluations_wait_for_the_clock(
+    shapes: Path, tmp_path: Path, minutes: float | None, evaluated: list[int]
+) -> None:
+    """The interval in epochs still holds, and the last weights are evaluated however little time has passed."""
+    recipe = tiny(epochs=4, eval_every=2, eval_minutes=minutes, ema_decay=None)
+    fit.train(recipe, shapes, tmp_path / "run")
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert [int(row["epoch"]) for row in rows if row["segm/AP"]] == evaluated
+
+
 def test_time_limit_stops_the_run_and_still_evaluates(shapes: Path, tmp_path: Path) -> None:
     metrics = fit.train(tiny(epochs=500, max_minutes=0.001), shapes, tmp_path / "run")
     assert metrics["steps"] < 100

@@ -69,6 +69,9 @@ class TrainConfig:
     """Processes that load images; null: one fewer than the cores, at most 8."""
     eval_every: int = 1
     """Epochs between evaluations on val."""
+    eval_minutes: float | None = None
+    """Minutes that must pass between two evaluations besides, for data sets whose epochs take seconds. The end of the
+    training is always evaluated; which weights are best then depends on the clock. Null: by epochs alone."""
     class_thresholds: bool = False
     """Choose `decision_threshold` for each class on val, not one for all; where the recipe leaves it null."""
     keep: Literal["best", "last"] = "best"
@@ -83,7 +86,7 @@ class TrainConfig:
             require(self, name, getattr(self, name) >= 1, "at least 1")
         parts_ok = self.batch_size % self.accumulate == 0
         require(self, "accumulate", parts_ok, f"a divisor of batch_size {self.batch_size}")
-        for name in ("max_steps", "epochs", "max_minutes", "clip_norm", "early_stop", "lr_batch_size",
+        for name in ("max_steps", "epochs", "max_minutes", "clip_norm", "early_stop", "lr_batch_size", "eval_minutes",
                      "checkpoint_minutes", "checkpoint_steps"):  # fmt: skip
             value = getattr(self, name)
             require(self, name, value is None or value > 0, "above 0, or null")

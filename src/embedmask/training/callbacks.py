@@ -253,6 +253,38 @@ class StopAfter(Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.steps
 
 
+class EvaluationPause(Callback):
+    """Delay evaluations that `eval_every` asks for until enough time has passed since the last one.
+
+    The evaluation at the end of the training is not affected: `fit` runs it where the last weights have none.
+
+    Args:
+        minutes: least time between two evaluations, and from the start to the first one.
+        every: epochs between evaluations.
+    """
+
+    def __init__(self, minutes: float, every: int) -> None:
+        self.minutes = minutes
+        self.every = every
+        self._clock = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._clock = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restart the clock."""
+        self._clock = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Decide at the last batch of an epoch, before Lightning looks at the interval."""
+        if trainer.is_last_batch:
+            # the clock of rank zero decides for all processes
+            due = trainer.strategy.broadcast(time.monotonic() - self._clock >= 60 * self.minutes)
+            # an interval longer than the epochs so far lets Lightning skip this one
+            trainer.check_val_every_n_epoch = self.every if due else trainer.current_epoch + 2
+
+
 class MovingAverage(WeightAveraging):
     """Exponential moving average of the weights, used in evaluation and kept at the end.
 

@@ -86,7 +86,15 @@ def try_run(
 ) -> Estimate:
     """Train, evaluate and write as `train` does, in a temporary folder on the disk of `out`, None: any."""
     splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
-    short = replace(recipe.train, epochs=1, max_steps=None, eval_every=1, max_minutes=None, early_stop=None)
+    short = replace(
+        recipe.train,
+        epochs=1,
+        max_steps=None,
+        eval_every=1,
+        eval_minutes=None,
+        max_minutes=None,
+        early_stop=None,
+    )
     # an untrained network is sure of nothing: without a threshold there is something to evaluate
     module.recipe = replace(recipe, model=replace(recipe.model, score_threshold=0.0))
     watch = Stopwatch()
@@ -225,13 +233,16 @@ class Stopwatch(Callback):
         loading = config.accumulate * splits.load_seconds
         steps_an_epoch = math.ceil(splits.batches / config.accumulate)
         steps = config.max_steps or steps_an_epoch * (config.epochs or 0)
-        epochs = math.ceil(steps / steps_an_epoch)
+        evaluations = math.ceil(math.ceil(steps / steps_an_epoch) / config.eval_every)
+        # workers load while the device computes
+        step_seconds = max(computing, loading / workers) if workers else computing + loading
+        if config.eval_minutes is not None:
+            evaluations = min(evaluations, 1 + int(steps * step_seconds / (60 * config.eval_minutes)))
         return Estimate(
-            # workers load while the device computes
-            step_seconds=max(computing, loading / workers) if workers else computing + loading,
+            step_seconds=step_seconds,
             image_seconds=min(self.images),
             steps=steps,
-            evaluations=math.ceil(epochs / config.eval_every),
+            evaluations=evaluations,
             images=math.ceil(len(splits.val_set) / trainer.world_size),
             minutes_allowed=config.max_minutes,
             peak_bytes=peak_memory(trainer.strategy.root_device),

@@ -22,7 +22,7 @@ from embedmask.files import atomic_write, is_temporary, make_folder, remove_temp
 from embedmask.inference.predictor import Predictor
 from embedmask.model.detector import Detector
 from embedmask.training.batch_norm import synchronize_batch_norms
-from embedmask.training.callbacks import MovingAverage, Progress, ResultsFolder, StopAfter
+from embedmask.training.callbacks import EvaluationPause, MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
@@ -216,6 +216,8 @@ def make_run(
         callbacks.append(MovingAverage(config.ema_decay))
     if config.max_steps is not None:
         callbacks.append(StopAfter(config.max_steps))
+    if config.eval_minutes is not None:
+        callbacks.append(EvaluationPause(config.eval_minutes, config.eval_every))
     bar = sys.stdout.isatty()
     if bar:
         callbacks.append(Progress())

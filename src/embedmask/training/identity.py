@@ -22,8 +22,8 @@ FREE: Mapping[str, Sequence[str]] = {
               "nms_threshold", "max_detections", "mask_threshold", "pre_nms", "score", "rescore_masks",
               "clip_before_nms", "mask_frame"),
     "data": (),
-    "train": ("epochs", "max_steps", "max_minutes", "early_stop", "eval_every", "keep", "workers", "precision",
-              "checkpoint_minutes", "checkpoint_steps"),
+    "train": ("epochs", "max_steps", "max_minutes", "early_stop", "eval_every", "eval_minutes", "keep", "workers",
+              "precision", "checkpoint_minutes", "checkpoint_steps"),
 }  # fmt: skip
 """Fields that a resumed run may change: the length of the training, the engine, evaluation and prediction."""
 
