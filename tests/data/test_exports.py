@@ -112,7 +112,7 @@ def test_a_file_of_train_and_val_is_neither(tmp_path: Path) -> None:
 
 def test_the_folder_around_a_data_set(tmp_path: Path) -> None:
     write_plain(tmp_path / "set")
-    with pytest.raises(BadInput, match=r"has no train split, but .*set is a data set; give that folder"):
+    with pytest.raises(BadInput, match=r"has no train split, but .*set is a data set; pass that folder"):
         find_split(tmp_path, "train")
 
 

@@ -140,10 +140,10 @@ def spoil(folder: Path, change: str) -> None:
     [
         ("missing file", r"d\.tif: has no file of classes, as other label images have"),
         ("missing label", r"d_classes\.json: has no class for label 15"),
-        ("no class", r"d_classes\.json: is no table of labels and classes"),
-        ("no table", r"d_classes\.json: is no table of labels and classes"),
+        ("no class", r"d_classes\.json: is not a table of labels and classes"),
+        ("no table", r"d_classes\.json: is not a table of labels and classes"),
         ("two classes", r"d_classes\.png: label 5: has the classes \[1, 2\]"),
-        ("size", r"d_classes\.png: label 5: the class image is not of the label image's size"),
+        ("size", r"d_classes\.png: label 5: the class image does not have the size of the label image"),
     ],
 )
 def test_classes_that_are_not_certain_are_refused(tmp_path: Path, change: str, message: str) -> None:
@@ -174,7 +174,7 @@ def test_tables(tmp_path: Path, name: str, text: str, expected: dict[int, Any]) 
 @pytest.mark.parametrize("text", ["1\n2\n", "label,class\nx,1\n"])
 def test_bad_tables(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(BadInput, match=r"a\.csv: is no table of labels and classes"):
+    with pytest.raises(BadInput, match=r"a\.csv: is not a table of labels and classes"):
         read_table(tmp_path / "a.csv")
 
 

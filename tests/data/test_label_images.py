@@ -114,9 +114,9 @@ def spoil_bytes(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_channels, "is no label image; write one whole number a pixel"),
-        (spoil_fractions, "is no label image"),
-        (spoil_sign, "is no label image"),
+        (spoil_channels, "is not a label image; write one whole number per pixel"),
+        (spoil_fractions, "is not a label image"),
+        (spoil_sign, "is not a label image"),
         (spoil_bytes, "cannot be read as an image"),
         (Path.unlink, r"has no label image c\.png or \.tif"),
     ],

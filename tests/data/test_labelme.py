@@ -176,7 +176,7 @@ def test_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
         ),
         ({"shapes": [shape("mask", [[1, 1], [3, 3]])]}, r"shape 0 \(mask, cell\) cannot be used"),
         ({"shapes": [shape("circle", [[1, 1]])]}, r"shape 0 .*a circle has a center and a point on it"),
-        ({"shapes": [shape("polygon", [1, 2, 3])]}, r"shape 0 .*its points are no list of x, y"),
+        ({"shapes": [shape("polygon", [1, 2, 3])]}, r"shape 0 .*its points are not a list of x, y"),
         ({"shapes": [box_mask(28, 2, np.ones((3, 3), bool))]}, r"its mask reaches outside the image"),
         ({"shapes": [box_mask(2, 2, np.zeros((3, 3), bool))]}, r"its mask is empty"),
         (

@@ -135,7 +135,7 @@ def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
         ("train: images/train", "has no 'names'"),
         ("- a", "has no 'names'"),
         ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),
-        ("{names: [a], train: labels}", "labels holds no images"),
+        ("{names: [a], train: labels}", "labels contains no images"),
     ],
 )
 def test_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
