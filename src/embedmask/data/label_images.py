@@ -159,9 +159,8 @@ def read_label_images(
             annotations.append({**entry, "segmentation": mask})
     # one object in every image: probably a mask of foreground and background
     if annotations and len({entry["image_id"] for entry in annotations}) == len(annotations):
-        fix = "give every object of an image its own number"
-        message = f"{source.masks}: no file has more than one label; {fix}"
-        on_issue(Problem("one label only", message, fatal=False))
+        message = "no file has more than one label; give every object of an image its own number"
+        on_issue(Problem("one label only", f"{source.masks}: {message}", fatal=False))
     return {"images": records, "annotations": annotations, "categories": categories}
 
 

@@ -160,36 +160,34 @@ def _coco(folder: Path, split: Split) -> SplitFiles | None:
 
 
 def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
-    for name in FOLDERS[split]:
-        file = folder / name / ROBOFLOW_FILE
-        if file.is_file():
-            layout = f"Roboflow's COCO export, {name}/{file.name}"
-            others = tuple(subfolders(file.parent, IMAGE_FOLDERS))
-            return SplitFiles(file, file.parent, layout, partial(_read_roboflow, file), others)
-    return None
+    file = next((p for name in FOLDERS[split] if (p := folder / name / ROBOFLOW_FILE).is_file()), None)
+    if file is None:
+        return None
 
+    def read(_: OnIssue, __: ReadOptions) -> Content:
+        content = read_coco(file)
+        used = {
+            as_id(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)
+        }
+        parents = {
+            str(entry.get("supercategory")) for entry in content["categories"] if isinstance(entry, dict)
+        }
+        # Roboflow adds category 0, named after the project: the supercategory of all others, used by no object.
+        # A category that differs in any of this is kept, and checked later.
+        content["categories"] = [
+            entry
+            for entry in content["categories"]
+            if not isinstance(entry, dict)
+            or entry.get("id") != 0
+            or 0 in used
+            or entry.get("supercategory") != "none"
+            or entry.get("name") not in parents
+        ]
+        return content
 
-def _read_roboflow(file: Path, _: OnIssue, __: ReadOptions) -> Content:
-    """Read a COCO file without Roboflow's placeholder category.
-
-    Roboflow adds category 0, named after the project: the supercategory of all others, used by no object. A category
-    that differs in any of this is kept, and checked later.
-    """
-    content = read_coco(file)
-    used = {as_id(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)}
-    parents = {str(entry.get("supercategory")) for entry in content["categories"] if isinstance(entry, dict)}
-
-    def is_placeholder(entry: object) -> bool:
-        return (
-            isinstance(entry, dict)
-            and entry.get("id") == 0
-            and 0 not in used
-            and entry.get("supercategory") == "none"
-            and entry.get("name") in parents
-        )
-
-    content["categories"] = [entry for entry in content["categories"] if not is_placeholder(entry)]
-    return content
+    others = tuple(subfolders(file.parent, IMAGE_FOLDERS))
+    layout = f"Roboflow's COCO export, {file.parent.name}/{file.name}"
+    return SplitFiles(file, file.parent, layout, read, others)
 
 
 def _yolo(folder: Path, split: Split) -> SplitFiles | None:

@@ -67,9 +67,17 @@ def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) ->
         return None
     root = file.parent / str(data.get("path") or "")
     entries = [str(item) for item in (entry if isinstance(entry, list) else [entry])]
-    places = [_locate(item, root, file) for item in entries]
+    places: list[Path] = []
     images: set[Path] = set()
-    for place in places:
+    for item in entries:
+        # Windows paths have backslashes, and some exports write ../train/images for a folder beside the data file
+        plain = item.replace("\\", "/")
+        spellings = (item, plain, plain.removeprefix("../"))
+        candidates = (base / name for base in (root, file.parent) for name in spellings)
+        place = next((path for path in candidates if path.exists()), None)
+        if place is None:
+            raise BadInput(f"{root / item}: no such folder or list, but {file} names it; correct the entry")
+        places.append(place)
         if place.is_dir():
             images.update(path for path in place.rglob("*") if is_image_file(path))
         else:
@@ -80,16 +88,6 @@ def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) ->
         fix = unread or "correct the entry or add them"
         raise BadInput(f"{file}: {', '.join(entries)} contains no images; {fix}")
     return sorted(images)
-
-
-def _locate(entry: str, root: Path, file: Path) -> Path:
-    plain = entry.replace("\\", "/")  # Windows path
-    for base in (root, file.parent):
-        # some exports write ../train/images for a folder beside the data file
-        for name in (entry, plain, plain.removeprefix("../")):
-            if (base / name).exists():
-                return base / name
-    raise BadInput(f"{root / entry}: no such folder or list, but {file} names it; correct the entry")
 
 
 def label_file(image: Path) -> Path:
