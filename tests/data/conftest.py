@@ -1,4 +1,4 @@
-"""Small COCO folders, made to order."""
+"""Make small COCO folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def polygon(x: float, y: float, width: float, height: float) -> list[float]:
 
 
 def annotation(number: int = 1, image_id: int = 5, **changes: Any) -> dict[str, Any]:
-    """A rectangle of category 7 at (4, 6), 10 wide and 8 high; any key can be changed."""
+    """Return a rectangle of category 7 at (4, 6), 10 wide and 8 high; any key can be changed."""
     entry = {
         "id": number,
         "image_id": image_id,
@@ -35,7 +35,7 @@ def annotation(number: int = 1, image_id: int = 5, **changes: Any) -> dict[str, 
 
 
 def run_lengths(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
-    """A bool mask as JSON run lengths."""
+    """Return a bool mask as JSON run lengths."""
     if compressed:
         runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         return {"size": list(mask.shape), "counts": runs["counts"].decode()}
@@ -47,7 +47,7 @@ def run_lengths(mask: np.ndarray, compressed: bool = True) -> dict[str, Any]:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> MakeFolder:
-    """`make(annotations, sizes, pixels, categories, split)` -> data folder; by default one image, id 5."""
+    """Return `make(annotations, sizes, pixels, categories, split)` -> data folder; by default one image, id 5."""
 
     def make(
         annotations: list[dict[str, Any]],

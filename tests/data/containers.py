@@ -1,4 +1,4 @@
-"""One scene in many files: every depth and every way to store it."""
+"""Write one scene in files of every depth and storage format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Values = np.ndarray[Any, Any]
 
 
 def scene(height: int = 48, width: int = 64) -> Values:
-    """Soft bright discs on dark, 0..1, `[H, W]`: no value above 0.75."""
+    """Return soft bright discs on a dark background, `[H, W]`, values in 0..0.75."""
     y, x = np.mgrid[:height, :width]
     discs = [
         (1.3 - ((y - cy) ** 2 + (x - cx) ** 2) / 64).clip(0, 1) for cy in (12, 34) for cx in (14, 32, 50)
@@ -34,7 +34,7 @@ def with_alpha(values: Values) -> Values:
 
 
 def write_png(path: Path, values: Values) -> None:
-    """16 bits a value; grey, grey with alpha, RGB or RGBA, as there are values."""
+    """Write a PNG file with 16 bits per value: grey, grey with alpha, RGB or RGBA, by the number of channels."""
     values = values if values.ndim == 3 else values[..., None]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -61,7 +61,7 @@ def _pillow(values: Values, mode: str | None = None, **options: Any) -> Callable
 
 
 def containers() -> dict[str, Callable[[Path], None]]:
-    """Name of a file to what writes the scene there; all mean the same, whatever their depth."""
+    """Return a writer of the scene for each file name; all files show the same image at different depths."""
     one = scene()
     eight = np.rint(one * 255).astype(np.uint8)
     made: dict[str, Callable[[Path], None]] = {}

@@ -1,4 +1,4 @@
-"""One small scene, written in every layout that is read."""
+"""Write one small scene in every supported layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def change_json(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def write_images(folder: Path, split: str, suffix: str = ".png") -> None:
-    """Grey noise, each image its own."""
+    """Write images of noise, seeded by their names."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SCENES[split]:
         pixels = np.random.default_rng(ord(name)).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
@@ -96,7 +96,7 @@ def write_yolo(folder: Path) -> None:
 
 
 def write_lines(file: Path, objects: list[Rectangle]) -> None:
-    """A text file of polygons, as fractions of the image."""
+    """Write a text file of polygons, as fractions of the image size."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scale = np.tile([SIZE[1], SIZE[0]], 4)
     lines = [
@@ -108,7 +108,7 @@ def write_lines(file: Path, objects: list[Rectangle]) -> None:
 def write_label_images(
     folder: Path, dtype: type = np.uint16, suffix: str = ".tif", split_first: bool = True
 ) -> None:
-    """Labels are not in one row: 5, 10, 15, ..."""
+    """Write label images with the labels 5, 10, 15, ..."""
     for split, scene in SCENES.items():
         images, masks = (
             folder / split / kind if split_first else folder / kind / split for kind in ("images", "masks")

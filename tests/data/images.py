@@ -1,4 +1,4 @@
-"""Images that show what their annotations say: white objects on black."""
+"""Make images that match their annotations: white objects on black."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def scene(masks: np.ndarray) -> tuple[Tensor, Annotations]:
-    """A black image with white objects `[G, H, W]`, stored as run lengths."""
+    """Return a black image with white objects `[G, H, W]`, and the objects as run lengths."""
     size = (masks.shape[1], masks.shape[2])
     objects = [parse_segmentation(run_lengths(mask), size) for mask in masks]
     white = masks.any(0)[None].repeat(3, 0) * np.uint8(255)
@@ -34,7 +34,7 @@ def rectangles(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (60, 8
 def ellipse(
     size: tuple[int, int], middle: tuple[float, float], radii: tuple[float, float], tilt: float
 ) -> np.ndarray:
-    """Filled, bool `[H, W]`; a pixel belongs to it when its centre does."""
+    """Return a filled ellipse, bool `[H, W]`; a pixel is inside if its centre is."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     x, y = x - middle[0], y - middle[1]
     along, across = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
@@ -42,7 +42,7 @@ def ellipse(
 
 
 def outline(middle: tuple[float, float], radii: tuple[float, float], tilt: float) -> list[float]:
-    """The same ellipse as a polygon."""
+    """Return the same ellipse as a polygon."""
     turn = np.linspace(0, 2 * np.pi, 90, endpoint=False)
     x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
     corners = (
@@ -58,7 +58,7 @@ def slow_boxes(masks: Tensor) -> list[list[int]]:
 
 
 class Pair:
-    """A data set of items that are in memory already."""
+    """A data set of items in memory."""
 
     def __init__(self, *items: tuple[Tensor, Annotations]) -> None:
         self.items = items

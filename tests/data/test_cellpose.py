@@ -1,4 +1,4 @@
-"""Cellpose's and numpy's files of labels; none of them may run code."""
+"""Test label images in numpy and Cellpose files, and that pickled code is never executed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELS = np.arange(12, dtype=np.uint16).reshape(3, 4)
 
 
 def save(path: Path, value: Any, protocol: int = 4) -> Path:
-    """As `np.save` writes objects, in any of pickle's protocols."""
+    """Write an object as `np.save` does, in any pickle protocol."""
     array = np.empty((), dtype=object)
     array[()] = value
     with path.open("wb") as file:
@@ -31,7 +31,7 @@ def save(path: Path, value: Any, protocol: int = 4) -> Path:
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
-def test_cellpose_s_dictionary(tmp_path: Path, protocol: int) -> None:
+def test_cellpose_dictionary(tmp_path: Path, protocol: int) -> None:
     seg = {
         "masks": LABELS,
         "outlines": np.zeros((3, 4), dtype=np.uint16),
@@ -46,7 +46,7 @@ def test_cellpose_s_dictionary(tmp_path: Path, protocol: int) -> None:
     np.testing.assert_array_equal(read_numpy_labels(save(tmp_path / "a_seg.npy", seg, protocol)), LABELS)
 
 
-def test_np_save_itself(tmp_path: Path) -> None:
+def test_files_of_np_save(tmp_path: Path) -> None:
     np.save(tmp_path / "a_seg.npy", {"masks": LABELS})  # type: ignore[arg-type]
     np.save(tmp_path / "a.npy", LABELS)
     for name in ("a_seg.npy", "a.npy"):
@@ -54,7 +54,7 @@ def test_np_save_itself(tmp_path: Path) -> None:
 
 
 class Calls:
-    """Calls a function when it is unpickled."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -64,7 +64,7 @@ class Calls:
 
 
 @pytest.mark.parametrize("function", [os.mkdir, os.system, eval, getattr, exec, np.load, pickle.loads])
-def test_code_is_refused_and_not_run(tmp_path: Path, function: Callable[..., Any]) -> None:
+def test_rejects_code_without_running_it(tmp_path: Path, function: Callable[..., Any]) -> None:
     marker = tmp_path / "ran"
     text = {os.mkdir: str(marker), os.system: f"touch {marker}"}.get(
         function, f"__import__('os').mkdir({str(marker)!r})"
@@ -76,7 +76,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path, function: Callable[..., Any
     assert "\n" not in str(caught.value)
 
 
-def test_code_in_a_data_set_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_raises_on_code_in_data_set(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     (tmp_path / "val/masks/c.tif").unlink()
     save(tmp_path / "val/masks/c_seg.npy", {"masks": Calls(os.mkdir, str(tmp_path / "ran"))})
@@ -86,15 +86,15 @@ def test_code_in_a_data_set_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [{"outlines": LABELS}, "text", {"masks": "text"}, {"masks": None}, [1, 2]])
-def test_files_without_masks(tmp_path: Path, value: Any) -> None:
+def test_raises_on_files_without_masks(tmp_path: Path, value: Any) -> None:
     with pytest.raises(ValueError, match="no array of labels and no dictionary with 'masks'"):
         read_numpy_labels(save(tmp_path / "a_seg.npy", value))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x05\x00abcde", b"PNG" * 99])
-def test_damaged_files(tmp_path: Path, content: bytes) -> None:
+def test_raises_on_damaged_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(content)
-    with pytest.raises(ValueError, match="not numpy's arrays alone"):
+    with pytest.raises(ValueError, match="not a plain numpy file"):
         read_numpy_labels(tmp_path / "a.npy")
 
 
@@ -106,7 +106,7 @@ def labels_of(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("place", ["val/masks", "val/images", "val"])
 @pytest.mark.parametrize("form", ["seg", "cp_masks", "both", "numpy"])
-def test_folders_as_cellpose_leaves_them(tmp_path: Path, place: str, form: str) -> None:
+def test_cellpose_folders(tmp_path: Path, place: str, form: str) -> None:
     from PIL import Image
 
     write_label_images(tmp_path)
@@ -128,8 +128,8 @@ def test_folders_as_cellpose_leaves_them(tmp_path: Path, place: str, form: str) 
     assert [len(dataset[i][1]) for i in range(2)] == [len(objects) for objects in SCENES["val"].values()]
 
 
-def test_label_images_that_differ_are_refused(tmp_path: Path) -> None:
+def test_raises_on_differing_label_images(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     save(tmp_path / "val/masks/d_seg.npy", {"masks": labels_of(tmp_path)["d"][::-1]})
-    with pytest.raises(BadInput, match=r"masks/d\.tif, .*masks/d_seg\.npy: differ, so it is not certain"):
+    with pytest.raises(BadInput, match=r"masks/d\.tif, .*masks/d_seg\.npy: differ, so it is ambiguous"):
         CocoInstances.open(tmp_path, "val")

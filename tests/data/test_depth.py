@@ -1,4 +1,4 @@
-"""How more than 8 bits become 8."""
+"""Test the reduction of more than 8 bits to 8."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reduced(values: np.ndarray, **options: object) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_every_container_gives_the_same_image(tmp_path: Path, name: str) -> None:
+def test_every_container_yields_the_same_image(tmp_path: Path, name: str) -> None:
     CONTAINERS[name](tmp_path / name)
     image = read_image(tmp_path / name).numpy().astype(int)
     expected = np.rint(scene() * 255)
@@ -41,18 +41,18 @@ def test_every_container_gives_the_same_image(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["12 grey.png", "12 rgb.png", "16 rgba.png", "12 separate.tif", "12 white.tif", "float to 4.tif"]
 )
-def test_every_container_gives_the_same_detections(tmp_path: Path, name: str) -> None:
+def test_every_container_yields_the_same_detections(tmp_path: Path, name: str) -> None:
     predictor = Predictor.load(find_weights("nuclei"), device="cpu")
     eight = np.rint(scene() * 255).astype(np.uint8)
     CONTAINERS[name](tmp_path / name)
-    found, expected = predictor(tmp_path / name), predictor(eight)
-    assert len(found) == len(expected) == 6
-    np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.5)
+    detections, expected = predictor(tmp_path / name), predictor(eight)
+    assert len(detections) == len(expected) == 6
+    np.testing.assert_allclose(detections.xyxy, expected.xyxy, atol=0.5)
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.uint32, np.float32])
-def test_white_is_the_smallest_camera_depth(bits: int, kind: type) -> None:
+def test_white_level_is_smallest_camera_depth(bits: int, kind: type) -> None:
     full = 2**bits - 1
     for top in (full, full * 3 // 4, full // 3):
         values = np.linspace(0, top, 400).round().reshape(20, 20).astype(kind)
@@ -64,27 +64,27 @@ def test_white_is_the_smallest_camera_depth(bits: int, kind: type) -> None:
     ("top", "white"),
     [(0.01, 1), (1.0, 1), (1.2, 4), (3.9, 4), (5.5, 16), (60.5, 64), (64.5, 255), (300.5, 1023)],
 )
-def test_white_of_fractions(top: float, white: float) -> None:
+def test_white_level_of_fractions(top: float, white: float) -> None:
     values = np.linspace(0, top, 400, dtype=np.float64).reshape(20, 20, 1)
     assert white_level(strips_of(values), 400, "camera") == white
 
 
-def test_whole_numbers_in_floats_are_no_fractions() -> None:
+def test_whole_floats_are_not_fractions() -> None:
     values = np.arange(400, dtype=np.float32).reshape(20, 20, 1) % 5
     assert white_level(strips_of(values), 400, "camera") == 255
 
 
-def test_beyond_16_bits_the_brightest_is_white() -> None:
+def test_brightest_value_is_white_beyond_16_bits() -> None:
     values = np.array([[-5, 0], [100_000, 200_000]], dtype=np.int32)
     assert reduced(values)[..., 0].tolist() == [[0, 0], [128, 255]]
 
 
-def test_signed_values_end_at_their_own_maximum() -> None:
+def test_white_level_of_signed_type_is_its_maximum() -> None:
     values = np.array([[-300, 0], [16384, 32767]], dtype=np.int16)
     assert reduced(values)[..., 0].tolist() == [[0, 0], [128, 255]]
 
 
-def test_values_that_are_no_numbers_are_black() -> None:
+def test_non_finite_values_are_black() -> None:
     values = np.array([[np.nan, np.inf], [-np.inf, 0.5]], dtype=np.float32)
     assert reduced(values)[..., 0].tolist() == [[0, 0], [0, 128]]
 
@@ -103,7 +103,7 @@ def test_hot_pixels_do_not_set_the_range(kind: str, channels: int) -> None:
     assert (clipped[~same] == 255).all()
 
 
-def test_a_small_bright_object_keeps_its_shades() -> None:
+def test_small_bright_object_is_not_clipped() -> None:
     values = np.full((200, 200), 100, np.uint16)
     values[50:54, 60:64] = np.arange(16).reshape(4, 4) * 100 + 2000
     image = reduced(values)
@@ -122,14 +122,14 @@ def test_overshoot_of_fractions_is_clipped() -> None:
     assert white_level(strips_of(values[..., None]), values.size, "camera") == 1
 
 
-def test_a_given_white_is_taken_and_8_bits_stay() -> None:
+def test_depth_option_applies_beyond_8_bits() -> None:
     deep = np.array([[0, 100], [300, 4000]], np.uint16)
     assert reduced(deep, depth=400.0)[..., 0].tolist() == [[0, 64], [191, 255]]
     eight = np.array([[0, 100], [200, 255]], np.uint8)
     assert reduced(eight, depth=400.0)[..., 0].tolist() == eight.tolist()
 
 
-def test_channels_share_a_white(tmp_path: Path) -> None:
+def test_channels_share_white_level(tmp_path: Path) -> None:
     values = np.zeros((20, 20, 3), np.uint16)
     values[..., 0], values[..., 1], values[..., 2] = 4000, 200, 40
     write_png(tmp_path / "a.png", values)
@@ -138,7 +138,7 @@ def test_channels_share_a_white(tmp_path: Path) -> None:
 
 
 @given(seed=st.integers(0, 99), height=st.integers(1, 12), width=st.integers(1, 12), rows=st.integers(1, 5))
-def test_strips_leave_no_trace(seed: int, height: int, width: int, rows: int) -> None:
+def test_strips_do_not_change_white_level(seed: int, height: int, width: int, rows: int) -> None:
     rng = np.random.default_rng(seed)
     values = (rng.random((height, width, 1)) ** 8 * 5000).astype(np.uint16)
 
@@ -150,13 +150,13 @@ def test_strips_leave_no_trace(seed: int, height: int, width: int, rows: int) ->
 
 
 @pytest.mark.parametrize("name", ["12 rgb.png", "12 grey alpha.png", "12 rgb.tif", "12 separate.tif"])
-def test_strips_of_files_leave_no_trace(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_do_not_change_files(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CONTAINERS[name](tmp_path / name)
     whole = read_image(tmp_path / name)
     monkeypatch.setattr(depth, "STRIP_VALUES", 5 * 64)
     assert (read_image(tmp_path / name) == whole).all()
 
 
-def test_the_options_reach_a_file(tmp_path: Path) -> None:
+def test_depth_option_applies_to_files(tmp_path: Path) -> None:
     Image.fromarray(np.full((9, 9), 100, np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", options=ReadOptions(depth=400.0)).unique().tolist() == [64]

@@ -1,4 +1,4 @@
-"""COCO files where annotation tools put them."""
+"""Test COCO files in the layouts of annotation tools."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def write_export(
         "labels/{}_coco.json",
     ],
 )
-def test_splits_of_any_tool(tmp_path: Path, images: str, annotations: str) -> None:
+def test_splits_of_annotation_tools(tmp_path: Path, images: str, annotations: str) -> None:
     for split in SCENES:
         write_export(tmp_path, split, images.format(split), annotations.format(split))
     for split, scene in SCENES.items():
@@ -67,7 +67,7 @@ def test_splits_of_any_tool(tmp_path: Path, images: str, annotations: str) -> No
         ("images", "training.json", "", "COCO export, "),
     ],
 )
-def test_one_set_without_splits_is_train(
+def test_folder_without_splits_is_train(
     tmp_path: Path, images: str, annotations: str, prefix: str, layout: str
 ) -> None:
     write_export(tmp_path, "val", images, annotations, prefix=prefix)
@@ -80,7 +80,7 @@ def test_one_set_without_splits_is_train(
         CocoInstances.open(tmp_path, "val")
 
 
-def test_the_tool_s_other_files_are_not_annotations(tmp_path: Path) -> None:
+def test_ignores_other_json_files(tmp_path: Path) -> None:
     write_export(tmp_path, "train", "images/train", "annotations/instances_train.json")
     captions = coco_content("train", (1, 2))
     (tmp_path / "annotations/captions_train.json").write_text(json.dumps(captions))
@@ -89,35 +89,35 @@ def test_the_tool_s_other_files_are_not_annotations(tmp_path: Path) -> None:
     assert find_split(tmp_path, "train").annotations.name == "instances_train.json"
 
 
-def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
+def test_raises_on_two_files_for_one_split(tmp_path: Path) -> None:
     write_export(tmp_path, "train", "images/train", "annotations/train.json")
     write_export(tmp_path, "train", "images/train", "train/labels.json")
     with pytest.raises(BadInput, match=r"annotations/train\.json, .*train/labels\.json: both are COCO files"):
         find_split(tmp_path, "train")
 
 
-def test_a_set_that_holds_val_alone_gives_no_train(tmp_path: Path) -> None:
-    """A file of the whole set would bring val into train."""
+def test_val_split_alone_has_no_train(tmp_path: Path) -> None:
+    """A file of the whole set would include val in train."""
     write_export(tmp_path, "val", "images", "val.json")
     write_export(tmp_path, "train", "images", "all.json")
     with pytest.raises(BadInput, match="has no train split, only val"):
         find_split(tmp_path, "train")
 
 
-def test_a_file_of_train_and_val_is_neither(tmp_path: Path) -> None:
+def test_file_of_train_and_val_is_neither(tmp_path: Path) -> None:
     write_export(tmp_path, "val", "images", "annotations/instances_train_val.json")
     with pytest.raises(BadInput, match="has no train split; looked for"):
         find_split(tmp_path, "train")
 
 
-def test_the_folder_around_a_data_set(tmp_path: Path) -> None:
+def test_raises_on_parent_of_data_set(tmp_path: Path) -> None:
     write_plain(tmp_path / "set")
-    with pytest.raises(BadInput, match=r"has no train split, but .*set is a data set; give that folder"):
+    with pytest.raises(BadInput, match=r"has no train split, but .*set is a data set; pass that folder"):
         find_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize("images", ["images/val", "val", "."])
-def test_our_own_file_with_images_elsewhere(tmp_path: Path, images: str) -> None:
+def test_plain_layout_with_images_elsewhere(tmp_path: Path, images: str) -> None:
     write_export(tmp_path, "val", images, "val.json")
     dataset = CocoInstances.open(tmp_path, "val")
     assert [len(dataset[i][1]) for i in range(2)] == [1, 3]
@@ -145,14 +145,14 @@ def test_encodings_of_yolo(tmp_path: Path, encoding: str) -> None:
     check_same_classes(train, val)
 
 
-def test_a_folder_of_many_json_files_is_not_searched(tmp_path: Path) -> None:
+def test_skips_folder_of_many_json_files(tmp_path: Path) -> None:
     write_export(tmp_path, "train", "images", "labels/instances_train.json")
     for number in range(30):
         (tmp_path / f"labels/{number}.json").write_text(json.dumps(coco_content("val", (1, 2))))
     assert find_split(tmp_path, "train").annotations.name == "instances_train.json"
 
 
-def test_png_beside_json_of_its_name_is_no_export(tmp_path: Path) -> None:
+def test_json_beside_image_is_not_an_export(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.json").write_text(json.dumps(coco_content("val", (1, 2))))
     with pytest.raises(BadInput, match="has no train split; looked for"):

@@ -1,4 +1,4 @@
-"""Which files are images, and which images are not read."""
+"""Test the recognition of image files and of images that cannot be read."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .folders import write_label_images, write_yolo
     [("a.jpg", True), ("a.PNG", True), ("a.tif", True), ("a.lsm", True), ("a.webp", True), ("a.heic", False),
      ("a.nef", False), ("a.czi", False), ("a.pdf", False), ("a.txt", False), (".a.jpg", False), ("jpg", False)],
 )  # fmt: skip
-def test_images_are_known_by_their_endings(name: str, known: bool) -> None:
+def test_image_suffixes(name: str, known: bool) -> None:
     assert is_image_file(Path(name)) is known
 
 
-def test_unread_images_are_counted_and_named(tmp_path: Path) -> None:
+def test_describes_unread_images(tmp_path: Path) -> None:
     names = ["a.HEIC", "b.heic", "c.heif", "d.heic", "e.nef", "f.dng", "g.czi", "h.nd2", "i.dcm", "j.npy"]
     ignored = ["k.jpg", "l.txt", "m.json", "Thumbs.db", ".DS_Store", "._a.heic", "n.csv", "o.xml", "p.mp4"]
     for name in names + ignored:
@@ -49,7 +49,7 @@ def test_unread_images_are_counted_and_named(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_named_outright_is_refused_with_advice(tmp_path: Path) -> None:
+def test_raises_with_advice_on_unread_format(tmp_path: Path) -> None:
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     with pytest.raises(BadInput, match=r"a\.heic: cannot be read .*; convert to JPEG or PNG"):
         read_image(tmp_path / "a.heic")
@@ -62,7 +62,7 @@ def test_what_is_named_outright_is_refused_with_advice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_tiff_that_is_cut_short_is_refused(tmp_path: Path, compression: str | None) -> None:
+def test_raises_on_truncated_tiff(tmp_path: Path, compression: str | None) -> None:
     values = np.random.default_rng(0).integers(0, 4000, (5, 60, 60)).astype(np.uint16)
     path = tmp_path / "cut.tif"
     tifffile.imwrite(path, values, photometric="minisblack", planarconfig="separate", compression=compression)
@@ -71,7 +71,7 @@ def test_tiff_that_is_cut_short_is_refused(tmp_path: Path, compression: str | No
         read_image(path)
 
 
-def test_what_cannot_be_decoded_is_refused_with_advice(tmp_path: Path) -> None:
+def test_raises_with_advice_on_unsupported_compression(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(
         path, np.zeros((2, 20, 20), np.uint16), photometric="minisblack", planarconfig="separate"
@@ -84,7 +84,7 @@ def test_what_cannot_be_decoded_is_refused_with_advice(tmp_path: Path) -> None:
         read_image(path)
 
 
-def test_large_tiff_is_no_bomb_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_size_reads_large_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((40, 50), np.float32))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -94,7 +94,7 @@ def test_large_tiff_is_no_bomb_in_tiles(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("writer", [write_label_images, write_yolo])
-def test_data_sets_tell_of_unread_images(tmp_path: Path, writer: object) -> None:
+def test_data_sets_report_unread_images(tmp_path: Path, writer: object) -> None:
     writer(tmp_path)  # type: ignore[operator]
     folder = next(
         path for path in tmp_path.rglob("images/*/*" if writer is write_yolo else "val/images/*")
@@ -109,7 +109,7 @@ def test_data_sets_tell_of_unread_images(tmp_path: Path, writer: object) -> None
 
 
 @contextmanager
-def suppress_bad_input(messages: list[str]) -> Iterator[None]:
+def collect_bad_input(messages: list[str]) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
@@ -117,7 +117,7 @@ def suppress_bad_input(messages: list[str]) -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:.*(EXIF|Tag|Truncated)")
-def test_damaged_stacks_are_refused_in_a_line() -> None:
+def test_raises_on_damaged_stacks() -> None:
     buffer = io.BytesIO()
     values = np.zeros((3, 2, 32, 32), np.uint16)
     tifffile.imwrite(buffer, values, ome=True, metadata={"axes": "TCYX"}, compression="zlib")
@@ -126,7 +126,7 @@ def test_damaged_stacks_are_refused_in_a_line() -> None:
     for turn in range(60):
         damaged = bytearray(content[: int(rng.integers(8, len(content)))] if turn % 2 else content)
         damaged[int(rng.integers(4, len(damaged)))] ^= 0xFF
-        with suppress_bad_input(messages):
+        with collect_bad_input(messages):
             read_image(bytes(damaged))
     assert len(messages) > 5
     assert not any("\n" in message for message in messages)

@@ -25,11 +25,11 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def paths(names: list[str], images: Path, *others: Path) -> list[str]:
-    found = find_image_files(names, images, others)
-    assert not found.missing
-    assert not found.uncertain
+    result = find_image_files(names, images, others)
+    assert not result.missing
+    assert not result.uncertain
     root = others[-1] if others else images
-    return [(found.folder / name).resolve().relative_to(root.resolve()).as_posix() for name in found.names]
+    return [(result.folder / name).resolve().relative_to(root.resolve()).as_posix() for name in result.names]
 
 
 @pytest.mark.parametrize(
@@ -56,20 +56,20 @@ def test_spellings_of_a_name(tmp_path: Path, written: str, existing: str) -> Non
     assert find_image_files([written], tmp_path).respelled == [0]
 
 
-def test_an_exact_name_wins_over_its_spellings(tmp_path: Path) -> None:
+def test_exact_name_takes_precedence(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "A.PNG", "b%20c.png", "b c.png")
     assert paths(["A.PNG", "a.png", "b%20c.png"], tmp_path) == ["A.PNG", "a.png", "b%20c.png"]
     touch(tmp_path, "cam/a.png", "cam/A.PNG")
     assert paths(["cam\\A.PNG", "cam\\a.png"], tmp_path) == ["cam/A.PNG", "cam/a.png"]
 
 
-def test_two_files_of_one_spelling_are_uncertain(tmp_path: Path) -> None:
+def test_two_matching_files_are_ambiguous(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "A.PNG")
-    found = find_image_files(["a.PNG"], tmp_path)
-    assert sorted(found.uncertain[0]) == [str(tmp_path / "A.PNG"), str(tmp_path / "a.png")]
+    result = find_image_files(["a.PNG"], tmp_path)
+    assert sorted(result.uncertain[0]) == [str(tmp_path / "A.PNG"), str(tmp_path / "a.png")]
 
 
-def test_equal_names_in_two_folders_are_not_confused(tmp_path: Path) -> None:
+def test_equal_names_in_two_folders(tmp_path: Path) -> None:
     touch(tmp_path, "s1/a.png", "s2/a.png")
     assert paths(["s2\\a.png", "s1\\a.png"], tmp_path) == ["s2/a.png", "s1/a.png"]
     (tmp_path / "s1/a.png").unlink()
@@ -78,14 +78,14 @@ def test_equal_names_in_two_folders_are_not_confused(tmp_path: Path) -> None:
     assert find_image_files(["s1/a.png", "s2/a.png"], tmp_path).missing == [0]
 
 
-def test_folders_that_were_flattened_are_refused_where_names_clash(tmp_path: Path) -> None:
+def test_flattened_folders_with_equal_names_are_ambiguous(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "b.png")
     assert paths(["s1/a.png", "s2/b.png"], tmp_path) == ["a.png", "b.png"]
-    found = find_image_files(["s1/a.png", "s2/a.png"], tmp_path)
-    assert found.uncertain == {0: ["s2/a.png"], 1: ["s1/a.png"]}
+    result = find_image_files(["s1/a.png", "s2/a.png"], tmp_path)
+    assert result.uncertain == {0: ["s2/a.png"], 1: ["s1/a.png"]}
 
 
-def test_the_folder_where_all_names_exist(tmp_path: Path) -> None:
+def test_complete_folder_takes_precedence(tmp_path: Path) -> None:
     images = touch(tmp_path / "images", "train/a.png", "train/b.png", "a.png")
     train = images / "train"
     assert find_image_files(["a.png", "b.png"], images, [images, train, tmp_path]).folder == train
@@ -96,11 +96,11 @@ def test_the_folder_where_all_names_exist(tmp_path: Path) -> None:
         find_image_files(["a.png"], images, [images, train])
 
 
-def test_missing_files_name_the_most_similar_one(tmp_path: Path) -> None:
+def test_missing_file_has_nearest_name(tmp_path: Path) -> None:
     touch(tmp_path, "cells_0001.png", "other.png")
-    found = find_image_files(["cells_001.png", "zzz.bmp"], tmp_path)
-    assert found.missing == [0, 1]
-    assert found.nearest == {0: tmp_path / "cells_0001.png"}
+    result = find_image_files(["cells_001.png", "zzz.bmp"], tmp_path)
+    assert result.missing == [0, 1]
+    assert result.nearest == {0: tmp_path / "cells_0001.png"}
 
 
 def change_names(folder: Path, change: Any) -> None:
@@ -111,7 +111,7 @@ def change_names(folder: Path, change: Any) -> None:
     file.write_text(json.dumps(content))
 
 
-def test_respelled_names_are_told_once(tmp_path: Path) -> None:
+def test_respelled_names_are_reported_once(tmp_path: Path) -> None:
     write_plain(tmp_path)
     change_names(tmp_path, lambda name: f"D:\\set\\{name.upper()}")
     dataset = CocoInstances.open(tmp_path, "val")
@@ -120,12 +120,12 @@ def test_respelled_names_are_told_once(tmp_path: Path) -> None:
     assert dataset.layout == "val.json beside images/"
     (line,) = dataset.warning_lines()
     assert "2 names of images are read as those of existing files" in line
-    noted: list[Problem] = []
-    CocoInstances(find_split(tmp_path, "val"), on_issue=noted.append)
-    assert [(problem.kind, problem.fatal) for problem in noted] == [("image name", False)]
+    issues: list[Problem] = []
+    CocoInstances(find_split(tmp_path, "val"), on_issue=issues.append)
+    assert [(problem.kind, problem.fatal) for problem in issues] == [("image name", False)]
 
 
-def test_missing_and_uncertain_images_are_refused(tmp_path: Path) -> None:
+def test_raises_on_missing_and_ambiguous_images(tmp_path: Path) -> None:
     write_plain(tmp_path)
     (tmp_path / "images/d.png").rename(tmp_path / "images/d_1.png")
     with pytest.raises(

@@ -31,7 +31,7 @@ def save(photo: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
-def test_rgb_comes_back_exactly_from_every_source(tmp_path: Path) -> None:
+def test_rgb_is_exact_from_every_source(tmp_path: Path) -> None:
     pixels = noise(7, 5)
     path = save(Image.fromarray(pixels), tmp_path / "a.png")
     with Image.open(path) as opened:
@@ -45,7 +45,7 @@ def test_rgb_comes_back_exactly_from_every_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK", "RGBA", "YCbCr"])
-def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_modes_are_converted_to_rgb(tmp_path: Path, mode: str) -> None:
     photo = Image.fromarray(smooth(24, 16)).convert(mode)
     suffix = {"CMYK": "tif", "YCbCr": "tif"}.get(mode, "png")
     image = read_image(save(photo, tmp_path / f"a.{suffix}"))
@@ -68,7 +68,7 @@ def test_palette_with_transparency_keeps_the_palette_colours(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("top", "full"), [(200, 255), (1000, 1023), (4095, 4095), (9000, 16383), (65535, 65535)]
 )
-def test_deep_grey_is_scaled_by_the_depth_of_its_camera(tmp_path: Path, top: int, full: int) -> None:
+def test_deep_grey_is_scaled_by_camera_depth(tmp_path: Path, top: int, full: int) -> None:
     deep = np.linspace(0, top, 64).reshape(8, 8).astype(np.uint16)
     image = read_image(save(Image.fromarray(deep), tmp_path / "a.png"))
     assert (image[0] == image[1]).all()
@@ -76,7 +76,7 @@ def test_deep_grey_is_scaled_by_the_depth_of_its_camera(tmp_path: Path, top: int
     np.testing.assert_array_equal(image[0].numpy(), np.rint(deep * (255 / full)).astype(np.uint8))
 
 
-def test_wide_integers_and_fractions_are_scaled(tmp_path: Path) -> None:
+def test_integers_and_fractions_are_scaled(tmp_path: Path) -> None:
     wide = np.array([[-5, 0], [100_000, 200_000]], dtype=np.int32)
     assert read_image(save(Image.fromarray(wide), tmp_path / "a.tif"))[0].tolist() == [[0, 0], [128, 255]]
     fractions = np.array([[0, 0.5], [1.0, np.nan]], dtype=np.float32)
@@ -101,7 +101,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     assert upright.shape[:2] == ((40, 24) if orientation >= 5 else (24, 40))
 
 
-def test_deep_grey_is_turned_too(tmp_path: Path) -> None:
+def test_deep_grey_is_rotated_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300
@@ -126,7 +126,7 @@ def cut(suffix: str) -> bytes:
         ("head.png", b"\x89PNG\r\n\x1a\n" + bytes(40)),
     ],
 )
-def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+def test_raises_on_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(BadInput, match=name) as caught:
@@ -136,7 +136,7 @@ def test_damaged_files_are_named_in_one_line(tmp_path: Path, name: str, content:
         read_image(content, name="shown as this")
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+def test_raises_on_missing_files_and_folders(tmp_path: Path) -> None:
     for read in (read_image, read_size):
         with pytest.raises(BadInput, match=r"none\.png: no such image"):
             read(tmp_path / "none.png")
@@ -145,7 +145,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(53, 71), (20, 90), (160, 31), (1, 1), (64, 48)])
-def test_resize_is_pillows_and_within_a_level_of_torchvisions(size: tuple[int, int]) -> None:
+def test_resize_matches_pillow_and_torchvision(size: tuple[int, int]) -> None:
     pixels = noise(64, 48)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     resized = resize_image(image, size)
@@ -155,14 +155,14 @@ def test_resize_is_pillows_and_within_a_level_of_torchvisions(size: tuple[int, i
     assert (resized.int() - other.int()).abs().max() <= 1
 
 
-def test_resize_to_its_own_size_gives_the_image_itself() -> None:
+def test_resize_to_same_size_returns_the_image() -> None:
     image = torch.zeros(3, 5, 6, dtype=torch.uint8)
     assert resize_image(image, (5, 6)) is image
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_resizing_a_part_is_a_part_of_the_whole_resized(data: st.DataObject) -> None:
+def test_resized_box_matches_part_of_resized_image(data: st.DataObject) -> None:
     height, width = data.draw(st.tuples(st.integers(4, 40), st.integers(4, 40)))
     new_height, new_width = data.draw(st.tuples(st.integers(4, 80), st.integers(4, 80)))
     top, left = data.draw(st.integers(0, new_height - 1)), data.draw(st.integers(0, new_width - 1))
@@ -176,7 +176,7 @@ def test_resizing_a_part_is_a_part_of_the_whole_resized(data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
-def test_what_pillow_takes_for_a_bomb_is_read_on_request(
+def test_any_size_reads_decompression_bombs(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     path = save(Image.fromarray(smooth(30, 40)), tmp_path / f"large.{suffix}")
@@ -196,7 +196,7 @@ def test_what_pillow_takes_for_a_bomb_is_read_on_request(
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "I", "F", "I;16"])
-def test_strips_leave_no_trace(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_do_not_change_the_result(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = np.arange(24 * 16).reshape(24, 16)
     images = {
         "I": Image.fromarray(deep.astype(np.int32)),

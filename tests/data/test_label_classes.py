@@ -1,4 +1,4 @@
-"""Label images whose objects have classes."""
+"""Test label images whose objects have classes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_classes(file: Path, split: str, name: str) -> None:
         ("{split}/masks/{name}_classes", True),
     ],
 )
-def test_files_of_classes(tmp_path: Path, suffix: str, place: str, split_first: bool) -> None:
+def test_class_files(tmp_path: Path, suffix: str, place: str, split_first: bool) -> None:
     write_label_images(tmp_path, split_first=split_first)
     for split, scene in SCENES.items():
         for name in scene:
@@ -91,7 +91,7 @@ def test_classes_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split_first", [True, False])
-def test_one_folder_for_each_class(tmp_path: Path, split_first: bool) -> None:
+def test_one_folder_per_class(tmp_path: Path, split_first: bool) -> None:
     for split, scene in SCENES.items():
         parts = (split, "{}") if split_first else ("{}", split)
         write_images(
@@ -140,13 +140,13 @@ def spoil(folder: Path, change: str) -> None:
     [
         ("missing file", r"d\.tif: has no file of classes, as other label images have"),
         ("missing label", r"d_classes\.json: has no class for label 15"),
-        ("no class", r"d_classes\.json: is no table of labels and classes"),
-        ("no table", r"d_classes\.json: is no table of labels and classes"),
+        ("no class", r"d_classes\.json: is not a table of labels and classes"),
+        ("no table", r"d_classes\.json: is not a table of labels and classes"),
         ("two classes", r"d_classes\.png: label 5: has the classes \[1, 2\]"),
-        ("size", r"d_classes\.png: label 5: the class image is not of the label image's size"),
+        ("size", r"d_classes\.png: label 5: the class image does not have the size of the label image"),
     ],
 )
-def test_classes_that_are_not_certain_are_refused(tmp_path: Path, change: str, message: str) -> None:
+def test_raises_on_ambiguous_classes(tmp_path: Path, change: str, message: str) -> None:
     write_label_images(tmp_path)
     for split, scene in SCENES.items():
         for name in scene:
@@ -172,13 +172,13 @@ def test_tables(tmp_path: Path, name: str, text: str, expected: dict[int, Any]) 
 
 
 @pytest.mark.parametrize("text", ["1\n2\n", "label,class\nx,1\n"])
-def test_bad_tables(tmp_path: Path, text: str) -> None:
+def test_raises_on_bad_tables(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(BadInput, match=r"a\.csv: is no table of labels and classes"):
+    with pytest.raises(BadInput, match=r"a\.csv: is not a table of labels and classes"):
         read_table(tmp_path / "a.csv")
 
 
-def test_stardist_s_folders_without_splits(tmp_path: Path) -> None:
+def test_stardist_folders_without_splits(tmp_path: Path) -> None:
     write_label_images(tmp_path / "set")
     for part in ("images", "masks"):
         (tmp_path / "set/val" / part).rename(tmp_path / part)
@@ -187,7 +187,7 @@ def test_stardist_s_folders_without_splits(tmp_path: Path) -> None:
     assert [len(dataset[i][1]) for i in range(2)] == [1, 3]
 
 
-def test_a_file_for_each_object_is_no_folder_of_classes(tmp_path: Path) -> None:
+def test_one_file_per_object_is_not_a_class_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "images", "val")
     for name in SCENES["val"]:
         (tmp_path / "masks" / name).mkdir(parents=True)

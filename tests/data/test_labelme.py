@@ -57,7 +57,7 @@ def masks(dataset: CocoInstances, index: int = 0) -> np.ndarray:
     return dataset[index][1].dense_masks().numpy()
 
 
-def test_every_kind_of_shape(tmp_path: Path) -> None:
+def test_every_shape_type(tmp_path: Path) -> None:
     ring = np.ones((6, 8), dtype=bool)
     ring[2:4, 3:5] = False
     shapes = [
@@ -73,20 +73,20 @@ def test_every_kind_of_shape(tmp_path: Path) -> None:
     assert dataset.class_names == ["cell", "other"]
     _, target = dataset[0]
     assert target.labels.tolist() == [0, 0, 1, 0, 0]
-    found = masks(dataset)
+    result = masks(dataset)
     expected = np.zeros((5, *SIZE), dtype=bool)
     expected[0, 2:8, 2:12] = True
     expected[1, 20:30, 10:20] = True
     expected[2, 2:9, 20:28] = True
     expected[4, 30:36, 20:28] = ring
     for place in (0, 1, 2, 4):
-        np.testing.assert_array_equal(found[place], expected[place])
-    assert found[3].sum() == pytest.approx(np.pi * 25, rel=0.05)
-    ys, xs = np.nonzero(found[3])
+        np.testing.assert_array_equal(result[place], expected[place])
+    assert result[3].sum() == pytest.approx(np.pi * 25, rel=0.05)
+    ys, xs = np.nonzero(result[3])
     assert (ys.mean() + 0.5, xs.mean() + 0.5) == pytest.approx((15, 15), abs=0.3)
 
 
-def test_a_group_is_one_object(tmp_path: Path) -> None:
+def test_group_is_one_object(tmp_path: Path) -> None:
     far = [[20, 20], [28, 20], [28, 30], [20, 30]]
     shapes = [
         {**POLYGON, "group_id": 4},
@@ -101,7 +101,7 @@ def test_a_group_is_one_object(tmp_path: Path) -> None:
     assert masks(dataset).sum((1, 2)).tolist() == [60 + 80, 80, 60 + 80]
 
 
-def test_shapes_without_area_and_images_without_file_are_told(tmp_path: Path) -> None:
+def test_reports_shapes_without_area_and_images_without_file(tmp_path: Path) -> None:
     write(
         tmp_path,
         "a",
@@ -111,10 +111,10 @@ def test_shapes_without_area_and_images_without_file_are_told(tmp_path: Path) ->
     line = "\n".join(CocoInstances.open(tmp_path, "train").warning_lines())
     assert "shapes without an area are left out: 1 line, 2 point" in line
     assert "1 images have no LabelMe file and are left out, among them b.png" in line
-    noted: list[Problem] = []
-    dataset = CocoInstances(find_split(tmp_path, "train"), on_issue=noted.append)
+    issues: list[Problem] = []
+    dataset = CocoInstances(find_split(tmp_path, "train"), on_issue=issues.append)
     assert len(dataset) == 1
-    assert [(problem.kind, problem.fatal) for problem in noted] == [
+    assert [(problem.kind, problem.fatal) for problem in issues] == [
         ("left out", False),
         ("image left out", False),
     ]
@@ -136,7 +136,7 @@ def test_splits_share_their_classes(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize(
     "path", ["..\\images\\a.png", "../images/a.png", "C:\\me\\images\\a.png", "a.png", "A.PNG"]
 )
-def test_images_in_another_folder(tmp_path: Path, path: str) -> None:
+def test_images_in_separate_folder(tmp_path: Path, path: str) -> None:
     write(tmp_path / "labels", "a", [POLYGON], imagePath=path)
     (tmp_path / "images").mkdir()
     (tmp_path / "labels/a.png").rename(tmp_path / "images/a.png")
@@ -151,15 +151,15 @@ def test_encodings(tmp_path: Path, encoding: str) -> None:
     assert CocoInstances.open(tmp_path, "train").class_names == ["Zelle ü"]
 
 
-def test_old_files_without_a_size(tmp_path: Path) -> None:
+def test_files_without_size(tmp_path: Path) -> None:
     write(tmp_path, "a", [POLYGON], imageHeight=None, imageWidth=None)
     assert CocoInstances.open(tmp_path, "train").sizes == [SIZE]
 
 
-def test_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
+def test_ground_truth_of_evaluator(tmp_path: Path) -> None:
     write(tmp_path, "a", [POLYGON])
-    truth = CocoInstances.open(tmp_path, "train").ground_truth
-    (mask,) = truth.annotations[0].segmentations
+    ground_truth = CocoInstances.open(tmp_path, "train").ground_truth
+    (mask,) = ground_truth.annotations[0].segmentations
     assert isinstance(mask, Polygons)
     assert mask.parts[0].ravel().tolist() == [2, 2, 12, 2, 12, 8, 2, 8]
 
@@ -176,7 +176,7 @@ def test_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
         ),
         ({"shapes": [shape("mask", [[1, 1], [3, 3]])]}, r"shape 0 \(mask, cell\) cannot be used"),
         ({"shapes": [shape("circle", [[1, 1]])]}, r"shape 0 .*a circle has a center and a point on it"),
-        ({"shapes": [shape("polygon", [1, 2, 3])]}, r"shape 0 .*its points are no list of x, y"),
+        ({"shapes": [shape("polygon", [1, 2, 3])]}, r"shape 0 .*its points are not a list of x, y"),
         ({"shapes": [box_mask(28, 2, np.ones((3, 3), bool))]}, r"its mask reaches outside the image"),
         ({"shapes": [box_mask(2, 2, np.zeros((3, 3), bool))]}, r"its mask is empty"),
         (
@@ -185,7 +185,7 @@ def test_the_ground_truth_of_an_evaluator(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_files_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_raises_on_bad_files(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     write(tmp_path, "b", [POLYGON])
     write(tmp_path, "a", **{"shapes": [POLYGON], **changes})
     with pytest.raises(BadInput, match=message) as caught:
@@ -193,7 +193,7 @@ def test_bad_files_are_named(tmp_path: Path, changes: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
+def test_raises_on_file_that_is_not_json(tmp_path: Path) -> None:
     write(tmp_path, "b", [POLYGON])
     (tmp_path / "c.json").write_text("{")
     with pytest.raises(BadInput, match=r"c\.json: cannot be read as JSON"):

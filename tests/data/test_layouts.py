@@ -30,7 +30,7 @@ each_layout = pytest.mark.parametrize("layout", WRITERS)
 
 @each_layout
 @pytest.mark.parametrize("split", SCENES)
-def test_every_layout_gives_the_same_items(tmp_path: Path, layout: str, split: str) -> None:
+def test_every_layout_yields_the_same_items(tmp_path: Path, layout: str, split: str) -> None:
     WRITERS[layout](tmp_path)
     dataset = CocoInstances.open(tmp_path, split)  # type: ignore[arg-type]
     labelled = layout == "label images"
@@ -49,7 +49,7 @@ def test_every_layout_gives_the_same_items(tmp_path: Path, layout: str, split: s
 
 
 @each_layout
-def test_every_layout_is_told_in_one_line(tmp_path: Path, layout: str) -> None:
+def test_layout_is_described_in_one_line(tmp_path: Path, layout: str) -> None:
     WRITERS[layout](tmp_path)
     line = CocoInstances.open(tmp_path, "val").layout
     assert "\n" not in line
@@ -57,8 +57,8 @@ def test_every_layout_is_told_in_one_line(tmp_path: Path, layout: str) -> None:
 
 
 @each_layout
-def test_results_with_the_sets_own_ids_are_measured(tmp_path: Path, layout: str) -> None:
-    """The ground truth itself as the prediction, through the ids that results carry."""
+def test_ground_truth_as_prediction_scores_one(tmp_path: Path, layout: str) -> None:
+    """Evaluate the ground truth as the prediction, with the image and category ids of the data set."""
     WRITERS[layout](tmp_path)
     dataset = CocoInstances.open(tmp_path, "val")
     results = []
@@ -89,13 +89,13 @@ def test_results_with_the_sets_own_ids_are_measured(tmp_path: Path, layout: str)
 
 
 @each_layout
-def test_a_split_that_is_missing_is_named(tmp_path: Path, layout: str) -> None:
+def test_raises_on_missing_split(tmp_path: Path, layout: str) -> None:
     WRITERS[layout](tmp_path)
     with pytest.raises(BadInput, match=r"has no test split, only train and val; move some"):
         find_split(tmp_path, "test")
 
 
-def test_the_newest_year_is_taken(make_folder: MakeFolder) -> None:
+def test_newest_year_is_used(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation()], split="val")
     files = find_split(folder, "val")
     assert files.annotations == folder / "val.json"
@@ -110,7 +110,7 @@ def test_the_newest_year_is_taken(make_folder: MakeFolder) -> None:
 
 
 def test_images_without_annotations(tmp_path: Path) -> None:
-    """COCO's test-dev: some of the images of test, and no annotations."""
+    """COCO's test-dev is a part of the images of test, without annotations."""
     write_coco(tmp_path)
     write_images(tmp_path / "test2017", "val")
     for name in ("test2017", "test-dev2017"):
@@ -126,14 +126,14 @@ def test_images_without_annotations(tmp_path: Path) -> None:
     assert len(CocoInstances.open(tmp_path, "test")) == 2
 
 
-def test_annotations_win_over_a_list_of_images(tmp_path: Path) -> None:
+def test_annotations_take_precedence_over_image_info(tmp_path: Path) -> None:
     write_coco(tmp_path)
     (tmp_path / "annotations/image_info_val2017.json").write_text("{}")
     assert find_split(tmp_path, "val").annotations.name == "instances_val2017.json"
 
 
 @pytest.mark.parametrize("change", ["used", "no parent", "own supercategory"])
-def test_only_roboflows_own_category_is_left_out(tmp_path: Path, change: str) -> None:
+def test_only_roboflow_placeholder_category_is_removed(tmp_path: Path, change: str) -> None:
     write_roboflow(tmp_path)
     file = tmp_path / "train" / "_annotations.coco.json"
     content = json.loads(file.read_text())
@@ -147,7 +147,7 @@ def test_only_roboflows_own_category_is_left_out(tmp_path: Path, change: str) ->
     assert CocoInstances.open(tmp_path, "train").category_ids == [0, 1, 2]
 
 
-def test_missing_folders_say_what_was_looked_for(tmp_path: Path) -> None:
+def test_raises_on_missing_folders(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"nowhere: no such data folder"):
         find_split(tmp_path / "nowhere", "train")
     with pytest.raises(

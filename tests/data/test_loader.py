@@ -22,14 +22,14 @@ from embedmask.errors import BadInput
 
 from .conftest import MakeFolder, annotation, polygon
 
-# The authors' grouped sampler, number for number.
+# input and output of the authors' grouped sampler
 GROUP_IDS = [0, 1, 0, 0, 0, 0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0]
 ORDER = [19, 0, 13, 18, 7, 22, 6, 14, 1, 17, 15, 2, 5, 9, 16, 21, 12, 3, 10, 8]
 BATCHES = [[19, 0, 18, 7], [13, 6, 1, 15], [22, 14, 17, 2], [5, 9, 16, 21], [12, 3], [10, 8]]
 
 
 def make_dataset(make_folder: MakeFolder, count: int = 11, **config: Any) -> CocoInstances:
-    """Every third image is landscape; image i has i % 3 objects."""
+    """Write images of which every third is landscape; image i has i % 3 objects."""
     sizes = {i: (40, 60) if i % 3 == 0 else (50, 44) for i in range(1, count + 1)}
     objects = [
         annotation(10 * i + k, i, segmentation=[polygon(5 + 9 * k, 8, 7, 20)], bbox=[5 + 9 * k, 8, 7, 20])
@@ -44,7 +44,7 @@ def make_dataset(make_folder: MakeFolder, count: int = 11, **config: Any) -> Coc
 
 
 def signature(loader: Any, epoch: int) -> list[tuple[list[int | None], int]]:
-    """Ids and a checksum of the pixels of each batch."""
+    """Return the image ids and a checksum of the pixels of each batch."""
     loader.batch_sampler.sampler.set_epoch(epoch)
     return [
         (
@@ -55,7 +55,7 @@ def signature(loader: Any, epoch: int) -> list[tuple[list[int | None], int]]:
     ]
 
 
-def test_grouping_is_the_authors() -> None:
+def test_batches_match_the_authors_sampler() -> None:
     assert group_batches(ORDER, GROUP_IDS, 4) == BATCHES
 
 
@@ -70,14 +70,14 @@ def test_batches_are_lists_of_images_and_targets(make_folder: MakeFolder) -> Non
             assert target.dense_masks().shape[-2:] == image.shape[-2:]
 
 
-def test_every_image_is_seen_once_and_batches_are_of_one_aspect(make_folder: MakeFolder) -> None:
+def test_batches_have_one_aspect_and_every_image_once(make_folder: MakeFolder) -> None:
     loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0)
     ids = [batch for batch, _ in signature(loader, 0)]
     assert sorted(i for batch in ids for i in batch if i) == list(range(1, 12))
     assert all(len({i % 3 == 0 for i in batch if i}) == 1 for batch in ids)
 
 
-def test_order_and_draws_follow_from_seed_and_epoch(make_folder: MakeFolder) -> None:
+def test_order_and_transforms_depend_on_seed_and_epoch(make_folder: MakeFolder) -> None:
     dataset = make_dataset(make_folder, color_jitter=0.3)
     loader = train_loader(dataset, batch_size=4, workers=0, seed=1)
     first = [signature(loader, epoch) for epoch in range(3)]
@@ -94,13 +94,13 @@ def test_workers_do_not_change_the_samples(make_folder: MakeFolder) -> None:
     assert [signature(helped, epoch) for epoch in (0, 1)] == [signature(alone, epoch) for epoch in (0, 1)]
 
 
-def test_repeat_walks_again_with_other_draws(make_folder: MakeFolder) -> None:
+def test_repeats_have_new_order_and_transforms(make_folder: MakeFolder) -> None:
     loader = train_loader(make_dataset(make_folder), batch_size=1, workers=0, seed=0, repeat=3)
-    seen = signature(loader, 0)
-    assert len(seen) == len(loader) == 33
-    ids = sorted(batch[0] for batch, _ in seen if batch[0])
+    batches = signature(loader, 0)
+    assert len(batches) == len(loader) == 33
+    ids = sorted(batch[0] for batch, _ in batches if batch[0])
     assert ids == sorted([*range(1, 12)] * 3)
-    assert len(set(map(str, seen))) > 30
+    assert len(set(map(str, batches))) > 30
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -111,25 +111,25 @@ def test_processes_share_every_batch(world_size: int, repeat: int) -> None:
     def share(rank: int) -> list[list[tuple[int, int]]]:
         order = SeededEpochSampler(23, seed=4, repeat=repeat)
         batches = AspectRatioBatchSampler(order, groups, 6, rank=rank, world_size=world_size)
-        drawn = list(batches)
-        assert len(drawn) == len(batches)
-        return drawn
+        own = list(batches)
+        assert len(own) == len(batches)
+        return own
 
     shares = [share(rank) for rank in range(world_size)]
     assert len({len(own) for own in shares}) == 1  # as many steps
     for step in zip(*shares, strict=True):  # about as many images a step, and at least one
         assert 1 <= min(map(len, step)) <= max(map(len, step)) <= min(map(len, step)) + 1
-    whole = [[draw for part in step for draw in part] for step in zip(*shares, strict=True)]
+    whole = [[item for part in step for item in part] for step in zip(*shares, strict=True)]
     for batch in whole:
         assert len({groups[index] for index, _ in batch}) == 1
-    draws = [draw for batch in whole for draw in batch]
-    assert set(draws) == set(SeededEpochSampler(23, seed=4, repeat=repeat))
-    assert len(draws) == len(set(draws))
+    items = [item for batch in whole for item in batch]
+    assert set(items) == set(SeededEpochSampler(23, seed=4, repeat=repeat))
+    assert len(items) == len(set(items))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 7])
-def test_shares_of_a_batch(length: int, world_size: int) -> None:
+def test_process_share(length: int, world_size: int) -> None:
     batch = list(range(length))
     shares = [list(process_share(batch, rank, world_size)) for rank in range(world_size)]
     assert all(shares)
@@ -140,58 +140,56 @@ def test_shares_of_a_batch(length: int, world_size: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_walk_begins_behind_the_batches_that_are_done(make_folder: MakeFolder, workers: int) -> None:
+def test_resumed_epoch_skips_completed_batches(make_folder: MakeFolder, workers: int) -> None:
     dataset = make_dataset(make_folder, color_jitter=0.3)
     options: dict[str, Any] = {"batch_size": 4, "workers": workers, "seed": 1}
     whole = train_loader(dataset, **options)
-    walks = [signature(whole, epoch) for epoch in range(4)]
+    epochs = [signature(whole, epoch) for epoch in range(4)]
     resumed = train_loader(dataset, start=2 * len(whole) + 1, **options)
     assert len(resumed) == len(whole) == 3
-    assert signature(resumed, 0) == walks[2][1:]  # epochs that are done are not chosen any more
-    assert signature(resumed, 2) == walks[2][1:]
-    assert signature(resumed, 3) == walks[3]
+    assert signature(resumed, 0) == epochs[2][1:]  # completed epochs cannot be chosen
+    assert signature(resumed, 2) == epochs[2][1:]
+    assert signature(resumed, 3) == epochs[3]
 
 
-def test_batches_that_are_done_are_not_loaded(
-    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_completed_batches_are_not_loaded(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
     sample = CocoInstances.sample
 
-    def note(self: CocoInstances, index: int, generator: torch.Generator) -> Any:
+    def record(self: CocoInstances, index: int, generator: torch.Generator) -> Any:
         loaded.append(index)
         return sample(self, index, generator)
 
-    monkeypatch.setattr(CocoInstances, "sample", note)
+    monkeypatch.setattr(CocoInstances, "sample", record)
     loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0, start=2)
     assert sum(len(targets) for _, targets in loader) == len(loaded) <= 4
 
 
-def test_loaders_can_be_sent_to_another_process(make_folder: MakeFolder) -> None:
+def test_loaders_can_be_pickled(make_folder: MakeFolder) -> None:
     loader = train_loader(make_dataset(make_folder), batch_size=4, workers=0, seed=0)
     pickle.loads(pickle.dumps((loader.dataset, loader.batch_sampler, loader.collate_fn)))
 
 
-def test_impossible_batches_are_refused(make_folder: MakeFolder) -> None:
+def test_raises_on_indivisible_batch_size(make_folder: MakeFolder) -> None:
     dataset = make_dataset(make_folder)
     with pytest.raises(BadInput, match="cannot be shared by 3 processes"):
         train_loader(dataset, batch_size=4, workers=0, seed=0, world_size=3)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 20])
-def test_evaluation_sees_every_image_once(make_folder: MakeFolder, world_size: int) -> None:
-    """But for the first one where there are not enough: no process goes without."""
+def test_eval_loader_yields_every_image_once(make_folder: MakeFolder, world_size: int) -> None:
+    """A process without a share gets the first image."""
     dataset = make_dataset(make_folder)
-    seen = []
+    result = []
     for rank in range(world_size):
         loader = eval_loader(dataset, EvalTransform(80, 133), workers=0, rank=rank, world_size=world_size)
         assert len(loader) > 0
         for images, image_ids, sizes in loader:
             assert len(images) == len(image_ids) == len(sizes) == 1
-            seen += [
+            result += [
                 (i, size, tuple(image.shape)) for i, size, image in zip(image_ids, sizes, images, strict=True)
             ]
     expected = [
         (i, (40, 60), (3, 80, 120)) if i % 3 == 0 else (i, (50, 44), (3, 90, 80)) for i in range(1, 12)
     ]
-    assert sorted(seen) == expected[:1] * max(world_size - len(expected), 0) + expected
+    assert sorted(result) == expected[:1] * max(world_size - len(expected), 0) + expected

@@ -1,4 +1,4 @@
-"""Pages and channels: which are read, which are left out, and who hears of it."""
+"""Test which pages and channels are read, and the report on the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEIGHT, WIDTH = 20, 30
 
 
 def planes(*shape: int, dtype: Any = np.uint16) -> np.ndarray:
-    """Each plane of one value, 1, 2, 3 and so on, but for a corner that shows 12 bits."""
+    """Return planes of constant values 1, 2, 3, ..., with a corner that spans 12 bits."""
     values = np.arange(1, np.prod(shape) + 1).reshape(*shape, 1, 1) * np.ones((HEIGHT, WIDTH))
     values = values * (100 if dtype != np.uint8 else 10)
     values[..., :4, :4] = 4000 if dtype != np.uint8 else 255
@@ -31,7 +31,7 @@ def planes(*shape: int, dtype: Any = np.uint16) -> np.ndarray:
 
 
 def level(path: Path, **options: Any) -> list[int]:
-    """Which plane each of R, G and B is."""
+    """Return the plane that each of R, G and B shows."""
     image = read_image(path, options=ReadOptions(**options))
     assert image.shape == (3, HEIGHT, WIDTH)
     scale = 100 * 255 / 4095
@@ -78,7 +78,7 @@ def test_pages_and_channels_of_tiff(tmp_path: Path, name: str) -> None:
         read_image(path, options=ReadOptions(page=0, channels=(9,)))
 
 
-def test_pages_are_channels_where_a_file_has_none(tmp_path: Path) -> None:
+def test_pages_are_channels_of_single_channel_file(tmp_path: Path) -> None:
     path = tmp_path / "stack.tif"
     tifffile.imwrite(path, planes(3), photometric="minisblack", metadata=None)
     assert level(path, channels=(2, 1, 0)) == [3, 2, 1]
@@ -86,7 +86,7 @@ def test_pages_are_channels_where_a_file_has_none(tmp_path: Path) -> None:
     assert list(read_extent(path).unread(ReadOptions(channels=(1,)))) == []  # type: ignore[union-attr]
 
 
-def test_pages_written_one_by_one_and_of_several_sizes(tmp_path: Path) -> None:
+def test_pages_of_several_sizes(tmp_path: Path) -> None:
     path = tmp_path / "stack.tif"
     pages = [
         np.full((HEIGHT, WIDTH), 10, np.uint8),
@@ -142,7 +142,7 @@ def test_channels_of_colour_and_grey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_channels_beyond_rgb_are_never_alpha_or_colours(tmp_path: Path, dtype: Any) -> None:
+def test_further_channels_are_not_alpha_or_colour(tmp_path: Path, dtype: Any) -> None:
     path = tmp_path / "a.tif"
     for count in (2, 4, 5):
         values = planes(count, dtype=dtype).transpose(1, 2, 0)
@@ -158,7 +158,7 @@ def test_channels_beyond_rgb_are_never_alpha_or_colours(tmp_path: Path, dtype: A
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_tiff_is_turned_upright(tmp_path: Path, orientation: int, dtype: Any) -> None:
+def test_tiff_is_rotated_upright(tmp_path: Path, orientation: int, dtype: Any) -> None:
     rng = np.random.default_rng(0)
     values = (rng.random((HEIGHT, WIDTH)) * (1 if dtype == np.float32 else 250)).astype(dtype)
     path = tmp_path / "a.tif"
@@ -173,7 +173,7 @@ def test_tiff_is_turned_upright(tmp_path: Path, orientation: int, dtype: Any) ->
     assert read_size(path) == upright.shape
 
 
-def test_what_is_left_out_is_told_in_a_line(tmp_path: Path) -> None:
+def test_defaults_are_reported_in_one_line(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", planes(2, 3), ome=True, metadata={"axes": "ZCYX"})
     tifffile.imwrite(tmp_path / "b.tif", planes(5), metadata=None)
     Image.new("RGB", (9, 9)).save(tmp_path / "c.png")
@@ -187,7 +187,7 @@ def test_what_is_left_out_is_told_in_a_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.int64, np.float32])
-def test_label_images_of_any_number_format(tmp_path: Path, dtype: Any) -> None:
+def test_label_images_of_any_dtype(tmp_path: Path, dtype: Any) -> None:
     labels = np.zeros((2, 9, 8), dtype)
     labels[0, 2:4, 3:5], labels[1, 5:, 1:3] = 7, 200
     path = tmp_path / "a.tif"
@@ -201,7 +201,7 @@ def test_label_images_of_any_number_format(tmp_path: Path, dtype: Any) -> None:
     np.testing.assert_array_equal(read_numbers(path, 1), labels[1])  # the only one
 
 
-def test_a_data_set_of_stacks(tmp_path: Path) -> None:
+def test_data_set_of_stacks(tmp_path: Path) -> None:
     write_label_images(tmp_path, suffix=".tif")
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         values = np.asarray(Image.open(path))

@@ -19,8 +19,8 @@ LINE = "0 0.1 0.1 0.5 0.1 0.5 0.5\n"
 
 def set_data(folder: Path, **changes: Any) -> None:
     data = {**yaml.safe_load((folder / "data.yaml").read_text()), **changes}
-    kept = {key: value for key, value in data.items() if value is not None}
-    (folder / "data.yaml").write_text(yaml.safe_dump(kept))
+    rest = {key: value for key, value in data.items() if value is not None}
+    (folder / "data.yaml").write_text(yaml.safe_dump(rest))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def set_data(folder: Path, **changes: Any) -> None:
         {"names": NAMES},
     ],
 )
-def test_ways_to_name_the_images(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_forms_of_image_entries(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_yolo(tmp_path)
     (tmp_path / "train.txt").write_text("./images/train/a.png\n\nimages/train/b.png\n")
     (tmp_path / "windows.txt").write_bytes(b"\xef\xbb\xbfimages\\train\\a.png\r\nimages/train/b.png\r\n")
@@ -54,7 +54,7 @@ def test_ways_to_name_the_images(tmp_path: Path, changes: dict[str, Any]) -> Non
     assert [len(dataset.annotations(i)) for i in range(2)] == [2, 0]
 
 
-def test_absolute_paths_and_images_elsewhere(tmp_path: Path) -> None:
+def test_absolute_path_to_images(tmp_path: Path) -> None:
     write_yolo(tmp_path / "images")
     (tmp_path / "set").mkdir()
     data = yaml.safe_load((tmp_path / "images/data.yaml").read_text())
@@ -63,7 +63,7 @@ def test_absolute_paths_and_images_elsewhere(tmp_path: Path) -> None:
     assert len(CocoInstances.open(tmp_path / "set", "train")[0][1]) == 2
 
 
-def test_sparse_classes_and_a_number_of_classes(tmp_path: Path) -> None:
+def test_sparse_class_numbers_and_number_of_classes(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     set_data(tmp_path, names={7: "seven", 0: "disc", 1: "star"})
     assert CocoInstances.open(tmp_path, "train").category_ids == [0, 1, 7]
@@ -71,13 +71,13 @@ def test_sparse_classes_and_a_number_of_classes(tmp_path: Path) -> None:
     assert CocoInstances.open(tmp_path, "train").class_names == ["class 0", "class 1"]
 
 
-def test_valid_is_val(tmp_path: Path) -> None:
+def test_valid_entry_is_read_as_val(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     set_data(tmp_path, val=None, valid="images/val")
     assert len(CocoInstances.open(tmp_path, "val")) == 2
 
 
-def test_images_are_seen_upright(tmp_path: Path) -> None:
+def test_coordinates_refer_to_upright_images(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -97,7 +97,7 @@ def test_images_are_seen_upright(tmp_path: Path) -> None:
         ("set/images", "set/images.txt"),
     ],
 )
-def test_where_labels_are(image: str, labels: str) -> None:
+def test_label_file(image: str, labels: str) -> None:
     assert label_file(Path(image)) == Path(labels)
 
 
@@ -118,7 +118,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
+def test_raises_on_bad_lines(tmp_path: Path, line: str) -> None:
     write_yolo(tmp_path)
     file = tmp_path / "labels/train/a.txt"
     file.write_text(LINE + line + "\n")
@@ -135,10 +135,10 @@ def test_bad_lines_are_named(tmp_path: Path, line: str) -> None:
         ("train: images/train", "has no 'names'"),
         ("- a", "has no 'names'"),
         ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),
-        ("{names: [a], train: labels}", "labels holds no images"),
+        ("{names: [a], train: labels}", "labels contains no images"),
     ],
 )
-def test_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
+def test_raises_on_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(BadInput, match=message) as caught:
@@ -146,7 +146,7 @@ def test_bad_data_files(tmp_path: Path, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_images_that_are_not_there_or_broken(tmp_path: Path) -> None:
+def test_raises_on_missing_or_broken_images(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "train.txt").write_text("images/train/a.png\nimages/train/gone.png\n")
     set_data(tmp_path, train="train.txt")
@@ -158,20 +158,20 @@ def test_images_that_are_not_there_or_broken(tmp_path: Path) -> None:
         CocoInstances.open(tmp_path, "train")
 
 
-def test_labels_without_image_are_noted(tmp_path: Path) -> None:
+def test_reports_labels_without_image(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "labels/train/orphan.txt").write_text(LINE)
-    noted: list[Problem] = []
+    issues: list[Problem] = []
     dataset = CocoInstances.open(tmp_path, "train")
     from embedmask.data.layouts import find_split
 
-    CocoInstances(find_split(tmp_path, "train"), on_issue=noted.append)
-    assert [(problem.kind, problem.fatal) for problem in noted] == [("labels without image", False)]
-    assert "orphan.txt" in noted[0].message
+    CocoInstances(find_split(tmp_path, "train"), on_issue=issues.append)
+    assert [(problem.kind, problem.fatal) for problem in issues] == [("labels without image", False)]
+    assert "orphan.txt" in issues[0].message
     assert len(dataset) == 2
 
 
 @pytest.mark.parametrize("text", ["names: [no, yes, 007, null]", "names: {0: no, 1: yes, 2: 007, 3: null}"])
-def test_names_that_yaml_takes_for_other_values_stay_as_written(tmp_path: Path, text: str) -> None:
+def test_names_keep_their_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     assert read_data_file(tmp_path / "data.yaml")["names"] == {0: "no", 1: "yes", 2: "007", 3: "null"}

@@ -1,4 +1,4 @@
-"""From any depth to 8 bits; the rule is told in docs/data.md."""
+"""Reduce values of any bit depth to 8 bits; docs/data.md states the rule."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from embedmask.config.reading import Depth
 
 Values = NDArray[Any]
 Strips = Callable[[], Iterable[tuple[int, Values]]]
-"""Gives the image in strips of whole rows, `[h, W, C]` of any number format, each with the number of its first row."""
+"""Returns the image in strips of whole rows, `[h, W, C]` of any number format, each with the index of its first row."""
 
 CAMERA_BITS = (8, 10, 12, 14, 16)
-"""Bits a pixel that cameras deliver; files store all but the first in 16."""
+"""Bits per pixel of cameras; files store all but the first in 16."""
 FRACTION_LEVELS = (1.0, 4.0, 16.0, 64.0)
-"""White of values with fractions that are too small for 8 bits: scaled to 1, or somewhat beyond."""
+"""White levels of fractional values below the range of 8 bits: scaled to 1, or somewhat beyond."""
 HOT_SHARE = 1000
-"""One pixel in so many may be hot."""
+"""One of this number of pixels may be hot."""
 SMALLEST_WITH_HOT = 64
-"""Pixels from which on an image may have a hot one."""
+"""Minimum number of pixels of an image that may have a hot one."""
 BLOCK = 3
-"""Side of the smallest bright block, px, that is no group of hot pixels."""
+"""Side of the smallest bright block, px, that is not a group of hot pixels."""
 
 
 STRIP_VALUES = 2**22
-"""Values that are converted at a time, so that a large image is not held several times over."""
+"""Number of values to convert at a time, which limits the memory for a large image."""
 
 
 def strip_height(width: int, channels: int = 1) -> int:
@@ -42,77 +42,78 @@ def strips_of(values: Values) -> Strips:
 
 
 def reduce_depth(strips: Strips, out: NDArray[np.uint8], depth: Depth, *, inverted: bool = False) -> None:
-    """Write an image of any depth as 8 bits.
+    """Convert an image of any depth to 8 bits.
 
     Args:
-        strips: the image; is asked for three times at most.
-        out: `[H, W, 3]`, filled. Strips may read from it what is not yet written.
-        depth: rule, or the value that becomes 255; images of 8 bits stay as they are.
+        strips: the image, called up to three times.
+        out: `[H, W, 3]`, the result. A strip may be computed from the rows of `out` that it is written to.
+        depth: rule, or the value that becomes 255; images of 8 bits do not change.
         inverted: 0 is white.
     """
     num_pixels = out.shape[0] * out.shape[1]
+    source = strips
     if inverted:
-        strips = _turned(strips, white_level(strips, num_pixels, depth))
+        # the white level of the stored values becomes 0
+        black = white_level(source, num_pixels, depth)
+
+        def strips() -> Iterator[tuple[int, Values]]:
+            for top, rows in source():
+                # int64: the difference of unsigned values would wrap around
+                values = _finite(rows) if rows.dtype.kind == "f" else rows.astype(np.int64)
+                yield top, (np.asarray(black).astype(values.dtype) - values).clip(min=0)
+
     white = white_level(strips, num_pixels, depth)
     for top, rows in strips():
         is_8_bit = rows.dtype == np.uint8
+        # [h, W, 1] broadcasts to grey
         out[top : top + len(rows)] = (
             rows if is_8_bit else np.rint(_finite(rows).clip(0, white) * (255.0 / white))
         )
 
 
 def white_level(strips: Strips, num_pixels: int, depth: Depth) -> float:
-    """Return the value that becomes 255: by the rule, the smallest level that holds all but hot pixels.
+    """Return the value that becomes 255: by the rule, the smallest level that covers all but hot pixels.
 
-    Hot are at most a thousandth of the pixels (at least one), and only where no block of 3 x 3 pixels is as bright.
+    At most a thousandth of the pixels (at least one) are hot, and only if no block of 3 x 3 pixels is as bright.
+
+    Args:
+        strips: the image.
+        num_pixels: number of its pixels.
+        depth: rule, or the level itself.
     """
-    top, kind, whole = 0.0, np.dtype(np.uint8), True
+    block_max, dtype, whole = 0.0, np.dtype(np.uint8), True
     num_hot = max(num_pixels // HOT_SHARE, 1) if num_pixels >= SMALLEST_WITH_HOT else 0
     brightest, above = np.zeros(0), np.zeros(0)
     for _, rows in strips():
-        kind = rows.dtype
-        if kind == np.uint8:
+        dtype = rows.dtype
+        if dtype == np.uint8:
             return 255.0
         if depth != "camera":
             return float(depth)
         values = _finite(rows)
-        whole = whole and (kind.kind != "f" or bool((values == np.rint(values)).all()))
-        # of all strips so far, the values down to the first that cannot be hot
-        keep = num_hot * rows.shape[2] + 1
-        brightest = _largest(np.concatenate((brightest, _largest(values.ravel(), keep))), keep)
-        # blocks may lie across the border of two strips
+        whole = whole and (dtype.kind != "f" or bool((values == np.rint(values)).all()))
+        # the largest values so far, one more than may be hot: the smallest of them is not hot
+        num_kept = num_hot * rows.shape[2] + 1
+        brightest = _largest(np.concatenate((brightest, _largest(values.ravel(), num_kept))), num_kept)
+        # the last two rows of the strip above: blocks may cross the border
         band = np.concatenate((above, values)) if above.size else values
-        top = max(top, _brightest_block(band))
+        if min(band.shape[:2]) >= BLOCK:
+            # minimum of each block, down and then across: [h, W, C] -> [h - 2, W, C] -> [h - 2, W - 2, C]
+            low = np.minimum(np.minimum(band[:-2], band[1:-1]), band[2:])
+            low = np.minimum(np.minimum(low[:, :-2], low[:, 1:-1]), low[:, 2:])
+            block_max = max(block_max, float(low.max()))
         above = band[1 - BLOCK :]
-    return _level(max(top, float(brightest.min())), kind, whole)
-
-
-def _level(top: float, kind: np.dtype[Any], whole: bool) -> float:
-    fractional = kind.kind == "f" and (not whole or top <= 1)
-    levels = [*(FRACTION_LEVELS if fractional else ()), *(2.0**bits - 1 for bits in CAMERA_BITS)]
+    top = max(block_max, float(brightest.min()))
+    # fractions, or whole floats of at most 1, may be scaled to 1
+    is_fractional = dtype.kind == "f" and (not whole or top <= 1)
+    levels = [*(FRACTION_LEVELS if is_fractional else ()), *(2.0**bits - 1 for bits in CAMERA_BITS)]
     level = next((level for level in levels if top <= level), top)
-    return min(level, float(np.iinfo(kind).max)) if kind.kind in "iu" else level
-
-
-def _brightest_block(band: Values) -> float:
-    """Return the highest value that all pixels of a block reach; 0 where the band is smaller than a block."""
-    if min(band.shape[:2]) < BLOCK:
-        return 0.0
-    rows = np.minimum(np.minimum(band[:-2], band[1:-1]), band[2:])
-    return float(np.minimum(np.minimum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]).max())
+    # a signed type ends below the level: 32767, not 65535
+    return min(level, float(np.iinfo(dtype).max)) if dtype.kind in "iu" else level
 
 
 def _largest(values: Values, count: int) -> Values:
     return np.partition(values, -count)[-count:] if len(values) > count else values
-
-
-def _turned(strips: Strips, white: float) -> Strips:
-    def turned() -> Iterator[tuple[int, Values]]:
-        for top, rows in strips():
-            values = _finite(rows) if rows.dtype.kind == "f" else rows.astype(np.int64)
-            yield top, (np.asarray(white).astype(values.dtype) - values).clip(min=0)
-
-    return turned
 
 
 def _finite(values: Values) -> Values:

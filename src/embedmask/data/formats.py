@@ -1,4 +1,4 @@
-"""Which files are images by their names, which are images that nothing here reads, and what to do with those."""
+"""Recognize image files by name, and advise on images in formats that cannot be read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 from embedmask.data.problems import OnIssue, Problem
 
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
-"""Formats whose endings Pillow knows, though it cannot read them."""
+"""Formats whose suffixes Pillow registers, although it cannot read them."""
 TIFF_ENDINGS = (".lsm", ".stk", ".btf", ".tf2", ".tf8")
-"""TIFF files by another name."""
+"""Other suffixes of TIFF files."""
 RAW_ENDINGS = ".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw"
 UNREAD: dict[str, tuple[str, str]] = {
     ".heic .heif .hif .avif .jxl": ("HEIC or the like", "convert to JPEG or PNG"),
@@ -25,51 +25,55 @@ UNREAD: dict[str, tuple[str, str]] = {
     ".npy .npz .mat": ("array", "save as TIFF"),
     ".pdf .svg .ai .wmf .emf": ("document", "export as PNG"),
 }
-"""Endings of images that are not read: their kind, and what to do."""
-_UNREAD = {ending: kind for endings, kind in UNREAD.items() for ending in endings.split()}
+"""Suffixes of images that cannot be read -> their type, and a fix."""
+_UNREAD = {ending: unread for endings, unread in UNREAD.items() for ending in endings.split()}
 BROKEN_LINK = ("broken link", "restore the file it points to")
 NUM_NAMED = 3
-"""Files of a kind that are named."""
+"""Number of files of a type to name."""
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether the name is that of an image file, and not of a hidden one."""
+    """Return whether the name is that of an image file, and not hidden."""
     ending = path.suffix.lower()
     known = Image.registered_extensions().get(ending) not in (None, *UNREADABLE)
     return (known or ending in TIFF_ENDINGS) and not path.name.startswith(".")
 
 
 def is_camera_raw(path: Path) -> bool:
-    """Return whether Pillow would take the file's preview for the image."""
+    """Return whether the file is a camera raw file, of which Pillow would read the preview."""
     return path.suffix.lower() in RAW_ENDINGS.split()
 
 
 def advice(path: Path) -> str:
-    """Return what to do with an image that is not read, by its name; empty where there is nothing to say."""
-    kind = _UNREAD.get(path.suffix.lower())
-    return "" if kind is None or is_image_file(path) else kind[1]
+    """Return a fix for an image that cannot be read, by its name; empty if none is known."""
+    unread = _UNREAD.get(path.suffix.lower())
+    return "" if unread is None or is_image_file(path) else unread[1]
 
 
 def describe_unread(files: Iterable[Path]) -> str | None:
-    """Name the files that are images but are not read, in one line; None where there are none.
+    """Describe in one line the files that are images but cannot be read; None if there are none.
 
     Args:
-        files: of a folder; images that are read and files of other kinds are passed over.
+        files: files of a folder; readable images and files of other types are ignored.
     """
-    kinds: dict[tuple[str, str], list[str]] = {}
+    types: dict[tuple[str, str], list[str]] = {}
     for path in files:
-        kind = _unread_kind(path)
-        if kind is not None:
-            kinds.setdefault(kind, []).append(path.name)
-    if not kinds:
+        unread, is_image = _UNREAD.get(path.suffix.lower()), is_image_file(path)
+        if path.name.startswith(".") or (unread is None and not is_image):
+            continue
+        if path.is_symlink() and not path.exists():
+            types.setdefault(BROKEN_LINK, []).append(path.name)
+        elif unread is not None and not is_image:
+            types.setdefault(unread, []).append(path.name)
+    if not types:
         return None
-    count = sum(map(len, kinds.values()))
-    parts = (f"{name_some(names)} ({kind}: {fix})" for (kind, fix), names in kinds.items())
+    count = sum(map(len, types.values()))
+    parts = (f"{name_some(names)} ({name}: {fix})" for (name, fix), names in types.items())
     return f"{count} image file{'s are' if count > 1 else ' is'} not read: {'; '.join(parts)}"
 
 
 def report_unread(folders: Iterable[Path], on_issue: OnIssue) -> None:
-    """Tell of the images in folders of a data set that are not read."""
+    """Report the images in folders of a data set that cannot be read."""
     for folder in sorted(folders):
         line = describe_unread(sorted(folder.iterdir()))
         if line is not None:
@@ -77,15 +81,6 @@ def report_unread(folders: Iterable[Path], on_issue: OnIssue) -> None:
 
 
 def name_some(names: Sequence[str]) -> str:
-    """Name the first few of many files, and say how many more there are."""
+    """Return the first few names, and the number of the others."""
     rest = len(names) - NUM_NAMED
     return ", ".join(names[:NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _unread_kind(path: Path) -> tuple[str, str] | None:
-    kind = _UNREAD.get(path.suffix.lower())
-    if path.name.startswith(".") or (kind is None and not is_image_file(path)):
-        return None
-    if path.is_symlink() and not path.exists():
-        return BROKEN_LINK
-    return None if is_image_file(path) else kind

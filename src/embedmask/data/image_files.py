@@ -1,4 +1,4 @@
-"""Find the image files that an annotation file names, also where another tool or machine spelled the names."""
+"""Find the image files that an annotation file names, also if another tool or machine spelled the names."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from embedmask.data.formats import is_image_file
 from embedmask.errors import BadInput
 
 UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-")
-"""Label Studio puts this before the name of an uploaded file."""
+"""Prefix that Label Studio adds to the name of an uploaded file."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Where the images of an annotation file are.
+    """Locations of the images of an annotation file.
 
     Attributes:
         folder: folder that `names` are relative to.
-        names: file of each image; of a missing image, as the annotation file has it.
+        names: file of each image; for a missing image the name in the annotation file.
         respelled: positions of the images whose name is spelled differently in the annotation file.
-        uncertain: position -> the existing files, or the other names, that make its file uncertain.
+        uncertain: position -> the existing files, or the other names, that make its file ambiguous.
         missing: positions of the images without a file.
         nearest: position -> the existing file with the most similar name, for the first few missing images.
     """
@@ -40,25 +40,25 @@ class ImageFiles:
     nearest: dict[int, Path] = field(default_factory=dict)
 
     def common_folder(self) -> Path:
-        """Return the deepest folder that holds all the images."""
+        """Return the deepest folder that contains all images."""
         folders = {os.path.dirname(self.folder / name) for name in self.names}
         return Path(os.path.commonpath([os.path.normpath(path) for path in folders] or [str(self.folder)]))
 
 
 def find_image_files(names: Sequence[str], images: Path, others: Sequence[Path] = ()) -> ImageFiles:
-    """Find the file of each name: as it is written, otherwise the one file that it can only mean.
+    """Find the file of each name: the exact path, or else the only file that the name can refer to.
 
-    A name may have backslashes, URL encoding, another letter case or Unicode form, folders of another machine in front,
-    or Label Studio's prefix of an upload. A name without its folders is accepted only where no such folder exists and
-    no other name leads to the same file.
+    A name may have backslashes, URL encoding, a different case or Unicode form, leading folders of another machine, or
+    Label Studio's upload prefix. A name without its folders matches only if no such folder exists and no other name
+    matches the same file.
 
     Args:
-        names: of the images, as the annotation file has them.
-        images: folder that the layout puts the images in; where all of them are there, no other folder is looked at.
-        others: more folders that they may be in; `images` among them has no precedence.
+        names: image names in the annotation file.
+        images: folder in which the layout places the images; if it has all of them, no other folder is searched.
+        others: further folders to search; `images` among them has no precedence.
 
     Raises:
-        BadInput: all names exist in two of the folders.
+        BadInput: two of the folders contain all names.
     """
     if images not in others and _all_exist(images, names):
         return ImageFiles(images, list(names))
@@ -66,8 +66,8 @@ def find_image_files(names: Sequence[str], images: Path, others: Sequence[Path] 
     complete = [path for path in folders if names and _all_exist(path, names)]
     if len(complete) > 1:
         raise BadInput(
-            f"{complete[0] / names[0]}, {complete[1] / names[0]}: all images exist in both folders, so it is not "
-            "certain which are meant; remove or rename one of the folders"
+            f"{complete[0] / names[0]}, {complete[1] / names[0]}: all images exist in both folders, so it is "
+            "ambiguous which are meant; remove or rename one of the folders"
         )
     if complete:
         return ImageFiles(complete[0], list(names))
@@ -79,7 +79,7 @@ def _all_exist(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _match_each(names: Sequence[str], folders: Sequence[Path]) -> ImageFiles:
-    """Match name by name, in the folder that holds most of them."""
+    """Match each name on its own, relative to the folder with the largest number of exact matches."""
     counts = [sum((folder / name).is_file() for name in names) for folder in folders]
     folder = folders[counts.index(max(counts))]
     index = _Index(folders)
@@ -97,19 +97,20 @@ def _match_each(names: Sequence[str], folders: Sequence[Path]) -> ImageFiles:
             result.uncertain[position] = [str(path) for path in files]
         else:
             result.missing.append(position)
+    # several names that match one file: only an exact name is certain
     respelled = set(result.respelled)
     for positions in owners.values():
         clash = respelled.intersection(positions) if len(positions) > 1 else set()
         result.uncertain.update((i, [names[j] for j in positions if j != i]) for i in clash)
-    for position in result.missing[:5]:  # a search among all names for each
-        near = index.nearest(names[position])
-        if near is not None:
-            result.nearest[position] = near
+    for position in result.missing[:5]:  # each compares with all names
+        nearest = index.nearest(names[position])
+        if nearest is not None:
+            result.nearest[position] = nearest
     return result
 
 
 class _Index:
-    """The image files in and below some folders, by their normalized path relative to each of them."""
+    """Image files in some folders and their subfolders, by normalized path relative to each of the folders."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders: set[str] = set()
@@ -119,43 +120,42 @@ class _Index:
                 parts = _parts(path.relative_to(folder).as_posix(), decode=False)
                 key = _key(parts)
                 self.folders.update(_key(parts[:end]) for end in range(1, len(parts)))
-                if path not in self.files[key]:
+                if path not in self.files[key]:  # folders may overlap
                     self.files[key].append(path)
 
     def find(self, name: str) -> list[Path]:
-        """Return the files that a name can mean; none, or several where it is not certain."""
+        """Return the files that a name can refer to: none, or several if it is ambiguous."""
         parts = _parts(name)
         if not parts:
             return []
         plain = UPLOAD_PREFIX.sub("", parts[-1], count=1)
-        for spelled in dict.fromkeys((tuple(parts), (*parts[:-1], plain))):
-            # the longest tail of the path that exists; folders that exist are never left out
-            for start in range(len(spelled)):
-                files = self.files.get(_key(spelled[start:]), [])
+        for spelling in dict.fromkeys((tuple(parts), (*parts[:-1], plain))):
+            # a/b/c.png, b/c.png, c.png: the longest tail that exists, but never without a folder that exists
+            for start in range(len(spelling)):
+                files = self.files.get(_key(spelling[start:]), [])
                 if files:
-                    tail = "/".join(spelled[start:])
-                    same_case = [path for path in files if path.as_posix().endswith(tail)]
-                    return same_case or files
-                if _key(spelled[start:-1]) in self.folders:
+                    # on a case-sensitive file system A.png and a.png are two files
+                    tail = "/".join(spelling[start:])
+                    return [path for path in files if path.as_posix().endswith(tail)] or files
+                if _key(spelling[start:-1]) in self.folders:
                     break
         return []
 
     def nearest(self, name: str) -> Path | None:
-        """Return the file whose name is most similar, or None."""
+        """Return the file with the most similar name; None if no name is similar."""
         by_name = {PurePosixPath(key).name: key for key in self.files}
-        wanted = _key(_parts(name)[-1:])
-        near = difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.5)
-        return self.files[by_name[near[0]]][0] if near else None
+        matches = difflib.get_close_matches(_key(_parts(name)[-1:]), by_name, n=1, cutoff=0.5)
+        return self.files[by_name[matches[0]]][0] if matches else None
 
 
 def _images_below(folder: Path) -> Iterator[Path]:
     for place, inside, files in os.walk(folder):
-        inside[:] = [name for name in inside if not name.startswith(".")]
+        inside[:] = [name for name in inside if not name.startswith(".")]  # os.walk skips the removed folders
         yield from (path for path in (Path(place, name) for name in sorted(files)) if is_image_file(path))
 
 
 def has_images(folder: Path) -> bool:
-    """Return whether an image is in or below a folder."""
+    """Return whether a folder or one of its subfolders contains an image."""
     return next(_images_below(folder), None) is not None
 
 
@@ -168,4 +168,5 @@ def _parts(name: str, *, decode: bool = True) -> list[str]:
 
 
 def _key(parts: Sequence[str]) -> str:
+    # macOS stores decomposed names (NFD), other systems composed ones (NFC)
     return unicodedata.normalize("NFC", "/".join(parts)).casefold()

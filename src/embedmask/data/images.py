@@ -1,10 +1,10 @@
-"""Image files in: whatever Pillow or tifffile reads becomes uint8 RGB, upright."""
+"""Read image files as uint8 RGB, upright."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
 from embedmask.data.pillow import EXIF_ORIENTATION, decode, num_pages, seek
-from embedmask.data.tiff import TURNED, Plane, Stack, is_tiff, read_planes
+from embedmask.data.tiff import TURNED, Stack, is_tiff, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -29,8 +29,8 @@ Source = str | Path | bytes | Image.Image
 Pixels = NDArray[np.uint8]
 
 ALL_CHANNELS = (0, 1, 2)
-# What Pillow raises on files that are cut, damaged, or no images at all.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+"""Exceptions of Pillow on files that are truncated, damaged, or not images."""
 _LIMIT = Lock()
 
 
@@ -45,52 +45,58 @@ def read_image(
 ) -> Tensor:
     """Read an image as 8-bit RGB.
 
-    Palettes, grey, CMYK and 1-bit images become RGB; an alpha channel is dropped, so a transparent pixel shows the
-    colour stored under it. More than 8 bits are reduced by the rule of `embedmask.data.depth`, the same for grey and
-    colour and for all file formats.
+    Palette, grey, CMYK and 1-bit images are converted to RGB; an alpha channel is dropped, so a transparent pixel shows
+    the colour stored under it. More than 8 bits are reduced as in `embedmask.data.depth`, the same for grey and colour
+    and for all file formats.
 
     Args:
-        source: path, the bytes of a file, or an open image, which is taken as Pillow decodes it, at its frame.
-        upright: turn the image as its EXIF orientation says; False: as stored.
-        name: what messages call the image; by default its path.
-        any_size: also what Pillow takes for a decompression bomb: more than `2 * PIL.Image.MAX_IMAGE_PIXELS`,
-            179 million pixels unless the user has set it. Memory: at most 7 bytes a pixel, 3 once it is read; of what
-            tifffile decodes, the file's own bytes a pixel and 3.
-        options: page and channels of a file, and how more than 8 bits become 8.
-        notice: is told of pages and channels that are left out without a choice.
+        source: path, the bytes of a file, or an open image, which is decoded at its current frame.
+        upright: rotate the image by its EXIF orientation; False: as stored.
+        name: name of the image in messages; by default its path.
+        any_size: also read images of more than `2 * PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow rejects as
+            decompression bombs: 179 million pixels unless the user has set it. Memory: at most 7 bytes a pixel, 3 once
+            it is read; if tifffile decodes the file, its own bytes a pixel and 3.
+        options: page and channels of a file, and the reduction of more than 8 bits.
+        notice: receives a line about pages and channels that are ignored by default.
 
     Returns:
         uint8 `[3, H, W]`, RGB. The memory is interleaved (channels last).
 
     Raises:
-        BadInput: no such file, not an image, a damaged one, too large, or without the page or channel; names it.
+        BadInput: the file does not exist, is not an image, damaged, too large, or lacks the page or channel.
     """
-    limit = _unlimited() if any_size else nullcontext()
-    with _reading(name or _name(source)), limit:
+    if not name:
+        is_path = isinstance(source, (str, Path))
+        name = str(source) if is_path else str(getattr(source, "filename", "") or "the image")
+    with _reading(name), ExitStack() as stack:
+        if any_size:
+            # Pillow's limit is global: lift it for one image at a time, and restore it before the lock is released
+            stack.enter_context(_LIMIT)
+            stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = None
         if isinstance(source, Image.Image):
-            # a copy: the caller's stays open and unturned
+            # decode a copy: loading and rotating work in place
             pixels = decode(source.copy, ALL_CHANNELS, options.depth, upright=upright)
         else:
-            with _opened(source) as file:
-                pixels = _read_file(file, upright, options, notice)
+            pixels = _read_file(stack.enter_context(_opened(source)), upright, options, notice)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def read_size(path: str | Path, options: ReadOptions = DEFAULT_READING) -> Size:
-    """Return `(height, width)` of an image file, upright, from its header: pixels are not decoded.
+    """Return `(height, width)` of the upright image, from the header of the file: pixels are not decoded.
 
     Raises:
-        BadInput: no such file, not an image, or without the page; names it.
+        BadInput: the file does not exist, is not an image, or lacks the page.
     """
     stored, orientation = read_header(path, options)
     return stored[::-1] if orientation in TURNED else stored
 
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tuple[Size, int]:
-    """Return `(height, width)` of an image as stored, and its EXIF orientation: 1 to 8, 1 where it has none.
+    """Return `(height, width)` of the image as stored, and its EXIF orientation: 1 to 8, 1 if it has none.
 
     Raises:
-        BadInput: no such file, not an image, or without the page; names it.
+        BadInput: the file does not exist, is not an image, or lacks the page.
     """
     with _reading(str(path)), _opened(path) as file:
         stack = _stack(file)
@@ -98,14 +104,14 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tup
             plane = stack.choose(options)[0][0]
             return plane.size(upright=False), plane.orientation
         with Image.open(file) as image:
-            # The base class's reader: PNG's own would decode the whole file in search of a late EXIF chunk.
+            # the method of the base class: that of PNG decodes the whole file to find a late EXIF chunk
             orientation: Any = Image.Image.getexif(image).get(EXIF_ORIENTATION)
             width, height = image.size
     return (height, width), orientation if orientation in range(1, 9) else 1
 
 
 def read_extent(path: str | Path) -> Extent | None:
-    """Return the pages and channels of an image file, from its header; None where it cannot be read."""
+    """Return the pages and channels of an image file, from its header; None if it cannot be read."""
     try:
         with _opened(path) as file:
             stack = _stack(file)
@@ -118,16 +124,16 @@ def read_extent(path: str | Path) -> Extent | None:
 
 
 def read_numbers(path: str | Path, page: int | None = None) -> NDArray[Any]:
-    """Read the numbers of a label image as they are stored; of a palette the numbers, not the colours.
+    """Read the numbers of a label image as stored; for a palette image the indices, not the colours.
 
     Args:
-        page: page of a file that has several; None: the first.
+        page: page of a file with several pages; None: the first.
 
     Returns:
-        `[H, W]`, or `[H, W, C]` where a pixel has several.
+        `[H, W]`, or `[H, W, C]` if a pixel has several numbers.
 
     Raises:
-        BadInput: not an image, a damaged one, or without the page; names it.
+        BadInput: the file is not an image, damaged, or lacks the page.
     """
     with _reading(str(path)), _opened(path) as file:
         stack = _stack(file)
@@ -138,14 +144,14 @@ def read_numbers(path: str | Path, page: int | None = None) -> NDArray[Any]:
         planes = stack.rows[page]
         if planes[0].index is not None and not planes[0].decodable:
             return np.asarray(seek(Image.open(file), planes[0].index))
-        values = read_planes(
-            [(plane, place) for plane in planes for place in range(plane.samples)], upright=True
-        )
+        samples = [(plane, sample) for plane in planes for sample in range(plane.samples)]
+        values = read_planes(samples, upright=True)
     return values[..., 0] if values.shape[-1] == 1 else values
 
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
+    """Convert the errors of reading an image to `BadInput`."""
     try:
         yield
     except BadInput:
@@ -163,34 +169,23 @@ def _reading(name: str) -> Iterator[None]:
         raise BadInput(f"{name}: cannot be read as an image ({_reason(error)}); {fix}") from None
 
 
-@contextmanager
-def _unlimited() -> Iterator[None]:
-    """Pillow reads images of any size, and one at a time, for its limit is that of all threads."""
-    with _LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
 def size_of(image: Tensor) -> Size:
-    """`(height, width)` of an image `[3, H, W]`."""
+    """Return `(height, width)` of an image `[3, H, W]`."""
     height, width = image.shape[-2:]
     return height, width
 
 
 def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
-    """Bilinear resize with antialiasing, Pillow's own, as the authors' (section 4.1).
+    """Resize bilinearly with antialiasing, by Pillow like the authors (section 4.1).
 
     Args:
         image: uint8 `[3, H, W]`.
         size: `(height, width)` of the result, px.
-        box: the part of `image` to show, continuous xyxy px inside it; the filter looks beyond its sides,
-            so the result is exactly that part of the whole image resized. None: all of it.
+        box: part of `image` to resize, continuous xyxy px inside it; None: all of it. The filter reads pixels outside
+            the box, so the result is exactly that part of the whole image resized.
 
     Returns:
-        uint8 `[3, h, w]`; `image` itself when nothing changes.
+        uint8 `[3, h, w]`; `image` itself if nothing changes.
     """
     height, width = size_of(image)
     if size == (height, width) and box in (None, (0, 0, width, height)):
@@ -200,16 +195,13 @@ def resize_image(image: Tensor, size: Size, box: Box | None = None) -> Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _name(source: Source) -> str:
-    if isinstance(source, (str, Path)):
-        return str(source)
-    return str(getattr(source, "filename", "") or "the image")
-
-
 def _opened(source: str | Path | bytes) -> AbstractContextManager[BinaryIO]:
-    if not isinstance(source, bytes) and is_camera_raw(Path(source)) and Path(source).exists():
-        raise OSError("of a camera's raw file only the preview could be read")
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    # Pillow would read the embedded preview as the image
+    if is_camera_raw(Path(source)) and Path(source).exists():
+        raise OSError("only the preview in a camera raw file can be read")
+    return open(source, "rb")
 
 
 def _reason(error: Exception) -> str:
@@ -219,7 +211,7 @@ def _reason(error: Exception) -> str:
 
 
 def _stack(file: BinaryIO) -> Stack | None:
-    """The planes of a TIFF file; None for other formats, and where the directories are for Pillow to make sense of."""
+    """Return the planes of a TIFF file; None for other formats, and for directories that only Pillow may understand."""
     start = file.read(4)
     file.seek(0)
     if not is_tiff(start):
@@ -232,38 +224,37 @@ def _stack(file: BinaryIO) -> Stack | None:
 
 
 def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Callable[[str], None]) -> Pixels:
-    """`[H, W, 3]`, writable."""
+    """Return the image in a file, `[H, W, 3]`, writable."""
     stack = _stack(file)
     opened = [Image.open(file)] if stack is None else []
     extent = _extent(opened[0]) if stack is None else stack.extent()
-    for left_out in extent.unread(options):
-        notice(str(left_out))
+    for ignored in extent.unread(options):
+        notice(str(ignored))
     if stack is None:
-        page, places, inverted = extent.page(options), extent.channel_numbers(options), False
+        page, samples, inverted = extent.page(options), extent.channel_numbers(options), False
     else:
         planes = stack.choose(options)
-        first, places = planes[0][0], tuple(place for _, place in planes)
-        if any(plane != first for plane, _ in planes) or max(places) > 2 or not first.for_pillow:
-            return _decode_planes(planes, upright, options)
+        first, samples = planes[0][0], tuple(sample for _, sample in planes)
+        # Pillow keeps the first three samples of a single page
+        if any(plane != first for plane, _ in planes) or max(samples) > 2 or not first.for_pillow:
+            height, width = first.size(upright=upright)
+            # tifffile has no limit of its own: apply Pillow's
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and height * width > 2 * limit:
+                raise Image.DecompressionBombError(f"{height * width} pixels, the limit is {2 * limit}")
+            pixels = np.empty((height, width, 3), np.uint8)
+            strips = strips_of(read_planes(planes, upright=upright))
+            reduce_depth(strips, pixels, options.depth, inverted=first.inverted)
+            return pixels
         page, inverted = first.index or 0, first.inverted
 
     def reopen() -> Image.Image:
-        return seek(opened.pop() if opened else Image.open(file), page)  # held by the caller alone
+        # popped, so that `decode` holds the only reference and can free the image before the next one
+        return seek(opened.pop() if opened else Image.open(file), page)
 
-    return decode(reopen, places, options.depth, upright=upright, inverted=inverted)
+    return decode(reopen, samples, options.depth, upright=upright, inverted=inverted)
 
 
 def _extent(image: Image.Image) -> Extent:
     pages = num_pages(image)
     return Extent(pages, 1, in_colour=False) if Image.getmodebase(image.mode) == "L" else Extent(pages)
-
-
-def _decode_planes(planes: list[tuple[Plane, int]], upright: bool, options: ReadOptions) -> Pixels:
-    height, width = planes[0][0].size(upright=upright)
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > 2 * limit:
-        raise Image.DecompressionBombError(f"{height * width} pixels, the limit is {2 * limit}")
-    values = read_planes(planes, upright=upright)
-    pixels = np.empty((height, width, 3), np.uint8)
-    reduce_depth(strips_of(values), pixels, options.depth, inverted=planes[0][0].inverted)
-    return pixels

@@ -1,4 +1,4 @@
-"""Classes of the objects of label images: from folders, from files beside the label images, or from class images."""
+"""Read the classes of the objects of label images: from tables or class images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedmask.errors import BadInput
 from embedmask.files import read_text
 
 ENDING = "_classes"
-"""What follows the image's name in the name of a file of classes beside the label image."""
+"""Ending that a file of classes beside a label image adds to the name of the image."""
 FOLDER = "classes"
 TABLES = (".json", ".csv")
 Class = int | str
@@ -26,23 +26,22 @@ def read_table(file: Path) -> dict[int, Class]:
     """Read a table of numbers and classes: a JSON object such as `{"1": 2}`, or a CSV file with two columns.
 
     Raises:
-        BadInput: it is neither, or a class is missing.
+        BadInput: the file is neither, or a class is missing.
     """
     try:
         text = read_text(file)
-        rows = _csv_rows(text) if file.suffix.lower() == ".csv" else json.loads(text).items()
+        if file.suffix.lower() != ".csv":
+            return {int(number): _as_class(value) for number, value in json.loads(text).items()}
+        lines = [re.split(r"[;,\t]", line, maxsplit=1) for line in text.splitlines() if line.strip()]
+        rows = [(line[0].strip(), line[1].strip().strip('"')) for line in lines if len(line) == 2]
+        if len(rows) < len(lines):
+            raise ValueError("a line without two columns")
+        if rows and not rows[0][0].strip('"').isdigit():
+            rows = rows[1:]  # header
         return {int(number): _as_class(value) for number, value in rows}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        message = 'write {"1": "name", ...}, or two columns in CSV: label, class'
-        raise BadInput(f"{file}: is no table of labels and classes ({error}); {message}") from None
-
-
-def _csv_rows(text: str) -> list[tuple[str, str]]:
-    lines = [re.split(r"[;,\t]", line, maxsplit=1) for line in text.splitlines() if line.strip()]
-    pairs = [(line[0].strip(), line[1].strip().strip('"')) for line in lines if len(line) == 2]
-    if len(pairs) < len(lines):
-        raise ValueError("a line without two columns")
-    return pairs if not pairs or pairs[0][0].strip('"').isdigit() else pairs[1:]
+        fix = 'write {"1": "name", ...}, or two columns in CSV: label, class'
+        raise BadInput(f"{file}: is not a table of labels and classes ({error}); {fix}") from None
 
 
 def _as_class(value: Any) -> Class:
@@ -54,26 +53,27 @@ def _as_class(value: Any) -> Class:
 
 
 def class_files(masks: Path, folders: Iterable[str], image_endings: Iterable[str]) -> dict[str, Path]:
-    """Return the file of classes of each image, by the image's stem.
+    """Return the file of classes of each image, by the stem of the image.
 
-    `STEM_classes.json` (or `.csv`, or an image) lies among the label images, `STEM.json` in a folder `classes` in the
-    place of the folder of label images.
+    `STEM_classes.json` (or `.csv`, or an image) is in the folder of the label images, `STEM.json` in a folder `classes`
+    that takes the place of the folder of label images in its path.
 
     Args:
         masks: folder of the label images.
-        folders: names of folders of label images, which `classes` stands in for.
-        image_endings: of class images.
+        folders: names of folders of label images, which `classes` may replace.
+        image_endings: suffixes of class images.
     """
     endings = (*TABLES, *image_endings)
-    found = {}
+    result = {}
+    # SPLIT/masks -> SPLIT/classes; masks/SPLIT -> classes/SPLIT
     for place in (masks.parent / FOLDER, masks.parent.parent / FOLDER / masks.name):
         is_parallel = place.is_dir() and (masks.name in folders) == (place.parent == masks.parent)
         if is_parallel:
-            found.update({path.stem: path for path in place.iterdir() if path.suffix.lower() in endings})
-    beside = (
-        path for path in masks.iterdir() if path.stem.endswith(ENDING) and path.suffix.lower() in endings
-    )
-    return {**found, **{path.stem.removesuffix(ENDING): path for path in beside}}
+            result.update({path.stem: path for path in place.iterdir() if path.suffix.lower() in endings})
+    for path in masks.iterdir():
+        if path.stem.endswith(ENDING) and path.suffix.lower() in endings:
+            result[path.stem.removesuffix(ENDING)] = path
+    return result
 
 
 def object_classes(
@@ -81,27 +81,32 @@ def object_classes(
 ) -> dict[int, Class]:
     """Return the class of each object of a label image.
 
+    Args:
+        file: table of classes, or class image of the size of the label image.
+        objects: mask of each label.
+        read_labels: reads a class image, `[H, W]`.
+
     Raises:
-        BadInput: an object without a class, or in a class image with several; or the file cannot be read.
+        BadInput: an object has no class, or several in a class image; or the file cannot be read.
     """
     if file.suffix.lower() in TABLES:
         table = read_table(file)
-    else:
-        flat = read_labels(file).ravel(order="F")
-        table = {number: _class_of(flat, mask, f"{file}: label {number}") for number, mask in objects.items()}
-    for number in objects:
-        if number not in table:
-            raise BadInput(f"{file}: has no class for label {number}; add it")
-    return {number: table[number] for number in objects}
-
-
-def _class_of(flat: NDArray[Any], mask: RunLengths, where: str) -> int:
-    if len(flat) != mask.size[0] * mask.size[1]:
-        raise BadInput(f"{where}: the class image is not of the label image's size {mask.size}; correct it")
-    ends = np.cumsum(mask.counts)
-    values = np.unique(np.concatenate([flat[a:b] for a, b in zip(ends[:-1:2], ends[1::2], strict=True)]))
-    if len(values) != 1 or values[0] == 0:
-        raise BadInput(
-            f"{where}: has the classes {values.tolist()}; give all its pixels one class, from 1 on"
-        )
-    return int(values[0])
+        for number in objects:
+            if number not in table:
+                raise BadInput(f"{file}: has no class for label {number}; add it")
+        return {number: table[number] for number in objects}
+    flat = read_labels(file).ravel(order="F")
+    classes: dict[int, Class] = {}
+    for number, mask in objects.items():
+        if len(flat) != mask.size[0] * mask.size[1]:
+            message = f"the class image does not have the size of the label image, {mask.size}"
+            raise BadInput(f"{file}: label {number}: {message}; correct it")
+        # ends of the runs [2R + 1]: background and object alternate, so object runs lie between even and odd ends
+        ends = np.cumsum(mask.counts)
+        runs = [flat[begin:end] for begin, end in zip(ends[:-1:2], ends[1::2], strict=True)]
+        values = np.unique(np.concatenate(runs))
+        if len(values) != 1 or values[0] == 0:
+            fix = "give all its pixels one class, from 1 on"
+            raise BadInput(f"{file}: label {number}: has the classes {values.tolist()}; {fix}")
+        classes[number] = int(values[0])
+    return classes

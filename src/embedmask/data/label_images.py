@@ -1,4 +1,4 @@
-"""Label images, as microscopy stores masks: an image of whole numbers, 0 for background, one number an object."""
+"""Read label images, the masks of microscopy: images of whole numbers, 0 for background, one number per object."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from embedmask.structures import Size
 Labels = NDArray[np.integer[Any]]
 MASK_FOLDERS = ("masks", "labels", "mask", "label")
 MASK_ENDINGS = ("", "_masks", "_mask", "_labels", "_label", "_cp_masks", "_seg")
-"""What may follow the image's name in the name of its label image; `_seg` only in numpy's files."""
+"""Endings that a label image may add to the name of its image; `_seg` only in numpy files."""
 BY_PRODUCTS = ("_flows", "_cp_output", "_outlines", "_cp_outlines", label_classes.ENDING)
 """Endings of the other images that Cellpose writes beside an image, and of class images."""
 SUFFIXES = (".png", ".tif", ".tiff")
-"""Formats that keep numbers exactly; numpy's files are the other."""
+"""Image formats that store numbers exactly; numpy files are accepted too."""
 CLASS_NAME = "object"
 Objects = dict[int, RunLengths]
 
 
 @dataclass(frozen=True)
 class LabelImages:
-    """Where the label images of a split are.
+    """Folders of the label images of a split.
 
     Attributes:
         images: folder of the images.
         masks: folder of the label images; may be `images`.
-        classes: names of the folders in `masks`, where there is one for each class.
+        classes: names of the folders in `masks`, if there is one per class.
     """
 
     images: Path
@@ -54,195 +54,190 @@ class LabelImages:
 
 
 def find_label_images(folder: Path, split_names: Sequence[str]) -> LabelImages | None:
-    """Return the label images of a split, or with no `split_names` those of a folder without splits; None if none."""
+    """Find the label images of a split, or without `split_names` those of a folder without splits.
+
+    Args:
+        folder: folder of the data set.
+        split_names: names that the folder of the split may have.
+
+    Returns:
+        The folders; None if there are no label images.
+    """
     places = [(folder / name, folder / "images" / name, name) for name in split_names]
-    for place, images, split in places or [(folder, folder / "images", "")]:
-        for masks in MASK_FOLDERS:
-            for pair in ((place / "images", place / masks), (images, folder / masks / split)):
-                if all(path.is_dir() for path in pair):
-                    found = _in_two_folders(*pair)
-                    if found is not None:
-                        return found
-        for beside in (place, place / "images", images):
-            if beside.is_dir() and _stems(beside).intersection(map(_base, _masks(beside, beside))):
-                return LabelImages(beside, beside)
+    for place, parallel, split in places or [(folder, folder / "images", "")]:
+        pairs = [
+            pair
+            for name in MASK_FOLDERS
+            for pair in ((place / "images", place / name), (parallel, folder / name / split))
+        ]
+        # last, label images among the images
+        for images, masks in (*pairs, (place, place), (place / "images",) * 2, (parallel, parallel)):
+            if not (images.is_dir() and masks.is_dir()):
+                continue
+            labels = _masks(images, masks)
+            if images == masks:
+                # without its longest ending, the name of a label image is that of its image
+                endings = {stem: [end for end in MASK_ENDINGS if stem.endswith(end)] for stem in labels}
+                names = {stem.removesuffix(max(ends, key=len)) for stem, ends in endings.items()}
+                if names & _stems(images):
+                    return LabelImages(images, masks)
+                continue
+            if labels:
+                return LabelImages(images, masks)
+            folders = [path for path in sorted(masks.iterdir()) if path.is_dir() and _masks(images, path)]
+            stems = _stems(images)
+            # folders named after images have one file per object: another layout
+            if stems and folders and not any(path.name in stems for path in folders):
+                return LabelImages(images, masks, tuple(path.name for path in folders))
     return None
-
-
-def _in_two_folders(images: Path, masks: Path) -> LabelImages | None:
-    if _masks(images, masks):
-        return LabelImages(images, masks)
-    folders = [path for path in sorted(masks.iterdir()) if path.is_dir() and _masks(images, path)]
-    stems = _stems(images)  # a folder of an image's name holds a file for each object
-    if not stems or not folders or any(path.name in stems for path in folders):
-        return None
-    return LabelImages(images, masks, tuple(path.name for path in folders))
 
 
 def _stems(folder: Path) -> set[str]:
     return {path.stem for path in folder.iterdir() if is_image_file(path)}
 
 
-def _base(stem: str) -> str:
-    ending = max((ending for ending in MASK_ENDINGS if stem.endswith(ending)), key=len)
-    return stem.removesuffix(ending)
-
-
 def _masks(images: Path, masks: Path) -> dict[str, list[Path]]:
-    """Return the label images by stem; in the folder of the images, the ending of the name tells them."""
-    found: dict[str, list[Path]] = defaultdict(list)
+    """Return the label images in a folder by stem; in the folder of the images, the ending identifies them."""
+    result: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(masks.iterdir()):
         stem, suffix = path.stem, path.suffix.lower()
         is_array = suffix == ".npy" and not path.name.startswith(".")
         is_label_image = suffix in SUFFIXES and is_image_file(path) and not stem.endswith("_seg")
         is_named = images != masks or stem.endswith(MASK_ENDINGS[1:])
         if (is_array or is_label_image) and is_named and not stem.endswith(BY_PRODUCTS):
-            found[stem].append(path)
-    return found
+            result[stem].append(path)
+    return result
 
 
 def read_label_images(
-    place: LabelImages,
+    source: LabelImages,
     splits: Sequence[LabelImages],
     names: Mapping[int, Class],
     on_issue: OnIssue,
     options: ReadOptions = DEFAULT_READING,
 ) -> Content:
-    """Read label images, in the form of a COCO file.
+    """Read label images as the content of a COCO file.
 
-    Objects that touch stay apart, as their numbers differ; an object in several pieces is one. Images are
-    numbered from 1, by name. Sizes are those of the label images. Without classes there is one, `object`.
+    Objects that touch stay separate because their numbers differ; all pieces with one number are one object. Images are
+    numbered from 1, by name. Sizes are those of the label images. A data set without classes has one, `object`.
 
     Args:
-        place: the folders. A label image is PNG, TIFF or numpy, of any depth, and has the name of its image (or with
-            `_masks` or the like behind it).
-        splits: those of all splits, which share one list of classes.
-        names: of classes that are given by number.
-        on_issue: is told of files without partner, damaged ones, and images that hold no labels.
-        options: the page that is read of label images with several.
+        source: folders of the split. A label image is PNG, TIFF or numpy, of any bit depth, and has the name of its
+            image, with or without an ending such as `_masks`.
+        splits: folders of all splits, which share one list of classes.
+        names: names of classes that are stored as numbers.
+        on_issue: receives files without a counterpart, damaged files, and images that are not label images.
+        options: page to read in label images with several pages.
+
+    Returns:
+        Lists of images, annotations (masks as run lengths) and categories.
     """
-    images, partners = _pair(place, on_issue)
+    images, partners = _pair(source, on_issue)
     categories, ids = _categories(splits, names, on_issue)
-    files = _class_files(place)
+    class_files = _class_files(source)
+    needs_class = bool(ids) and not source.classes
+
+    def read(stem: str) -> tuple[Size, list[tuple[str, Class, RunLengths]]] | Problem:
+        return _read_image(partners[stem], class_files.get(stem), needs_class, options.page)
+
+    # decoding releases the GIL; problems are reported below, in the order of the images
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        needs_class = bool(ids) and not place.classes
-        read = list(
-            pool.map(
-                lambda stem: _read_image(partners[stem], files.get(stem), needs_class, options.page), partners
-            )
-        )
+        contents = list(pool.map(read, partners))
     paths = [path for own in partners.values() for several in own.values() for path in several]
     for line in report_defaults(paths, ReadOptions(page=options.page), read_extent):
-        on_issue(Problem("several pages", f"{place.masks}: {line}", fatal=False))
-    report_unread({place.images, place.masks}, on_issue)
+        on_issue(Problem("several pages", f"{source.masks}: {line}", fatal=False))
+    report_unread({source.images, source.masks}, on_issue)
     records, annotations = [], []
-    for number, (stem, found) in enumerate(zip(partners, read, strict=True), start=1):
-        if isinstance(found, Problem):
-            on_issue(found)
+    for number, (stem, content) in enumerate(zip(partners, contents, strict=True), start=1):
+        if isinstance(content, Problem):
+            on_issue(content)
             continue
-        (height, width), objects = found
+        (height, width), objects = content
         records.append({"id": number, "file_name": images[stem].name, "height": height, "width": width})
-        annotations += [
-            {
-                "origin": origin,
-                "image_id": number,
-                "category_id": ids[kind] if ids else 1,
-                "segmentation": mask,
-            }
-            for origin, kind, mask in objects
-        ]
+        for origin, name, mask in objects:
+            entry = {"origin": origin, "image_id": number, "category_id": ids[name] if ids else 1}
+            annotations.append({**entry, "segmentation": mask})
+    # one object in every image: probably a mask of foreground and background
     if annotations and len({entry["image_id"] for entry in annotations}) == len(annotations):
-        message = (
-            f"{place.masks}: no file has more than one label; give every object of an image its own number"
-        )
-        on_issue(Problem("one label only", message, fatal=False))
+        message = "no file has more than one label; give every object of an image its own number"
+        on_issue(Problem("one label only", f"{source.masks}: {message}", fatal=False))
     return {"images": records, "annotations": annotations, "categories": categories}
 
 
-def _pair(place: LabelImages, on_issue: OnIssue) -> tuple[dict[str, Path], dict[str, dict[str, list[Path]]]]:
-    """Return the image of each stem, and its label images: by class folder, all that have its name."""
-    folders = {name: place.masks / name for name in place.classes} or {"": place.masks}
-    labelled = {name: _masks(place.images, path) for name, path in folders.items()}
-    taken = {path for masks in labelled.values() for paths in masks.values() for path in paths}
-    images = _images(place.images, taken, on_issue)
+def _pair(source: LabelImages, on_issue: OnIssue) -> tuple[dict[str, Path], dict[str, dict[str, list[Path]]]]:
+    """Return the image of each stem, and its label images: by class folder, all files with its name."""
+    folders = {name: source.masks / name for name in source.classes} or {"": source.masks}
+    labels = {name: _masks(source.images, path) for name, path in folders.items()}
+    taken = {path for masks in labels.values() for paths in masks.values() for path in paths}
+    stems = _stems(source.images)
+    images: dict[str, Path] = {}
+    for path in sorted(p for p in source.images.iterdir() if is_image_file(p) and p not in taken):
+        if any(path.stem.endswith(end) and path.stem.removesuffix(end) in stems for end in BY_PRODUCTS):
+            continue
+        if path.stem in images:
+            message = f"{path}: has the name of {images[path.stem].name}, so its label image is ambiguous"
+            on_issue(Problem("duplicate id", f"{message}; rename one of them"))
+        images.setdefault(path.stem, path)
     partners: dict[str, dict[str, list[Path]]] = {}
     for stem in images:
-        found = {}
-        for name, masks in labelled.items():
-            paths = [path for ending in MASK_ENDINGS for path in masks.pop(stem + ending, [])]
-            if paths:
-                found[name] = paths
-        if found:
-            partners[stem] = found
+        own = {
+            name: [path for ending in MASK_ENDINGS for path in masks.pop(stem + ending, [])]
+            for name, masks in labels.items()
+        }
+        if any(own.values()):
+            partners[stem] = {name: paths for name, paths in own.items() if paths}
         else:
-            message = f"{place.masks}: has no label image {stem}.png or .tif for an image of {place.images}"
-            on_issue(Problem("missing mask", f"{message}; add it, all 0 where there is no object"))
-    for path in (path for masks in labelled.values() for paths in masks.values() for path in paths):
-        on_issue(Problem("missing image", f"{path}: has no image of that name in {place.images}; add it"))
+            message = f"{source.masks}: has no label image {stem}.png or .tif for an image of {source.images}"
+            on_issue(Problem("missing mask", f"{message}; add it, all 0 if there is no object"))
+    # label images that no image has claimed
+    for path in (path for masks in labels.values() for paths in masks.values() for path in paths):
+        on_issue(Problem("missing image", f"{path}: has no image of that name in {source.images}; add it"))
     return images, partners
 
 
-def _images(folder: Path, masks: set[Path], on_issue: OnIssue) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    stems = _stems(folder)
-    for path in sorted(path for path in folder.iterdir() if is_image_file(path) and path not in masks):
-        if any(path.stem.endswith(end) and path.stem.removesuffix(end) in stems for end in BY_PRODUCTS):
-            continue
-        if path.stem in found:
-            message = f"{path}: has the name of {found[path.stem].name}, so its label image is not certain"
-            on_issue(Problem("duplicate id", f"{message}; rename one"))
-        found.setdefault(path.stem, path)
-    return found
-
-
-def _class_files(place: LabelImages) -> dict[str, Path]:
-    return {} if place.classes else label_classes.class_files(place.masks, MASK_FOLDERS, SUFFIXES)
+def _class_files(source: LabelImages) -> dict[str, Path]:
+    return {} if source.classes else label_classes.class_files(source.masks, MASK_FOLDERS, SUFFIXES)
 
 
 def _categories(
     splits: Sequence[LabelImages], names: Mapping[int, Class], on_issue: OnIssue
 ) -> tuple[list[dict[str, Any]], dict[Class, int]]:
-    """Return COCO's categories of all splits, and the id of each class."""
-    kinds: set[Class] = {name for place in splits for name in place.classes}
-    for file in (file for place in splits for file in _class_files(place).values()):
+    """Return COCO's categories of all splits, and the category id of each class."""
+    classes: set[Class] = {name for source in splits for name in source.classes}
+    for file in (file for source in splits for file in _class_files(source).values()):
         try:
-            is_table = file.suffix.lower() in label_classes.TABLES
-            values = (
-                label_classes.read_table(file).values()
-                if is_table
-                else np.unique(_read_labels(file)).tolist()
-            )
-            kinds.update(value for value in values if is_table or value != 0)
+            if file.suffix.lower() in label_classes.TABLES:
+                classes.update(label_classes.read_table(file).values())
+            else:
+                classes.update(value for value in np.unique(_read_labels(file)).tolist() if value != 0)
         except (BadInput, *READ_ERRORS) as error:
             on_issue(Problem("bad record", str(error)))
-    numbers = sorted({kind for kind in kinds if isinstance(kind, int)} | (set(names) if kinds else set()))
-    texts = sorted(kind for kind in kinds if isinstance(kind, str))
-    ids: dict[Class, int] = {number: number for number in numbers}
-    ids |= {text: place for place, text in enumerate(texts, start=1 + max(numbers, default=0))}
-    titles: dict[Class, str] = {
-        **{number: str(names.get(number, f"class {number}")) for number in numbers},
-        **{t: t for t in texts},
-    }
-    if not ids:
+    if not classes:
         return [{"id": 1, "name": CLASS_NAME}], {}
-    return [{"id": number, "name": titles[kind]} for kind, number in ids.items()], ids
+    # numbers are ids themselves, and those with a name count even if unused; texts follow in alphabetical order
+    numbers = sorted({value for value in classes if isinstance(value, int)} | set(names))
+    texts = sorted(value for value in classes if isinstance(value, str))
+    ids: dict[Class, int] = {number: number for number in numbers}
+    ids |= {text: number for number, text in enumerate(texts, start=1 + max(numbers, default=0))}
+    titles: dict[Class, str] = {number: str(names.get(number, f"class {number}")) for number in numbers}
+    titles |= {text: text for text in texts}
+    return [{"id": number, "name": titles[value]} for value, number in ids.items()], ids
 
 
 def _read_image(
     partners: Mapping[str, Sequence[Path]], class_file: Path | None, needs_class: bool, page: int | None
 ) -> tuple[Size, list[tuple[str, Class, RunLengths]]] | Problem:
-    """Read all objects of an image, each with its origin and class, or what is wrong."""
+    """Read the objects of an image, each with its origin and class; return the problem if that fails."""
     size: Size | None = None
     result: list[tuple[str, Class, RunLengths]] = []
     for class_name, paths in partners.items():
-        found = _read_agreeing(paths, page)
-        if isinstance(found, Problem):
-            return found
-        if size not in (None, found[0]):
-            return Problem(
-                "wrong size", f"{paths[0]}: is {found[0]}, the label image of another class {size}"
-            )
-        size, objects = found
+        content = _read_agreeing(paths, page)
+        if isinstance(content, Problem):
+            return content
+        if size not in (None, content[0]):
+            message = f"{paths[0]}: is {content[0]}, but the label image of another class is {size}"
+            return Problem("wrong size", f"{message}; write all of them in one size")
+        size, objects = content
         classes: Mapping[int, Class] = dict.fromkeys(objects, class_name)
         if class_file is not None:
             try:
@@ -253,34 +248,25 @@ def _read_image(
             message = "has no file of classes, as other label images have; add one for it"
             return Problem("bad record", f"{paths[0]}: {message}")
         result += [(f"{paths[0]}: label {number}", classes[number], mask) for number, mask in objects.items()]
-    assert size is not None  # an image without label images is left out before
+    assert size is not None  # `_pair` reports images without label images
     return size, result
 
 
 def _read_agreeing(paths: Sequence[Path], page: int | None) -> tuple[Size, Objects] | Problem:
-    """Read the label image of an image; where several have its name, they must be the same."""
+    """Read the label image of an image; several files with its name must have the same objects."""
     first = _read_objects(paths[0], page)
     for path in paths[1:]:
         other = _read_objects(path, page)
-        if (
-            not isinstance(first, Problem)
-            and not isinstance(other, Problem)
-            and not _are_equal(first[1], other[1])
-        ):
-            message = (
-                f"{paths[0]}, {path}: differ, so it is not certain which has the masks; keep one of them"
-            )
-            return Problem("bad mask", message)
+        if isinstance(first, Problem) or isinstance(other, Problem):
+            continue
+        runs, other_runs = (
+            {number: mask.counts.tobytes() for number, mask in objects.items()}
+            for _, objects in (first, other)
+        )
+        if runs != other_runs:
+            fix = "so it is ambiguous which has the masks; keep one of them"
+            return Problem("bad mask", f"{paths[0]}, {path}: differ, {fix}")
     return first
-
-
-def _are_equal(some: Objects, others: Objects) -> bool:
-    same = (
-        np.array_equal(mask.counts, others[number].counts)
-        for number, mask in some.items()
-        if number in others
-    )
-    return some.keys() == others.keys() and all(same)
 
 
 def _read_objects(path: Path, page: int | None) -> tuple[Size, Objects] | Problem:
@@ -290,10 +276,11 @@ def _read_objects(path: Path, page: int | None) -> tuple[Size, Objects] | Proble
         return Problem("broken image", str(error))
     except READ_ERRORS as error:
         return Problem("broken image", f"{path}: cannot be read as an image ({error}); replace the file")
+    # some tools write whole numbers as floats
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.ndim != 2 or labels.dtype.kind not in "biu" or labels.min(initial=0) < 0:
-        message = "is no label image; write one whole number a pixel, 0 for background"
+        message = "is not a label image; write one whole number per pixel, 0 for background"
         return Problem("bad mask", f"{path}: {message}")
     return (labels.shape[0], labels.shape[1]), dict(label_objects(labels))
 
@@ -303,19 +290,31 @@ def _read_labels(path: Path, page: int | None = None) -> NDArray[Any]:
 
 
 def label_objects(labels: Labels) -> Iterator[tuple[int, RunLengths]]:
-    """The objects of a label image `[H, W]`, by ascending number; 0 is background."""
+    """Yield the number and the mask of each object of a label image, by ascending number.
+
+    Linear in the pixels and the runs: objects are not searched one by one.
+
+    Args:
+        labels: `[H, W]`, non-negative; 0 is background.
+    """
+    # column by column, as COCO counts runs: [H * W]
     flat = labels.ravel(order="F")
+    # positions of the P foreground pixels, sorted by object, then by position: [P]
     place = np.flatnonzero(flat)
     order = np.argsort(flat[place], kind="stable")
     place = place[order]
     value = flat[place].astype(np.int64)
-    begins = np.ones(len(place), dtype=bool)  # of a run: another object, or a gap
+    # a run begins where the object changes or the positions have a gap: [P]
+    begins = np.ones(len(place), dtype=bool)
     begins[1:] = (np.diff(value) != 0) | (np.diff(place) != 1)
+    # start, end (exclusive) and object of each of the R runs: [R]
     first = np.flatnonzero(begins)
     starts, owners = place[first], value[first]
     ends = starts + np.diff(first, append=len(place))
+    # first and last run of each object: [G]; 0, the background, differs from every object
     firsts, lasts = (np.flatnonzero(np.diff(owners, **edge)) for edge in ({"prepend": 0}, {"append": 0}))
     for begin, end in zip(firsts, lasts + 1, strict=True):
+        # start, end, start, end, ... -> lengths of background, object, ..., background
         edges = np.stack((starts[begin:end], ends[begin:end]), axis=1).ravel()
         counts = np.diff(edges, prepend=0, append=labels.size)
         yield int(owners[begin]), RunLengths(counts, (labels.shape[0], labels.shape[1]))

@@ -1,8 +1,9 @@
-"""LabelMe's folders: a JSON file of shapes for each image."""
+"""Read LabelMe folders: a JSON file of shapes for each image."""
 
 from __future__ import annotations
 
 import base64
+import glob
 import io
 import json
 import math
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from embedmask.data.annotations import Content
@@ -28,45 +28,50 @@ from embedmask.errors import BadInput
 from embedmask.files import read_text
 from embedmask.structures import Size
 
-Points = NDArray[np.float32]
 CLOSED = ("polygon", "rectangle", "rotation", "circle", "mask")
-"""Shapes that have an area; points and lines have none."""
+"""Types of shapes that have an area; points and lines have none."""
 
 
 def find_labelme(folder: Path, split_names: Sequence[str]) -> Path | None:
-    """Return the folder of LabelMe's files of a split, or with no `split_names` of a folder without splits."""
-    inside = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
+    """Return the folder of the LabelMe files of a split, or without `split_names` of a folder without splits.
+
+    Only the first three JSON files of a folder are inspected.
+    """
+    places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
     if split_names:
-        own = [path for place in inside for path in subfolders(place, split_names)]
-        inside = own + [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
-    return next((place for place in inside if any(map(_is_labelme, sorted(place.glob("*.json"))[:3]))), None)
+        own = [path for place in places for path in subfolders(place, split_names)]
+        places = own + [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
+    for place in places:
+        if any("imagePath" in _load(file, lambda _: None) for file in sorted(place.glob("*.json"))[:3]):
+            return place
+    return None
 
 
 def labelme_image_folders(place: Path, folder: Path, split_names: Sequence[str]) -> list[Path]:
-    """Return the folders that the images may be in: beside the files, and folders of images near them."""
+    """Return the folders that may contain the images: that of the files, and image folders near it.
+
+    Args:
+        place: folder of the LabelMe files.
+        folder: folder of the data set.
+        split_names: names that the folder of the split may have.
+    """
     bases = dict.fromkeys((place, place.parent, folder) if place != folder else (folder,))
     near = [path for base in bases for path in subfolders(base, IMAGE_FOLDERS)]
     return [place, *near, *(path for base in (folder, *near) for path in subfolders(base, split_names))]
 
 
-def _is_labelme(file: Path) -> bool:
-    try:
-        content = json.loads(read_text(file))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and "imagePath" in content and isinstance(content.get("shapes"), list)
-
-
 def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Content:
-    """Read LabelMe's files, in the form of a COCO file; shapes of one `group_id` and label are one object.
+    """Read LabelMe files as the content of a COCO file; shapes with the same `group_id` and label are one object.
 
-    Embedded images are not read. Shapes without area are left out, and so are images without a file: `on_issue` is told
-    of how many.
+    Embedded images are not read. Shapes without area and images without a file are skipped and reported.
 
     Args:
         folder: folder of the files.
-        splits: the folders of all splits, which share one list of classes, by name.
-        on_issue: is told of files and shapes that cannot be used.
+        splits: folders of all splits, which share one list of classes, by name.
+        on_issue: receives files and shapes that cannot be used, and the number of skipped ones.
+
+    Returns:
+        Lists of images, annotations and categories; polygons in px, masks as run lengths.
     """
     labels = {
         str(shape.get("label"))
@@ -78,7 +83,7 @@ def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Con
     ids = {label: number for number, label in enumerate(sorted(labels), start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    left_out: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for file in _files(folder):
         content = _load(file, on_issue)
         record = _image(content, file, len(images) + 1, on_issue)
@@ -86,10 +91,10 @@ def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Con
             continue
         images.append(record)
         size = (record["height"], record["width"])
-        for label, origin, mask in _objects(content["shapes"], file, size, left_out, on_issue):
+        for label, origin, mask in _objects(content["shapes"], file, size, skipped, on_issue):
             entry = {"image_id": record["id"], "category_id": ids[label], "segmentation": mask}
             annotations.append({"origin": origin, **entry})
-    _report_left_out(folder, left_out, on_issue)
+    _report_skipped(folder, skipped, on_issue)
     categories = [{"id": number, "name": label} for label, number in ids.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -99,6 +104,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _load(file: Path, on_issue: OnIssue) -> dict[str, Any]:
+    """Return the content of a LabelMe file; empty if it is none."""
     try:
         content = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
@@ -106,15 +112,13 @@ def _load(file: Path, on_issue: OnIssue) -> dict[str, Any]:
         return {}
     if isinstance(content, dict) and isinstance(content.get("shapes"), list):
         return content
-    on_issue(
-        Problem(
-            "bad record", f"{file}: has no list 'shapes', as LabelMe's files have; remove it from the folder"
-        )
-    )
+    message = f"{file}: has no list 'shapes', as LabelMe files have; remove it from the folder"
+    on_issue(Problem("bad record", message))
     return {}
 
 
 def _image(content: dict[str, Any], file: Path, number: int, on_issue: OnIssue) -> dict[str, Any] | None:
+    """Return the record of an image; files of old versions have no size, which is read from the image."""
     if not content:
         return None
     name = content.get("imagePath")
@@ -123,117 +127,108 @@ def _image(content: dict[str, Any], file: Path, number: int, on_issue: OnIssue) 
         return None
     size = (content.get("imageHeight"), content.get("imageWidth"))
     if not all(type(side) is int for side in size):
-        path = next(
-            (p for p in (file.parent / name.replace("\\", "/"), *_siblings(file)) if p.is_file()), None
-        )
+        siblings = filter(is_image_file, file.parent.glob(f"{glob.escape(file.stem)}.*"))
+        candidates = (file.parent / name.replace("\\", "/"), *siblings)
+        path = next((path for path in candidates if path.is_file()), file.parent / name)
         try:
-            size = read_size(path or file.parent / name)
+            size = read_size(path)
         except BadInput as error:
             on_issue(Problem("missing image", f"{file}: has no imageHeight and imageWidth, and {error}"))
             return None
     return {"id": number, "file_name": name, "height": size[0], "width": size[1]}
 
 
-def _siblings(file: Path) -> Iterator[Path]:
-    return (path for path in file.parent.glob(f"{_escape(file.stem)}.*") if is_image_file(path))
-
-
-def _escape(stem: str) -> str:
-    return "".join(f"[{char}]" if char in "*?[" else char for char in stem)
-
-
 @dataclass(frozen=True)
 class _Shape:
     label: str
-    group: Any
     origin: str
     mask: Segmentation
 
 
 def _objects(
-    shapes: Sequence[Any], file: Path, size: Size, left_out: Counter[str], on_issue: OnIssue
+    shapes: Sequence[Any], file: Path, size: Size, skipped: Counter[str], on_issue: OnIssue
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield label, origin and segmentation of each object; parts of one group are joined."""
+    """Yield label, origin and segmentation of each object; join the shapes of a group."""
     groups: dict[Any, list[_Shape]] = defaultdict(list)
-    for place, shape in enumerate(shapes):
-        origin = f"{file}: shape {place}"
+    for index, shape in enumerate(shapes):
+        origin = f"{file}: shape {index}"
         kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else None
         if kind not in CLOSED:
-            left_out[str(kind)] += 1
+            skipped[str(kind)] += 1
             continue
         label, group = str(shape.get("label")), shape.get("group_id")
         try:
             mask = _mask(kind, shape, size)
         except (*READ_ERRORS, TypeError, KeyError) as error:
-            on_issue(
-                Problem("bad mask", f"{origin} ({kind}, {label}) cannot be used ({error}); draw it again")
-            )
+            message = f"{origin} ({kind}, {label}) cannot be used ({error}); draw it again"
+            on_issue(Problem("bad mask", message))
             continue
-        key = place if group is None else (label, str(group))
-        groups[key].append(_Shape(label, group, origin, mask))
+        # a shape without a group is an object of its own, keyed by its index
+        groups[index if group is None else (label, str(group))].append(_Shape(label, origin, mask))
     for parts in groups.values():
         yield parts[0].label, parts[0].origin, _join([part.mask for part in parts], size)
 
 
 def _join(masks: Sequence[Segmentation], size: Size) -> Any:
-    """Return polygons as COCO has them, or run lengths where a part is a mask."""
-    polygons = [part for mask in masks if isinstance(mask, Polygons) for part in mask.parts]
+    """Return COCO polygons; run lengths of the union if one of the parts is a mask."""
     if all(isinstance(mask, Polygons) for mask in masks):
-        return [part.ravel() for part in polygons]
+        return [part.ravel() for mask in masks if isinstance(mask, Polygons) for part in mask.parts]
     union = np.zeros(size, dtype=np.uint8)
     for mask in masks:
+        # scale 1, window of the whole image: the pixels of the mask's own box
         patch = mask.paint((1.0, 1.0), (0, 0, size[1], size[0]))
         if patch is not None:
             pixels, top, left = patch
             union[top : top + pixels.shape[0], left : left + pixels.shape[1]] |= pixels
+    # an empty union is one run of background, which is reported later
     return dict(label_objects(union)).get(1, {"size": list(size), "counts": [size[0] * size[1]]})
 
 
 def _mask(kind: str, shape: dict[str, Any], size: Size) -> Segmentation:
     points = np.array(shape["points"], dtype=np.float32)
     if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError("its points are no list of x, y")
+        raise ValueError("its points are not a list of x, y")
     if kind == "mask":
-        return _pixels(shape["mask"], points, size)
-    if kind == "rectangle" and len(points) == 2:
+        left, top = (int(value) for value in np.rint(points.min(0)))
+        return _decode_mask(shape["mask"], left, top, size)
+    if kind == "rectangle" and len(points) == 2:  # opposite corners; newer versions store all four
         (x1, y1), (x2, y2) = points
         points = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], dtype=np.float32)
     if kind == "circle":
-        points = _circle(points)
+        if len(points) != 2:
+            raise ValueError("a circle has a center and a point on it")
+        (x, y), (edge_x, edge_y) = points.tolist()
+        radius = math.hypot(edge_x - x, edge_y - y)
+        # a chord of n corners is r * (1 - cos(pi / n)) from the arc: with n = 16 + 8 * sqrt(r), below 0.1 px
+        angles = np.linspace(0, 2 * np.pi, 16 + 8 * math.isqrt(int(radius)), endpoint=False)
+        corners = (x + radius * np.cos(angles), y + radius * np.sin(angles))
+        points = np.stack(corners, axis=1).astype(np.float32)
     return Polygons([points])
 
 
-def _circle(points: Points) -> Points:
-    """Return the corners of a circle, given its center and a point on it; within a tenth of a pixel."""
-    if len(points) != 2:
-        raise ValueError("a circle has a center and a point on it")
-    (x, y), edge = points.tolist()
-    radius = math.hypot(edge[0] - x, edge[1] - y)
-    angles = np.linspace(0, 2 * np.pi, 16 + 8 * math.isqrt(int(radius)), endpoint=False)
-    return np.stack((x + radius * np.cos(angles), y + radius * np.sin(angles)), axis=1).astype(np.float32)
-
-
-def _pixels(text: str, points: Points, size: Size) -> RunLengths:
-    """Return a mask that is stored as a PNG image in base64, with its first corner."""
+def _decode_mask(text: str, left: int, top: int, size: Size) -> RunLengths:
+    """Decode a mask stored as a PNG image in base64, which is a crop at `left`, `top` of the image."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         crop = np.asarray(image)
+    # the first channel of grey, grey with alpha, or RGB: [h, w]
     crop = crop.reshape(*crop.shape[:2], -1)[..., 0] > 0
-    left, top = (int(value) for value in np.rint(points.min(0)))
-    whole = np.zeros(size, dtype=np.uint8)
     bottom, right = top + crop.shape[0], left + crop.shape[1]
     if left < 0 or top < 0 or bottom > size[0] or right > size[1]:
         raise ValueError(f"its mask reaches outside the image {list(size)} (height, width)")
-    whole[top:bottom, left:right] = crop
-    objects = dict(label_objects(whole))
+    full = np.zeros(size, dtype=np.uint8)
+    full[top:bottom, left:right] = crop
+    objects = dict(label_objects(full))
     if not objects:
         raise ValueError("its mask is empty")
     return objects[1]
 
 
-def _report_left_out(folder: Path, left_out: Counter[str], on_issue: OnIssue) -> None:
-    if left_out:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-        message = f"{folder}: shapes without an area are left out: {kinds}; draw them as polygons to use them"
+def _report_skipped(folder: Path, skipped: Counter[str], on_issue: OnIssue) -> None:
+    if skipped:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+        message = (
+            f"{folder}: shapes without an area are left out: {counts}; draw them as polygons to use them"
+        )
         on_issue(Problem("left out", message, fatal=False))
     stems = {os.path.splitext(path.name)[0] for path in _files(folder)}
     alone = [path.name for path in sorted(folder.iterdir()) if is_image_file(path) and path.stem not in stems]
@@ -241,10 +236,5 @@ def _report_left_out(folder: Path, left_out: Counter[str], on_issue: OnIssue) ->
         message = (
             f"{folder}: {len(alone)} images have no LabelMe file and are left out, among them {alone[0]}"
         )
-        on_issue(
-            Problem(
-                "image left out",
-                f"{message}; add a file without shapes where there is no object",
-                fatal=False,
-            )
-        )
+        fix = "add a file without shapes for an image without objects"
+        on_issue(Problem("image left out", f"{message}; {fix}", fatal=False))

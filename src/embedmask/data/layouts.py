@@ -1,10 +1,10 @@
-"""Recognize how a folder is laid out: where the images and the ground truth of a split are."""
+"""Recognize the layout of a data folder: where the images and the ground truth of a split are."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,28 +24,29 @@ from embedmask.data.yolo import find_images, read_data_file, read_yolo
 from embedmask.errors import BadInput
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-FOLDERS: dict[str, tuple[str, ...]] = {
+FOLDERS: dict[str | None, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
     "test-dev": ("test-dev",),
+    None: (),
 }
-"""What tools call the folder of a split."""
+"""Folder names that tools use for a split; none for a data set without splits."""
 ROBOFLOW_FILE = "_annotations.coco.json"
 
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """Where a split lies.
+    """Files of a split.
 
     Attributes:
-        annotations: what messages name: the COCO annotation file, or the file or folder that stands for it.
-        images: folder that the layout puts the images in.
-        layout: what the folder was recognized as, for one line to the user.
-        read: reads the ground truth in the form of a COCO file.
-        others: more folders that the images may be in; `images` is among them where it has no precedence.
-        read_stored: likewise, with relative coordinates meant in images as stored, not upright by EXIF; None: the
-            coordinates are absolute.
+        annotations: path that messages name: the COCO annotation file, or the file or folder that takes its place.
+        images: folder in which the layout places the images.
+        layout: description of the recognized layout, one line.
+        read: reads the ground truth as the content of a COCO file.
+        others: further folders that may contain the images; `images` is among them if it has no precedence.
+        read_stored: same as `read`, with relative coordinates interpreted in the images as stored, before the EXIF
+            rotation; None if the coordinates are absolute.
     """
 
     annotations: Path
@@ -57,29 +58,33 @@ class SplitFiles:
 
     @property
     def root(self) -> Path:
-        """Folder that holds all the folders of images."""
+        """Return the deepest folder that contains all image folders."""
         return Path(os.path.commonpath((self.images, *self.others)))
 
 
 def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
-    """Find the files of a split; a folder without splits counts as `train`.
+    """Find the files of a split. A folder without splits is read as `train`.
 
-    Known layouts, in this order:
+    Supported layouts, in order of precedence:
     - `{split}.json` beside `images/`;
-    - COCO's own: `annotations/instances_{split}{year}.json` (or `image_info_{split}{year}.json`, which has no
-      annotations) with `{split}{year}/`;
-    - Roboflow's COCO export: `{split}/_annotations.coco.json` among its images;
-    - YOLO's: `data.yaml`, and `labels/` with polygons beside `images/`;
+    - COCO: `annotations/instances_{split}{year}.json` (or `image_info_{split}{year}.json`, without annotations) with
+      `{split}{year}/`;
+    - Roboflow's COCO export: `{split}/_annotations.coco.json` in the folder of its images;
+    - YOLO: `data.yaml`, and polygons in `labels/` beside `images/`;
     - label images: `{split}/images/` and `{split}/masks/`, `images/{split}/` and `masks/{split}/`, or
-      `NAME_masks.tif` and the like beside each image in `{split}/`;
-    - LabelMe's: a JSON file for each image in `{split}/`;
-    - any other COCO file whose name or folder says the split, as annotation tools export them.
+      `NAME_masks.tif` and similar beside each image in `{split}/`;
+    - LabelMe: a JSON file for each image in `{split}/`;
+    - any other COCO file with the split in its file name or folder, as annotation tools export them.
 
-    The last three are also looked for without splits.
+    The last three also apply to a folder without splits.
+
+    Args:
+        data_dir: folder of the data set.
+        split: split to find.
 
     Raises:
-        BadInput: no such folder, none of the layouts, several COCO files, or the folder of images is missing; says
-            which.
+        BadInput: the folder does not exist, has no such split, contains several COCO files for it, or the image
+            folder is missing.
     """
     folder = Path(data_dir)
     files = _find(folder, split)
@@ -98,7 +103,7 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
         )
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and _is_data_set(path)]
     if inner:
-        raise BadInput(f"{folder}: has no {split} split, but {inner[0]} is a data set; give that folder")
+        raise BadInput(f"{folder}: has no {split} split, but {inner[0]} is a data set; pass that folder")
     raise BadInput(
         f"{folder}: has no {split} split; looked for {split}.json beside images/, "
         f"annotations/instances_{split}2017.json (or another year) with {split}2017/, "
@@ -108,7 +113,7 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
 
 
 def has_split(data_dir: str | Path, split: Split) -> bool:
-    """Return whether a folder has a split.
+    """Return whether a folder contains a split.
 
     Raises:
         BadInput: see `find_split`.
@@ -125,60 +130,64 @@ def _is_data_set(folder: Path) -> bool:
 
 def _find(folder: Path, split: Split) -> SplitFiles | None:
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such data folder; give the folder that holds the data set")
-    found = next((files for find in LAYOUTS if (files := find(folder, split)) is not None), None)
-    has_splits = any(find(folder, name) for name in SPLITS for find in LAYOUTS) if found is None else True
-    if split != "train" or has_splits:
-        return found
-    return next((files for find in WITHOUT_SPLITS if (files := find(folder, ())) is not None), None)
-
-
-def _plain(folder: Path, split: Split) -> SplitFiles | None:
-    return _coco_file(
-        folder / f"{split}.json", folder / "images", f"{split}.json beside images/", folder, split
-    )
+        raise BadInput(f"{folder}: no such data folder; pass the folder that contains the data set")
+    files = next((files for find in LAYOUTS if (files := find(folder, split)) is not None), None)
+    has_splits = files is not None or any(find(folder, name) for name in SPLITS for find in LAYOUTS)
+    # A COCO file of the whole set would include val in train: it counts only if there is no split at all.
+    if has_splits or split != "train":
+        return files
+    return next((files for find in WITHOUT_SPLITS if (files := find(folder, None)) is not None), None)
 
 
 def _coco(folder: Path, split: Split) -> SplitFiles | None:
-    pattern = re.compile(rf"(?:instances|image_info)_({re.escape(split)}(\d{{4}}))\.json")
-    files = [file for file in (folder / "annotations").glob("*.json") if pattern.fullmatch(file.name)]
-    if not files:
-        return None
-    file = max(files, key=lambda file: (file.name[-9:], file.name))  # the newest year, instances first
-    images = f"{split.removesuffix('-dev')}{file.stem[-4:]}"
-    return _coco_file(file, folder / images, f"COCO, annotations/{file.name} with {images}/", folder, split)
+    """Find `{split}.json` beside `images/`, or the files of COCO."""
+    file, images, layout = folder / f"{split}.json", folder / "images", f"{split}.json beside images/"
+    if not file.is_file():
+        pattern = re.compile(rf"(?:instances|image_info)_({re.escape(split)}(\d{{4}}))\.json")
+        files = [path for path in (folder / "annotations").glob("*.json") if pattern.fullmatch(path.name)]
+        if not files:
+            return None
+        # the last year; of one year, "instances" sorts after "image_info"
+        file = max(files, key=lambda path: (path.name[-9:], path.name))
+        images = folder / f"{split.removesuffix('-dev')}{file.stem[-4:]}"  # test-dev is a part of test
+        layout = f"COCO, annotations/{file.name} with {images.name}/"
+        if not file.is_file():
+            return None
+    others = tuple(path for path in image_folders(file, folder, FOLDERS[split]) if path != images)
+    if not images.is_dir() and not any(map(has_images, others)):
+        raise BadInput(f"{images}: no such folder, but {file} needs its images there; add it")
+    return SplitFiles(file, images, layout, lambda _, __: read_coco(file), others)
 
 
 def _roboflow(folder: Path, split: Split) -> SplitFiles | None:
-    for name in FOLDERS[split]:
-        file = folder / name / ROBOFLOW_FILE
-        if file.is_file():
-            layout = f"Roboflow's COCO export, {name}/{file.name}"
-            others = tuple(subfolders(file.parent, IMAGE_FOLDERS))
-            return SplitFiles(file, file.parent, layout, partial(_read_roboflow, file), others)
-    return None
+    file = next((p for name in FOLDERS[split] if (p := folder / name / ROBOFLOW_FILE).is_file()), None)
+    if file is None:
+        return None
 
+    def read(_: OnIssue, __: ReadOptions) -> Content:
+        content = read_coco(file)
+        used = {
+            as_id(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)
+        }
+        parents = {
+            str(entry.get("supercategory")) for entry in content["categories"] if isinstance(entry, dict)
+        }
+        # Roboflow adds category 0, named after the project: the supercategory of all others, used by no object.
+        # A category that differs in any of this is kept, and checked later.
+        content["categories"] = [
+            entry
+            for entry in content["categories"]
+            if not isinstance(entry, dict)
+            or entry.get("id") != 0
+            or 0 in used
+            or entry.get("supercategory") != "none"
+            or entry.get("name") not in parents
+        ]
+        return content
 
-def _read_roboflow(file: Path, _: OnIssue, __: ReadOptions) -> Content:
-    """Leave out Roboflow's category 0: it names the project, other categories call it theirs, and no object has it.
-
-    Whatever does not look like that stays, to be checked.
-    """
-    content = read_coco(file)
-    used = {as_id(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)}
-    parents = {str(entry.get("supercategory")) for entry in content["categories"] if isinstance(entry, dict)}
-
-    def is_placeholder(entry: object) -> bool:
-        return (
-            isinstance(entry, dict)
-            and entry.get("id") == 0
-            and 0 not in used
-            and entry.get("supercategory") == "none"
-            and entry.get("name") in parents
-        )
-
-    content["categories"] = [entry for entry in content["categories"] if not is_placeholder(entry)]
-    return content
+    others = tuple(subfolders(file.parent, IMAGE_FOLDERS))
+    layout = f"Roboflow's COCO export, {file.parent.name}/{file.name}"
+    return SplitFiles(file, file.parent, layout, read, others)
 
 
 def _yolo(folder: Path, split: Split) -> SplitFiles | None:
@@ -194,61 +203,41 @@ def _yolo(folder: Path, split: Split) -> SplitFiles | None:
     return SplitFiles(file, folder, layout, read, read_stored=partial(read, upright=False))
 
 
-def _label_images(folder: Path, split: Split) -> SplitFiles | None:
-    return _label_images_of(folder, FOLDERS[split])
-
-
-def _label_images_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
-    found = find_label_images(folder, names)
-    if found is None:
+def _label_images(folder: Path, split: Split | None) -> SplitFiles | None:
+    source = find_label_images(folder, FOLDERS[split])
+    if source is None:
         return None
-    everywhere = [place for place in (find_label_images(folder, FOLDERS[name]) for name in SPLITS) if place]
-    tables = [path / name for path in (folder, found.masks) for name in ("classes.json", "classes.csv")]
+    # all splits share one list of classes, so that a class missing from one of them does not shift the labels
+    splits = [other for name in SPLITS if (other := find_label_images(folder, FOLDERS[name]))] or [source]
+    tables = [path / name for path in (folder, source.masks) for name in ("classes.json", "classes.csv")]
 
     def read(on_issue: OnIssue, options: ReadOptions) -> Content:
-        titles = next((read_table(path) for path in tables if path.is_file()), {})
-        return read_label_images(found, everywhere or [found], titles, on_issue, options)
+        class_names = next((read_table(path) for path in tables if path.is_file()), {})
+        return read_label_images(source, splits, class_names, on_issue, options)
 
-    classes = f", one folder for each of {len(found.classes)} classes" if found.classes else ""
-    layout = f"label images, {_in(folder, found.images)} with {_in(folder, found.masks)}{classes}"
-    return SplitFiles(found.masks, found.images, layout, read)
-
-
-def _labelme(folder: Path, split: Split) -> SplitFiles | None:
-    return _labelme_of(folder, FOLDERS[split])
+    classes = f", one folder for each of {len(source.classes)} classes" if source.classes else ""
+    layout = f"label images, {_in(folder, source.images)} with {_in(folder, source.masks)}{classes}"
+    return SplitFiles(source.masks, source.images, layout, read)
 
 
-def _labelme_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
-    found = find_labelme(folder, names)
-    if found is None:
+def _labelme(folder: Path, split: Split | None) -> SplitFiles | None:
+    source = find_labelme(folder, FOLDERS[split])
+    if source is None:
         return None
-    splits = [place for place in (find_labelme(folder, FOLDERS[name]) for name in SPLITS) if place] or [found]
-    others = tuple(labelme_image_folders(found, folder, names))
-    layout = f"LabelMe, {_in(folder, found)}"
+    splits = [other for name in SPLITS if (other := find_labelme(folder, FOLDERS[name]))] or [source]
+    others = tuple(labelme_image_folders(source, folder, FOLDERS[split]))
+    layout = f"LabelMe, {_in(folder, source)}"
     return SplitFiles(
-        found, found, layout, lambda on_issue, _: read_labelme(found, splits, on_issue), others[1:]
+        source, source, layout, lambda on_issue, _: read_labelme(source, splits, on_issue), others[1:]
     )
 
 
-def _export(folder: Path, split: Split) -> SplitFiles | None:
-    return _export_of(folder, FOLDERS[split])
-
-
-def _export_of(folder: Path, names: Sequence[str]) -> SplitFiles | None:
-    file = find_export(folder, names)
+def _export(folder: Path, split: Split | None) -> SplitFiles | None:
+    file = find_export(folder, FOLDERS[split])
     if file is None:
         return None
-    others = tuple(image_folders(file, folder, names))
+    others = tuple(image_folders(file, folder, FOLDERS[split]))
     return SplitFiles(file, others[0], export_layout(file, folder), lambda _, __: read_coco(file), others)
-
-
-def _coco_file(file: Path, images: Path, layout: str, folder: Path, split: Split) -> SplitFiles | None:
-    if not file.is_file():
-        return None
-    others = tuple(path for path in image_folders(file, folder, FOLDERS[split]) if path != images)
-    if not images.is_dir() and not any(map(has_images, others)):
-        raise BadInput(f"{images}: no such folder, but {file} needs its images there; add it")
-    return SplitFiles(file, images, layout, lambda _, __: read_coco(file), others)
 
 
 def _in(folder: Path, path: Path) -> str:
@@ -256,7 +245,6 @@ def _in(folder: Path, path: Path) -> str:
 
 
 LAYOUTS: list[Callable[[Path, Split], SplitFiles | None]] = [
-    _plain,
     _coco,
     _roboflow,
     _yolo,
@@ -264,10 +252,6 @@ LAYOUTS: list[Callable[[Path, Split], SplitFiles | None]] = [
     _labelme,
     _export,
 ]
-"""Tried in this order; each gives the files of a split, or None where the folder is laid out otherwise."""
-WITHOUT_SPLITS: list[Callable[[Path, Sequence[str]], SplitFiles | None]] = [
-    _export_of,
-    _label_images_of,
-    _labelme_of,
-]
-"""Tried for `train` where no split is found; given no names of splits."""
+"""Finders in order of precedence; each returns the files of a split, or None if the folder has another layout."""
+WITHOUT_SPLITS: list[Callable[[Path, None], SplitFiles | None]] = [_export, _label_images, _labelme]
+"""Finders for `train` in a folder without splits."""

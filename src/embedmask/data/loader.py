@@ -1,7 +1,7 @@
-"""Batches: which items, in which order, with which random draws.
+"""Load batches: which items, in which order, with which random seeds.
 
-The order and the draws of an epoch follow from the seed and the epoch's number alone. They do not depend on
-the number of workers or on what ran before, so a resumed run goes on as if it had not been stopped.
+Order and seeds of an epoch depend only on the run's seed and the number of the epoch. They do not depend on the number
+of workers or on earlier epochs, so a resumed run continues exactly as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,14 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.structures import Size, Target
 
-Draw = tuple[int, int]
-"""Index of an item and the seed of its random draws."""
+SeededIndex = tuple[int, int]
+"""Index of an item, and the seed of its random transforms."""
 TrainBatch = tuple[list[Tensor], list[Target]]
 EvalBatch = tuple[list[Tensor], list[int], list[Size]]
 
 
 def collate(items: Sequence[tuple[Tensor, Target]]) -> TrainBatch:
-    """Images and targets as two lists; normalising and padding happen on the device."""
+    """Convert items to a list of images and a list of targets; they are normalized and padded on the device."""
     return [image for image, _ in items], [target for _, target in items]
 
 
@@ -44,23 +43,23 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[TrainBatch]:
-    """Shuffled batches of `(list of uint8 images, list of Target)`; every image is seen.
+    """Build the loader of shuffled batches `(list of uint8 images [3, h, w], list of Target)`; no image is dropped.
 
-    A batch holds landscape images only, or none, so that little is padded. Call
+    The images of a batch are all landscape or all not, which reduces padding. Call
     `loader.batch_sampler.sampler.set_epoch(epoch)` before each epoch.
 
     Args:
         dataset: items, with their sizes.
-        batch_size: images a step, all processes together.
-        workers: processes that load; 0: this one.
-        seed: of the order and of every item's draws.
-        repeat: times the dataset is walked in an epoch.
-        start: batches that are done, over all epochs: they are passed over without being loaded.
-        rank: number of this process.
+        batch_size: images per step, over all processes.
+        workers: worker processes; 0: load in this process.
+        seed: seed of the order and of the random transforms of each item.
+        repeat: passes over the dataset per epoch.
+        start: completed batches, over all epochs; they are skipped without loading.
+        rank: rank of this process.
         world_size: number of processes; each gets its own share of every batch.
 
     Raises:
-        BadInput: `batch_size` cannot be shared evenly.
+        BadInput: `batch_size` is not a multiple of `world_size`.
     """
     if batch_size < 1 or batch_size % world_size:
         raise BadInput(f"batch_size {batch_size} cannot be shared by {world_size} processes; use a multiple")
@@ -69,7 +68,7 @@ def train_loader(
     batches = AspectRatioBatchSampler(
         order, groups, batch_size, start=start, rank=rank, world_size=world_size
     )
-    return _loader(partial(_drawn, dataset), batches, collate, workers)
+    return _loader(_TrainItems(dataset), batches, collate, workers)
 
 
 def eval_loader(
@@ -81,31 +80,30 @@ def eval_loader(
     world_size: int = 1,
     wanted: Sequence[int] | None = None,
 ) -> DataLoader[EvalBatch]:
-    """Every image once: `(uint8 images in the network's frame, image ids, original (height, width))`,
-    lists.
+    """Build the loader of batches `(uint8 images in the network's frame, image ids, original (height, width))`, lists.
 
-    One image a batch: padding would change what GroupNorm sees. Ground truth is not painted: evaluators
-    read the annotation file.
+    A batch has one image: padding would change the statistics of GroupNorm. Ground truth is not loaded: evaluators
+    read it from the annotations.
 
     Args:
         dataset: items.
-        transform: brings an image to the network's frame.
-        workers: processes that load; 0: this one.
-        rank: number of this process.
-        world_size: number of processes; each gets its own share of the images, or the first one where there
-            are not enough of them: a process without any would not take part in what all do together.
-        wanted: positions of the images that are wanted; None: all.
+        transform: converts an image to the network's frame.
+        workers: worker processes; 0: load in this process.
+        rank: rank of this process.
+        world_size: number of processes; each gets its own share of the images. A process without a share gets the
+            first image, because every process has to take part in collective operations.
+        wanted: positions of the images to load; None: all.
     """
     every = list(range(len(dataset)) if wanted is None else wanted)
     share = every[rank::world_size] or every[:1]
-    return _loader(partial(_image, dataset, transform), [[i] for i in share], _collate_images, workers)
+    return _loader(_EvalItems(dataset, transform), [[index] for index in share], _collate_eval, workers)
 
 
 def _loader(
-    get: Callable[[Any], Any], batches: Iterable[list[Any]], collate_fn: Callable[[Any], Any], workers: int
+    items: Dataset[Any], batches: Iterable[list[Any]], collate_fn: Callable[[Any], Any], workers: int
 ) -> DataLoader[Any]:
     return DataLoader(
-        _Items(get),
+        items,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate_fn,
@@ -114,67 +112,76 @@ def _loader(
     )
 
 
-class _Items(Dataset[Any]):
-    """What a function gives for each entry of a batch."""
+class _TrainItems(Dataset[tuple[Tensor, Target]]):
+    """Training items, by index and seed."""
 
-    def __init__(self, get: Callable[[Any], Any]) -> None:
-        self.get = get
+    def __init__(self, dataset: CocoInstances) -> None:
+        self.dataset = dataset
 
-    def __getitem__(self, entry: Any) -> Any:
-        return self.get(entry)
-
-
-def _drawn(dataset: CocoInstances, draw: Draw) -> tuple[Tensor, Target]:
-    index, seed = draw
-    return dataset.sample(index, torch.Generator().manual_seed(seed))
+    def __getitem__(self, item: SeededIndex) -> tuple[Tensor, Target]:
+        index, seed = item
+        return self.dataset.sample(index, torch.Generator().manual_seed(seed))
 
 
-def _image(dataset: CocoInstances, transform: EvalTransform, index: int) -> tuple[Tensor, int, Size]:
-    return transform.image(dataset.image(index)), dataset.image_ids[index], dataset.sizes[index]
+class _EvalItems(Dataset[tuple[Tensor, int, Size]]):
+    """Images for evaluation, with their ids and original sizes."""
+
+    def __init__(self, dataset: CocoInstances, transform: EvalTransform) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Size]:
+        image = self.transform.image(self.dataset.image(index))
+        return image, self.dataset.image_ids[index], self.dataset.sizes[index]
 
 
-def _collate_images(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
+def _collate_eval(items: Sequence[tuple[Tensor, int, Size]]) -> EvalBatch:
     images, ids, sizes = zip(*items, strict=True)
     return list(images), list(ids), list(sizes)
 
 
 def is_landscape(size: Size) -> bool:
-    """Strictly wider than high, as the authors group."""
+    """Return whether an image is wider than high, the authors' criterion for grouping."""
     return size[1] > size[0]
 
 
 def group_batches(order: Sequence[int], groups: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """Cut an order into batches that hold one group each.
+    """Split an order into batches of a single group each.
 
-    Inside a group the order stays; batches are ordered by their first item. The last batch of each group
-    may be short.
+    The order within a group is preserved; batches are ordered by their first item. The last batch of each group may be
+    smaller.
 
     Args:
-        order: item indices, each may come more than once.
+        order: item indices, possibly repeated.
         groups: the group of each item of the dataset.
-        batch_size: items a batch.
+        batch_size: items per batch.
+
+    Returns:
+        Item indices of each batch.
     """
+    # positions in the order, by group
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, index in enumerate(order):
         places[groups[index]].append(place)
     cut = [own[i : i + batch_size] for own in places.values() for i in range(0, len(own), batch_size)]
+    # lists of positions sort by their first position
     return [[order[place] for place in batch] for batch in sorted(cut)]
 
 
 def process_share(batch: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
-    """The items of a batch that are process `rank`'s; at least one, so that it has something to do."""
+    """Return the items of a batch for process `rank`: at least one, repeated if there are fewer than processes."""
     if len(batch) < world_size:
         return [batch[rank % len(batch)]]
     return batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size]
 
 
-class SeededEpochSampler(Sampler[Draw]):
-    """A shuffled walk over a dataset, with the seed of each item's draws.
+class SeededEpochSampler(Sampler[SeededIndex]):
+    """Shuffled order of a dataset, with a seed for the random transforms of each item.
 
     Args:
-        length: items of the dataset.
-        seed: of everything; the epoch is added.
-        repeat: walks an epoch, each in its own order.
+        length: number of items of the dataset.
+        seed: seed of all epochs; it is combined with the number of the epoch.
+        repeat: passes over the dataset per epoch, each in its own order.
     """
 
     def __init__(self, length: int, *, seed: int, repeat: int = 1) -> None:
@@ -184,37 +191,38 @@ class SeededEpochSampler(Sampler[Draw]):
         self.epoch = self.first_epoch = 0
 
     def start_at(self, epoch: int) -> None:
-        """Begin with this epoch: those before it are done, and cannot be chosen any more."""
+        """Start at this epoch: `set_epoch` cannot return to earlier ones."""
         self.epoch = self.first_epoch = epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next, from 0."""
+        """Set the epoch whose order comes next, from 0."""
         self.epoch = max(epoch, self.first_epoch)
 
     def __len__(self) -> int:
         return self.length * self.repeat
 
-    def __iter__(self) -> Iterator[Draw]:
-        # mixed, so that seed 0, epoch 1 and seed 1, epoch 0 are strangers
+    def __iter__(self) -> Iterator[SeededIndex]:
+        # hashed, not added: seed 0, epoch 1 and seed 1, epoch 0 must be independent
         mixed = np.random.SeedSequence((self.seed % 2**64, self.epoch)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]))
-        walks = [torch.randperm(self.length, generator=generator) for _ in range(self.repeat)]
+        passes = [torch.randperm(self.length, generator=generator) for _ in range(self.repeat)]
+        # a new seed for each repetition of an item
         seeds = torch.randint(2**62, (len(self),), generator=generator)
-        return iter(zip(torch.cat(walks).tolist(), seeds.tolist(), strict=True))
+        return iter(zip(torch.cat(passes).tolist(), seeds.tolist(), strict=True))
 
 
-class AspectRatioBatchSampler(Sampler[list[Draw]]):
-    """Batches of one group each, shared out to the processes.
+class AspectRatioBatchSampler(Sampler[list[SeededIndex]]):
+    """Batches of a single group each, divided among the processes.
 
-    Every process gets as many batches. Where a batch does not divide, the shares differ by one item; where it
-    has fewer items than there are processes, some come again.
+    Every process gets the same number of batches. If a batch cannot be divided evenly, the shares differ by one item;
+    if it has fewer items than there are processes, some items are repeated.
 
     Args:
-        sampler: the order of an epoch.
+        sampler: order of an epoch.
         groups: the group of each item of the dataset.
-        batch_size: items a batch, all processes together.
-        start: batches that are done, over all epochs; the first walk begins after them.
-        rank: number of this process.
+        batch_size: items per batch, over all processes.
+        start: completed batches, over all epochs; the first epoch starts after them.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -237,13 +245,16 @@ class AspectRatioBatchSampler(Sampler[list[Draw]]):
         sampler.start_at(first_epoch)
 
     def __len__(self) -> int:
+        # the batches of an epoch depend on the group sizes only; each group has at most one smaller batch
         counts = Counter(self.groups).values()
         return sum(math.ceil(count * self.sampler.repeat / self.batch_size) for count in counts)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        draws = list(self.sampler)
-        groups = [self.groups[index] for index, _ in draws]
-        batches = group_batches(range(len(draws)), groups, self.batch_size)
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
+        items = list(self.sampler)
+        groups = [self.groups[index] for index, _ in items]
+        # batches of positions in `items`, which distinguish repetitions of an item
+        batches = group_batches(range(len(items)), groups, self.batch_size)
+        # a resumed run skips the completed batches of its first epoch
         done = self.first_batch if self.sampler.epoch == self.sampler.first_epoch else 0
         for batch in batches[done:]:
-            yield [draws[place] for place in process_share(batch, self.rank, self.world_size)]
+            yield [items[place] for place in process_share(batch, self.rank, self.world_size)]

@@ -1,4 +1,4 @@
-"""Pages and channels of image files: what a file holds, and which part of it is read."""
+"""Choose the page and the channels to read from image files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MANY_PAGES = (
     ".webp",
     ".avif",
 )
-"""Endings of files that may hold several pages or channels."""
+"""Suffixes of files that may contain several pages or channels."""
 
 
 class UnreadPages(UserWarning):
-    """A file has pages or channels that nobody chose among."""
+    """Pages or channels of a file that are ignored by default."""
 
 
 class BadChoice(ValueError):
@@ -35,12 +35,12 @@ class BadChoice(ValueError):
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Pages or channels of a file that are left out, because nobody chose.
+    """Pages or channels of a file that are ignored because the options do not choose any.
 
     Attributes:
-        option: chooses among them: `page` or `channels`.
-        used: which are read instead.
-        count: how many there are.
+        option: option that chooses them: `page` or `channels`.
+        used: description of those that are read instead.
+        count: total number of pages or channels.
     """
 
     option: str
@@ -49,7 +49,7 @@ class LeftOut:
 
     @property
     def noun(self) -> str:
-        """What they are."""
+        """Return `page` or `channel`."""
         return self.option.removesuffix("s")
 
     def __str__(self) -> str:
@@ -58,12 +58,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Extent:
-    """What an image file holds.
+    """Number of pages and channels of an image file.
 
     Attributes:
         pages: pages of a stack, frames of an animation.
-        channels: of each page; alpha is none.
-        in_colour: the file says that its first three channels are R, G and B.
+        channels: channels of each page, without alpha.
+        in_colour: whether the first three channels are R, G and B, according to the file.
     """
 
     pages: int = 1
@@ -71,14 +71,14 @@ class Extent:
     in_colour: bool = True
 
     def pages_are_channels(self, options: ReadOptions) -> bool:
-        """Return whether channels are requested of a file that has none, so that its pages are meant."""
+        """Return whether the requested channels are pages: the file has several pages of one channel each."""
         return options.channels is not None and options.page is None and self.channels == 1 < self.pages
 
     def page(self, options: ReadOptions) -> int:
-        """Return the page to read.
+        """Return the index of the page to read.
 
         Raises:
-            BadChoice: there is no such page.
+            BadChoice: the file has no such page.
         """
         page = options.page or 0
         if page >= self.pages:
@@ -89,7 +89,7 @@ class Extent:
         """Return the channels to read: one, or those of R, G and B.
 
         Raises:
-            BadChoice: there is no such channel.
+            BadChoice: the file has no such channel.
         """
         if options.channels is None:
             return (0, 1, 2) if self.in_colour else (0,)
@@ -101,7 +101,7 @@ class Extent:
         return options.channels
 
     def unread(self, options: ReadOptions) -> Iterator[LeftOut]:
-        """Yield the pages and the channels that are left out without a choice."""
+        """Yield the pages and the channels that are ignored because the options do not choose any."""
         if options.page is None and self.pages > 1 and not self.pages_are_channels(options):
             yield LeftOut("page", "page 0 is used", self.pages)
         if options.channels is None and self.channels > (3 if self.in_colour else 1):
@@ -112,22 +112,26 @@ class Extent:
 def report_defaults(
     paths: Iterable[Path], options: ReadOptions, extent: Callable[[Path], Extent | None]
 ) -> list[str]:
-    """Describe in one line each the files that have several pages, or several channels, of which nobody chose.
+    """Describe the files whose pages or channels are ignored because the options do not choose any.
 
     Args:
         paths: image files.
-        options: what is chosen.
-        extent: gives the extent of a file; None where it cannot be read.
+        options: page and channels to read.
+        extent: returns the extent of a file; None if it cannot be read.
+
+    Returns:
+        One line for each default that is used.
     """
-    found: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
+    files: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
     for path in (path for path in paths if path.suffix.lower() in MANY_PAGES):
         known = extent(path)
-        for one in () if known is None else known.unread(options):
-            found.setdefault((one.noun, one.used, one.option), []).append((path.name, one.count))
+        for ignored in () if known is None else known.unread(options):
+            key = (ignored.noun, ignored.used, ignored.option)
+            files.setdefault(key, []).append((path.name, ignored.count))
     return [
-        f"{_count(len(files), 'file')} with several {noun}s: {used} ({files[0][0]}: {files[0][1]} {noun}s); "
+        f"{_count(len(own), 'file')} with several {noun}s: {used} ({own[0][0]}: {own[0][1]} {noun}s); "
         f"choose with --{option}"
-        for (noun, used, option), files in found.items()
+        for (noun, used, option), own in files.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Pixels of an image that Pillow opens, as 8-bit RGB; with 16 bits a value no byte is lost."""
+"""Decode images with Pillow as 8-bit RGB, without losing a byte of 16-bit values."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TO_STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""Operation that leads from an upright image back to the stored one, by EXIF orientation."""
+"""Operation from the upright image back to the stored one, by EXIF orientation."""
 ONE_PAGE = ("MPO", "PSD")
 """Formats whose further frames are previews or layers of the image."""
 WIDE_COLOURS = ("RGB;16", "RGBA;16", "RGBX;16")
-"""Raw modes, without their byte order, of which Pillow keeps the high bytes alone."""
+"""Raw modes, without byte order, of which Pillow keeps only the high bytes."""
 WIDE_GREY_ALPHA = "LA;16B"
 OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""The byte order by which Pillow gives the low bytes of a file in this one."""
+"""Byte order of a file -> the opposite one, with which Pillow reads its low bytes as high bytes."""
 
 
 def decode(
@@ -48,34 +48,48 @@ def decode(
     """Decode an image.
 
     Args:
-        reopen: gives the image, not loaded yet; called again where it has 16 bits a value in colour.
-        channels: one, or those of R, G and B; grey has but one.
-        depth: how more than 8 bits become 8.
-        upright: turn it as its EXIF orientation says.
-        inverted: 0 is white, if it has more than 8 bits; of 8 bits Pillow knows.
+        reopen: returns the image, not loaded yet; called twice for 16-bit colour.
+        channels: one, or those of R, G and B; ignored for grey, which has only one.
+        depth: reduction of more than 8 bits.
+        upright: rotate the image by its EXIF orientation.
+        inverted: 0 is white, in an image of more than 8 bits; Pillow inverts 8 bits itself.
 
     Returns:
         uint8 `[H, W, 3]`, writable.
     """
     image = reopen()
-    raw = _raw_mode(image)
+    # the file's number format: the first decoder argument of a tile; an image that is loaded has no tiles
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    raw = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
     if raw == WIDE_GREY_ALPHA:
-        # both bytes of both values, in the place of four colours
+        # 2 values of 2 bytes, decoded as 4 values of 1 byte
         both = _load(_with_raw_mode(image, "RGBA"), upright)
-        return _reduced(both, _grey_of_pairs, depth)
+        return _reduced(
+            both, lambda strip: np.ascontiguousarray(np.asarray(strip)[..., :2]).view(">u2"), depth
+        )
     image = _load(image, upright)
     if raw[:-1] in WIDE_COLOURS:
+        # first pass: high bytes; second pass, with the byte order swapped: low bytes
         pixels = _rgb(image, channels)
         del image
-        other = _load(_with_raw_mode(reopen(), raw[:-1] + OTHER_BYTES[raw[-1]]), upright)
-        return _joined(pixels, other, channels, depth)
+        low = _load(_with_raw_mode(reopen(), raw[:-1] + OTHER_BYTES[raw[-1]]), upright)
+
+        def strips() -> Iterator[tuple[int, NDArray[np.uint16]]]:
+            for top, strip in _strips(low, channels=3):
+                high = pixels[top : top + strip.height].astype(np.uint16)
+                yield top, high << 8 | np.asarray(strip.convert("RGB"))[..., list(channels)]
+
+        # in place: each strip of high bytes is read before it is overwritten
+        reduce_depth(strips, pixels, depth)
+        return pixels
     if image.mode.startswith("I") or image.mode == "F":
         return _reduced(image, lambda strip: np.asarray(strip)[..., None], depth, inverted=inverted)
     return _rgb(image, channels)
 
 
 def num_pages(image: Image.Image) -> int:
-    """Return the number of pages or frames; previews and layers are none.
+    """Return the number of pages or frames, without previews and layers.
 
     Raises:
         OSError: one of them is damaged.
@@ -98,7 +112,7 @@ def seek(image: Image.Image, page: int) -> Image.Image:
 
 @contextmanager
 def _directories() -> Iterator[None]:
-    """Of a damaged directory Pillow says what Python says."""
+    """Convert the errors that Pillow lets through on a damaged directory to `OSError`."""
     try:
         yield
     except (TypeError, KeyError, struct.error) as error:
@@ -106,7 +120,7 @@ def _directories() -> Iterator[None]:
 
 
 def _load(image: Image.Image, upright: bool) -> Image.Image:
-    # Pillow itself turns TIFF files upright when it loads them
+    # Pillow rotates TIFF files on loading, and removes the tag: read it before, to undo the rotation
     turned = image.format == "TIFF" and Image.Image.getexif(image).get(EXIF_ORIENTATION)
     image.load()
     if upright:
@@ -116,24 +130,14 @@ def _load(image: Image.Image, upright: bool) -> Image.Image:
     return image
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """How the file stores values; empty where that is not known, as of an image that is loaded."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0].args if tiles else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-
-
 def _with_raw_mode(image: Image.Image, raw: str) -> Image.Image:
+    """Set the number format in which the tiles are decoded."""
     changed: Any = image
     changed.tile = [
         tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw)
         for tile in changed.tile
     ]
     return image
-
-
-def _grey_of_pairs(strip: Image.Image) -> NDArray[np.uint16]:
-    return np.ascontiguousarray(np.asarray(strip)[..., :2]).view(">u2")
 
 
 def _reduced(
@@ -143,6 +147,7 @@ def _reduced(
     *,
     inverted: bool = False,
 ) -> Pixels:
+    """Return an image of more than 8 bits as `[H, W, 3]`; `values` converts a strip to `[h, W, 1]`."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     reduce_depth(
         lambda: ((top, values(strip)) for top, strip in _strips(image)), pixels, depth, inverted=inverted
@@ -150,23 +155,12 @@ def _reduced(
     return pixels
 
 
-def _joined(pixels: Pixels, low: Image.Image, channels: tuple[int, ...], depth: Depth) -> Pixels:
-    """Reduce colours of 16 bits in place; `pixels` holds the high bytes, `low` the others."""
-
-    def strips() -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        for top, strip in _strips(low, channels=3):
-            high = pixels[top : top + strip.height].astype(np.uint16)
-            yield top, high << 8 | np.asarray(strip.convert("RGB"))[..., list(channels)]
-
-    reduce_depth(strips, pixels, depth)
-    return pixels
-
-
 def _rgb(image: Image.Image, channels: tuple[int, ...]) -> Pixels:
+    """Return an image of 8 bits as `[H, W, 3]`."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     every = channels == (0, 1, 2) or Image.getmodebase(image.mode) == "L"
     for top, strip in _strips(image):
-        # over RGBA, so that a palette's transparent colours stay what they are
+        # via RGBA, so that the transparent colours of a palette are kept
         flat = strip.convert("RGBA") if strip.mode in ("P", "PA") else strip
         rows = np.asarray(flat.convert("RGB"))
         pixels[top : top + strip.height] = rows if every else rows[..., list(channels)]
@@ -174,7 +168,7 @@ def _rgb(image: Image.Image, channels: tuple[int, ...]) -> Pixels:
 
 
 def _strips(image: Image.Image, channels: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """The image in strips of whole rows, each with its first row."""
+    """Yield the image in strips of whole rows, each with the index of its first row."""
     height = strip_height(image.width, channels)
     for top in range(0, image.height, height):
         yield top, image.crop((0, top, image.width, min(top + height, image.height)))

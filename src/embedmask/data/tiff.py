@@ -1,4 +1,4 @@
-"""TIFF files: which planes they hold, by page and channel, and the values of those that Pillow cannot read."""
+"""Read TIFF files by page and channel: their planes, and the values of planes that Pillow cannot read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from math import prod
 from typing import Any, BinaryIO
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TIFF, TiffFile, TiffPageSeries
 
@@ -19,89 +18,95 @@ from embedmask.structures import Size
 
 Values = NDArray[Any]
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""How TIFF files begin, and those beyond 4 GB."""
+"""First bytes of TIFF and BigTIFF files."""
 CONVERTED = tuple(
     PHOTOMETRIC[name] for name in ("PALETTE", "SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")
 )
-"""Colours that Pillow turns into RGB."""
+"""Colour spaces that Pillow converts to RGB."""
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 ORIENTATION = 274
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
-# what it stumbles over is raised here, or read by Pillow
+# tifffile logs every oddity of a file; errors are raised here, or the file is left to Pillow
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane of a series, with all its samples."""
+    """One plane of a series, with all its samples.
+
+    Attributes:
+        series: tifffile's series: pages of one shape and format.
+        number: index of the plane over all axes of the series but Y, X and S.
+    """
 
     series: TiffPageSeries
     number: int
 
     @cached_property
     def has_page(self) -> bool:
-        """Whether the plane is a page of the file; else the series holds it within larger ones."""
+        """Return whether the plane is a page of the file; otherwise it is part of the series' larger pages."""
         others = [n for axis, n in zip(self.series.axes, self.series.shape, strict=True) if axis not in "YXS"]
         return len(self.series.pages) == prod(others) and not self.series.is_truncated
 
     @property
-    def key(self) -> Any:  # its attributes are not annotated
-        """The page that describes the format."""
+    def key(self) -> Any:  # its attributes have no types
+        """Return the page that describes the format."""
         return self.series.keyframe
 
     @property
     def page(self) -> Any:
-        """The page that holds the values, maybe those of other planes too."""
+        """Return the page that contains the values, possibly with those of other planes."""
         return self.series.pages[self.number if self.has_page else 0]
 
     @property
     def index(self) -> int | None:
-        """Its place among the pages of the file, or None."""
+        """Return the position among the pages of the file; None if the plane is not a page."""
         return self.page.index if self.has_page and isinstance(self.page.index, int) else None
 
     @property
     def samples(self) -> int:
-        """Number of values of a pixel without alpha."""
+        """Return the number of values of a pixel, without alpha."""
         return int(self.key.samplesperpixel) - sum(extra in ALPHA for extra in self.key.extrasamples)
 
     @property
     def is_rgb(self) -> bool:
-        """Whether the file says that its first three samples are R, G and B."""
+        """Return whether the first three samples are R, G and B, according to the file."""
         return self.key.photometric == PHOTOMETRIC.RGB and self.samples >= 3
 
     @property
     def channels(self) -> int:
-        """Number of channels that can be chosen."""
+        """Return the number of channels to choose from."""
         return 3 if self.key.photometric in CONVERTED else self.samples
 
     @property
     def inverted(self) -> bool:
-        """Whether 0 is white, where that is left to us."""
+        """Return whether 0 is white and the reader has to invert it; Pillow inverts 8 bits itself."""
         return self.key.photometric == PHOTOMETRIC.MINISWHITE and not self.is_8_bit
 
     @property
     def is_8_bit(self) -> bool:
-        """Whether no value has more bits."""
+        """Return whether values have at most 8 bits."""
         return self.key.bitspersample <= 8 and (self.key.dtype is None or self.key.dtype.kind in "ub")
 
     @property
     def decodable(self) -> bool:
-        """Whether tifffile can decode it without further packages."""
+        """Return whether tifffile can decode the plane without further packages."""
         key = self.key
         known = key.compression in TIFF.DECOMPRESSORS and key.predictor in TIFF.UNPREDICTORS
         return known and key.bitspersample % 8 == 0 and key.dtype is not None
 
     @property
     def for_pillow(self) -> bool:
-        """Whether Pillow reads it without a loss, or nothing else does."""
+        """Return whether Pillow is the reader to use: it loses nothing, or no other reader can decode the plane."""
         key = self.key
         if self.index is None or key.photometric in CONVERTED:
             return self.index is not None
+        # with 16 bits, Pillow needs interleaved samples without premultiplied alpha
         in_pixels = key.planarconfig == PLANARCONFIG.CONTIG and EXTRASAMPLE.ASSOCALPHA not in key.extrasamples
         if not self.decodable:
             return self.samples == 1 or (self.is_rgb and (self.is_8_bit or in_pixels))
-        # Pillow stumbles over large files of the other byte order
+        # Pillow cannot read big-endian BigTIFF
         if key.parent.is_bigtiff and key.parent.byteorder == ">":
             return False
         wide_rgb = self.is_rgb and in_pixels and key.dtype == np.uint16
@@ -115,11 +120,14 @@ class Plane:
     def values(self, *, upright: bool = False) -> Values:
         """Decode the plane.
 
+        Args:
+            upright: rotate it by its EXIF orientation.
+
         Returns:
-            `[H, W, S]`, of the file's number format; S includes alpha.
+            `[H, W, S]`, in the number format of the file; S includes alpha.
 
         Raises:
-            OSError: compressed in a way that is not read, cut short, or damaged.
+            OSError: the compression is not supported, or the file is truncated or damaged.
         """
         if not self.decodable:
             name = COMPRESSION(self.key.compression).name
@@ -128,36 +136,40 @@ class Plane:
                 "cannot be decoded: save it uncompressed or with deflate"
             )
         try:
-            self._check_length()
-            values = self._page_values() if self.has_page else self._series_values()
-        except Exception as error:  # a decoder may meet anything in a damaged file
+            values = self._decode()
+        except Exception as error:  # decoders raise any exception on damaged files
             raise OSError(str(error)) from error
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * np.uint8(255)
-        return _turn(values, self.orientation) if upright else values
+        if not upright:
+            return values
+        # EXIF: exchange the axes first, then flip them
+        if self.orientation in TURNED:
+            values = values.swapaxes(0, 1)
+        flip_y, flip_x = self.orientation in (3, 4, 7, 8), self.orientation in (2, 3, 6, 7)
+        return values[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
     @property
     def orientation(self) -> int:
+        """Return the EXIF orientation, 1 if the file has none."""
         tag = self.key.tags.get(ORIENTATION)
         return 1 if tag is None else int(tag.value)
 
-    def _check_length(self) -> None:
-        """tifffile fills what is missing with zeros."""
+    def _decode(self) -> Values:
+        # tifffile fills missing data with zeros: compare the ends of all strips with the length of the file
         ends = map(sum, zip(self.page.dataoffsets, self.page.databytecounts, strict=True))
         if max(ends, default=0) > self.page.parent.filehandle.size:
             raise OSError("image file is truncated")
-
-    def _page_values(self) -> Values:
-        values: Values = self.page.asarray()
-        axes = self.key.axes
-        values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
-        if values.ndim != 3:
-            raise OSError(f"pages with the axes {axes} are not read")
-        return values
-
-    def _series_values(self) -> Values:
-        axes = self.series.axes
-        values: Values = self.series.asarray()
+        if self.has_page:
+            # [H, W], [H, W, S] or, with separate planes, [S, H, W] -> [H, W, S]
+            axes = self.key.axes
+            values: Values = self.page.asarray()
+            values = np.moveaxis(values, axes.index("S"), -1) if "S" in axes else values[..., None]
+            if values.ndim != 3:
+                raise OSError(f"pages with the axes {axes} are not supported")
+            return values
+        # any order of axes, such as [T, Y, X, Z] -> [T, Z, Y, X, S] -> [T * Z, Y, X, S]
+        axes, values = self.series.axes, self.series.asarray()
         if "S" not in axes:
             axes, values = axes + "S", values[..., None]
         order = [axes.index(axis) for axis in (*(a for a in axes if a not in "YXS"), *"YXS")]
@@ -167,37 +179,52 @@ class Plane:
 
 
 class Stack:
-    """The planes of an open TIFF file, by page and channel.
+    """Planes of an open TIFF file, by page and channel.
 
-    A page is a plane, or what differs in the channel axis of OME, ImageJ and other metadata alone. Smaller copies of a
-    page, as pyramids have them, are no pages.
+    A page is one plane, or the planes that differ only in the channel axis of OME, ImageJ or other metadata. Reduced
+    copies of a page, as in pyramids, are not pages.
+
+    Attributes:
+        rows: planes of each page: one per channel, or a single one with all channels as samples.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        """Read the directories, no pixels.
+        """Read the directories, but no pixels.
 
         Raises:
-            OSError: not a TIFF file that can be understood.
+            OSError: the file is not a readable TIFF file.
         """
+        self.rows: list[list[Plane]] = []
         try:
             self._file = TiffFile(file)
-            self.rows = _rows(self._file)
+            full = [series for series in self._file.series if not series.keyframe.is_reduced]
+            for series in full or self._file.series:
+                axes = [axis for axis in series.axes if axis not in "YXS"]
+                sizes = [n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS"]
+                # numbers of the planes, channels last: [pages, channels]
+                numbers = np.arange(prod(sizes)).reshape(sizes)
+                numbers = np.moveaxis(numbers, axes.index("C"), -1) if "C" in axes else numbers[..., None]
+                table = numbers.reshape(-1, numbers.shape[-1]).tolist()
+                self.rows += [[Plane(series, number) for number in row] for row in table]
+            # tifffile groups pages by format: restore the order of the file
+            if len(full) > 1:
+                self.rows.sort(key=lambda row: row[0].index or 0)
         except Exception as error:
             raise OSError(str(error)) from error
         if not self.rows:
             raise OSError("no image in it")
 
     def extent(self, page: int = 0) -> Extent:
-        """Return what the file holds, with the channels of one of its pages."""
+        """Return the number of pages, and the channels of one of them."""
         row = self.rows[page]
         in_colour = len(row) == 1 and (row[0].is_rgb or row[0].key.photometric in CONVERTED)
         return Extent(len(self.rows), len(row) * row[0].channels, in_colour)
 
     def choose(self, options: ReadOptions) -> list[tuple[Plane, int]]:
-        """Return the plane of each channel to read, and the channel's place among its samples.
+        """Return the plane of each channel to read, and the index of the channel among its samples.
 
         Raises:
-            BadChoice: there is no such page or channel.
+            BadChoice: the file has no such page or channel.
         """
         extent = self.extent()
         if extent.pages_are_channels(options):
@@ -210,36 +237,22 @@ class Stack:
 
 
 def is_tiff(start: bytes) -> bool:
-    """Return whether a file that starts so is a TIFF file."""
+    """Return whether a file with these first bytes is a TIFF file."""
     return start.startswith(MAGIC)
 
 
 def read_planes(planes: list[tuple[Plane, int]], *, upright: bool) -> Values:
-    """Decode channels that need not lie in one plane: `[H, W, C]`."""
+    """Decode channels that may be in different planes.
+
+    Args:
+        planes: plane of each channel, and its index among the samples.
+        upright: rotate the planes by their EXIF orientation.
+
+    Returns:
+        `[H, W, C]`, in the number format of the file.
+    """
     decoded = {plane: plane.values(upright=upright) for plane in dict.fromkeys(plane for plane, _ in planes)}
-    if len(decoded) == 1 and [place for _, place in planes] == list(range(len(planes))):
+    # the usual case, the first samples of one plane, is a slice without a copy
+    if len(decoded) == 1 and [sample for _, sample in planes] == list(range(len(planes))):
         return decoded[planes[0][0]][..., : len(planes)]
-    return np.stack([decoded[plane][..., place] for plane, place in planes], axis=-1)
-
-
-def _rows(file: tifffile.TiffFile) -> list[list[Plane]]:
-    """Planes by page and channel, in the order of the file."""
-    rows: list[list[Plane]] = []
-    full = [series for series in file.series if not series.keyframe.is_reduced]
-    for series in full or file.series:
-        axes = [axis for axis in series.axes if axis not in "YXS"]
-        sizes = [n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS"]
-        numbers = np.arange(prod(sizes)).reshape(sizes)
-        numbers = np.moveaxis(numbers, axes.index("C"), -1) if "C" in axes else numbers[..., None]
-        table = numbers.reshape(-1, numbers.shape[-1]).tolist()
-        rows += [[Plane(series, number) for number in row] for row in table]
-    return sorted(rows, key=lambda row: row[0].index or 0) if len(full) > 1 else rows
-
-
-def _turn(values: Values, orientation: int) -> Values:
-    """Turn `[H, W, C]` upright, as EXIF's orientation says."""
-    if orientation in TURNED:
-        values = values.swapaxes(0, 1)
-    down = orientation in (3, 4, 7, 8)
-    mirrored = orientation in (2, 3, 6, 7)
-    return values[:: -1 if down else 1, :: -1 if mirrored else 1]
+    return np.stack([decoded[plane][..., sample] for plane, sample in planes], axis=-1)

@@ -1,4 +1,4 @@
-"""YOLO's segmentation sets: `data.yaml` and a text file of polygons for each image."""
+"""Read YOLO segmentation data sets: `data.yaml`, and a text file of polygons for each image."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from embedmask.structures import Size
 
 
 def read_data_file(file: Path) -> dict[str, Any]:
-    """Read `data.yaml`; its `names` become a mapping from class number to name.
+    """Read `data.yaml`; convert its `names` to a mapping from class number to name.
 
     Raises:
-        BadInput: not YAML, or without names.
+        BadInput: the file is not YAML, or has no names.
     """
     try:
         text = read_text(file)
         data = yaml.safe_load(text)
-        written = yaml.load(text, yaml.BaseLoader)  # text alone: names such as `no` and 007 stay
+        # BaseLoader keeps every scalar as text: a class named `no` or 007 is neither a bool nor an octal number
+        texts = yaml.load(text, yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(
             f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it"
         ) from None
     names = data.get("names", data.get("nc")) if isinstance(data, dict) else None
-    if isinstance(names, int):
+    if isinstance(names, int):  # only the number of classes
         names = [f"class {number}" for number in range(names)]
     if isinstance(names, list):
         names = dict(enumerate(names))
     if isinstance(names, dict) and data.get("names") is not None:
-        texts = written["names"]
+        # numbers from the typed values, names from the texts
+        texts = texts["names"]
         names = dict(zip(names, texts.values() if isinstance(texts, dict) else texts, strict=True))
     if not isinstance(names, dict) or not names:
         raise BadInput(f"{file}: has no 'names'; list the names of the classes")
@@ -47,49 +49,52 @@ def read_data_file(file: Path) -> dict[str, Any]:
 
 
 def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) -> list[Path] | None:
-    """The images of a split; None where the file does not name the split.
+    """Return the images of a split, sorted; None if the data file has no entry for the split.
 
-    An entry is a folder (with all its subfolders), a text file with an image a line, or a list of those,
-    relative to `path`, which is relative to the file; where this does not exist, relative to the file itself.
+    An entry is a folder (searched recursively), a text file with one image per line, or a list of these. It is
+    relative to `path`, which is relative to the data file, or else to the data file itself.
+
+    Args:
+        data: content of `data.yaml`.
+        file: `data.yaml`.
+        split_names: keys of the split, in order of precedence.
 
     Raises:
-        BadInput: an entry that does not exist, or without images.
+        BadInput: an entry does not exist or contains no images.
     """
     entry = next((data[name] for name in split_names if data.get(name)), None)
     if entry is None:
         return None
     root = file.parent / str(data.get("path") or "")
     entries = [str(item) for item in (entry if isinstance(entry, list) else [entry])]
-    images = [image for item in entries for image in _images_of(_locate(item, root, file))]
+    places: list[Path] = []
+    images: set[Path] = set()
+    for item in entries:
+        # Windows paths have backslashes, and some exports write ../train/images for a folder beside the data file
+        plain = item.replace("\\", "/")
+        spellings = (item, plain, plain.removeprefix("../"))
+        candidates = (base / name for base in (root, file.parent) for name in spellings)
+        place = next((path for path in candidates if path.exists()), None)
+        if place is None:
+            raise BadInput(f"{root / item}: no such folder or list, but {file} names it; correct the entry")
+        places.append(place)
+        if place.is_dir():
+            images.update(path for path in place.rglob("*") if is_image_file(path))
+        else:
+            lines = read_text(place).replace("\\", "/").splitlines()
+            images.update(place.parent / line.strip() for line in lines if line.strip())
     if not images:
-        found = (_locate(item, root, file) for item in entries)
-        unread = describe_unread(path for folder in found if folder.is_dir() for path in folder.rglob("*"))
+        unread = describe_unread(path for place in places if place.is_dir() for path in place.rglob("*"))
         fix = unread or "correct the entry or add them"
-        raise BadInput(f"{file}: {', '.join(entries)} holds no images; {fix}")
-    return sorted(set(images))
-
-
-def _locate(entry: str, root: Path, file: Path) -> Path:
-    # some exports write ../train/images for what lies beside the file
-    plain = entry.replace("\\", "/")  # as Windows writes it
-    for base in (root, file.parent):
-        for name in (entry, plain, plain.removeprefix("../")):
-            if (base / name).exists():
-                return base / name
-    raise BadInput(f"{root / entry}: no such folder or list, but {file} names it; correct the entry")
-
-
-def _images_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        return [image for image in path.rglob("*") if is_image_file(image)]
-    lines = read_text(path).replace("\\", "/").splitlines()
-    return [path.parent / line.strip() for line in lines if line.strip()]
+        raise BadInput(f"{file}: {', '.join(entries)} contains no images; {fix}")
+    return sorted(images)
 
 
 def label_file(image: Path) -> Path:
-    """The text file of an image: in `labels/` where the image is in `images/`, otherwise beside it."""
+    """Return the text file of an image: in `labels/` if the image is in `images/`, otherwise beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
+        # the last folder named images: its index from the end, counted from the start
         place = len(parts) - 2 - parts[-2::-1].index("images")
         parts[place] = "labels"
     return Path(*parts).with_suffix(".txt")
@@ -104,18 +109,21 @@ def read_yolo(
     *,
     upright: bool = True,
 ) -> Content:
-    """Read the polygons of image files, in the form of a COCO file.
+    """Read the polygons of image files as the content of a COCO file.
 
-    The class numbers are the category ids; images are numbered from 1. An image without a text file has no
-    objects. A line that is a box is refused: there is no mask to learn from.
+    Class numbers become category ids; images are numbered from 1. An image without a text file has no objects. A line
+    with a box is rejected, because it has no mask.
 
     Args:
-        paths: image files; their sizes are read.
+        paths: image files; only their sizes are read.
         names: name of each class number.
-        file: the `data.yaml`.
-        on_issue: is told of images that cannot be read and of lines that are no polygons.
-        options: the page of image files with several.
-        upright: coordinates are fractions of the upright image; False: of the image as it is stored.
+        file: `data.yaml`.
+        on_issue: receives images that cannot be read and lines that are not polygons.
+        options: page to read in image files with several pages.
+        upright: coordinates are fractions of the upright image; False: of the image as stored.
+
+    Returns:
+        Lists of images, annotations and categories; polygons in absolute px.
     """
     images, annotations = [], []
     for number, path in enumerate(paths, start=1):
@@ -127,7 +135,12 @@ def read_yolo(
         name = str(path.relative_to(file.parent) if path.is_relative_to(file.parent) else path)
         images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
         annotations += list(_objects(label_file(path), number, size, on_issue))
-    _report_orphans(paths, on_issue)
+    folders = {(label_file(path).parent, path.parent) for path in paths}
+    for labels, folder in sorted(pair for pair in folders if pair[0] != pair[1]):
+        stems = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
+        for orphan in sorted(path for path in labels.glob("*.txt") if path.stem not in stems):
+            message = f"{orphan}: labels without an image in {folder}; add the image or remove the file"
+            on_issue(Problem("labels without image", message, fatal=False))
     report_unread({path.parent for path in paths if path.parent.is_dir()}, on_issue)
     categories = [{"id": number, "name": str(name)} for number, name in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
@@ -142,32 +155,24 @@ def _objects(file: Path, image_id: int, size: Size, on_issue: OnIssue) -> Iterat
         on_issue(Problem("bad record", f"{file}: cannot be read as text ({error}); replace it"))
         return
     for number, line in enumerate(lines, start=1):
-        where = f"{file}: line {number}"
+        origin = f"{file}: line {number}"
         try:
             category, *values = map(float, line.split())
         except ValueError:
             if line.strip():
                 on_issue(
-                    Problem("bad record", f"{where} is not all numbers; write class x1 y1 x2 y2 x3 y3 ...")
+                    Problem("bad record", f"{origin} is not all numbers; write class x1 y1 x2 y2 x3 y3 ...")
                 )
             continue
         if len(values) == 4:
             message = "is a box, which has no mask; write class x1 y1 x2 y2 x3 y3 ... or remove it"
-            on_issue(Problem("bad mask", f"{where} {message}"))
+            on_issue(Problem("bad mask", f"{origin} {message}"))
             continue
+        # fractions to px: width and height in turn, also for an odd number of values, which is reported later
         scale = np.resize((size[1], size[0]), len(values))
         yield {
-            "origin": where,
+            "origin": origin,
             "image_id": image_id,
             "category_id": int(category) if category.is_integer() else category,
             "segmentation": [(np.array(values) * scale).astype(np.float32)],
         }
-
-
-def _report_orphans(paths: Sequence[Path], on_issue: OnIssue) -> None:
-    folders = {(label_file(path).parent, path.parent) for path in paths}
-    for labels, folder in sorted(folder for folder in folders if folder[0] != folder[1]):
-        known = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
-        for file in sorted(file for file in labels.glob("*.txt") if file.stem not in known):
-            message = f"{file}: labels without an image in {folder}; add the image or remove the file"
-            on_issue(Problem("labels without image", message, fatal=False))
