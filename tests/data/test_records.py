@@ -100,7 +100,7 @@ def test_an_area_that_contradicts_the_mask_is_taken_from_it_and_told(
     assert records(folder)[0]["area"] == 80
     [(kind, message)] = told(folder)
     assert kind == "bad area"
-    assert "(id 1) have an 'area' that is not that of their masks" in message
+    assert "(id 1) have an 'area' that does not match their masks" in message
 
 
 @pytest.mark.parametrize("value", [80, 80.0, 77.25, 99])
@@ -165,7 +165,7 @@ def test_a_box_that_is_not_about_its_mask_is_told(make_folder: MakeFolder, value
     assert records(folder)[0]["bbox"] == [4, 6, 10, 8]
     [(kind, message)] = told(folder)
     assert kind == "bad box"
-    assert "(id 1) have a 'bbox' that is not about their masks" in message
+    assert "(id 1) have a 'bbox' that does not match their masks" in message
 
 
 @pytest.mark.parametrize("value", [[4, 6, 10, 8], [3.37, 5.9, 10.71, 9.04], [2, 4, 14, 11]])
