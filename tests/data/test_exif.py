@@ -121,7 +121,7 @@ def test_the_report_counts_them_and_names_what_other_images_tell(tmp_path: Path)
     report = check_folder(tmp_path)
     found = [p for p in report.problems if p.kind == "EXIF orientation"]
     assert [Path(p.message.partition(":")[0]).name for p in found] == ["a.png", "b.jpg"]
-    assert all("(of the images whose sizes tell: 1 stored)" in p.message for p in found)
+    assert all("(images with only one possible frame: 1 stored)" in p.message for p in found)
     assert all("--data.exif upright or stored" in p.message for p in found)
     assert not report.fatal
     assert [(split, e.image_id) for split, e in report.examples["EXIF orientation"]] == [

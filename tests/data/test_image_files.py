@@ -134,6 +134,6 @@ def test_missing_and_uncertain_images_are_refused(tmp_path: Path) -> None:
         CocoInstances.open(tmp_path, "val")
     change_names(tmp_path, lambda name: f"{'xy'[name == 'c.png']}/C.png")
     with pytest.raises(
-        BadInput, match=r"val\.json: image 10 names 'y/C\.png', which is not certain.*'?x/C\.png"
+        BadInput, match=r"val\.json: image 10 names 'y/C\.png', which is ambiguous.*'?x/C\.png"
     ):
         CocoInstances.open(tmp_path, "val")

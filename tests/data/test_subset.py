@@ -37,7 +37,7 @@ def test_only_the_images_that_are_so(folder: Path) -> None:
     assert day.class_names == CocoInstances.open(folder, "train").class_names
 
 
-@pytest.mark.parametrize("condition", ["number=3", "checked=true", "on_issue=null", "kind=night"])
+@pytest.mark.parametrize("condition", ["number=3", "checked=true", "note=null", "kind=night"])
 def test_values_are_compared_as_the_file_has_them(folder: Path, condition: str) -> None:
     night = CocoInstances.open(folder, "train", where=condition)
     assert night.image_ids == [6]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
 from numpy.typing import NDArray
 
 from embedmask.data.packed import PackedAnnotations
-from embedmask.data.segmentation import Polygons, Segmentation, pixel_area, to_rle
+from embedmask.data.segmentation import mask_iou, pixel_area
 
 AREA_TOLERANCE = 0.25
-"""Tolerated difference of an area, as a share of the larger of stated and true area; a slack for the outline is added."""
+"""Tolerated difference of an area, as a share of the larger of stated and true area; slack for the outline is added."""
 BOX_TOLERANCE = 2.0
 """A box agrees with its mask if no side is farther off than this, px."""
 BOX_IOU = 0.5
@@ -104,18 +103,9 @@ def find_repeats(packed: PackedAnnotations, bounds: Bounds, areas: NDArray[np.fl
         alike &= ~is_repeat[others]
         for place, other in zip(places[alike].tolist(), others[alike].tolist(), strict=True):
             first, repeat = int(order[place]), int(order[other])
-            if _is_same(packed.mask(first)[0], *packed.mask(repeat)):
+            if mask_iou(packed.mask(first)[0], *packed.mask(repeat)) >= SAME_IOU:
                 repeats[repeat], is_repeat[other] = first, True
     return repeats
-
-
-def _is_same(first: Segmentation, second: Segmentation, size: tuple[int, int]) -> bool:
-    """Return whether two masks of an image `(height, width)` are equal or overlap by at least `SAME_IOU`."""
-    stored = [mask.parts if isinstance(mask, Polygons) else [mask.counts] for mask in (first, second)]
-    if [part.tobytes() for part in stored[0]] == [part.tobytes() for part in stored[1]]:
-        return True
-    overlaps = np.asarray(coco_mask.iou([to_rle(first, size)], [to_rle(second, size)], [0]))
-    return bool(overlaps[0, 0] >= SAME_IOU)
 
 
 def _box_ious(first: Bounds, second: Bounds) -> NDArray[np.float64]:

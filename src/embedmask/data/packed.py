@@ -52,6 +52,15 @@ class GroundTruth(Annotations):
     areas: NDArray[np.float64]
     boxes: NDArray[np.float32]
 
+    @classmethod
+    def from_rows(
+        cls, rows: NDArray[np.float64], segmentations: list[Segmentation], size: Size, image_id: int
+    ) -> GroundTruth:
+        """Return the annotations of an image from rows of label, crowd flag, area and box, float64 `[G, 7]`."""
+        labels, crowd = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.bool_)
+        areas, boxes = rows[:, 2].copy(), rows[:, 3:].astype(np.float32)
+        return cls(labels, segmentations, size, image_id, crowd, areas, boxes)
+
     def without_crowds(self) -> GroundTruth:
         """Return the annotations that are not crowds."""
         if not self.crowd.any():
@@ -252,7 +261,7 @@ _NO_COLUMNS = (
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Concatenate the ranges `start, ..., start + length - 1`."""
+    """Return the ranges `start, ..., start + length - 1`, concatenated."""
     # place of the first element of each range in the result
     offsets = np.cumsum(lengths) - lengths
     return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,25 +103,13 @@ class RecordCheck:
                 size, where = self.images[image_id][1], self._where(entry, index)
                 label = self.labels[entry["category_id"]]
                 self.inspect(CheckedObject(mask, label, image_id, size, where, entry.get("bbox")))
-        packed = PackedAnnotations(self._ground_truths(masks, rows))
+        # release the masks and the rows of each image as soon as they are packed
+        packed = PackedAnnotations(
+            GroundTruth.from_rows(np.frombuffer(rows.pop(i)).reshape(-1, 7), masks.pop(i), size, i)
+            for i, (_, size) in self.images.items()
+        )
         self._report_doubtful(packed, [name for own in names.values() for name in own], len(entries))
         return packed
-
-    def _ground_truths(
-        self, masks: dict[int, list[Segmentation]], rows: dict[int, array[float]]
-    ) -> Iterator[GroundTruth]:
-        """Yield the annotations of each image; releases `masks` and `rows` image by image."""
-        for image_id, (_, size) in self.images.items():
-            columns = np.frombuffer(rows.pop(image_id)).reshape(-1, 7)
-            yield GroundTruth(
-                columns[:, 0].astype(np.int64),
-                masks.pop(image_id),
-                size,
-                image_id,
-                columns[:, 1].astype(np.bool_),
-                columns[:, 2].copy(),
-                columns[:, 3:].astype(np.float32),
-            )
 
     def _reference_fault(self, entry: Any, index: int) -> Problem | None:
         """Check the image, the category, `iscrowd` and the id of an annotation; return a problem, if there is one."""
@@ -198,7 +186,10 @@ class RecordCheck:
             if "area" in entry:
                 self._doubtful["area"].append(name)
             area = np.nan
-        if not _is_box(box):
+        # a box: finite numbers, with width and height above 0; NaN fails the comparisons
+        is_list = isinstance(box, (list, tuple, np.ndarray)) and len(box) == 4
+        is_box = is_list and NUMBERS.issuperset(map(type, box)) and all(abs(value) < FAR for value in box)
+        if not (is_box and box[2] > 0 and box[3] > 0):
             if "bbox" in entry:
                 self._doubtful["bbox"].append(name)
             box = NO_BOX
@@ -239,14 +230,3 @@ class RecordCheck:
     def _origin(self, entry: Mapping[str, Any], index: int) -> str:
         """Return the place of the annotation, or else its id or position in the list, for messages."""
         return entry.get("origin") or f"{self.path}: annotation {entry.get('id', f'{index} of the list')}"
-
-
-def _is_box(value: Any) -> bool:
-    """Return whether a value is a box xywh of finite numbers with width and height above 0."""
-    if not isinstance(value, (list, tuple, np.ndarray)) or len(value) != 4:
-        return False
-    if not NUMBERS.issuperset(map(type, value)):
-        return False
-    x, y, width, height = value
-    # NaN fails every comparison
-    return bool(-FAR < x < FAR and -FAR < y < FAR and 0 < width < FAR and 0 < height < FAR)

@@ -297,6 +297,14 @@ def pixel_area(mask: Segmentation, size: Size) -> float:
     return mask.area() if isinstance(mask, RunLengths) else float(coco_mask.area(to_rle(mask, size)))
 
 
+def mask_iou(first: Segmentation, second: Segmentation, size: Size) -> float:
+    """Return the IoU of two masks of an image `(height, width)`; 1 without painting if they are stored equally."""
+    stored = [mask.parts if isinstance(mask, Polygons) else [mask.counts] for mask in (first, second)]
+    if [part.tobytes() for part in stored[0]] == [part.tobytes() for part in stored[1]]:
+        return 1.0
+    return float(np.asarray(coco_mask.iou([to_rle(first, size)], [to_rle(second, size)], [0]))[0, 0])
+
+
 def decode_counts(text: str | bytes) -> NDArray[np.int64]:
     """Decode COCO's compressed run lengths.
 
