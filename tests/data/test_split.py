@@ -104,10 +104,10 @@ def test_raises_on_existing_val_split(tmp_path: Path) -> None:
     for split in ("train", "val"):
         with pytest.raises(
             BadInput,
-            match="has a val split of its own, so nothing is held out; use it without --val-fraction",
+            match="already has a val split, so nothing is held out; omit --val-fraction",
         ):
             CocoInstances.open(folder, split, val_fraction=0.2)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="has a val split of its own"):
+    with pytest.raises(BadInput, match="already has a val split"):
         write_split(folder, tmp_path / "../new", val=0.2)
 
 
@@ -156,7 +156,7 @@ def test_copies_an_existing_test_split(tmp_path: Path) -> None:
     write_set(tmp_path / "other", 3, "test.json", "images")
     (folder / "test.json").write_text((tmp_path / "other/test.json").read_text())
     assert write_split(folder, tmp_path / "new", val=0.2).counts == {"train": 8, "val": 2, "test": 3}
-    with pytest.raises(BadInput, match="has a test split of its own, which is kept; leave out --test"):
+    with pytest.raises(BadInput, match="already has a test split, which is copied; omit --test"):
         write_split(folder, tmp_path / "another", val=0.2, test=0.1)
     assert not (tmp_path / "another").exists()
 
@@ -187,7 +187,7 @@ def test_numbers_clashing_names(tmp_path: Path) -> None:
 
 def test_leaves_no_partial_output(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
-    with pytest.raises(BadInput, match=r"lies in .*set, which is not to be changed"):
+    with pytest.raises(BadInput, match=r"lies inside .*set, which must not be changed"):
         write_split(folder, folder / "new", val=0.2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()

@@ -53,11 +53,11 @@ def check_images(
     """
     copies = Copies(sets, handlers)
     total = sum(map(len, sets.values()))
-    for done, (place, found) in enumerate(_read_all(sets, quick, workers), start=1):
-        if isinstance(found, Problem):
-            handlers[place[0]](found)
-        elif found is not None:
-            copies.add(place, found)
+    for done, (place, content) in enumerate(_read_all(sets, quick, workers), start=1):
+        if isinstance(content, Problem):
+            handlers[place[0]](content)
+        elif content is not None:
+            copies.add(place, content)
         progress(done, total)
     copies.compare_turned()
 

@@ -97,9 +97,9 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.image_ids = content.image_ids
         self.sizes = content.sizes
         self._content = content
-        found = find_image_files(content.file_names, files.images, files.others)
-        self.images_dir, self._file_names = found.folder, found.names
-        self._report_files(found, files, collector)
+        image_files = find_image_files(content.file_names, files.images, files.others)
+        self.images_dir, self._file_names = image_files.folder, image_files.names
+        self._report_files(image_files, files, collector)
         paths = [self.image_path(index) for index in range(len(self))] if exif == "auto" else []
         turned = find_turned(paths, self.image_ids, self.sizes, relative=files.read_stored is not None)
         self.frames = count_frames(turned)
@@ -237,29 +237,33 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
-    def _report_files(self, found: ImageFiles, files: SplitFiles, on_issue: OnIssue) -> None:
+    def _report_files(self, image_files: ImageFiles, files: SplitFiles, on_issue: OnIssue) -> None:
         """Add an unusual image folder to `layout`; report missing, uncertain and differently spelled file names."""
         has_place = files.images not in files.others
-        if not has_place or found.folder != files.images:
-            place = found.common_folder()
+        if not has_place or image_files.folder != files.images:
+            place = image_files.common_folder()
             if not has_place or not place.is_relative_to(files.images):
                 self.layout += f" with images in {os.path.relpath(place, files.root)}/"
         written = self._content.file_names
-        for index in found.missing:
-            near = f" (the most similar name is {found.nearest[index]})" if index in found.nearest else ""
+        for index in image_files.missing:
+            near = (
+                f" (the most similar name is {image_files.nearest[index]})"
+                if index in image_files.nearest
+                else ""
+            )
             message = (
                 f"{self.image_path(index)}: no such file, but image {self.image_ids[index]} of "
-                f"{self.annotations_file} names it; add it{near}"
+                f"{self.annotations_file} lists it; add the file{near}"
             )
             on_issue(Problem("missing image", message))
-        for index, rivals in found.uncertain.items():
+        for index, rivals in image_files.uncertain.items():
             message = f"image {self.image_ids[index]} names {written[index]!r}, which is ambiguous"
             advice = f"it may also refer to {', '.join(rivals[:3])}; write the exact name of one file"
             on_issue(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
-        respelled = [index for index in found.respelled if index not in found.uncertain]
+        respelled = [index for index in image_files.respelled if index not in image_files.uncertain]
         if respelled:
             first = respelled[0]
-            message = f"{len(respelled)} names of images are read as those of existing files"
+            message = f"{len(respelled)} image names differ from those of the files and were matched to them"
             example = f"{written[first]!r} as {str(self.image_path(first))!r}"
             on_issue(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
         for line in report_defaults(map(self.image_path, range(len(self))), self.options, read_extent):
@@ -303,9 +307,7 @@ def refuse_val_split(data_dir: str | Path) -> None:
         BadInput: the folder has a val split.
     """
     if has_split(data_dir, "val"):
-        raise BadInput(
-            f"{data_dir}: has a val split of its own, so nothing is held out; use it without --val-fraction"
-        )
+        raise BadInput(f"{data_dir}: already has a val split, so nothing is held out; omit --val-fraction")
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:

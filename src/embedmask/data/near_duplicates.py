@@ -101,9 +101,8 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
         BadInput: an image cannot be read.
     """
 
-    def thumbnail(
-        path: Path,
-    ) -> NDArray[np.float32]:  # grey levels row by row, then the mean color: [16 * 16 + 3]
+    # grey levels row by row, then the mean color: [16 * 16 + 3]
+    def thumbnail(path: Path) -> NDArray[np.float32]:
         pixels = np.ascontiguousarray(read_image(path, any_size=True).permute(1, 2, 0).numpy())
         image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
         small = np.asarray(image, dtype=np.float32)

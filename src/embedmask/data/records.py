@@ -27,7 +27,7 @@ NO_BOX = (np.nan,) * 4
 EXAMPLES = 3
 """Number of annotations that a warning names."""
 WARNINGS: Mapping[str, tuple[Kind, str]] = {
-    "id": ("duplicate id", "have the id of another; all are used, but only a unique id can be found again"),
+    "id": ("duplicate id", "have the id of another annotation; all are used; make the ids unique"),
     "area": ("bad area", "have an 'area' that is no number above 0; it is taken from their masks"),
     "other area": ("bad area", "have an 'area' that does not match their masks; it is taken from the masks"),
     "bbox": ("bad box", "have a 'bbox' that is not [x, y, width, height]; it is taken from their masks"),
@@ -39,7 +39,7 @@ WARNINGS: Mapping[str, tuple[Kind, str]] = {
     "crowd": (
         "crowd",
         "are crowds (iscrowd 1): they are not learned, and results inside them are not counted; "
-        "where each is a single object, as of CVAT's brush, set its iscrowd to 0",
+        "if each is a single object, as drawn with CVAT's brush, set its iscrowd to 0",
     ),
     "repeat": (
         "object twice",
@@ -214,12 +214,14 @@ class RecordCheck:
             self._doubtful[key] += [names[number] for number in numbers.tolist()]
         repeats = sorted(find_repeats(packed, bounds, areas).items())
         self._doubtful["repeat"] += [f"{names[repeat]} like {names[other]}" for repeat, other in repeats]
-        for key, found in self._doubtful.items():
-            if found:
+        for key, doubtful in self._doubtful.items():
+            if doubtful:
                 kind, words = WARNINGS[key]
-                examples = ", ".join(map(str, found[:EXAMPLES])) + (", ..." if len(found) > EXAMPLES else "")
-                ids = "" if self._has_origins else "id " if len(found) == 1 else "ids "
-                message = f"{self.path}: {len(found)} of {total} annotations ({ids}{examples}) {words}"
+                examples = ", ".join(map(str, doubtful[:EXAMPLES])) + (
+                    ", ..." if len(doubtful) > EXAMPLES else ""
+                )
+                ids = "" if self._has_origins else "id " if len(doubtful) == 1 else "ids "
+                message = f"{self.path}: {len(doubtful)} of {total} annotations ({ids}{examples}) {words}"
                 self.on_issue(Problem(kind, message, fatal=False))
 
     def _where(self, entry: Mapping[str, Any], index: int) -> str:

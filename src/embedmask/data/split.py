@@ -61,11 +61,13 @@ def write_split(
             `out` cannot be written.
     """
     if out.resolve().is_relative_to(data_dir.resolve()):
-        raise BadInput(f"{out}: lies in {data_dir}, which is not to be changed; choose a folder outside it")
+        raise BadInput(
+            f"{out}: lies inside {data_dir}, which must not be changed; choose a folder outside it"
+        )
     refuse_val_split(data_dir)
     has_test = has_split(data_dir, "test")
     if has_test and test:
-        raise BadInput(f"{data_dir}: has a test split of its own, which is kept; leave out --test")
+        raise BadInput(f"{data_dir}: already has a test split, which is copied; omit --test")
     whole = CocoInstances.open(data_dir, "train", degenerate=degenerate)
     fractions: dict[str, float] = {"val": val, **({"test": test} if test else {})}
     places = divide([whole.image_path(i) for i in range(len(whole))], fractions)
