@@ -168,9 +168,8 @@ def _pairs(followers: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ND
     for begin, stop in pairwise([0, *stops.tolist()]):
         counts = followers[begin:stop]
         first = np.repeat(np.arange(begin, begin + len(counts)), counts)
-        within = np.arange(len(first)) - np.repeat(
-            np.cumsum(counts) - counts, counts
-        )  # 0..counts-1 of each place
+        # 0..counts-1 of each place
+        within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
         yield first, first + within + 1
 
 

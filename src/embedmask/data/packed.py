@@ -115,9 +115,8 @@ class PackedAnnotations:
             image_ends.append(len(objects))
         self._images = images
         self._image_ends = np.array(image_ends, dtype=np.int64)  # [images], in objects
-        self._objects = np.array(objects, dtype=np.int64).reshape(
-            -1, 2
-        )  # [N, (end in parts, is run lengths)]
+        # [N, (end in parts, is run lengths)]
+        self._objects = np.array(objects, dtype=np.int64).reshape(-1, 2)
         self._part_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)  # [parts], in values
         self._values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
         self.labels, self.crowd, self.areas, self.boxes = map(np.concatenate, zip(*columns, strict=True))
