@@ -1,4 +1,4 @@
-"""The shared vocabulary: targets at the door, losses as numbers, masks as crops."""
+"""Shared data structures: targets, losses, and masks as crops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def crop_masks(draw: st.DrawFn) -> CropMasks:
 
 
 @given(crop_masks())
-def test_dense_masks_hold_their_crops(masks: CropMasks) -> None:
+def test_dense_masks_contain_the_crops(masks: CropMasks) -> None:
     dense = masks.to_dense()
     assert dense.shape == (len(masks), *masks.image_size)
     assert dense.dtype == torch.bool
@@ -44,14 +44,18 @@ def test_dense_masks_hold_their_crops(masks: CropMasks) -> None:
 
 
 @given(crop_masks())
-def test_run_lengths_read_as_the_crops(masks: CropMasks) -> None:
+def test_run_lengths_equal_the_crops(masks: CropMasks) -> None:
     runs = CropMasks(RunCrops.of(masks.crops), masks.offsets, masks.image_size)
     order = list(reversed(range(len(masks))))
-    for ours, theirs in ((runs, masks), (runs.select(order), masks.select(order))):
-        assert [crop.tolist() for crop in ours.crops] == [crop.tolist() for crop in theirs.crops]
-        assert (ours.areas(), ours.offsets, ours.shape) == (theirs.areas(), theirs.offsets, theirs.shape)
-        assert torch.equal(ours.pixels(), theirs.pixels())
-        assert torch.equal(ours.to_dense(), theirs.to_dense())
+    for encoded, crops in ((runs, masks), (runs.select(order), masks.select(order))):
+        assert [crop.tolist() for crop in encoded.crops] == [crop.tolist() for crop in crops.crops]
+        assert (encoded.areas(), encoded.offsets, encoded.shape) == (
+            crops.areas(),
+            crops.offsets,
+            crops.shape,
+        )
+        assert torch.equal(encoded.pixels(), crops.pixels())
+        assert torch.equal(encoded.to_dense(), crops.to_dense())
     again = pickle.loads(pickle.dumps(runs))
     assert isinstance(again.crops, RunCrops)
     assert torch.equal(again.to_dense(), masks.to_dense())
@@ -60,23 +64,23 @@ def test_run_lengths_read_as_the_crops(masks: CropMasks) -> None:
 
 
 @given(crop_masks())
-def test_masks_travel_in_one_piece(masks: CropMasks) -> None:
-    kinds = []
+def test_masks_are_pickled_as_one_tensor(masks: CropMasks) -> None:
+    types = []
 
-    class Watching(pickle.Pickler):
+    class CountingPickler(pickle.Pickler):
         def persistent_id(self, value: object) -> None:
-            kinds.append(type(value))
+            types.append(type(value))
 
     buffer = io.BytesIO()
-    Watching(buffer).dump(masks)
-    assert kinds.count(torch.Tensor) == 1
+    CountingPickler(buffer).dump(masks)
+    assert types.count(torch.Tensor) == 1
     buffer.seek(0)
-    found = pickle.load(buffer)
-    assert [crop.tolist() for crop in found.crops] == [crop.tolist() for crop in masks.crops]
-    assert (found.offsets, found.shape) == (masks.offsets, masks.shape)
+    restored = pickle.load(buffer)
+    assert [crop.tolist() for crop in restored.crops] == [crop.tolist() for crop in masks.crops]
+    assert (restored.offsets, restored.shape) == (masks.offsets, masks.shape)
 
 
-def test_masks_are_copied_on_their_own_device() -> None:
+def test_copied_masks_stay_on_their_device() -> None:
     masks = CropMasks([torch.ones(2, 3, dtype=torch.bool, device="meta")] * 2, [(0, 0), (1, 1)], (4, 5))
     assert all(crop.is_meta and crop.shape == (2, 3) for crop in copy.copy(masks).crops)
 
@@ -89,7 +93,7 @@ def test_length_of_instances() -> None:
     assert empty.masks.to_dense().shape == (0, 3, 4)
 
 
-def test_losses_leave_out_what_a_version_lacks() -> None:
+def test_losses_omit_missing_terms() -> None:
     one = torch.ones((), requires_grad=True)
     losses = Losses(one, one * 2, one * 3, one * 4, smooth=None, semantic=one * 5, num_positives=7)
     assert list(losses.as_dict()) == ["classification", "box", "centerness", "mask", "semantic"]
@@ -124,15 +128,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_targets_are_named(case: str) -> None:
-    fields, says = BAD[case]
-    with pytest.raises(BadInput, match=says) as error:
+def test_validate_raises_on_bad_targets(case: str) -> None:
+    fields, message = BAD[case]
+    with pytest.raises(BadInput, match=message) as error:
         changed(**fields).validate(3)
     assert "image 41" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_good_targets_pass() -> None:
+def test_validate_accepts_good_targets() -> None:
     changed().validate(3)
     no_objects((5, 6)).validate(1)
     assert len(changed()) == 2

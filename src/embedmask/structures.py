@@ -1,7 +1,7 @@
-"""The shared vocabulary: what travels between the stages of the road.
+"""Data structures shared by the model, the objective, inference and the data set.
 
-Shape shorthand, everywhere in this project: N images, L levels, K locations (all levels, row-major), G ground
-truths of an image, M instances matched in a batch, R results, D embedding dims, C classes.
+Shape shorthand, everywhere in this project: N images, L levels, K locations (all levels, row-major), G ground-truth
+objects of an image, M instances matched in a batch, R results, D embedding dims, C classes.
 
 Coordinates are continuous absolute pixels, boxes are `xyxy` with 0 <= x1 < x2 <= W (no "+1"), sizes are
 `(height, width)` and labels run from 0 to C - 1.
@@ -26,11 +26,11 @@ Runs = npt.NDArray[np.int32]
 
 @dataclass
 class ImageBatch:
-    """Normalised images, zero-padded right and below to one frame.
+    """Normalised images, zero-padded on the right and at the bottom to a common size.
 
     Attributes:
         tensors: float `[N, 3, Hp, Wp]`, Hp and Wp multiples of 32.
-        sizes: `(height, width)` of each image inside the frame, N entries.
+        sizes: `(height, width)` of each image before padding, N entries.
     """
 
     tensors: Tensor
@@ -39,7 +39,7 @@ class ImageBatch:
 
 @dataclass
 class Predictions:
-    """Everything the network says about a batch; the same type in training and inference.
+    """Output of the network for a batch, in training and in inference.
 
     Attributes:
         class_logits: per level `[N, C, Hl, Wl]`.
@@ -49,9 +49,9 @@ class Predictions:
         proposal_margin: s > 0, a precision, per level `[N, 1 or D, Hl, Wl]`.
         pixel_embed: p, `[N, D, H, W]`.
         strides: px per cell of each level, finest first.
-        semantic_logits: `[N, C, H, W]` on the finest level's grid, from a network in training mode that has a
-            semantic head; else None.
-        pixel_stride: px per cell of `pixel_embed`; by default the finest level's.
+        semantic_logits: `[N, C, H, W]` on the grid of the finest level; None without a semantic head or outside
+            training mode.
+        pixel_stride: px per cell of `pixel_embed`; by default that of the finest level.
     """
 
     class_logits: list[Tensor]
@@ -69,20 +69,20 @@ class Predictions:
 
     @property
     def padded_size(self) -> Size:
-        """Frame that the finest level covers, `(height, width)` px."""
+        """Return the padded image size that the finest level covers, `(height, width)` px."""
         height, width = self.class_logits[0].shape[-2:]
         return height * self.strides[0], width * self.strides[0]
 
 
 @dataclass
 class Target:
-    """Ground truth of one image, in the frame of the image that the network sees (before padding).
+    """Ground truth of one image, in the coordinates of the network's input image before padding.
 
     Attributes:
         boxes: float32 `[G, 4]` xyxy px.
         labels: int64 `[G]`, 0..C-1.
-        masks: bool `[G, H, W]`, or G crops of the same frame (memory then grows with the boxes).
-        image_id: the dataset's id, for messages.
+        masks: bool `[G, H, W]`, or G crops in the same frame, whose memory grows with the boxes.
+        image_id: image id in the data set, for error messages.
     """
 
     boxes: Tensor
@@ -94,24 +94,31 @@ class Target:
         return len(self.boxes)
 
     def dense_masks(self) -> Tensor:
-        """All masks, bool `[G, H, W]`: memory grows with objects x image, ask for it knowingly."""
+        """Return all masks as bool `[G, H, W]`. Memory grows with objects x image area."""
         dense = self.masks.to_dense() if isinstance(self.masks, CropMasks) else self.masks
         return dense.to(self.boxes.device)
 
     def crop_masks(self) -> CropMasks:
-        """All masks as crops."""
+        """Return all masks as crops."""
         if isinstance(self.masks, CropMasks):
             return self.masks
         return CropMasks(list(self.masks), [(0, 0)] * len(self), self.mask_size)
 
     @property
     def mask_size(self) -> Size:
-        """`(height, width)` of the masks' frame."""
+        """Return the `(height, width)` of the image that the masks refer to."""
         height, width = self.masks.shape[-2:]
         return height, width
 
     def validate(self, num_classes: int) -> None:
-        """Raise `BadInput` naming the image, the box and the mend; called once, at the door of the criterion."""
+        """Check the shapes, labels and boxes. The criterion calls this once on its input.
+
+        Args:
+            num_classes: C; labels must lie in 0..C-1.
+
+        Raises:
+            BadInput: the target is malformed; the message names the image, the object and a fix.
+        """
         where = f"target of image {self.image_id}" if self.image_id is not None else "target"
         count = len(self.boxes)
         if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or len(self.masks.shape) != 3:
@@ -120,25 +127,31 @@ class Target:
                 f"{tuple(self.labels.shape)} and {tuple(self.masks.shape)}"
             )
         if len(self.masks) != count:
-            raise BadInput(f"{where}: {count} boxes but {len(self.masks)} masks; give one mask a box")
+            raise BadInput(f"{where}: {count} boxes but {len(self.masks)} masks; give one mask for each box")
         if count == 0:
             return
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= num_classes:
-            raise BadInput(f"{where}: labels {low}..{high}, but the model has classes 0..{num_classes - 1}")
+            raise BadInput(
+                f"{where}: labels {low}..{high}, but the model has classes 0..{num_classes - 1}; "
+                "use a model and a data set with the same classes"
+            )
+        # a NaN corner passes the first comparison, so finiteness is tested too
         bad = (self.boxes[:, 2:] <= self.boxes[:, :2]).any(1) | ~torch.isfinite(self.boxes).all(1)
         if bad.any():
             index = int(bad.nonzero()[0, 0])
-            raise BadInput(f"{where}: box {index} {self.boxes[index].tolist()} has no area; drop the object")
+            raise BadInput(
+                f"{where}: box {index} {self.boxes[index].tolist()} has no area; remove the object"
+            )
 
 
 @dataclass
 class Assignment:
-    """Which ground truth each location of an image serves (section 3.5).
+    """Ground-truth object assigned to each location of an image (section 3.5).
 
     Attributes:
-        gt_index: int64 `[K]`, -1 where the location is background.
-        ltrb: float32 `[K, 4]` px, distances to the sides of its ground-truth box; 0 where background.
+        gt_index: int64 `[K]`, -1 for background.
+        ltrb: float32 `[K, 4]` px, distances to the sides of the ground-truth box; 0 for background.
     """
 
     gt_index: Tensor
@@ -147,24 +160,24 @@ class Assignment:
 
 @dataclass
 class LossTerms:
-    """Named, weighted terms of an objective, scalars that carry a graph."""
+    """Named, weighted terms of an objective: differentiable scalars."""
 
     def as_dict(self) -> dict[str, Tensor]:
-        """Name -> weighted term."""
+        """Return the weighted terms by name, without those that the objective lacks."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_positives"}
         return {name: value for name, value in named.items() if value is not None}
 
     @property
     def total(self) -> Tensor:
-        """Sum of the terms (eq. 8)."""
+        """Return the sum of the terms (eq. 8)."""
         return torch.stack(list(self.as_dict().values())).sum()
 
 
 @dataclass
 class Losses(LossTerms):
-    """The terms of eq. 8.
+    """Loss terms of EmbedMask (eq. 8).
 
-    `smooth` is 0 in versions without it. `semantic` is for a version with an auxiliary term; None elsewhere.
+    `smooth` is 0 in versions without the smooth loss; `semantic` is None in versions without a semantic head.
     """
 
     classification: Tensor
@@ -178,7 +191,7 @@ class Losses(LossTerms):
 
 @dataclass
 class TwoStageLosses(LossTerms):
-    """The terms of Mask R-CNN: of its second stage (class, box, mask), then of its region proposals."""
+    """Loss terms of Mask R-CNN: those of the second stage (class, box, mask), then those of the RPN."""
 
     classification: Tensor
     box: Tensor
@@ -188,13 +201,13 @@ class TwoStageLosses(LossTerms):
 
 
 class RunCrops(Sequence[Tensor]):
-    """Crops kept as run lengths: each becomes bool `[h, w]` on the CPU when it is asked for, and is not kept.
+    """Sequence of crops stored as run lengths; indexing decodes a crop to bool `[h, w]` on the CPU.
 
-    A mask of 12 megapixels takes tens of kilobytes so, where its outline is as smooth as a network's.
+    A predicted mask of 12 megapixels takes tens of kilobytes in this form.
 
     Attributes:
-        runs: of each crop, int32 `[T, 2]`: the first pixel of each run of True and the one after its last, ascending.
-            Pixels are counted column by column; no run goes on into the next column.
+        runs: for each crop int32 `[T, 2]`: start (inclusive) and end (exclusive) of each run of True, ascending.
+            Pixels are numbered column by column, and no run crosses a column boundary.
         shapes: `(h, w)` of each crop.
     """
 
@@ -203,11 +216,19 @@ class RunCrops(Sequence[Tensor]):
 
     @classmethod
     def of(cls, crops: Sequence[Tensor]) -> RunCrops:
-        """The same crops as run lengths, without making a bool crop that has them already."""
+        """Encode crops as run lengths; crops that are already encoded are returned as they are."""
         if isinstance(crops, RunCrops):
             return crops
+        runs: list[Runs] = []
         shapes = [(crop.shape[0], crop.shape[1]) for crop in crops]
-        return cls([_column_runs(crop.cpu().numpy()) for crop in crops], shapes)
+        for crop, (height, width) in zip(crops, shapes, strict=True):
+            # one row a column, with False on both sides so that every run begins and ends inside its row: [w, h + 2]
+            padded = np.zeros((width, height + 2), bool)
+            padded[:, 1:-1] = crop.cpu().numpy().T
+            # each change of value is a start or an end; within a column they alternate
+            column, row = np.nonzero(padded[:, 1:] != padded[:, :-1])
+            runs.append((column * height + row).astype(np.int32).reshape(-1, 2))
+        return cls(runs, shapes)
 
     def __len__(self) -> int:
         return len(self.runs)
@@ -220,27 +241,19 @@ class RunCrops(Sequence[Tensor]):
         if isinstance(index, slice):
             return RunCrops(self.runs[index], self.shapes[index])
         height, width = self.shapes[index]
+        # lengths of alternating runs, False first: [2 T + 1]; the odd ones are True
         ends = np.concatenate([[0], self.runs[index].ravel(), [height * width]])
         flat = np.repeat(np.arange(len(ends) - 1) % 2 == 1, np.diff(ends))
         return torch.from_numpy(np.ascontiguousarray(flat.reshape(width, height).T))
 
 
-def _column_runs(crop: npt.NDArray[np.bool_]) -> Runs:
-    height, width = crop.shape
-    fenced = np.zeros((width, height + 2), bool)
-    fenced[:, 1:-1] = crop.T
-    column, row = np.nonzero(fenced[:, 1:] != fenced[:, :-1])
-    ends: Runs = (column * height + row).astype(np.int32)
-    return ends.reshape(-1, 2)
-
-
 @dataclass
 class CropMasks:
-    """R boolean masks of one image, each kept as its own crop.
+    """R boolean masks of one image, each stored as a crop.
 
     Attributes:
-        crops: R bool tensors `[h_r, w_r]`, or `RunCrops`, which reads as such; h_r and w_r may be 0.
-        offsets: R pairs `(y, x)`, the crop's first row and column in the image.
+        crops: R bool tensors `[h_r, w_r]`, or `RunCrops`; h_r and w_r may be 0.
+        offsets: R pairs `(y, x)`, first row and column of each crop in the image.
         image_size: `(height, width)` of the image.
     """
 
@@ -253,23 +266,32 @@ class CropMasks:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(R, height, width)`, as of the dense masks."""
+        """Return `(R, height, width)`, the shape of the dense masks."""
         return len(self), *self.image_size
 
     def __reduce__(self) -> tuple[object, ...]:
         if isinstance(self.crops, RunCrops):
             return CropMasks, (self.crops, self.offsets, self.image_size)
-        # one tensor, not one a mask: another process is sent a file descriptor for each
-        shapes = [tuple(crop.shape) for crop in self.crops]
-        return _unpacked, (self.pixels(), shapes, self.offsets, self.image_size)
+        # pickle one tensor instead of R: torch sends each tensor to another process as a file descriptor
+        shapes = [(crop.shape[0], crop.shape[1]) for crop in self.crops]
+        return CropMasks.from_pixels, (self.pixels(), shapes, self.offsets, self.image_size)
 
     def pixels(self) -> Tensor:
-        """All crops, row by row, one after the other: bool `[P]` on their device."""
+        """Return the pixels of all crops, row by row, concatenated: bool `[P]` on the device of the crops."""
         flat = [crop.reshape(-1).bool() for crop in self.crops]
         return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.bool)
 
+    @classmethod
+    def from_pixels(
+        cls, pixels: Tensor, shapes: Sequence[Size], offsets: list[tuple[int, int]], image_size: Size
+    ) -> CropMasks:
+        """Rebuild masks from their `pixels`, bool `[P]`, as views, with the shape `(h, w)` of each crop."""
+        parts = torch.split(pixels, [height * width for height, width in shapes])
+        crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return cls(crops, offsets, image_size)
+
     def select(self, index: Sequence[int]) -> CropMasks:
-        """The masks of `index`, in that order; the crops are shared."""
+        """Return the masks at `index`, in that order. The crops are shared, not copied."""
         offsets = [self.offsets[i] for i in index]
         if isinstance(self.crops, RunCrops):
             runs, shapes = self.crops.runs, self.crops.shapes
@@ -278,42 +300,34 @@ class CropMasks:
         return replace(self, crops=[self.crops[i] for i in index], offsets=offsets)
 
     def areas(self) -> list[int]:
-        """Pixels of each mask."""
+        """Return the number of pixels of each mask."""
         if isinstance(self.crops, RunCrops):
             return [int((runs[:, 1] - runs[:, 0]).sum()) for runs in self.crops.runs]
         return [int(crop.sum()) for crop in self.crops]
 
     def dense(self, index: int) -> Tensor:
-        """Mask `index` in the whole image, bool `[H, W]`."""
+        """Return mask `index` in the full image, bool `[H, W]`."""
         return self.select([index]).to_dense()[0]
 
     def to_dense(self) -> Tensor:
-        """All masks, bool `[R, H, W]` on the CPU: memory grows with instances x image, ask for it knowingly."""
+        """Return all masks as bool `[R, H, W]` on the CPU. Memory grows with instances x image area."""
         full = torch.zeros((len(self), *self.image_size), dtype=torch.bool)
         for index, (crop, (y, x)) in enumerate(zip(self.crops, self.offsets, strict=True)):
             full[index, y : y + crop.shape[0], x : x + crop.shape[1]] = crop.cpu()
         return full
 
 
-def _unpacked(
-    flat: Tensor, shapes: list[Size], offsets: list[tuple[int, int]], image_size: Size
-) -> CropMasks:
-    parts = torch.split(flat, [height * width for height, width in shapes])
-    crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-    return CropMasks(crops, offsets, image_size)
-
-
 @dataclass
 class Instances:
-    """Finished results of one image, by descending score, in the image's original frame.
+    """Detections of one image, sorted by descending score, in the coordinates of the original image.
 
     Attributes:
         boxes: float32 `[R, 4]` xyxy px.
         scores: float32 `[R]`.
         labels: int64 `[R]`, 0..C-1.
-        masks: R masks, kept as crops.
-        proposal_embed: float32 `[R, D]`, q of the surviving proposals.
-        proposal_margin: float32 `[R, 1 or D]`, their s.
+        masks: R masks, stored as crops.
+        proposal_embed: float32 `[R, D]`, q of each detection; empty for a model without proposal embeddings.
+        proposal_margin: float32 `[R, 1 or D]`, s of each detection; likewise.
     """
 
     boxes: Tensor
@@ -327,9 +341,9 @@ class Instances:
         return len(self.scores)
 
     def select(self, index: Sequence[int]) -> Instances:
-        """The results of `index`, in that order; the crops are shared."""
+        """Return the detections at `index`, in that order. The crops are shared, not copied."""
         rows = torch.tensor(index, dtype=torch.int64, device=self.scores.device)
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
-        # a model without proposals leaves their columns empty
+        # without proposal embeddings these columns are [0, 0] and cannot be indexed
         chosen = {k: column[rows] if len(column) == len(self) else column for k, column in columns.items()}
         return Instances(masks=self.masks.select(index), **chosen)

@@ -71,7 +71,7 @@ def test_a_new_data_set(no_val: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert lines[1] == f"5 in train, 2 in val, 1 in test · 8 images linked, 0 copied · {new}"
     assert main(["data", "check", str(new)]) == 0
     assert "is not empty" in fails(capsys, "data", "split", no_val, "--out", new, "--val", "0.25")
-    assert "has a val split of its own" in fails(capsys, "data", "split", new, "--out", tmp_path / "x")
+    assert "already has a val split" in fails(capsys, "data", "split", new, "--out", tmp_path / "x")
     assert main(["data", "split", str(no_val), "--val", "0.25", "--copy"]) == 0
     assert capsys.readouterr().out.endswith(f"0 images linked, 8 copied · {no_val}-split\n")
     assert main(["data", "check", f"{no_val}-split"]) == 0

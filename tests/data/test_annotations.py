@@ -34,22 +34,22 @@ def crowded_content(images: int, objects: int, points: int) -> dict[str, Any]:
     }
 
 
-def test_memory_is_that_of_the_numbers(tmp_path: Path) -> None:
-    """Four bytes a number and a little an object; lists would take 32 a number, arrays of their own 200 an object."""
+def test_memory_is_close_to_the_size_of_the_arrays(tmp_path: Path) -> None:
+    """Arrays take 4 bytes a number and little per object; lists take 32 a number, one array per object 200 bytes."""
     file = tmp_path / "train.json"
     images, objects, points = 200, 8, 30
     file.write_text(json.dumps(crowded_content(images, objects, points)))
-    check_annotations(read_coco(file), file)  # what is imported or cached once is not counted
+    check_annotations(read_coco(file), file)  # warm up, so that imports and caches are not counted
     tracemalloc.start()
     content = check_annotations(read_coco(file), file)
-    kept, peak = tracemalloc.get_traced_memory()
+    memory, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(content.annotations[3]) == objects
-    assert kept < images * (objects * (4 * 2 * points + 60) + 700)
+    assert memory < images * (objects * (4 * 2 * points + 60) + 700)
     assert peak < 4 * file.stat().st_size + 2e6
 
 
-def test_an_image_of_1964_objects(make_folder: MakeFolder) -> None:
+def test_image_with_1964_objects(make_folder: MakeFolder) -> None:
     spots = [(2 * (i % 45), 2 * (i // 45)) for i in range(1964)]
     objects = [
         annotation(i, segmentation=[polygon(x, y, 2, 2)], bbox=[x, y, 2, 2]) for i, (x, y) in enumerate(spots)
@@ -82,7 +82,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("kind", DEGENERATE)
-def test_degenerate_objects_are_refused_or_dropped(make_folder: MakeFolder, kind: str) -> None:
+def test_refuses_or_drops_degenerate_objects(make_folder: MakeFolder, kind: str) -> None:
     crowd = annotation(3, iscrowd=1, segmentation=run_lengths(np.ones((40, 30), dtype=bool)))
     folder = make_folder([annotation(2), annotation(1, **DEGENERATE[kind]), crowd])
     with pytest.raises(BadInput, match=r"annotation 1 of image 5 .* --augment\.degenerate drop$"):
@@ -90,13 +90,13 @@ def test_degenerate_objects_are_refused_or_dropped(make_folder: MakeFolder, kind
     dataset = CocoInstances.open(folder, "train", degenerate="drop")
     assert len(dataset[0][1]) == 1
     assert dataset.layout.endswith("; 1 degenerate objects of train left out")
-    truth = read_ground_truth(dataset.ground_truth)
-    assert [entry["iscrowd"] for entry in truth.records[5]] == [0, 1]
-    assert [list(truth.sizes), list(truth.categories)] == [[5], [7, 90]]
+    gt = read_ground_truth(dataset.ground_truth)
+    assert [entry["iscrowd"] for entry in gt.records[5]] == [0, 1]
+    assert [list(gt.sizes), list(gt.categories)] == [[5], [7, 90]]
 
 
 @pytest.mark.parametrize("parts", LINES)
-def test_polygons_on_a_line_have_no_area(make_folder: MakeFolder, parts: list[list[float]]) -> None:
+def test_rejects_collinear_polygons(make_folder: MakeFolder, parts: list[list[float]]) -> None:
     folder = make_folder([annotation(1, segmentation=parts)])
     with pytest.raises(BadInput, match=r"annotation 1 .*polygon without area"):
         CocoInstances.open(folder, "train")
@@ -111,18 +111,18 @@ def test_polygons_on_a_line_have_no_area(make_folder: MakeFolder, parts: list[li
         [[4, 6, 24, 6, 24, 6.01]],  # thin
     ],
 )
-def test_polygons_with_little_area_are_kept(make_folder: MakeFolder, parts: list[list[float]]) -> None:
+def test_accepts_polygons_with_little_area(make_folder: MakeFolder, parts: list[list[float]]) -> None:
     dataset = CocoInstances.open(make_folder([annotation(1, segmentation=parts)]), "train")
     assert len(dataset.annotations(0)) == 1
 
 
-def test_dropping_forgives_nothing_else(make_folder: MakeFolder) -> None:
+def test_drop_does_not_accept_other_problems(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation(1, category_id=1)])
     with pytest.raises(BadInput, match="category 1"):
         CocoInstances.open(folder, "train", degenerate="drop")
 
 
-def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) -> None:
+def test_reports_all_problems_and_reads_the_rest(make_folder: MakeFolder) -> None:
     folder = make_folder(
         [
             annotation(1),
@@ -140,10 +140,10 @@ def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) ->
     )
     content = json.loads((folder / "train.json").read_text())
     content["images"] += [{"id": 5, "file_name": "x", "height": 1, "width": 1}, {"id": 6}, {}]
-    content["categories"] += [{"id": 7, "name": "again"}, {"name": "nobody"}]
-    noted: list[Problem] = []
-    file = check_annotations(content, folder / "train.json", noted.append)
-    assert [problem.kind for problem in noted] == [
+    content["categories"] += [{"id": 7, "name": "again"}, {"name": "unnumbered"}]
+    problems: list[Problem] = []
+    file = check_annotations(content, folder / "train.json", problems.append)
+    assert [problem.kind for problem in problems] == [
         "duplicate id",
         "bad record",
         "duplicate id",
@@ -161,7 +161,7 @@ def test_all_problems_are_noted_and_the_rest_is_read(make_folder: MakeFolder) ->
         "bad box",
         "object twice",
     ]
-    assert [problem.kind for problem in noted if not problem.fatal] == [
+    assert [problem.kind for problem in problems if not problem.fatal] == [
         "bad mask",
         "duplicate id",
         "bad area",

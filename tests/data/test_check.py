@@ -24,13 +24,13 @@ def kinds(report: Report) -> list[str]:
 
 @pytest.mark.parametrize("layout", WRITERS)
 @pytest.mark.parametrize("quick", [False, True])
-def test_sound_sets_have_no_problem(tmp_path: Path, layout: str, quick: bool) -> None:
+def test_valid_data_sets_have_no_problems(tmp_path: Path, layout: str, quick: bool) -> None:
     WRITERS[layout](tmp_path)
-    seen: list[tuple[int, int]] = []
-    report = check_folder(tmp_path, quick=quick, progress=lambda done, total: seen.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    report = check_folder(tmp_path, quick=quick, progress=lambda done, total: calls.append((done, total)))
     assert report.problems == []
     assert not report.fatal
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     train, val = report.splits["train"], report.splits["val"]
     assert (train.num_images, train.num_empty, train.most) == (2, 1, 2)
     assert (val.num_images, val.num_empty, val.most) == (2, 0, 3)
@@ -39,8 +39,8 @@ def test_sound_sets_have_no_problem(tmp_path: Path, layout: str, quick: bool) ->
     assert val.counts == dict(zip(names, counts, strict=True))
 
 
-def test_sizes_are_those_of_coco(tmp_path: Path) -> None:
-    """Small below 32 x 32 px, large from 96 x 96 px."""
+def test_object_sizes_are_those_of_coco(tmp_path: Path) -> None:
+    """Objects are small below 32 x 32 px and large from 96 x 96 px."""
     write_plain(tmp_path)
     sides = [31, 32, 95, 96]
 
@@ -59,7 +59,7 @@ def test_sizes_are_those_of_coco(tmp_path: Path) -> None:
 
 
 def spoil_everything(folder: Path) -> None:
-    """One of everything, in train."""
+    """Write a train split with one problem of each type."""
     write_plain(folder)
 
     def change(content: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ EVERYTHING = {
 }
 
 
-def test_everything_is_in_one_report(tmp_path: Path) -> None:
+def test_reports_all_problems(tmp_path: Path) -> None:
     spoil_everything(tmp_path)
     report = check_folder(tmp_path, max_detections=3)
     found = kinds(report)
@@ -122,7 +122,7 @@ def test_everything_is_in_one_report(tmp_path: Path) -> None:
     assert "d.png of val: is the same image as" in messages["leak"]
     assert "b.png of train; remove one" in messages["leak"]
     assert "category 4 (ghost)" in messages["unused category"]
-    assert "a.png: has 6 objects, but 3 detections" in messages["crowded image"]
+    assert "a.png: has 6 objects, but at most 3 detections" in messages["crowded image"]
     by_kind = [kind for kind, _ in report.by_kind()]
     assert set(by_kind) == set(EVERYTHING)
     fatal = {problem.kind for problem in report.problems if problem.fatal}
@@ -133,7 +133,7 @@ def test_everything_is_in_one_report(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["problems"][0].keys() == {"kind", "message", "fatal"}
 
 
-def test_a_quick_look_misses_what_must_be_decoded(tmp_path: Path) -> None:
+def test_quick_check_misses_problems_that_need_decoding(tmp_path: Path) -> None:
     spoil_everything(tmp_path)
     found = kinds(check_folder(tmp_path, max_detections=3, quick=True))
     assert set(EVERYTHING) - set(found) == {"broken image", "leak"}
@@ -155,7 +155,7 @@ FATAL: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("case", FATAL)
-def test_training_says_what_the_report_says_first(tmp_path: Path, case: str) -> None:
+def test_training_raises_the_first_fatal_problem(tmp_path: Path, case: str) -> None:
     from embedmask.config import Recipe
     from embedmask.training.data_module import TrainValDataModule
 
@@ -169,7 +169,7 @@ def test_training_says_what_the_report_says_first(tmp_path: Path, case: str) -> 
 
 
 @pytest.mark.parametrize("spoil", ["broken image", "wrong size"])
-def test_an_item_says_what_the_report_says(tmp_path: Path, spoil: str) -> None:
+def test_item_raises_the_reported_problem(tmp_path: Path, spoil: str) -> None:
     write_plain(tmp_path)
     file = tmp_path / "images/a.png"
     if spoil == "broken image":
@@ -185,7 +185,7 @@ def test_an_item_says_what_the_report_says(tmp_path: Path, spoil: str) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 @pytest.mark.parametrize("part", [0, 0.4, 0.95])
-def test_files_that_were_cut_short_are_named(tmp_path: Path, suffix: str, part: float) -> None:
+def test_reports_truncated_images(tmp_path: Path, suffix: str, part: float) -> None:
     write_plain(tmp_path)
     path = tmp_path / f"images/a.{suffix}"
     pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
@@ -200,7 +200,7 @@ def test_files_that_were_cut_short_are_named(tmp_path: Path, suffix: str, part: 
     assert str(caught.value) == problem.message
 
 
-def test_thin_images_are_named(tmp_path: Path) -> None:
+def test_reports_thin_images(tmp_path: Path) -> None:
     write_plain(tmp_path)
 
     def change(content: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ def test_dropped_objects_are_warnings(tmp_path: Path) -> None:
     ]
 
 
-def test_a_bad_test_split_does_not_stop_training(tmp_path: Path) -> None:
+def test_problems_of_the_test_split_are_not_fatal(tmp_path: Path) -> None:
     write_plain(tmp_path)
     (tmp_path / "test.json").write_bytes((tmp_path / "val.json").read_bytes())
     change_json(tmp_path / "test.json", lambda c: c["annotations"][0].update(image_id=77))
@@ -236,7 +236,7 @@ def test_a_bad_test_split_does_not_stop_training(tmp_path: Path) -> None:
     assert [(p.kind, p.fatal) for p in check_folder(tmp_path).problems] == [("unreadable annotations", False)]
 
 
-def test_images_meant_as_stored_are_no_problem(tmp_path: Path) -> None:
+def test_images_annotated_as_stored_are_valid(tmp_path: Path) -> None:
     write_plain(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -246,7 +246,7 @@ def test_images_meant_as_stored_are_no_problem(tmp_path: Path) -> None:
         assert check_folder(tmp_path, quick=quick).problems == []
 
 
-def test_splits_without_objects_and_splits_that_are_missing(tmp_path: Path) -> None:
+def test_empty_and_missing_splits(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     for file in (tmp_path / "train/masks").iterdir():
         Image.new("L", SIZE[::-1]).save(file)
@@ -261,7 +261,7 @@ def test_splits_without_objects_and_splits_that_are_missing(tmp_path: Path) -> N
         check_folder(tmp_path, workers=0)
 
 
-def test_yolos_problems_are_all_there(tmp_path: Path) -> None:
+def test_reports_problems_of_yolo(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     (tmp_path / "labels/train/a.txt").write_text(
         "0 0.5 0.5 0.1 0.1\n1 0.1 0.1 0.2 0.2 0.3 0.3\n5 0 0 1 0 1 1\n"

@@ -1,4 +1,4 @@
-"""Masks that no reader refuses, but that a user should look at."""
+"""Warnings about doubtful masks that do not stop training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ring(*values: float) -> np.ndarray:
 
 
 def slow_crossing(points: np.ndarray) -> bool:
-    """Every edge against every other, in exact numbers."""
+    """Compare every edge with every other, in exact integers."""
     p = [(int(x), int(y)) for x, y in points]
     edges = list(zip(p, p[1:] + p[:1], strict=True))
 
@@ -53,7 +53,7 @@ def slow_crossing(points: np.ndarray) -> bool:
         (ring(0, 0, 10, 0, 10, 10, 4, 10, 4, -1, 0, 10), True),  # a sliver
     ],
 )
-def test_crossings(points: np.ndarray, crosses: bool) -> None:
+def test_self_crossing(points: np.ndarray, crosses: bool) -> None:
     assert self_crossing([points]).tolist() == [crosses]
     assert self_crossing([points[::-1] + 1000]).tolist() == [crosses]
     assert slow_crossing(points) == crosses
@@ -65,12 +65,12 @@ def test_crossings(points: np.ndarray, crosses: bool) -> None:
         st.lists(st.tuples(st.integers(-9, 30), st.integers(-9, 30)), min_size=3, max_size=12), max_size=6
     )
 )
-def test_crossings_are_those_of_the_slow_way(rings: list[list[tuple[int, int]]]) -> None:
+def test_self_crossing_agrees_with_slow_reference(rings: list[list[tuple[int, int]]]) -> None:
     arrays = [np.array(points, np.float32) for points in rings]
     assert self_crossing(arrays).tolist() == [slow_crossing(points) for points in arrays]
 
 
-def test_few_pairs_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_self_crossing_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rings = [rng.integers(0, 40, (n, 2)).astype(np.float32) for n in (3, 4, 5, 9, 30, 3, 4)]
     expected = [slow_crossing(points) for points in rings]
@@ -80,8 +80,8 @@ def test_few_pairs_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
         assert self_crossing(rings).tolist() == expected
 
 
-def test_areas_are_pixels_not_the_shoelace_formula() -> None:
-    """Loops do not cancel, overlaps count once, and nothing outside counts."""
+def test_pixel_area_of_polygons() -> None:
+    """Loops do not cancel, overlaps count once, and pixels outside the image do not count."""
     size = (60, 60)
     square, shifted = ring(*polygon(10, 10, 20, 20)), ring(*polygon(20, 20, 20, 20))
     assert pixel_area(Polygons([ring(*BOW_TIE)]), size) == 200
@@ -92,7 +92,7 @@ def test_areas_are_pixels_not_the_shoelace_formula() -> None:
 
 
 def check(make_folder: MakeFolder, segmentation: Any, **changes: Any) -> tuple[Report, list[tuple[str, str]]]:
-    """The report on one object beside a sound one, and what it says of masks; the image is 200 px wide, 100 high."""
+    """Check one object beside a valid one (image 200 px wide, 100 high); return report and mask warnings."""
     objects = [annotation(1, category_id=90), annotation(2, segmentation=segmentation, **changes)]
     for split in ("train", "val"):
         folder = make_folder(objects if split == "train" else objects[:1], {5: (100, 200)}, split=split)
@@ -151,7 +151,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_masks_to_look_at(make_folder: MakeFolder, case: str) -> None:
+def test_reports_doubtful_masks(make_folder: MakeFolder, case: str) -> None:
     changes, kinds = CASES[case]
     report, found = check(make_folder, **changes)
     assert [kind for kind, _ in found] == kinds
@@ -165,28 +165,28 @@ def test_masks_to_look_at(make_folder: MakeFolder, case: str) -> None:
     assert examples == {kind: [("train", 5, "annotation 2")] for kind in kinds}
 
 
-def test_what_is_said_of_them(make_folder: MakeFolder) -> None:
+def test_messages(make_folder: MakeFolder) -> None:
     assert "its mask has 200 pixels" in check(make_folder, [BOW_TIE], bbox=[4, 6, 20, 20])[1][0][1]
     assert "reaches 30 px beyond its image [100, 200]" in check(make_folder, **box(160, 10, 70, 20))[1][0][1]
     found = check(make_folder, mask((40, 40, 3, 3)), bbox=[10, 10, 30, 30])[1]
     assert "has a mask of 9 pixels, 1.0 % of its box" in found[0][1]
 
 
-def test_a_bow_tie_is_counted_by_its_pixels(make_folder: MakeFolder) -> None:
-    """The shoelace formula gives 0, which would be small."""
+def test_bow_tie_is_counted_by_its_pixels(make_folder: MakeFolder) -> None:
+    """The shoelace formula gives 0, which would count as small."""
     large = [0.0, 0, 90, 90, 90, 0, 0, 90]
     report, _ = check(make_folder, [large], bbox=[0, 0, 90, 90])
     assert report.splits["train"].counts == {"disc": (0, 1, 0), "star": (1, 0, 0)}
 
 
-def test_a_wholly_outside_object_still_stops_training(make_folder: MakeFolder) -> None:
+def test_object_outside_its_image_is_fatal(make_folder: MakeFolder) -> None:
     report, found = check(make_folder, [polygon(230, 10, 20, 20)], bbox=[190, 10, 20, 20])
     assert report.fatal
     assert [p.kind for p in report.problems if p.fatal] == ["empty mask"]
     assert found == []
 
 
-def test_boxes_that_are_no_boxes_do_not_matter(make_folder: MakeFolder) -> None:
+def test_invalid_boxes_are_ignored(make_folder: MakeFolder) -> None:
     for wrong in ([1, 2, 3], "box", None, [0, 0, "a", 1], [0, 0, float("nan"), 1]):
         item = check_masks.CheckedObject(
             Polygons([ring(*polygon(4, 6, 10, 8))]), 0, 5, (100, 200), "x", wrong

@@ -38,7 +38,7 @@ def test_items_have_labels_boxes_and_masks(make_folder: MakeFolder) -> None:
     target.validate(num_classes=2)
 
 
-def test_every_kind_of_segmentation_gives_the_same_mask(make_folder: MakeFolder) -> None:
+def test_all_forms_of_segmentation_give_the_same_mask(make_folder: MakeFolder) -> None:
     mask = np.zeros((40, 30), dtype=bool)
     mask[6:14, 4:14] = True
     halves = [polygon(4, 6, 5, 8), polygon(9, 6, 5, 8)]
@@ -50,7 +50,7 @@ def test_every_kind_of_segmentation_gives_the_same_mask(make_folder: MakeFolder)
         np.testing.assert_array_equal(painted.numpy(), mask)
 
 
-def test_crowds_are_left_out_and_empty_images_kept(make_folder: MakeFolder) -> None:
+def test_items_without_crowds_and_without_objects(make_folder: MakeFolder) -> None:
     crowd = annotation(2, iscrowd=1, segmentation=run_lengths(np.ones((40, 30), dtype=bool)))
     sizes = {9: (12, 8), 5: (40, 30), 3: (10, 10)}
     dataset = CocoInstances.open(make_folder([annotation(1), crowd], sizes), "train")
@@ -79,7 +79,7 @@ def test_many_objects(make_folder: MakeFolder) -> None:
     assert (target.dense_masks().sum((1, 2)) == 1).all()
 
 
-def test_a_dataset_can_be_sent_to_another_process(make_folder: MakeFolder) -> None:
+def test_dataset_can_be_pickled(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[0][1].dense_masks(), dataset[0][1].dense_masks())
@@ -120,7 +120,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_annotations_are_named_in_one_line(make_folder: MakeFolder, case: str) -> None:
+def test_raises_on_broken_annotations(make_folder: MakeFolder, case: str) -> None:
     spoil, message = BROKEN[case]
     folder = make_folder([annotation()])
     content = json.loads((folder / "train.json").read_text())
@@ -133,7 +133,7 @@ def test_broken_annotations_are_named_in_one_line(make_folder: MakeFolder, case:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\x00", b"null", b"[" * 100_000])
-def test_files_that_are_not_annotations(make_folder: MakeFolder, content: bytes) -> None:
+def test_raises_on_files_that_are_not_annotations(make_folder: MakeFolder, content: bytes) -> None:
     folder = make_folder([])
     (folder / "train.json").write_bytes(content)
     with pytest.raises(BadInput, match=r"train\.json: (not JSON|has no list)") as caught:
@@ -141,7 +141,7 @@ def test_files_that_are_not_annotations(make_folder: MakeFolder, content: bytes)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_image_is_named(make_folder: MakeFolder) -> None:
+def test_raises_on_damaged_image(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     path = dataset.image_path(0)
     path.write_bytes(path.read_bytes()[:60])
@@ -149,7 +149,7 @@ def test_a_damaged_image_is_named(make_folder: MakeFolder) -> None:
         dataset[0]
 
 
-def test_an_image_of_another_size_is_named(make_folder: MakeFolder) -> None:
+def test_raises_on_image_of_another_size(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     Image.new("RGB", (30, 41)).save(dataset.image_path(0))
     with pytest.raises(BadInput, match=r"5\.png: is \(41, 30\).*says \(40, 30\) for image 5"):
@@ -178,7 +178,7 @@ def test_images_with_exif_rotation_follow_their_annotations(
     ("name", "images", "objects"),
     [("nuclei", (464, 100), (20072, 4799)), ("coco-mini", (80, 80), (699, 804))],
 )
-def test_real_sets_load_whole(
+def test_loads_real_data_sets(
     shared: Path, name: str, images: tuple[int, int], objects: tuple[int, int]
 ) -> None:
     for split, num_images, num_objects in zip(("train", "val"), images, objects, strict=True):

@@ -1,4 +1,4 @@
-"""Repeated objects are found among many, as a comparison of all pairs finds them."""
+"""The search for repeated objects agrees with a comparison of all pairs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SIZE = (120, 160)
 
 
 def outlines(rng: np.random.Generator) -> list[Polygons]:
-    """Triangles, each once to three times, exactly or a little moved, in any order."""
-    found = []
+    """Return triangles, each repeated up to three times, equal or slightly moved, in random order."""
+    polygons = []
     for _ in range(12):
         corners = rng.uniform(0, 110, (3, 2))
         for _ in range(rng.integers(1, 4)):
             moved = corners + rng.choice([0, 0.3, 6]) * rng.normal(size=(3, 2))
-            found.append(Polygons([moved.astype(np.float32)]))
-    return [found[place] for place in rng.permutation(len(found))]
+            polygons.append(Polygons([moved.astype(np.float32)]))
+    return [polygons[place] for place in rng.permutation(len(polygons))]
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_repeats_are_those_of_all_pairs(seed: int) -> None:
+def test_repeats_agree_with_all_pairs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = [outlines(rng) for _ in range(3)]
     labels = [rng.integers(0, 2, len(own)) for own in masks]
@@ -49,5 +49,5 @@ def test_repeats_are_those_of_all_pairs(seed: int) -> None:
     same &= packed.labels[:, None] == packed.labels
     np.fill_diagonal(same, False)
     assert all(same[pair] for pair in repeats.items())
-    kept = np.setdiff1d(np.arange(len(rles)), list(repeats))
-    assert not same[np.ix_(kept, kept)].any()  # without the repeats every object is there once
+    remaining = np.setdiff1d(np.arange(len(rles)), list(repeats))
+    assert not same[np.ix_(remaining, remaining)].any()  # without the repeats, all objects differ

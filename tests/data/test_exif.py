@@ -1,4 +1,4 @@
-"""Images that carry an EXIF orientation: in which frame their objects are."""
+"""Frame of the annotations of images with an EXIF orientation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RED = (220, 60, 50)
 
 
 def photo(path: Path, orientation: int, size: tuple[int, int] = (40, 60)) -> None:
-    """A grey image with a red rectangle, off its middle, as stored; `size` `(height, width)`."""
+    """Write a grey image with a red rectangle off its center, as stored; `size` is `(height, width)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size[::-1], (90, 90, 90))
     image.paste(RED, (4, 26, 16, 34))
@@ -30,7 +30,7 @@ def photo(path: Path, orientation: int, size: tuple[int, int] = (40, 60)) -> Non
 
 
 def red_box(path: Path, upright: bool) -> tuple[tuple[int, int], list[int]]:
-    """Size and xywh of the rectangle, as Pillow alone sees it."""
+    """Return the image size and the rectangle xywh as decoded by Pillow."""
     image = Image.open(path)
     image.load()
     image = ImageOps.exif_transpose(image) if upright else image
@@ -43,7 +43,7 @@ def red_box(path: Path, upright: bool) -> tuple[tuple[int, int], list[int]]:
 def write(
     folder: Path, photos: dict[str, tuple[int, bool]], split: str = "train", size: tuple[int, int] = (40, 60)
 ) -> Path:
-    """COCO's files; name -> orientation, and whether the annotation is in the upright frame."""
+    """Write a COCO data set; `photos` has the orientation of each image and whether its annotation is upright."""
     images, annotations = [], []
     for number, (name, (orientation, upright)) in enumerate(photos.items(), start=1):
         path = folder / "images" / name
@@ -66,20 +66,20 @@ def lies_on_red(dataset: CocoInstances, index: int = 0) -> bool:
 @pytest.mark.parametrize(
     ("orientation", "upright"), [(n, True) for n in range(1, 9)] + [(n, False) for n in range(5, 9)]
 )
-def test_where_the_size_tells_it_decides(tmp_path: Path, orientation: int, upright: bool) -> None:
-    tells = orientation >= 5
+def test_image_size_decides_the_frame(tmp_path: Path, orientation: int, upright: bool) -> None:
+    decides = orientation >= 5
     write(tmp_path, {"a.png": (orientation, upright)})
-    for exif in ("auto", "upright", "stored") if tells else ("auto", "upright"):
+    for exif in ("auto", "upright", "stored") if decides else ("auto", "upright"):
         dataset = CocoInstances.open(tmp_path, "train", exif=exif)
         assert lies_on_red(dataset)
-        assert (dataset.warnings == []) == (tells or orientation == 1 or exif != "auto")
+        assert (dataset.warnings == []) == (decides or orientation == 1 or exif != "auto")
 
 
 @pytest.mark.parametrize(
     ("orientation", "size"), [(n, (40, 60)) for n in (2, 3, 4)] + [(n, (60, 60)) for n in (5, 6, 7, 8)]
 )
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_where_both_frames_fit_the_user_says(
+def test_option_decides_if_both_frames_fit(
     tmp_path: Path, orientation: int, size: tuple[int, int], suffix: str
 ) -> None:
     stored = tmp_path / f"stored.{suffix}"
@@ -107,7 +107,7 @@ def test_where_both_frames_fit_the_user_says(
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
-def test_headers_say_what_decoding_gives(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_headers_agree_with_decoded_images(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = tmp_path / f"a.{suffix}"
     photo(path, orientation)
     upright, stored = read_image(path), read_image(path, upright=False)
@@ -115,14 +115,14 @@ def test_headers_say_what_decoding_gives(tmp_path: Path, suffix: str, orientatio
     assert read_header(path) == (tuple(stored.shape[1:]), orientation) == ((40, 60), orientation)
 
 
-def test_the_report_counts_them_and_names_what_other_images_tell(tmp_path: Path) -> None:
+def test_reports_ambiguous_images_with_the_unambiguous_counts(tmp_path: Path) -> None:
     write(tmp_path, {"a.png": (3, True), "b.jpg": (4, True), "c.jpg": (6, False), "d.jpg": (1, True)})
     write(tmp_path, {"e.png": (1, True)}, "val")
     report = check_folder(tmp_path)
-    found = [p for p in report.problems if p.kind == "EXIF orientation"]
-    assert [Path(p.message.partition(":")[0]).name for p in found] == ["a.png", "b.jpg"]
-    assert all("(of the images whose sizes tell: 1 stored)" in p.message for p in found)
-    assert all("--data.exif upright or stored" in p.message for p in found)
+    ambiguous = [p for p in report.problems if p.kind == "EXIF orientation"]
+    assert [Path(p.message.partition(":")[0]).name for p in ambiguous] == ["a.png", "b.jpg"]
+    assert all("(images with only one possible frame: 1 stored)" in p.message for p in ambiguous)
+    assert all("--data.exif upright or stored" in p.message for p in ambiguous)
     assert not report.fatal
     assert [(split, e.image_id) for split, e in report.examples["EXIF orientation"]] == [
         ("train", 1),
@@ -132,7 +132,7 @@ def test_the_report_counts_them_and_names_what_other_images_tell(tmp_path: Path)
         assert "EXIF orientation" not in [p.kind for p in check_folder(tmp_path, exif=exif).problems]
 
 
-def test_frames_that_differ_between_splits_are_told(tmp_path: Path) -> None:
+def test_reports_frames_that_differ_between_splits(tmp_path: Path) -> None:
     write(tmp_path, {"a.jpg": (6, True)})
     write(tmp_path, {"b.jpg": (8, False)}, "val")
     mixed = [p for p in check_folder(tmp_path).problems if p.kind == "mixed EXIF frames"]
@@ -145,7 +145,7 @@ def test_frames_that_differ_between_splits_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("upright", [True, False])
-def test_yolos_fractions_never_tell(tmp_path: Path, upright: bool) -> None:
+def test_yolo_sizes_never_decide_the_frame(tmp_path: Path, upright: bool) -> None:
     path = tmp_path / "images/train/a.jpg"
     photo(path, 6)
     (height, width), (x, y, w, h) = red_box(path, upright)
@@ -153,10 +153,10 @@ def test_yolos_fractions_never_tell(tmp_path: Path, upright: bool) -> None:
     (tmp_path / "labels/train").mkdir(parents=True)
     (tmp_path / "labels/train/a.txt").write_text(" ".join(map(str, [0, *corners.tolist()])))
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [box]\n")
-    said: dict[str, Any] = {
+    datasets: dict[str, Any] = {
         exif: CocoInstances.open(tmp_path, "train", exif=exif) for exif in ("auto", "upright", "stored")
     }
-    assert lies_on_red(said["auto"]) == lies_on_red(said["upright"]) == upright
-    assert lies_on_red(said["stored"]) == (not upright)
-    assert [len(dataset.warnings) for dataset in said.values()] == [1, 0, 0]
-    assert said["stored"].sizes == [(40, 60)]
+    assert lies_on_red(datasets["auto"]) == lies_on_red(datasets["upright"]) == upright
+    assert lies_on_red(datasets["stored"]) == (not upright)
+    assert [len(dataset.warnings) for dataset in datasets.values()] == [1, 0, 0]
+    assert datasets["stored"].sizes == [(40, 60)]

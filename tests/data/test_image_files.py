@@ -119,7 +119,7 @@ def test_respelled_names_are_reported_once(tmp_path: Path) -> None:
     assert [len(dataset[i][1]) for i in range(2)] == [1, 3]
     assert dataset.layout == "val.json beside images/"
     (line,) = dataset.warning_lines()
-    assert "2 names of images are read as those of existing files" in line
+    assert "2 image names differ from those of the files and were matched to them" in line
     issues: list[Problem] = []
     CocoInstances(find_split(tmp_path, "val"), on_issue=issues.append)
     assert [(problem.kind, problem.fatal) for problem in issues] == [("image name", False)]
@@ -129,11 +129,11 @@ def test_raises_on_missing_and_ambiguous_images(tmp_path: Path) -> None:
     write_plain(tmp_path)
     (tmp_path / "images/d.png").rename(tmp_path / "images/d_1.png")
     with pytest.raises(
-        BadInput, match=r"d\.png: no such file, .* add it \(the most similar name is .*d_1\.png\)"
+        BadInput, match=r"d\.png: no such file, .* add the file \(the most similar name is .*d_1\.png\)"
     ):
         CocoInstances.open(tmp_path, "val")
     change_names(tmp_path, lambda name: f"{'xy'[name == 'c.png']}/C.png")
     with pytest.raises(
-        BadInput, match=r"val\.json: image 10 names 'y/C\.png', which is not certain.*'?x/C\.png"
+        BadInput, match=r"val\.json: image 10 names 'y/C\.png', which is ambiguous.*'?x/C\.png"
     ):
         CocoInstances.open(tmp_path, "val")

@@ -41,7 +41,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 @pytest.mark.parametrize("suffix", [".bmp", ".jpg"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_copies_are_found(tmp_path: Path, change: str, suffix: str) -> None:
+def test_detects_copies(tmp_path: Path, change: str, suffix: str) -> None:
     paths = write_images(tmp_path, 12)
     copy = tmp_path / f"copy{suffix}"
     CHANGES[change](Image.open(paths[7])).save(copy)
@@ -57,8 +57,8 @@ def test_copies_of_copies_are_one_group(tmp_path: Path) -> None:
     assert sorted(map(len, groups(paths))) == [1, 1, 9]
 
 
-def test_a_camera_that_stands_still_takes_different_images(tmp_path: Path) -> None:
-    """One background, an object somewhere else: as a whole the images are nearly equal."""
+def test_images_of_a_fixed_camera_differ(tmp_path: Path) -> None:
+    """Images with one background and an object in different places are nearly equal but not duplicates."""
     background = make_scene(128, np.random.default_rng(0)).image
     paths = []
     for number in range(6):
@@ -69,7 +69,7 @@ def test_a_camera_that_stands_still_takes_different_images(tmp_path: Path) -> No
     assert len(groups(paths)) == 6
 
 
-def test_flat_images_are_told_apart_by_their_color(tmp_path: Path) -> None:
+def test_flat_images_differ_by_color(tmp_path: Path) -> None:
     paths = []
     for number, color in enumerate(((0, 0, 0), (0, 0, 1), (90, 90, 90), (200, 0, 0), (0, 102, 0))):
         paths.append(tmp_path / f"{number}.png")
@@ -77,7 +77,7 @@ def test_flat_images_are_told_apart_by_their_color(tmp_path: Path) -> None:
     assert groups(paths) == [["0.png", "1.png"], ["2.png"], ["3.png"], ["4.png"]]
 
 
-def test_roboflow_s_copies_are_kept_together(tmp_path: Path) -> None:
+def test_groups_roboflow_copies_by_name(tmp_path: Path) -> None:
     names = [
         "a_jpg.rf.0123abc.png",
         "b_jpg.rf.0123abc.png",
@@ -105,7 +105,7 @@ def contents(paths: list[Path], places: list[int]) -> set[bytes]:
     return {paths[i].read_bytes() for i in places}
 
 
-def test_neither_names_nor_order_matter(tmp_path: Path) -> None:
+def test_split_depends_only_on_content(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "a", 20)
     copy = tmp_path / "a/copy.png"
     ImageOps.mirror(Image.open(paths[3])).save(copy)
@@ -125,7 +125,7 @@ def test_neither_names_nor_order_matter(tmp_path: Path) -> None:
     assert divide(paths, {"val": 0.2})["val"] == first["val"]
 
 
-def test_images_that_are_added_move_few_others(tmp_path: Path) -> None:
+def test_added_images_move_few_others(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 60, size=48)
     before, after = divide(paths[:50], {"val": 0.2}), divide(paths, {"val": 0.2})
     assert len(before["val"]), len(after["val"]) == (10, 12)
@@ -145,7 +145,9 @@ def test_images_that_are_added_move_few_others(tmp_path: Path) -> None:
         (10, {"val": 0.2, "test": 0.1}, (7, 2, 1)),
     ],
 )
-def test_small_sets(tmp_path: Path, count: int, fractions: dict[str, float], sizes: tuple[int, ...]) -> None:
+def test_small_data_sets(
+    tmp_path: Path, count: int, fractions: dict[str, float], sizes: tuple[int, ...]
+) -> None:
     paths = write_images(tmp_path, count, size=48)
     assert tuple(map(len, divide(paths, fractions).values())) == sizes
 
@@ -158,7 +160,7 @@ def test_a_large_group_does_not_fill_a_small_split(tmp_path: Path) -> None:
     assert 0 in found["train"]
 
 
-def test_sets_that_cannot_be_divided(tmp_path: Path) -> None:
+def test_raises_on_sets_that_cannot_be_divided(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 1, size=48)
     paths.append(Path(shutil.copy(paths[0], tmp_path / "copy.png")))
     with pytest.raises(

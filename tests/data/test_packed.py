@@ -1,4 +1,4 @@
-"""Annotations come out of the arrays as they went in, and are measured there as one by one."""
+"""Packed annotations are restored unchanged and measured like single ones."""
 
 from __future__ import annotations
 
@@ -39,27 +39,27 @@ def random_items(seed: int = 0) -> list[GroundTruth]:
     return items
 
 
-def test_packed_annotations_come_back() -> None:
+def test_packed_annotations_are_restored() -> None:
     items = random_items()
     packed = PackedAnnotations(items)
     assert len(packed) == 20
     for index in (*range(20), -1):
-        found, expected = packed[index], items[index]
-        assert (found.size, found.image_id) == (expected.size, expected.image_id)
+        actual, expected = packed[index], items[index]
+        assert (actual.size, actual.image_id) == (expected.size, expected.image_id)
         for column in ("labels", "crowd", "areas", "boxes"):
-            np.testing.assert_array_equal(getattr(found, column), getattr(expected, column))
-        for ours, theirs in zip(found.segmentations, expected.segmentations, strict=True):
-            if isinstance(ours, Polygons) and isinstance(theirs, Polygons):
-                for part, other in zip(ours.parts, theirs.parts, strict=True):
+            np.testing.assert_array_equal(getattr(actual, column), getattr(expected, column))
+        for mask, expected_mask in zip(actual.segmentations, expected.segmentations, strict=True):
+            if isinstance(mask, Polygons) and isinstance(expected_mask, Polygons):
+                for part, other in zip(mask.parts, expected_mask.parts, strict=True):
                     np.testing.assert_array_equal(part, other)
             else:
-                assert isinstance(ours, RunLengths)
-                assert isinstance(theirs, RunLengths)
-                np.testing.assert_array_equal(ours.counts, theirs.counts)
-                assert ours.size == theirs.size
+                assert isinstance(mask, RunLengths)
+                assert isinstance(expected_mask, RunLengths)
+                np.testing.assert_array_equal(mask.counts, expected_mask.counts)
+                assert mask.size == expected_mask.size
 
 
-def test_no_annotations_at_all() -> None:
+def test_no_annotations() -> None:
     packed = PackedAnnotations([])
     assert len(packed) == 0
     bounds, areas = packed.measure()
@@ -72,7 +72,7 @@ def shoelace(points: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, CHUNK])
-def test_all_are_measured_as_one_by_one(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_measure_agrees_with_single_masks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr("embedmask.data.packed.CHUNK", chunk)
     items = random_items(1)
     packed = PackedAnnotations(items)
@@ -88,16 +88,18 @@ def test_all_are_measured_as_one_by_one(monkeypatch: pytest.MonkeyPatch, chunk: 
         assert (same.bounds(), size) == (mask.bounds(), SIZE)
 
 
-def test_crowds_can_be_left_out() -> None:
+def test_without_crowds() -> None:
     for item in random_items(2):
-        kept = item.without_crowds()
-        assert len(kept) == (~item.crowd).sum()
-        np.testing.assert_array_equal(kept.labels, item.labels[~item.crowd])
-        assert kept.segmentations == [m for m, c in zip(item.segmentations, item.crowd, strict=True) if not c]
-        assert (kept.boxes.shape, kept.areas.shape) == ((len(kept), 4), (len(kept),))
+        objects = item.without_crowds()
+        assert len(objects) == (~item.crowd).sum()
+        np.testing.assert_array_equal(objects.labels, item.labels[~item.crowd])
+        assert objects.segmentations == [
+            m for m, c in zip(item.segmentations, item.crowd, strict=True) if not c
+        ]
+        assert (objects.boxes.shape, objects.areas.shape) == ((len(objects), 4), (len(objects),))
 
 
-def test_unknown_areas_are_those_of_the_pixels() -> None:
+def test_unknown_areas_are_counted_in_pixels() -> None:
     bow_tie = Polygons([np.array([[1, 1], [5, 5], [5, 1], [1, 5]], dtype=np.float32)])
     runs = RunLengths(np.array([9, 30, 31]), SIZE)
     item = ground_truth([bow_tie, runs, runs], 3, np.random.default_rng(0))

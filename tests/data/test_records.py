@@ -1,4 +1,4 @@
-"""What a file says of its annotations is checked against their masks, or taken from them; nothing goes in silence."""
+"""Values of annotation records are compared with the masks or taken from them, and every correction is reported."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BIG = 2**60
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    """The ground truth of an evaluation, of all images."""
-    truth = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth).truth
-    return [record for own in truth.records.values() for record in own]
+    """Return the ground truth of an evaluation, for all images."""
+    gt = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth).truth
+    return [record for own in gt.records.values() for record in own]
 
 
-def told(folder: Path) -> list[tuple[str, str]]:
-    """Kind and message of each warning of the train split; `data check` must have the same."""
+def warnings_of(folder: Path) -> list[tuple[str, str]]:
+    """Return type and message of each warning of the train split; `data check` must report the same."""
     dataset = CocoInstances.open(folder, "train")
-    found = [problem for problem in check_folder(folder, quick=True).problems if not problem.fatal]
+    reported = [problem for problem in check_folder(folder, quick=True).problems if not problem.fatal]
     for problem in dataset.warnings:
-        assert problem in found
+        assert problem in reported
     return [(problem.kind, problem.message) for problem in dataset.warnings]
 
 
@@ -42,40 +42,38 @@ def told(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("value", [0, None, False, 0.0, "0"])
-def test_what_is_no_crowd(make_folder: MakeFolder, value: Any) -> None:
+def test_accepts_values_that_mean_no_crowd(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(iscrowd=value)])
     assert len(CocoInstances.open(folder, "train")[0][1]) == 1
     assert records(folder)[0]["iscrowd"] == 0
-    assert told(folder) == []
+    assert warnings_of(folder) == []
 
 
 @pytest.mark.parametrize("value", [1, True, 1.0, "1"])
-def test_crowds_are_not_learned_and_told(make_folder: MakeFolder, value: Any) -> None:
+def test_crowds_are_not_learned_but_reported(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(1), annotation(12, iscrowd=value, segmentation=[polygon(20, 20, 5, 5)])])
     dataset = CocoInstances.open(folder, "train")
     assert len(dataset[0][1]) == 1
     assert len(dataset.annotations(0)) == 1
     assert [record["iscrowd"] for record in records(folder)] == [0, 1]
-    message = dict(told(folder))["crowd"]
+    message = dict(warnings_of(folder))["crowd"]
     assert "train.json: 1 of 2 annotations (id 12) are crowds" in message
     assert "CVAT" in message
     assert "set its iscrowd to 0" in message
 
 
 @pytest.mark.parametrize("value", [2, -1, "no", "true", [], {}, [1], 0.5, math.nan])
-def test_any_other_iscrowd_is_refused_by_name(make_folder: MakeFolder, value: Any) -> None:
+def test_raises_on_invalid_iscrowd(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(3, iscrowd=value)])
     with pytest.raises(BadInput, match=r"train\.json: annotation 3 of image 5 has iscrowd .*; write 0 or 1"):
         CocoInstances.open(folder, "train")
 
 
 @pytest.mark.parametrize("segmentation", [None, [], [[1, 2, 3, 4]], {"size": [4, 5], "counts": [20]}])
-def test_a_crowd_without_a_usable_mask_is_left_out_and_told(
-    make_folder: MakeFolder, segmentation: Any
-) -> None:
+def test_drops_and_reports_crowd_without_valid_mask(make_folder: MakeFolder, segmentation: Any) -> None:
     folder = make_folder([annotation(1), annotation(2, iscrowd=1, segmentation=segmentation)])
     assert len(records(folder)) == 1
-    [(_, message)] = told(folder)
+    [(_, message)] = warnings_of(folder)
     assert "annotation 2 of image 5" in message
     assert message.endswith("this crowd is left out")
 
@@ -84,53 +82,51 @@ def test_a_crowd_without_a_usable_mask_is_left_out_and_told(
 
 
 @pytest.mark.parametrize("value", [None, "80", 0, -80, math.nan, math.inf, True, [80], 10**400])
-def test_an_unusable_area_is_taken_from_the_mask_and_told(make_folder: MakeFolder, value: Any) -> None:
+def test_replaces_and_reports_unusable_area(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(1, area=value), annotation(2, category_id=90)])
     assert [record["area"] for record in records(folder)] == [80, 80]
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "bad area"
     assert "1 of 2 annotations (id 1) have an 'area' that is no number above 0" in message
 
 
 @pytest.mark.parametrize("value", [1, 800, 0.065, 1e12])
-def test_an_area_that_contradicts_the_mask_is_taken_from_it_and_told(
-    make_folder: MakeFolder, value: float
-) -> None:
+def test_replaces_and_reports_area_that_contradicts_mask(make_folder: MakeFolder, value: float) -> None:
     folder = make_folder([annotation(1, area=value)])
     assert records(folder)[0]["area"] == 80
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "bad area"
-    assert "(id 1) have an 'area' that is not that of their masks" in message
+    assert "(id 1) have an 'area' that does not match their masks" in message
 
 
 @pytest.mark.parametrize("value", [80, 80.0, 77.25, 99])
-def test_an_area_near_that_of_the_mask_is_used(make_folder: MakeFolder, value: float) -> None:
+def test_uses_area_that_matches_mask(make_folder: MakeFolder, value: float) -> None:
     folder = make_folder([annotation(1, area=value)])
     assert records(folder)[0]["area"] == value
-    assert told(folder) == []
+    assert warnings_of(folder) == []
 
 
-def test_a_missing_area_says_nothing_wrong(make_folder: MakeFolder) -> None:
+def test_missing_area_is_not_reported(make_folder: MakeFolder) -> None:
     entry = annotation(1)
     del entry["area"]
     folder = make_folder([entry])
     assert records(folder)[0]["area"] == 80
-    assert told(folder) == []
+    assert warnings_of(folder) == []
 
 
-def test_an_outline_that_crosses_itself_is_measured_by_its_pixels(make_folder: MakeFolder) -> None:
+def test_self_crossing_outline_is_measured_in_pixels(make_folder: MakeFolder) -> None:
     bow_tie = [[4, 6, 14, 16, 14, 6, 4, 16]]  # 50 px by its two triangles, 0 by the shoelace formula
     pixels = records(make_folder([annotation(1, segmentation=bow_tie, area=None, bbox=[4, 6, 10, 10])]))[0][
         "area"
     ]
     assert 40 < pixels < 60
     folder = make_folder([annotation(1, segmentation=bow_tie, area=50, bbox=[4, 6, 10, 10])])
-    assert told(folder) == []
+    assert warnings_of(folder) == []
     assert records(folder)[0]["area"] == 50
     assert check_folder(folder, quick=True).splits["train"].counts["disc"] == (1, 0, 0)
 
 
-def test_sizes_of_a_report_are_those_of_ap(make_folder: MakeFolder) -> None:
+def test_report_uses_the_object_sizes_of_ap(make_folder: MakeFolder) -> None:
     square = {"segmentation": [polygon(0, 0, 40, 40)], "bbox": [0, 0, 40, 40]}
     folder = make_folder([annotation(1, **square, area=None)], {5: (50, 50)})
     assert check_folder(folder, quick=True).splits["train"].counts["disc"] == (0, 1, 0)
@@ -142,42 +138,42 @@ UNUSABLE = [None, [], [4, 6, 10], ["4", "6", "10", "8"], "4 6 10 8", [4, 6, 0, 8
 
 
 @pytest.mark.parametrize("value", [*UNUSABLE, [4, math.nan, 10, 8], [4, 6, math.inf, 8], [True, 6, 10, 8]])
-def test_an_unusable_box_is_taken_from_the_mask_and_told(make_folder: MakeFolder, value: Any) -> None:
+def test_replaces_and_reports_unusable_box(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(1, bbox=value)])
     assert records(folder)[0]["bbox"] == [4, 6, 10, 8]
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "bad box"
     assert "1 of 1 annotations (id 1) have a 'bbox' that is not [x, y, width, height]" in message
 
 
-def test_boxes_of_two_corners_are_recognised(make_folder: MakeFolder) -> None:
+def test_recognizes_boxes_of_two_corners(make_folder: MakeFolder) -> None:
     objects = [annotation(n, bbox=[4, 6, 14, 14], image_id=n) for n in range(5)]
     folder = make_folder(objects, dict.fromkeys(range(5), (40, 30)))
     assert [record["bbox"] for record in records(folder)] == [[4, 6, 10, 8]] * 5
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "bad box"
     assert "5 of 5 annotations (ids 0, 1, 2, ...) have a 'bbox' of two corners" in message
 
 
 @pytest.mark.parametrize("value", [[9, 10, 10, 8], [0.13, 0.15, 0.33, 0.2], [30, 6, 5, 5], [6, 4, 80, 100]])
-def test_a_box_that_is_not_about_its_mask_is_told(make_folder: MakeFolder, value: Any) -> None:
+def test_replaces_and_reports_box_that_does_not_match_mask(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(1, bbox=value)])
     assert records(folder)[0]["bbox"] == [4, 6, 10, 8]
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "bad box"
-    assert "(id 1) have a 'bbox' that is not about their masks" in message
+    assert "(id 1) have a 'bbox' that does not match their masks" in message
 
 
 @pytest.mark.parametrize("value", [[4, 6, 10, 8], [3.37, 5.9, 10.71, 9.04], [2, 4, 14, 11]])
-def test_an_honest_box_is_used_to_the_last_digit(make_folder: MakeFolder, value: Any) -> None:
+def test_uses_matching_box_exactly(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation(1, bbox=value)])
     assert records(folder)[0]["bbox"] == value
-    assert told(folder) == []
+    assert warnings_of(folder) == []
 
 
-def test_a_box_cut_at_the_border_fits_a_polygon_that_reaches_beyond(make_folder: MakeFolder) -> None:
+def test_accepts_clipped_box_of_polygon_that_leaves_the_image(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation(1, segmentation=[polygon(-20, 6, 30, 8)], bbox=[0, 6, 10, 8], area=80)])
-    assert told(folder) == []
+    assert warnings_of(folder) == []
 
 
 # --- ids ------------------------------------------------------------------------------------------
@@ -188,7 +184,7 @@ def test_a_box_cut_at_the_border_fits_a_polygon_that_reaches_beyond(make_folder:
     [(5, 5), (-5, -5), (2**63 + 1, 2**63 + 1), (12.0, 12), (np.int64(7), 7), (-0.0, 0)]
     + [(value, None) for value in (True, None, "5", 2.5, 2.0**60, math.nan, math.inf, [5], {})],
 )
-def test_what_is_an_id(value: Any, expected: int | None) -> None:
+def test_as_id(value: Any, expected: int | None) -> None:
     assert as_id(value) == expected
 
 
@@ -209,9 +205,9 @@ def test_ids_of_any_size(tmp_path: Path, shift: int) -> None:
     assert dataset[0][1].image_id == 10 + shift
     assert not check_folder(tmp_path, quick=True).problems
     evaluator = CocoEvaluator(dataset.ground_truth)
-    found = [record for own in evaluator.truth.records.values() for record in own]
+    gt_records = [record for own in evaluator.truth.records.values() for record in own]
     keys = ("image_id", "category_id", "bbox", "segmentation")
-    results = [{**{key: record[key] for key in keys}, "score": 0.5} for record in found]
+    results = [{**{key: record[key] for key in keys}, "score": 0.5} for record in gt_records]
     evaluator.add(results)
     assert evaluator.compute()["segm/AP"] == 1
     assert evaluator.results == results
@@ -222,7 +218,7 @@ def test_ids_of_any_size(tmp_path: Path, shift: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["5", "five", True, 5.5, 2.0**60, None])
-def test_ids_that_are_no_whole_numbers_are_refused_by_name(make_folder: MakeFolder, value: Any) -> None:
+def test_raises_on_ids_that_are_not_integers(make_folder: MakeFolder, value: Any) -> None:
     folder = make_folder([annotation()])
     for key, message in (("images", "image 0 of the list"), ("categories", "category 0 of the list")):
         content = json.loads((folder / "train.json").read_text())
@@ -237,7 +233,7 @@ def test_ids_that_are_no_whole_numbers_are_refused_by_name(make_folder: MakeFold
         make_folder([annotation()])
 
 
-def test_whole_numbers_may_be_written_as_floats(make_folder: MakeFolder) -> None:
+def test_accepts_integers_written_as_floats(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation(1, image_id=5.0, category_id=7.0)])
     change_json(folder / "train.json", lambda c: c["images"][0].update(id=5.0, height=40.0, width=30.0))
     dataset = CocoInstances.open(folder, "train")
@@ -246,7 +242,7 @@ def test_whole_numbers_may_be_written_as_floats(make_folder: MakeFolder) -> None
     assert len(dataset[0][1]) == 1
 
 
-def test_annotation_ids_are_only_names(make_folder: MakeFolder) -> None:
+def test_annotation_ids_are_optional(make_folder: MakeFolder) -> None:
     places = [polygon(x, 1, 4, 4) for x in range(0, 24, 6)]
     folder = make_folder(
         [
@@ -256,15 +252,15 @@ def test_annotation_ids_are_only_names(make_folder: MakeFolder) -> None:
     )
     assert len(CocoInstances.open(folder, "train")[0][1]) == 4
     assert [record["id"] for record in records(folder)] == [1, 2, 3, 4]
-    kinds = dict(told(folder))
+    kinds = dict(warnings_of(folder))
     assert "1 of 4 annotations (id 0) have the id of another" in kinds["duplicate id"]
     assert "4 of 4 annotations (ids 0, 0, a, ...)" in kinds["bad box"]
 
 
-# --- twice ----------------------------------------------------------------------------------------
+# --- repeated objects ----------------------------------------------------------------------------------------
 
 
-def test_objects_given_twice_are_told_and_kept(make_folder: MakeFolder) -> None:
+def test_reports_repeated_objects_without_dropping_them(make_folder: MakeFolder) -> None:
     near = polygon(4.2, 6.1, 9.9, 7.9)
     folder = make_folder(
         [
@@ -277,37 +273,37 @@ def test_objects_given_twice_are_told_and_kept(make_folder: MakeFolder) -> None:
         ],
         {5: (40, 30), 6: (40, 30)},
     )
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "object twice"
     assert "2 of 6 annotations (ids 4 like 6, 6 like 1) repeat an object" in message
     assert len(CocoInstances.open(folder, "train")[0][1]) == 5
     assert len(records(folder)) == 6
 
 
-def test_many_copies_are_counted_once_each(make_folder: MakeFolder) -> None:
+def test_counts_each_copy_once(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation(number) for number in range(30)])
-    [(_, message)] = told(folder)
+    [(_, message)] = warnings_of(folder)
     assert "29 of 30 annotations (ids 1 like 0, 2 like 1, 3 like 2, ...)" in message
 
 
-def test_a_mask_and_a_polygon_can_be_the_same_object(make_folder: MakeFolder) -> None:
+def test_run_lengths_can_repeat_a_polygon(make_folder: MakeFolder) -> None:
     mask = np.zeros((40, 30), dtype=bool)
     mask[6:26, 4:24] = True
     square = annotation(1, segmentation=[polygon(4, 6, 20, 20)], bbox=[4, 6, 20, 20], area=400)
     folder = make_folder([square, {**square, "id": 2, "segmentation": run_lengths(mask)}])
-    assert [kind for kind, _ in told(folder)] == ["object twice"]
+    assert [kind for kind, _ in warnings_of(folder)] == ["object twice"]
 
 
-def test_crossing_objects_with_one_box_are_two(make_folder: MakeFolder) -> None:
+def test_different_masks_with_equal_boxes_are_not_repeated(make_folder: MakeFolder) -> None:
     up = [2, 30, 4, 30, 24, 2, 22, 2]
     down = [2, 2, 4, 2, 24, 30, 22, 30]
     folder = make_folder(
         [annotation(n, segmentation=[p], bbox=None, area=56) for n, p in enumerate((up, down))]
     )
-    assert [kind for kind, _ in told(folder)] == ["bad box"]
+    assert [kind for kind, _ in warnings_of(folder)] == ["bad box"]
 
 
-def test_equal_lines_of_yolo_are_named_by_file_and_line(tmp_path: Path) -> None:
+def test_repeated_yolo_lines_are_reported_by_file_and_line(tmp_path: Path) -> None:
     write_yolo(tmp_path)
     file = tmp_path / "labels/train/a.txt"
     file.write_text(file.read_text() * 2)
@@ -317,10 +313,10 @@ def test_equal_lines_of_yolo_are_named_by_file_and_line(tmp_path: Path) -> None:
     assert "object twice" in [problem.kind for problem in check_folder(tmp_path, quick=True).problems]
 
 
-def test_two_categories_of_one_name_are_told(make_folder: MakeFolder) -> None:
+def test_reports_categories_with_the_same_name(make_folder: MakeFolder) -> None:
     names = [{"id": 7, "name": "disc"}, {"id": 90, "name": "disc"}, {"id": 3, "name": "star"}]
     folder = make_folder([annotation(1)], categories=names)
-    [(kind, message)] = told(folder)
+    [(kind, message)] = warnings_of(folder)
     assert kind == "same class name"
     assert "categories 7 and 90 have the same name 'disc'" in message
     evaluator = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth)
@@ -333,7 +329,7 @@ def test_two_categories_of_one_name_are_told(make_folder: MakeFolder) -> None:
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def test_dropping_a_part_keeps_the_object(make_folder: MakeFolder) -> None:
+def test_dropping_a_polygon_does_not_drop_the_object(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation(1, segmentation=[polygon(4, 6, 10, 8), [3, 3, 5, 5], []])])
     with pytest.raises(BadInput, match=r"annotation 1 .* polygon with 2 points.*leave such polygons out"):
         CocoInstances.open(folder, "train")
@@ -344,17 +340,17 @@ def test_dropping_a_part_keeps_the_object(make_folder: MakeFolder) -> None:
     assert CocoEvaluator(dataset.ground_truth).truth.records[5][0]["area"] == 80
 
 
-def test_an_object_whose_parts_are_all_degenerate_is_dropped(make_folder: MakeFolder) -> None:
+def test_drops_object_with_only_degenerate_polygons(make_folder: MakeFolder) -> None:
     folder = make_folder([annotation(1, segmentation=[[3, 3, 5, 5], [1, 1]]), annotation(2)])
     dataset = CocoInstances.open(folder, "train", degenerate="drop")
     assert len(dataset.annotations(0)) == 1
     assert dataset.layout.endswith("; 1 degenerate objects of train left out")
 
 
-# --- told once ------------------------------------------------------------------------------------
+# --- warning lines ------------------------------------------------------------------------------------
 
 
-def test_a_line_for_each_kind() -> None:
+def test_warning_lines() -> None:
     problems = [Problem("crowd", f"file {n}", fatal=False) for n in range(3)] + [Problem("bad box", "a box")]
     assert warning_lines(problems) == [
         "warning: file 0 (and 2 more such lines in `embedmask data check`)",

@@ -28,7 +28,7 @@ filled_masks = masks.filter(lambda mask: mask.any())
 
 
 def spread(patch: Patch | None, window: Window) -> np.ndarray:
-    """A patch in its whole window."""
+    """Return a patch placed in its window."""
     full = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=bool)
     if patch is not None:
         pixels, row, column = patch
@@ -36,18 +36,18 @@ def spread(patch: Patch | None, window: Window) -> np.ndarray:
     return full
 
 
-def draw_window(data: st.DataObject, height: int, width: int) -> Window:
+def sample_window(data: st.DataObject, height: int, width: int) -> Window:
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     return left, top, data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
 
 
 @given(mask=masks)
-def test_decoding_agrees_with_the_coco_library(mask: np.ndarray) -> None:
+def test_decode_counts_agrees_with_the_coco_library(mask: np.ndarray) -> None:
     counts = decode_counts(run_lengths(mask)["counts"])
     assert counts.tolist() == run_lengths(mask, compressed=False)["counts"]
 
 
-def test_decoding_large_counts() -> None:
+def test_decode_large_counts() -> None:
     size = (4000, 5000)
     expected = [1_234_567, 7_000_000, 1, 11_765_432]
     text = coco_mask.frPyObjects({"size": list(size), "counts": expected}, *size)["counts"]
@@ -56,7 +56,7 @@ def test_decoding_large_counts() -> None:
 
 @settings(max_examples=300)
 @given(text=st.text(st.characters(min_codepoint=32, max_codepoint=127), max_size=12) | st.text(max_size=5))
-def test_damaged_text_is_bad_input_or_adds_up(text: str) -> None:
+def test_damaged_text_raises_or_adds_up(text: str) -> None:
     try:
         parsed = parse_segmentation({"size": [4, 5], "counts": text}, (4, 5))
     except BadInput:
@@ -67,10 +67,10 @@ def test_damaged_text_is_bad_input_or_adds_up(text: str) -> None:
 
 
 @given(mask=filled_masks, compressed=st.booleans(), data=st.data())
-def test_run_lengths_are_the_mask(mask: np.ndarray, compressed: bool, data: st.DataObject) -> None:
+def test_run_lengths_equal_the_mask(mask: np.ndarray, compressed: bool, data: st.DataObject) -> None:
     runs = parse_segmentation(run_lengths(mask, compressed), mask.shape)
     assert isinstance(runs, RunLengths)
-    window = draw_window(data, *mask.shape)
+    window = sample_window(data, *mask.shape)
     left, top, right, bottom = window
     np.testing.assert_array_equal(runs.pixels(left, top, right, bottom), mask[top:bottom, left:right])
     np.testing.assert_array_equal(
@@ -86,7 +86,7 @@ def test_resized_run_lengths_equal_the_whole_mask_resized(
     mask: np.ndarray, factor: float, data: st.DataObject
 ) -> None:
     height, width = (max(round(side * factor), 1) for side in mask.shape)
-    window = draw_window(data, height, width)
+    window = sample_window(data, height, width)
     left, top, right, bottom = window
     runs = parse_segmentation(run_lengths(mask), mask.shape)
     painted = spread(runs.paint((height / mask.shape[0], width / mask.shape[1]), window), window)
@@ -107,8 +107,8 @@ def star(rng: np.random.Generator, center: tuple[float, float], radius: float) -
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_polygons_in_a_window_equal_the_whole_image_painted(seed: int) -> None:
-    """The slow way: paint all of the resized image with the reference library, then cut."""
+def test_polygons_in_a_window_equal_a_crop_of_the_whole_image(seed: int) -> None:
+    """Compare with pycocotools, which paints the whole resized image before it is cropped."""
     rng = np.random.default_rng(seed)
     size, (height, width) = (60, 80), (int(rng.integers(20, 160)), int(rng.integers(20, 200)))
     sy, sx = height / size[0], width / size[1]
@@ -124,7 +124,7 @@ def test_polygons_in_a_window_equal_the_whole_image_painted(seed: int) -> None:
     assert (painted != expected).sum() == 0
 
 
-def test_parts_are_joined_and_may_overlap() -> None:
+def test_polygon_parts_are_united() -> None:
     parts = [polygon(2, 2, 6, 4), polygon(5, 3, 6, 4), polygon(15, 15, 2, 2)]
     painted = spread(parse_segmentation(parts, (20, 20)).paint((1, 1), (0, 0, 20, 20)), (0, 0, 20, 20))
     expected = np.zeros((20, 20), dtype=bool)
@@ -175,6 +175,6 @@ def test_a_single_pixel_survives() -> None:
         ({"size": [4, 5], "counts": "o"}, "damaged"),
     ],
 )
-def test_what_cannot_be_a_mask_is_refused(value: Any, message: str) -> None:
+def test_raises_on_invalid_segmentation(value: Any, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         parse_segmentation(value, (4, 5))

@@ -1,4 +1,4 @@
-"""Data sets without val: held out on the fly, or written as a new data set."""
+"""Data sets without a val split: val is held out in memory or written as a new data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = (40, 30)
 
 
 def write_set(folder: Path, count: int = 10, name: str = "train.json", images: str = "images") -> Path:
-    """Images of noise, each with a rectangle of its own width, every second one with a crowd beside it."""
+    """Write images of noise, each with a rectangle of a different width, every second one with a crowd as well."""
     (folder / images).mkdir(parents=True)
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def write_set(folder: Path, count: int = 10, name: str = "train.json", images: s
 
 
 def pixels_of(dataset: CocoInstances) -> dict[bytes, list[float]]:
-    """What an image shows -> the areas of its objects."""
+    """Return the areas of the objects by the pixels of their image."""
     return {
         dataset[i][0].numpy().tobytes(): dataset.annotations(i).known_areas() for i in range(len(dataset))
     }
@@ -70,7 +70,7 @@ def state(folder: Path) -> dict[str, Any]:
     }
 
 
-def test_val_is_held_out_of_train(tmp_path: Path) -> None:
+def test_holds_out_val_from_train(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
     train, val = (CocoInstances.open(folder, split, val_fraction=0.2) for split in ("train", "val"))  # type: ignore[arg-type]
     assert (len(train), len(val)) == (8, 2)
@@ -79,15 +79,15 @@ def test_val_is_held_out_of_train(tmp_path: Path) -> None:
     assert len(both) == 10
     assert train.layout == "train.json beside images/; 2 of 10 images held out as val"
     for dataset in (train, val):
-        truth = dataset.ground_truth
-        assert truth.image_ids == dataset.image_ids
-        assert [truth.annotations[i].image_id for i in range(len(dataset))] == dataset.image_ids
-        crowds = int(truth.annotations.crowd.sum())
+        gt = dataset.ground_truth
+        assert gt.image_ids == dataset.image_ids
+        assert [gt.annotations[i].image_id for i in range(len(dataset))] == dataset.image_ids
+        crowds = int(gt.annotations.crowd.sum())
         assert crowds == sum(number // 7 % 2 for number in dataset.image_ids)
-        assert CocoEvaluator(truth).class_names == ["disc"]
+        assert CocoEvaluator(gt).class_names == ["disc"]
 
 
-def test_training_sees_the_images_that_evaluation_leaves(tmp_path: Path) -> None:
+def test_training_and_evaluation_use_the_same_split(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
     recipe = Recipe.from_mapping({"data": {"val_fraction": 0.3, "where": "site=1"}}, where="test")
     pair = TrainValDataModule(folder, recipe)
@@ -98,21 +98,21 @@ def test_training_sees_the_images_that_evaluation_leaves(tmp_path: Path) -> None
     assert type(pair.val_set.transform).__name__ == "EvalTransform"
 
 
-def test_a_val_split_of_its_own_is_kept(tmp_path: Path) -> None:
+def test_raises_on_existing_val_split(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
     (folder / "val.json").write_text((folder / "train.json").read_text())
     for split in ("train", "val"):
         with pytest.raises(
             BadInput,
-            match="has a val split of its own, so nothing is held out; use it without --val-fraction",
+            match="already has a val split, so nothing is held out; omit --val-fraction",
         ):
             CocoInstances.open(folder, split, val_fraction=0.2)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="has a val split of its own"):
+    with pytest.raises(BadInput, match="already has a val split"):
         write_split(folder, tmp_path / "../new", val=0.2)
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_the_new_data_set_is_what_training_would_hold_out(tmp_path: Path, copy: bool) -> None:
+def test_written_split_equals_the_held_out_one(tmp_path: Path, copy: bool) -> None:
     folder, out = write_set(tmp_path / "set"), tmp_path / "new"
     before = state(folder)
     report = write_split(folder, out, val=0.2, copy=copy)
@@ -133,7 +133,7 @@ def test_the_new_data_set_is_what_training_would_hold_out(tmp_path: Path, copy: 
         assert content["annotations"] == [e for e in source["annotations"] if e["image_id"] in held.image_ids]
 
 
-def test_links_that_are_impossible_become_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_images_that_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
@@ -143,26 +143,26 @@ def test_links_that_are_impossible_become_copies(tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / "new/images").iterdir())) == 10
 
 
-def test_test_too(tmp_path: Path) -> None:
+def test_writes_a_test_split(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", 20, "annotations/instances_default.json".replace("annotations/", ""))
     report = write_split(folder, tmp_path / "new", val=0.2, test=0.1)
     assert report.counts == {"train": 14, "val": 4, "test": 2}
     sets = [pixels_of(CocoInstances.open(tmp_path / "new", split)) for split in ("train", "val", "test")]  # type: ignore[arg-type]
-    assert sum(map(len, sets)) == len({key for found in sets for key in found}) == 20
+    assert sum(map(len, sets)) == len({key for pixels in sets for key in pixels}) == 20
 
 
-def test_a_test_split_is_kept(tmp_path: Path) -> None:
+def test_copies_an_existing_test_split(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     write_set(tmp_path / "other", 3, "test.json", "images")
     (folder / "test.json").write_text((tmp_path / "other/test.json").read_text())
     assert write_split(folder, tmp_path / "new", val=0.2).counts == {"train": 8, "val": 2, "test": 3}
-    with pytest.raises(BadInput, match="has a test split of its own, which is kept; leave out --test"):
+    with pytest.raises(BadInput, match="already has a test split, which is copied; omit --test"):
         write_split(folder, tmp_path / "another", val=0.2, test=0.1)
     assert not (tmp_path / "another").exists()
 
 
-def test_names_that_clash_get_a_number(tmp_path: Path) -> None:
-    """YOLO's images may lie anywhere, under one name."""
+def test_numbers_clashing_names(tmp_path: Path) -> None:
+    """Images of a YOLO data set may lie in different folders under the same name."""
     for number in range(4):
         place = tmp_path / f"place{number}/images"
         place.mkdir(parents=True)
@@ -185,9 +185,9 @@ def test_names_that_clash_get_a_number(tmp_path: Path) -> None:
     assert entry["area"] == pytest.approx(96)
 
 
-def test_nothing_is_left_half_written(tmp_path: Path) -> None:
+def test_leaves_no_partial_output(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
-    with pytest.raises(BadInput, match=r"lies in .*set, which is not to be changed"):
+    with pytest.raises(BadInput, match=r"lies inside .*set, which must not be changed"):
         write_split(folder, folder / "new", val=0.2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
@@ -199,7 +199,7 @@ def test_nothing_is_left_half_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "set"]
 
 
-def test_degenerate_objects_are_dropped_on_request(tmp_path: Path) -> None:
+def test_drops_degenerate_objects_on_request(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set")
     content = json.loads((folder / "train.json").read_text())
     content["annotations"][0]["segmentation"] = [[1, 1, 2, 2, 3, 3]]
@@ -214,7 +214,7 @@ def test_degenerate_objects_are_dropped_on_request(tmp_path: Path) -> None:
     assert count == len(content["annotations"]) - 1
 
 
-def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+def test_raises_on_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such data folder"):
         CocoInstances.open(tmp_path / "nowhere", "val", val_fraction=0.2)
     with pytest.raises(BadInput, match="no such data folder"):

@@ -1,4 +1,4 @@
-"""Part of a data set, by what the annotation file says of an image."""
+"""Selection of images by a condition on their annotation records."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def folder(make_folder: MakeFolder) -> Path:
     return made
 
 
-def test_only_the_images_that_are_so(folder: Path) -> None:
+def test_selects_matching_images(folder: Path) -> None:
     day = CocoInstances.open(folder, "train", where="kind=day")
     assert day.image_ids == [5, 7]
     assert [len(day[i][1]) for i in range(2)] == [1, 1]
     assert day.class_names == CocoInstances.open(folder, "train").class_names
 
 
-@pytest.mark.parametrize("condition", ["number=3", "checked=true", "on_issue=null", "kind=night"])
-def test_values_are_compared_as_the_file_has_them(folder: Path, condition: str) -> None:
+@pytest.mark.parametrize("condition", ["number=3", "checked=true", "note=null", "kind=night"])
+def test_values_are_compared_as_written(folder: Path, condition: str) -> None:
     night = CocoInstances.open(folder, "train", where=condition)
     assert night.image_ids == [6]
     assert len(night[0][1]) == 2
 
 
-def test_what_is_broken_in_the_part_is_told(folder: Path) -> None:
+def test_raises_on_broken_records_of_the_selection(folder: Path) -> None:
     path = folder / "train.json"
     content = json.loads(path.read_text())
     content["images"][0]["id"] = [5]
@@ -54,19 +54,19 @@ def test_what_is_broken_in_the_part_is_told(folder: Path) -> None:
         CocoInstances.open(folder, "train", where="kind=day")
 
 
-def test_a_recipe_trains_and_evaluates_on_the_part(folder: Path) -> None:
+def test_recipe_trains_and_evaluates_on_the_selection(folder: Path) -> None:
     (folder / "val.json").write_text((folder / "train.json").read_text())
     splits = TrainValDataModule(folder, Recipe.from_mapping({"data": {"where": "kind=day"}}, where="test"))
     assert splits.train_set.image_ids == splits.val_set.image_ids == [5, 7]
 
 
-def test_the_ground_truth_of_an_evaluation_is_the_same_part(folder: Path) -> None:
+def test_evaluation_uses_the_same_selection(folder: Path) -> None:
     evaluator = CocoEvaluator(CocoInstances.open(folder, "train", where="kind=day").ground_truth)
     assert evaluator.image_ids() == (5, 7)
     assert [len(entries) for entries in evaluator.truths_by_image([5, 7]).values()] == [1, 1]
 
 
-def test_degenerate_objects_of_the_part_are_left_out(folder: Path) -> None:
+def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
     path = folder / "train.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"] = [[1, 1, 9, 9, 5, 5]]  # of image 5, a line
@@ -79,6 +79,6 @@ def test_degenerate_objects_of_the_part_are_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("condition", ["kind=dusk", "kind", "colour=day", ""])
-def test_no_such_image_is_refused(folder: Path, condition: str) -> None:
+def test_raises_on_condition_without_match(folder: Path, condition: str) -> None:
     with pytest.raises(BadInput, match=r"where .*train\.json.*KEY=VALUE \(keys: .*kind.*\), or no condition"):
         CocoInstances.open(folder, "train", where=condition)

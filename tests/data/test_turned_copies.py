@@ -1,4 +1,4 @@
-"""Two images of one scene, turned, with the objects of each other."""
+"""Rotated or mirrored copies of an image, with objects in the right or in the wrong place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Boxes = list[tuple[int, int, int, int]]
 
 
 def scene(seed: int = 0) -> np.ndarray:
-    """Smooth and uneven, uint8 `[96, 128, 3]`."""
+    """Return a smooth asymmetric image, uint8 `[96, 128, 3]`."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 255, (6, 8, 3)).astype(np.uint8))
     pixels = np.array(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC))
@@ -36,14 +36,14 @@ def turn(pixels: np.ndarray, number: int) -> np.ndarray:
 
 
 def turn_boxes(boxes: Boxes, number: int, size: tuple[int, int] = SIZE) -> Boxes:
-    """By painting and turning, an obvious way."""
-    found = []
+    """Turn boxes by painting them as masks and turning the masks."""
+    turned = []
     for x, y, w, h in boxes:
         mask = np.zeros(size, bool)
         mask[y : y + h, x : x + w] = True
         ys, xs = np.nonzero(turn(mask, number))
-        found.append((int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1))
-    return found
+        turned.append((int(xs.min()), int(ys.min()), int(np.ptp(xs)) + 1, int(np.ptp(ys)) + 1))
+    return turned
 
 
 def check(folder: Path, images: dict[str, tuple[np.ndarray, Boxes]], val: tuple[str, ...] = ()) -> Report:
@@ -69,17 +69,17 @@ def check(folder: Path, images: dict[str, tuple[np.ndarray, Boxes]], val: tuple[
     return check_folder(folder)
 
 
-def told(report: Report) -> list[str]:
+def messages(report: Report) -> list[str]:
     return [p.message for p in report.problems if p.kind == "objects of a turned copy"]
 
 
 @pytest.mark.parametrize("number", range(1, 8))
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_objects_that_were_not_turned_along_are_told(tmp_path: Path, number: int, suffix: str) -> None:
+def test_reports_objects_that_were_not_turned(tmp_path: Path, number: int, suffix: str) -> None:
     copy = turn(scene(), number)
     kept = [box for box in BOXES if box[1] < len(copy) and box[0] < copy.shape[1]]
     report = check(tmp_path, {"a.png": (scene(), BOXES), f"b.{suffix}": (copy, kept)})
-    (message,) = told(report)
+    (message,) = messages(report)
     assert f"b.{suffix} of train: shows " in message
     assert "a.png of train" in message
     assert "its objects lie as if it were not turned" in message
@@ -88,27 +88,27 @@ def test_objects_that_were_not_turned_along_are_told(tmp_path: Path, number: int
 
 
 @pytest.mark.parametrize("number", range(1, 8))
-def test_objects_that_were_turned_along_are_no_problem(tmp_path: Path, number: int) -> None:
+def test_accepts_turned_objects(tmp_path: Path, number: int) -> None:
     copy = turn(scene(), number), turn_boxes(BOXES, number)
     assert check(tmp_path, {"a.png": (scene(), BOXES), "b.jpg": copy}).problems == []
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_objects_that_two_copies_have_exchanged_are_told(tmp_path: Path, number: int) -> None:
-    """Only those that lie inside the wrong image at all can be in the file."""
+def test_reports_exchanged_objects(tmp_path: Path, number: int) -> None:
+    """Only objects that overlap the wrong image can be in its annotations."""
     back = [box for box in turn_boxes(BOXES, number) if box[1] + box[3] <= 96 + 20 and box[1] < 96]
     kept = [box for box in BOXES if box[0] < 96]
     assert len(back) >= 2
     report = check(tmp_path, {"a.png": (scene(), back), "b.png": (turn(scene(), number), kept)})
-    (message,) = told(report)
+    (message,) = messages(report)
     assert "its objects lie as if it were turned by" in message
 
 
-def test_objects_of_an_image_without_any_that_only_fit_its_twin(tmp_path: Path) -> None:
+def test_reports_objects_that_fit_only_the_empty_copy(tmp_path: Path) -> None:
     report = check(tmp_path, {"a.png": (scene(), []), "b.png": (turn(scene(), 1), BOXES)})
-    (message,) = told(report)
+    (message,) = messages(report)
     assert "one has no objects, and those of the other fit the frame of that one alone" in message
-    assert told(check(tmp_path, {"a.png": (scene(), []), "b.png": (turn(scene(), 1), BOXES[:1])})) == []
+    assert messages(check(tmp_path, {"a.png": (scene(), []), "b.png": (turn(scene(), 1), BOXES[:1])})) == []
 
 
 def test_turned_copies_in_two_splits_are_a_leak(tmp_path: Path) -> None:
@@ -120,22 +120,22 @@ def test_turned_copies_in_two_splits_are_a_leak(tmp_path: Path) -> None:
     assert "a.png of train turned by 180°; remove one" in problem.message
 
 
-def test_other_images_and_flat_ones_are_no_copies() -> None:
+def test_different_and_flat_images_are_not_copies() -> None:
     rng = np.random.default_rng(0)
     flat = [
         np.full((*SIZE, 3), 90, np.uint8) + rng.integers(0, 3, (*SIZE, 3)).astype(np.uint8) for _ in range(5)
     ]
     scenes = [scene(seed) for seed in range(20)]
     half = scene(30)
-    half[:, 64:] = half[:, 63::-1]  # its own mirror: how its copy is turned cannot be told
+    half[:, 64:] = half[:, 63::-1]  # symmetric, so the turn of its copy is ambiguous
     images = [*flat, *scenes, half, turn(half, 2), scenes[0]]
-    thumbs = [thumbnail(seen(image)) for image in images]
+    thumbs = [thumbnail(to_tensor(image)) for image in images]
     assert list(find_turned_copies(thumbs, [SIZE] * len(images))) == []
     assert list(find_turned_copies([], [])) == []
-    thumbs.append(thumbnail(seen(turn(scenes[3], 2))))
+    thumbs.append(thumbnail(to_tensor(turn(scenes[3], 2))))
     (found,) = find_turned_copies(thumbs, [SIZE] * len(thumbs))
     assert (found.first, found.second, found.turn) == (5 + 3, len(images), 2)
 
 
-def seen(pixels: np.ndarray) -> torch.Tensor:
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -81,7 +81,7 @@ def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Pa
         (False, False),
         (True, False),
     ]
-    assert "have an 'area' that is not that of their masks" in warnings[0]
+    assert "have an 'area' that does not match their masks" in warnings[0]
     assert "have an 'area' that is no number above 0" in warnings[2]
 
 

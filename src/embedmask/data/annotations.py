@@ -1,4 +1,4 @@
-"""Annotations as COCO writes them: read once, checked whole, kept small."""
+"""Read and check COCO annotation files."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from embedmask.files import read_text
 from embedmask.structures import Size
 
 Content = dict[str, list[Any]]
-"""What a COCO annotation file holds; other layouts are read into the same form."""
+"""Content of a COCO annotation file; other layouts are converted to the same form."""
 
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """The ground truth of a split, in the order of its images.
+    """Checked ground truth of a split, in the order of its images.
 
     Attributes:
         class_names: C names, by ascending category id; label i is category `category_ids[i]`.
-        category_ids: C ids of the file.
-        image_ids: ids of the images.
-        file_names: their files, relative to the folder of images.
-        sizes: `(height, width)` of each.
-        annotations: of each image, crowds included; empty where an image has none.
-        dropped: positions in the list of annotations of objects that were left out for a problem.
-        dropped_parts: number of polygons that were left out of objects which have others.
+        category_ids: C category ids, ascending.
+        image_ids: id of each image.
+        file_names: file of each image, relative to the image folder.
+        sizes: `(height, width)` of each image.
+        annotations: annotations of each image, including crowds; images may have none.
+        dropped: positions, in the annotation list of the file, of the objects dropped because of a problem.
+        dropped_parts: number of degenerate polygons dropped from objects that keep other polygons.
     """
 
     class_names: list[str]
@@ -49,7 +49,7 @@ class AnnotationFile:
     dropped_parts: int
 
     def select(self, indices: Sequence[int]) -> AnnotationFile:
-        """Return the ground truth of some of the images."""
+        """Return the ground truth of the images at `indices`, in that order."""
         return replace(
             self,
             image_ids=[self.image_ids[i] for i in indices],
@@ -60,19 +60,21 @@ class AnnotationFile:
 
     @property
     def distinct_names(self) -> list[str]:
-        """Return `class_names`, with the category id where two have the same name."""
+        """Return `class_names`, with the category id appended to names that occur more than once."""
         counts = Counter(self.class_names)
         pairs = zip(self.category_ids, self.class_names, strict=True)
         return [f"{name} (category {number})" if counts[name] > 1 else name for number, name in pairs]
 
 
 def read_coco(path: Path) -> Content:
-    """Read a COCO annotation file (`images`, `annotations`, `categories`), polygons as arrays.
+    """Read a COCO annotation file, with polygons as float32 arrays.
 
-    COCO's `image_info_*.json` have no annotations.
+    Args:
+        path: JSON file with the lists `images`, `annotations` and `categories`. COCO's `image_info_*.json` may lack
+            annotations.
 
     Raises:
-        BadInput: no such file, not JSON, or keys missing.
+        BadInput: the file does not exist, is not JSON or lacks one of the lists.
     """
     try:
         text = read_text(path)
@@ -97,23 +99,19 @@ def read_coco(path: Path) -> Content:
 
 
 def _compact(entry: dict[str, Any]) -> dict[str, Any]:
-    """Polygons become arrays while the file is parsed: as lists, COCO's numbers would need gigabytes."""
-    parts = entry.get("segmentation")
-    if isinstance(parts, list):
-        entry["segmentation"] = [_as_array(part) for part in parts]
+    """Convert polygons to arrays while the file is parsed; as Python lists, COCO would need gigabytes."""
+    segmentation = entry.get("segmentation")
+    parts: list[Any] = segmentation if isinstance(segmentation, list) else []
+    for index, part in enumerate(parts):
+        # a part that is no list of numbers stays as it is and is reported when its annotation is checked
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            parts[index] = np.array(part, dtype=np.float32)
     return entry
-
-
-def _as_array(part: Any) -> Any:
-    try:
-        return np.array(part, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
-        return part  # the check of its annotation says what is wrong
 
 
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    """Millions of new objects, none in cycles: looking for some would take 40 % of the time."""
+    """Stop the garbage collector, which takes 40 % of the time when millions of acyclic objects are created."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -126,22 +124,21 @@ def collector_paused() -> Iterator[None]:
 def check_annotations(
     content: Content, path: Path, on_issue: OnIssue = raise_issue, inspect: Inspect | None = None
 ) -> AnnotationFile:
-    """Check the content of a COCO file; training, evaluation and `data check` all read it here.
+    """Check the content of a COCO file. Training, evaluation and `data check` all use this function.
 
-    Nothing is dropped silently: an object that cannot be used is a fatal problem. Values that are missing or
-    contradict the masks are replaced by those of the masks; they are warnings, one per file and kind.
+    An object that cannot be used is a fatal problem and is never dropped silently. Areas and boxes that are missing
+    or contradict the mask are replaced by those of the mask, with one warning for each file and type of problem.
 
     Args:
-        content: the lists `images`, `annotations`, `categories`; annotations are used up, to save memory. An
-            annotation may say where it stands (`origin`); otherwise its id is named.
-        path: the file, for messages.
-        on_issue: called with every problem; after it returns, the object or record is left out.
-        inspect: called with every object that is kept, crowds left out.
+        content: the lists `images`, `annotations` and `categories`. The annotation list is consumed to save memory.
+            Messages refer to an annotation by its `origin` (file and line), or by its id if it has none.
+        path: annotation file, for messages.
+        on_issue: called with every problem; if it returns, the object or record is dropped.
+        inspect: called with every accepted object except crowds.
 
     Raises:
-        BadInput: by `raise_issue`: keys missing, an annotation of an unknown image or category, an image or
-            category id given twice, a polygon with fewer than 3 points, a mask outside its image or of
-            another size, ...; names the annotation, its image and the file.
+        BadInput: by the default `on_issue`, for a fatal problem: an incomplete record, an unknown image or category,
+            a duplicate image or category id, a polygon with fewer than 3 points, a mask outside its image, ...
     """
     with collector_paused():
         categories = _categories(content["categories"], path, on_issue)
@@ -163,7 +160,7 @@ def check_annotations(
 
 
 def _categories(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, str]:
-    """Id -> name, by ascending id."""
+    """Check the categories and return their names by id, in ascending order of the ids."""
     names: dict[int, str] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: category {index} of the list"
@@ -171,7 +168,7 @@ def _categories(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, 
         if number is None or not isinstance(entry.get("name"), str):
             on_issue(Problem("bad record", f"{where} needs a whole number 'id' and a text 'name'"))
         elif number in names:
-            message = f"{where} has id {number}, which another has too; make ids unique"
+            message = f"{where} has id {number}, which another category has too; make the ids unique"
             on_issue(Problem("duplicate id", message))
         else:
             names[number] = entry["name"]
@@ -188,32 +185,29 @@ def _categories(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, 
 
 
 def _images(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, tuple[str, Size]]:
-    """Id -> file name and (height, width), in the file's order."""
+    """Check the image records and return file name and `(height, width)` by id, in the order of the file."""
     images: dict[int, tuple[str, Size]] = {}
     for index, entry in enumerate(entries):
-        fault = _image_fault(entry, index)
-        if fault:
-            on_issue(Problem("bad record", f"{path}: image {fault}"))
-            continue
-        number, height, width = (int(entry[key]) for key in ("id", "height", "width"))
-        if number in images:
-            names = f"{images[number][0]}, {entry['file_name']}"
-            message = f"{path}: image {number} is listed twice ({names}); make ids unique"
+        record = entry if isinstance(entry, dict) else {}
+        number, height, width = (as_id(record.get(key)) for key in ("id", "height", "width"))
+        name = record.get("file_name")
+        if number is None:
+            stated = f", not {record['id']!r}" if "id" in record else ""
+            message = f"{path}: image {index} of the list needs a whole number 'id'{stated}"
+            on_issue(Problem("bad record", message))
+        elif not isinstance(name, str) or not name:
+            on_issue(Problem("bad record", f"{path}: image {record['id']} needs a 'file_name'"))
+        elif not (height and width and height > 0 and width > 0):
+            message = (
+                f"{path}: image {record['id']} ({name}) needs 'height' and 'width', whole numbers above 0"
+            )
+            on_issue(Problem("bad record", message))
+        elif number in images:
+            names = f"{images[number][0]}, {name}"
+            message = f"{path}: image {number} is listed twice ({names}); make the ids unique"
             on_issue(Problem("duplicate id", message))
         else:
-            images[number] = (entry["file_name"], (height, width))
+            images[number] = (name, (height, width))
     if not entries:
         on_issue(Problem("bad record", f"{path}: 'images' is empty; add the images"))
     return images
-
-
-def _image_fault(entry: Any, index: int) -> str:
-    if not isinstance(entry, dict) or as_id(entry.get("id")) is None:
-        stated = f", not {entry['id']!r}" if isinstance(entry, dict) and "id" in entry else ""
-        return f"{index} of the list needs a whole number 'id'{stated}"
-    name, height, width = entry.get("file_name"), as_id(entry.get("height")), as_id(entry.get("width"))
-    if not isinstance(name, str) or not name:
-        return f"{entry['id']} needs a 'file_name'"
-    if not (height and width and height > 0 and width > 0):
-        return f"{entry['id']} ({name}) needs 'height' and 'width', whole numbers above 0"
-    return ""

@@ -1,14 +1,12 @@
-"""Judge the images of a data set: those that are broken, of another size than written, or there more than once."""
+"""Check the images of a data set: broken files, wrong sizes, and images that occur more than once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-
-from torch import Tensor
 
 from embedmask.config.data import Split
 from embedmask.data.coco import CocoInstances
@@ -18,71 +16,95 @@ from embedmask.data.turned_copies import NAMES, Thumb, find_turned_copies, mispl
 from embedmask.errors import BadInput
 
 CHUNK = 512
-"""Images that wait for a thread."""
+"""Number of images submitted to the threads at once."""
 Place = tuple[Split, int]
-"""A split and the place of an image in it."""
+"""A split and the index of an image in it."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What an image shows.
+    """Content of an image, for comparison with other images.
 
     Attributes:
-        digest: the same for the same upright pixels; of the bytes of the file where pixels are not decoded.
-        thumb: the image made small, in the frame of its annotations; None: not decoded.
+        digest: digest of the upright pixels, or of the bytes of the file if pixels are not decoded.
+        thumb: thumbnail in the frame of the annotations; None if pixels are not decoded.
     """
 
     digest: bytes
     thumb: Thumb | None
 
 
-def look_at_all(
-    sets: Mapping[Split, CocoInstances], quick: bool, workers: int | None
-) -> Iterator[tuple[Place, Content | Problem | None]]:
-    """Yield every image with its content, or what is wrong with it; None where it is missing.
+def check_images(
+    sets: Mapping[Split, CocoInstances],
+    handlers: Mapping[Split, OnIssue],
+    *,
+    quick: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Read all images, and report broken ones, wrong sizes and copies.
 
     Args:
-        sets: the splits.
-        quick: compare the bytes of the files, and decode nothing.
-        workers: threads; None: one a core.
+        sets: data set of each split.
+        handlers: issue handler of each split.
+        quick: compare the bytes of the files instead of the decoded pixels.
+        workers: number of threads; None for one per core.
+        progress: called with the number of images read so far and the total.
     """
-    places = [(split, index) for split, dataset in sets.items() for index in range(len(dataset))]
+    copies = Copies(sets, handlers)
+    total = sum(map(len, sets.values()))
+    for done, (place, content) in enumerate(_read_all(sets, quick, workers), start=1):
+        if isinstance(content, Problem):
+            handlers[place[0]](content)
+        elif content is not None:
+            copies.add(place, content)
+        progress(done, total)
+    copies.compare_turned()
 
-    def look(place: Place) -> tuple[Place, Content | Problem | None]:
-        split, index = place
-        return place, _look(sets[split], index, quick)
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding leaves the interpreter free
-        for start in range(0, len(places), CHUNK):
-            yield from pool.map(look, places[start : start + CHUNK])
+def _read_all(
+    sets: Mapping[Split, CocoInstances], quick: bool, workers: int | None
+) -> Iterator[tuple[Place, Content | Problem | None]]:
+    """Yield each image with its content or its problem, or with None if the file is missing (reported elsewhere)."""
 
-
-def _look(dataset: CocoInstances, index: int, quick: bool) -> Content | Problem | None:
-    """Return what tells the image from others, or what is wrong with it; None where it is missing."""
-    path, expected = dataset.image_path(index), dataset.sizes[index]
-    if not path.is_file():
-        return None  # known already
-    try:
-        image = None if quick else read_image(path, options=dataset.options)
-        size = read_size(path, dataset.options) if image is None else size_of(image)
-        content = path.read_bytes() if image is None else _pixels(image)
-    except BadInput as error:
-        return Problem("broken image", str(error))
-    if size != expected or (image is not None and dataset.exif == "stored"):
+    def read(place: Place) -> tuple[Place, Content | Problem | None]:
+        dataset, index = sets[place[0]], place[1]
+        path, expected = dataset.image_path(index), dataset.sizes[index]
+        if not path.is_file():
+            return place, None
         try:
-            image = dataset.image(index)  # it may be meant as it is stored, not upright
+            image = None if quick else read_image(path, options=dataset.options)
+            size = read_size(path, dataset.options) if image is None else size_of(image)
+            if image is None:
+                content = path.read_bytes()
+            else:  # the size too: equal bytes may be two shapes
+                content = repr(size).encode() + image.permute(1, 2, 0).numpy().tobytes()
         except BadInput as error:
-            return Problem("wrong size", str(error))
-    thumb = None if quick or image is None else thumbnail(image)
-    return Content(hashlib.blake2b(content, digest_size=16).digest(), thumb)
+            return place, Problem("broken image", str(error))
+        if size != expected or (image is not None and dataset.exif == "stored"):
+            try:  # the annotations may refer to the image as stored, not upright
+                image = dataset.image(index)
+            except BadInput as error:
+                return place, Problem("wrong size", str(error))
+        thumb = None if quick or image is None else thumbnail(image)
+        return place, Content(hashlib.blake2b(content, digest_size=16).digest(), thumb)
 
-
-def _pixels(image: Tensor) -> bytes:
-    return repr(size_of(image)).encode() + image.permute(1, 2, 0).numpy().tobytes()
+    places = [(split, index) for split, dataset in sets.items() for index in range(len(dataset))]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # decoding releases the GIL
+        # in chunks, so that results that are not consumed yet do not pile up
+        for start in range(0, len(places), CHUNK):
+            yield from pool.map(read, places[start : start + CHUNK])
 
 
 class Copies:
-    """Finds images that are there more than once."""
+    """Detector of images that occur more than once, in one split or in two.
+
+    Attributes:
+        sets: data set of each split.
+        handlers: issue handler of each split.
+        places: first image of each digest.
+        thumbs: thumbnails of these images.
+    """
 
     def __init__(self, sets: Mapping[Split, CocoInstances], handlers: Mapping[Split, OnIssue]) -> None:
         self.sets = sets
@@ -91,7 +113,7 @@ class Copies:
         self.thumbs: dict[Place, Thumb] = {}
 
     def add(self, place: Place, content: Content) -> None:
-        """Tell of an image whose pixels were seen before; otherwise it is known from then on."""
+        """Report an image with the same content as an earlier one; remember any other image."""
         other = self.places.setdefault(content.digest, place)
         if other != place:
             kind: Kind = "leak" if other[0] != place[0] else "same image twice"
@@ -101,7 +123,7 @@ class Copies:
             self.thumbs[place] = content.thumb
 
     def compare_turned(self) -> None:
-        """Tell of turned copies between splits, and of those whose objects contradict the turn."""
+        """Report turned copies in different splits, and turned copies whose objects contradict the turn."""
         places = list(self.thumbs)
         sizes = [self.sets[split].sizes[index] for split, index in places]
         for copy in find_turned_copies(list(self.thumbs.values()), sizes):
@@ -110,21 +132,14 @@ class Copies:
             on_issue, image_id = self.handlers[second[0]], self.sets[second[0]].image_ids[second[1]]
             if first[0] != second[0]:
                 on_issue(Problem("leak", f"{shows}; remove one", fatal=False))
-            ours, theirs = (self.sets[split].annotations(index) for split, index in (first, second))
-            fault = misplaced(ours, theirs, copy.turn)
+            objects, turned = (self.sets[split].annotations(index) for split, index in (first, second))
+            fault = misplaced(objects, turned, copy.turn)
             if fault:
-                advice = f"look at both, and give image {image_id} and its twin their own objects"
-                example = Example(image_id)
-                on_issue(
-                    Problem(
-                        "objects of a turned copy",
-                        f"{shows}, but {fault}; {advice}",
-                        fatal=False,
-                        example=example,
-                    )
-                )
+                advice = f"look at both, and give image {image_id} and its copy their own objects"
+                message, example = f"{shows}, but {fault}; {advice}", Example(image_id)
+                on_issue(Problem("objects of a turned copy", message, fatal=False, example=example))
 
     def name(self, place: Place) -> str:
-        """Return the file and the split of an image."""
+        """Return the file and the split of an image, for messages."""
         split, index = place
         return f"{self.sets[split].image_path(index)} of {split}"

@@ -1,4 +1,4 @@
-"""The data set: the items that training and evaluation see."""
+"""Data set of images with instance masks, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from embedmask.config.data import DataConfig, Degenerate, Exif, Split
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
-from embedmask.data.annotations import AnnotationFile, Content, check_annotations
+from embedmask.data.annotations import AnnotationFile, check_annotations
 from embedmask.data.exif import count_frames, find_turned, frame_problems
 from embedmask.data.image_files import ImageFiles, find_image_files
 from embedmask.data.images import read_extent, read_image, size_of
@@ -40,20 +40,20 @@ from embedmask.structures import Size, Target
 
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
-    """Images with instance masks.
+    """Data set of images with instance masks.
 
-    Item i is `(image uint8 [3, H, W] RGB, Target)` after the transform; G = 0 without objects.
+    Item i is `(image uint8 [3, H, W] RGB, Target)` after the transform; the target may have no objects (G = 0).
 
     Attributes:
         class_names: names of labels 0..C-1.
-        category_ids: the file's category id of each label, ascending.
-        image_ids: the file's id of each item.
-        sizes: `(height, width)` of each item's image, from the annotation file.
-        layout: how its folder was recognised, for one line to the user; empty where no folder was looked at.
-        annotations_file: where the ground truth comes from; for messages.
-        exif: the frame of the annotations where an image's EXIF orientation leaves two, see `DataConfig.exif`.
-        frames: the images with an EXIF orientation by the frame that fits; empty unless `exif` is "auto".
-        warnings: problems of the data that do not stop training.
+        category_ids: category id of each label, ascending.
+        image_ids: image id of each item.
+        sizes: `(height, width)` of each image according to the annotation file.
+        layout: one-line description of the recognized folder layout; empty if no folder was examined.
+        annotations_file: source of the ground truth, for messages.
+        exif: frame of the annotations where an image's EXIF orientation allows two, see `DataConfig.exif`.
+        frames: images with an EXIF orientation, counted by the frame that fits; empty unless `exif` is "auto".
+        warnings: problems that do not stop training.
     """
 
     def __init__(
@@ -67,43 +67,39 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         options: ReadOptions = DEFAULT_READING,
         inspect: Inspect | None = None,
     ) -> None:
-        """Read and check the annotations, and that every image is there.
+        """Read and check the annotations, and check that every image file exists.
 
         Args:
-            files: where the split lies.
-            transform: makes the item; None: the whole image at its own size.
-            on_issue: is told of every problem; by default the first that is fatal is raised.
+            files: files of the split.
+            transform: makes an item from an image and its annotations; None for the whole image at its own size.
+            on_issue: called with every problem; by default raises the first fatal one.
             where: as in `open`.
             exif: as in `open`.
-            options: how image files, and label images, are read.
-            inspect: is shown every object that is kept.
+            options: how image files and label images are read.
+            inspect: called with every accepted object.
 
         Raises:
-            BadInput: see `check_annotations`; or an image is missing, or `where` leaves none.
+            BadInput: see `check_annotations`; or an image is missing, or no image matches `where`.
         """
         self.annotations_file = files.annotations
         self.layout = files.layout
         self.transform: Transform = transform or EvalTransform(None, 0)
         self.options = options
-        self._where = where
         self.exif = exif
         collector = WarningCollector(on_issue)
         read = files.read_stored if exif == "stored" and files.read_stored is not None else files.read
-        records = self._part(read(collector, options))
+        records = read(collector, options)
+        if where is not None:
+            records = content_where(records, where, self.annotations_file)
         content = check_annotations(records, self.annotations_file, collector, inspect)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
         self.sizes = content.sizes
         self._content = content
-        found = find_image_files(content.file_names, files.images, files.others)
-        self.images_dir, self._file_names = found.folder, found.names
-        has_place = files.images not in files.others
-        if not has_place or found.folder != files.images:
-            place = found.common_folder()
-            if not has_place or not place.is_relative_to(files.images):
-                self.layout += f" with images in {os.path.relpath(place, files.root)}/"
-        self._report_files(found, content.file_names, collector)
+        image_files = find_image_files(content.file_names, files.images, files.others)
+        self.images_dir, self._file_names = image_files.folder, image_files.names
+        self._report_files(image_files, files, collector)
         paths = [self.image_path(index) for index in range(len(self))] if exif == "auto" else []
         turned = find_turned(paths, self.image_ids, self.sizes, relative=files.read_stored is not None)
         self.frames = count_frames(turned)
@@ -124,22 +120,21 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         options: ReadOptions = DEFAULT_READING,
         val_fraction: float = 0.0,
     ) -> CocoInstances:
-        """Open a split of a folder, see `find_split`.
+        """Open a split of a data set folder, see `find_split`.
 
         Args:
-            data_dir: the folder.
-            split: which of its splits.
-            transform: makes the item; None: the whole image at its own size.
-            degenerate: whether objects that cover nothing are refused, or left out; `layout` says how many.
-            where: `KEY=VALUE`, only the images whose record in the annotation file says so; None: all.
-            exif: the frame of the annotations where an image's EXIF orientation leaves two: "upright" or "stored";
-                "auto": upright, with a warning.
-            options: how image files, and label images, are read.
-            val_fraction: hold out this fraction of train as val, see `hold_out`; 0: the folder has a val split.
+            data_dir: folder of the data set.
+            split: split to open.
+            transform: makes an item from an image and its annotations; None for the whole image at its own size.
+            degenerate: "refuse" objects that cover no pixel, or "drop" them; `layout` reports their number.
+            where: condition `KEY=VALUE` on the image records of the annotation file; None for all images.
+            exif: frame of the annotations where an image's EXIF orientation allows two: "upright" or "stored";
+                "auto" is upright with a warning.
+            options: how image files and label images are read.
+            val_fraction: fraction of train to hold out as val, see `hold_out`; 0 if the folder has a val split.
 
         Raises:
-            BadInput: see `find_split` and `__init__`; or `where` leaves no image; or `val_fraction` is given for a
-                folder with a val split.
+            BadInput: see `find_split` and `__init__`; or `val_fraction` is set for a folder with a val split.
         """
         if val_fraction and split in ("train", "val"):
             refuse_val_split(data_dir)
@@ -154,10 +149,16 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return dataset
 
     def hold_out(self, fraction: float) -> tuple[CocoInstances, CocoInstances]:
-        """Divide the images into train and val by their content, near-duplicates on one side; see `divide`.
+        """Split the images into train and val by their content, without separating near-duplicates; see `divide`.
+
+        Args:
+            fraction: fraction of the images for val, between 0 and 1.
+
+        Returns:
+            The train and the val data set.
 
         Raises:
-            BadInput: there are fewer than two images that are not near-duplicates, or one cannot be read.
+            BadInput: all images are near-duplicates of each other, or an image cannot be read.
         """
         parts = divide([self.image_path(i) for i in range(len(self))], {"val": fraction})
         train, val = self.select(parts["train"]), self.select(parts["val"])
@@ -165,7 +166,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return train, val
 
     def select(self, indices: Sequence[int]) -> CocoInstances:
-        """Return the data set of some of the images."""
+        """Return a data set of the images at `indices`, in that order."""
         part = copy.copy(self)
         part._content = self._content.select(indices)
         part.image_ids, part.sizes = part._content.image_ids, part._content.sizes
@@ -174,55 +175,55 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
 
     @property
     def ground_truth(self) -> AnnotationFile:
-        """The checked annotations, crowds included, as an evaluator takes them."""
+        """Return the checked annotations, including crowds, as used by evaluation."""
         return self._content
 
     @property
     def leaves_out(self) -> bool:
-        """Whether degenerate objects, or polygons of objects, are left out."""
+        """Return whether degenerate objects or polygons were dropped."""
         return bool(self._content.dropped or self._content.dropped_parts)
 
     def warning_lines(self) -> list[str]:
-        """Return a line for each kind of doubtful annotation."""
+        """Return one line for each type of warning."""
         return warning_lines(self.warnings)
-
-    def _part(self, content: Content) -> Content:
-        return content if self._where is None else content_where(content, self._where, self.annotations_file)
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        """Item with draws from torch's global generator."""
+        """Return item `index`, with random numbers seeded by torch's global generator."""
         seed = int(torch.randint(2**62, ()))
         return self.sample(index, torch.Generator().manual_seed(seed))
 
     def sample(self, index: int, generator: torch.Generator) -> tuple[Tensor, Target]:
-        """Item whose random draws come from `generator` alone.
+        """Return item `index`, with random numbers from `generator` only.
 
         Raises:
-            BadInput: the image is damaged or has not the size that the annotations say; names the file.
+            BadInput: the image file is damaged or its size differs from the annotations.
         """
         return self.transform(self.image(index), self.annotations(index), generator, self)
 
     def annotations(self, index: int) -> GroundTruth:
-        """Return the objects of item `index` in the file's frame without crowds, masks not painted."""
+        """Return the annotations of item `index` without crowds, in the coordinates of the annotation file."""
         return self._content.annotations[index].without_crowds()
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return the number of images, and digests of their files' names and of all annotations."""
+        """Return the number of images and digests of the file names and of all annotations."""
         names = hashlib.sha256(json.dumps(self._file_names).encode()).hexdigest()
         return {"images": len(self), "file names": names, "annotations": self._content.annotations.digest()}
 
     def image_path(self, index: int) -> Path:
-        """File of item `index`."""
+        """Return the image file of item `index`."""
         return self.images_dir / self._file_names[index]
 
     def image(self, index: int) -> Tensor:
-        """ImageSource of item `index`, uint8 `[3, H, W]`, in the frame of its annotations.
+        """Read the image of item `index`, uint8 `[3, H, W]` RGB, in the frame of its annotations.
 
-        Tools disagree on images that carry an EXIF rotation: some annotate them upright, some as stored.
-        The size in the annotation file decides; where both fit, `exif` does, by default upright.
+        Some tools annotate images with an EXIF rotation upright, others as stored. The size in the annotation file
+        decides which one applies; if both fit, `exif` decides, by default upright.
+
+        Raises:
+            BadInput: the image file is damaged or its size differs from the annotations.
         """
         path, expected = self.image_path(index), self.sizes[index]
         sizes: dict[bool, Size] = {}
@@ -236,23 +237,33 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             f"image {self.image_ids[index]}; correct the file or its annotations"
         )
 
-    def _report_files(self, found: ImageFiles, written: Sequence[str], on_issue: OnIssue) -> None:
-        """Report images without a certain file, and once all whose name is spelled differently."""
-        for index in found.missing:
-            near = f" (the most similar name is {found.nearest[index]})" if index in found.nearest else ""
+    def _report_files(self, image_files: ImageFiles, files: SplitFiles, on_issue: OnIssue) -> None:
+        """Add an unusual image folder to `layout`; report missing, uncertain and differently spelled file names."""
+        has_place = files.images not in files.others
+        if not has_place or image_files.folder != files.images:
+            place = image_files.common_folder()
+            if not has_place or not place.is_relative_to(files.images):
+                self.layout += f" with images in {os.path.relpath(place, files.root)}/"
+        written = self._content.file_names
+        for index in image_files.missing:
+            near = (
+                f" (the most similar name is {image_files.nearest[index]})"
+                if index in image_files.nearest
+                else ""
+            )
             message = (
                 f"{self.image_path(index)}: no such file, but image {self.image_ids[index]} of "
-                f"{self.annotations_file} names it; add it{near}"
+                f"{self.annotations_file} lists it; add the file{near}"
             )
             on_issue(Problem("missing image", message))
-        for index, rivals in found.uncertain.items():
-            message = f"image {self.image_ids[index]} names {written[index]!r}, which is not certain"
-            advice = f"it may also be that of {', '.join(rivals[:3])}; write the name of one file"
+        for index, rivals in image_files.uncertain.items():
+            message = f"image {self.image_ids[index]} names {written[index]!r}, which is ambiguous"
+            advice = f"it may also refer to {', '.join(rivals[:3])}; write the exact name of one file"
             on_issue(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
-        respelled = [index for index in found.respelled if index not in found.uncertain]
+        respelled = [index for index in image_files.respelled if index not in image_files.uncertain]
         if respelled:
             first = respelled[0]
-            message = f"{len(respelled)} names of images are read as those of existing files"
+            message = f"{len(respelled)} image names differ from those of the files and were matched to them"
             example = f"{written[first]!r} as {str(self.image_path(first))!r}"
             on_issue(Problem("image name", f"{self.annotations_file}: {message}, {example}", fatal=False))
         for line in report_defaults(map(self.image_path, range(len(self))), self.options, read_extent):
@@ -262,9 +273,12 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
 def open_train_val(
     data_dir: str | Path, config: DataConfig, transform: Transform, options: ReadOptions = DEFAULT_READING
 ) -> tuple[CocoInstances, CocoInstances]:
-    """Open both splits of a folder as a recipe's data section says: train with its random views, val without.
+    """Open the train and the val split of a folder according to the data section of a recipe.
 
     Args:
+        data_dir: folder of the data set.
+        config: data section of a recipe.
+        transform: training transform; val images are not transformed.
         options: how image files are read.
 
     Raises:
@@ -287,26 +301,24 @@ def open_train_val(
 
 
 def refuse_val_split(data_dir: str | Path) -> None:
-    """Refuse to hold out images where a folder has a val split of its own.
+    """Check that a folder has no val split, before images of train are held out.
 
     Raises:
-        BadInput: it has.
+        BadInput: the folder has a val split.
     """
     if has_split(data_dir, "val"):
-        raise BadInput(
-            f"{data_dir}: has a val split of its own, so nothing is held out; use it without --val-fraction"
-        )
+        raise BadInput(f"{data_dir}: already has a val split, so nothing is held out; omit --val-fraction")
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:
-    """Both splits must have the same categories: labels are places in their list.
+    """Check that both splits have the same list of categories, so that their labels mean the same.
 
     Raises:
-        BadInput: they differ.
+        BadInput: the categories differ.
     """
-    ours, theirs = (list(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
-    if ours != theirs:
+    train_classes, val_classes = (list(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
+    if train_classes != val_classes:
         raise BadInput(
-            f"{val.annotations_file}: its categories {theirs[:8]} are not those of train, "
-            f"{ours[:8]}; give both splits the same list"
+            f"{val.annotations_file}: its categories {val_classes[:8]} are not those of train, "
+            f"{train_classes[:8]}; give both splits the same list"
         )

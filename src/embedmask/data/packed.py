@@ -1,8 +1,9 @@
-"""The annotations of a split in a few long arrays, whose size is that of their numbers."""
+"""Annotations of a split, packed into a few long arrays to save memory."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,18 @@ from embedmask.data.segmentation import Polygons, RunLengths, Segmentation, pixe
 from embedmask.structures import Size
 
 CHUNK = 1 << 14
-"""Objects that are measured at once."""
+"""Number of objects measured at once."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Objects of one image in the file's frame, masks not yet painted.
+    """Objects of one image in the coordinates of the annotation file, with masks that are not painted yet.
 
     Attributes:
         labels: int64 `[G]`, 0..C-1.
-        segmentations: G objects.
-        size: `(height, width)` of the image, as the file says.
-        image_id: the file's id.
+        segmentations: G masks.
+        size: `(height, width)` of the image in the annotation file.
+        image_id: id of the image in the annotation file.
     """
 
     labels: NDArray[np.int64]
@@ -39,47 +40,60 @@ class Annotations:
 
 @dataclass(frozen=True)
 class GroundTruth(Annotations):
-    """All annotations of one image, crowds included, with the values of the file that fit their masks.
+    """All annotations of one image, including crowds, with the stated areas and boxes that agree with the masks.
 
     Attributes:
         crowd: bool `[G]`; crowds are not learned.
-        areas: float64 `[G]`, px²; nan: the area is that of the mask.
-        boxes: float32 `[G, 4]`, xywh px; nan: the box is that of the mask.
+        areas: float64 `[G]`, px²; NaN where the area of the mask is used.
+        boxes: float32 `[G, 4]`, xywh px; NaN where the box of the mask is used.
     """
 
     crowd: NDArray[np.bool_]
     areas: NDArray[np.float64]
     boxes: NDArray[np.float32]
 
+    @classmethod
+    def from_rows(
+        cls, rows: NDArray[np.float64], segmentations: list[Segmentation], size: Size, image_id: int
+    ) -> GroundTruth:
+        """Return the annotations of an image from rows of label, crowd flag, area and box, float64 `[G, 7]`."""
+        labels, crowd = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.bool_)
+        areas, boxes = rows[:, 2].copy(), rows[:, 3:].astype(np.float32)
+        return cls(labels, segmentations, size, image_id, crowd, areas, boxes)
+
     def without_crowds(self) -> GroundTruth:
-        """Return the objects to learn."""
+        """Return the annotations that are not crowds."""
         if not self.crowd.any():
             return self
-        kept = np.flatnonzero(~self.crowd)
+        keep = np.flatnonzero(~self.crowd)
         return GroundTruth(
-            self.labels[kept],
-            [self.segmentations[i] for i in kept],
+            self.labels[keep],
+            [self.segmentations[i] for i in keep],
             self.size,
             self.image_id,
-            self.crowd[kept],
-            self.areas[kept],
-            self.boxes[kept],
+            self.crowd[keep],
+            self.areas[keep],
+            self.boxes[keep],
         )
 
     def known_areas(self) -> list[float]:
-        """Return the area of each object, px²: the file's, or the number of pixels of its mask."""
+        """Return the area of each object, px²: the one stated in the file, or else the pixels of its mask."""
         pairs = zip(self.areas.tolist(), self.segmentations, strict=True)
-        return [pixel_area(mask, self.size) if area != area else area for area, mask in pairs]  # noqa: PLR0124
+        return [pixel_area(mask, self.size) if math.isnan(area) else area for area, mask in pairs]
 
 
 class PackedAnnotations:
-    """The annotations of all images, in a few long arrays.
+    """Annotations of all images in a few long arrays: a sequence of `GroundTruth`.
 
-    Millions of small objects would be copied into every worker process, by pickling or, after a fork, by
-    their reference counts; arrays are shared, or copied in one go.
+    Millions of small Python objects would be copied into every worker process, by pickling or, after a fork, because
+    of their reference counts. Arrays are shared or copied as a whole.
+
+    N counts the objects of all images. An object has one part for each polygon, or a single part of run lengths. All
+    parts lie one after the other in one uint32 array: polygons as the bits of their float32 coordinates, run lengths
+    as their counts. Images, objects and parts are stored by the index at which each ends.
 
     Attributes:
-        labels: int64 `[N]`, of all objects, image by image.
+        labels: labels of all objects, image by image, int64 `[N]`.
         crowd, areas, boxes: columns of `GroundTruth`, `[N]`, `[N]` and `[N, 4]`.
     """
 
@@ -91,15 +105,19 @@ class PackedAnnotations:
         columns: list[tuple[NDArray[Any], ...]] = [_NO_COLUMNS]
         for item in items:
             for segmentation in item.segmentations:
-                parts.extend(_pack(segmentation))
+                if isinstance(segmentation, RunLengths):
+                    parts.append(segmentation.counts.astype(np.uint32))
+                else:
+                    parts.extend(part.ravel().view(np.uint32) for part in segmentation.parts)
                 objects.append((len(parts), isinstance(segmentation, RunLengths)))
             columns.append((item.labels, item.crowd, item.areas, item.boxes))
             images.append((item.size, item.image_id))
             image_ends.append(len(objects))
         self._images = images
-        self._image_ends = np.array(image_ends, dtype=np.int64)
+        self._image_ends = np.array(image_ends, dtype=np.int64)  # [images], in objects
+        # [N, (end in parts, is run lengths)]
         self._objects = np.array(objects, dtype=np.int64).reshape(-1, 2)
-        self._part_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self._part_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)  # [parts], in values
         self._values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
         self.labels, self.crowd, self.areas, self.boxes = map(np.concatenate, zip(*columns, strict=True))
 
@@ -107,7 +125,7 @@ class PackedAnnotations:
         return len(self._images)
 
     def __getitem__(self, index: int) -> GroundTruth:
-        index = range(len(self))[index]
+        index = range(len(self))[index]  # resolves negative indices, raises IndexError
         size, image_id = self._images[index]
         start, end = int(self._image_ends[index - 1]) if index else 0, int(self._image_ends[index])
         return GroundTruth(
@@ -121,7 +139,7 @@ class PackedAnnotations:
         )
 
     def digest(self) -> str:
-        """Return a digest of the label, the mask and the image of every object, crowds included."""
+        """Return a digest of all images and of the labels and masks of all objects, including crowds."""
         digest = hashlib.sha256(repr(self._images).encode())
         for values in (
             self.labels,
@@ -136,15 +154,16 @@ class PackedAnnotations:
 
     @property
     def owners(self) -> NDArray[np.int64]:
-        """Return the position of the image of each object, int64 `[N]`."""
+        """Return the index of the image of each object, int64 `[N]`."""
         return np.repeat(np.arange(len(self)), np.diff(self._image_ends, prepend=0))
 
     def mask(self, number: int) -> tuple[Segmentation, Size]:
-        """Return the mask of one of the N objects and the size of its image."""
+        """Return the mask of object `number` (0..N-1) and the `(height, width)` of its image."""
         size, _ = self._images[int(np.searchsorted(self._image_ends, number, side="right"))]
         return self._segmentation(number, size), size
 
     def _segmentation(self, index: int, size: Size) -> Segmentation:
+        # parts start..end of the object, then the values of each part
         end, is_runs = self._objects[index].tolist()
         start = int(self._objects[index - 1, 0]) if index else 0
         ends = self._part_ends[start:end].tolist()
@@ -155,16 +174,18 @@ class PackedAnnotations:
         return Polygons([part.view(np.float32).reshape(-1, 2) for part in parts])
 
     def measure(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return the enclosing box and the area of every object, without painting.
+        """Measure the enclosing box and the area of every object, without painting the masks.
 
         Returns:
-            float32 `[N, 4]` xyxy px inside the image, float64 `[N]` px². Of polygons it is the sum of the areas of
-            their parts by the shoelace formula, which differs from their pixels where an outline crosses itself.
+            Boxes, float32 `[N, 4]` xyxy px, clipped to the image; areas, float64 `[N]` px². Areas of polygons are
+            sums of the shoelace formula over their parts; they differ from the number of pixels where an outline
+            crosses itself.
         """
         bounds = np.zeros((len(self._objects), 4), dtype=np.float32)
         areas = np.zeros(len(self._objects))
         for start in range(0, len(self._objects), CHUNK):
             is_runs = self._objects[start : start + CHUNK, 1]
+            # is_runs is 0 for polygons, 1 for run lengths
             for kind, measure in enumerate((self._measure_polygons, self._measure_runs)):
                 numbers = np.flatnonzero(is_runs == kind) + start
                 if len(numbers):
@@ -173,51 +194,53 @@ class PackedAnnotations:
         return np.clip(bounds, 0, sizes[:, [1, 0, 1, 0]].astype(np.float32)), areas
 
     def _sizes(self) -> NDArray[np.int64]:
-        """Return the sizes of all images, int64 `[M, 2]`."""
+        """Return the `(height, width)` of all images, int64 `[images, 2]`."""
         return np.array([size for size, _ in self._images], dtype=np.int64).reshape(-1, 2)
 
     def _measure_polygons(
         self, numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """`measure` of objects that are polygons, `numbers` ascending."""
-        # parts of these objects, then the points of these parts
+        """Measure the objects at `numbers`, which are polygons; `numbers` is ascending and not empty."""
+        # parts of these objects: number of parts of each object [n], and their indices [P]
         ends = self._objects[numbers, 0]
         counts = ends - np.where(numbers > 0, self._objects[numbers - 1, 0], 0)
         parts = _ranges(ends - counts, counts)
+        # points of these parts, each two values: [Q, 2] x, y px
         part_ends = self._part_ends[parts]
         lengths = part_ends - np.where(parts > 0, self._part_ends[parts - 1], 0)
         points = self._values[_ranges(part_ends - lengths, lengths)].view(np.float32).reshape(-1, 2)
-        part_starts = (np.cumsum(lengths) - lengths) // 2
-        object_starts = np.cumsum(counts) - counts
-        first = part_starts[object_starts]
+        part_starts = (np.cumsum(lengths) - lengths) // 2  # first point of each part, [P]
+        object_starts = np.cumsum(counts) - counts  # first part of each object, [n]
+        first = part_starts[object_starts]  # first point of each object, [n]
         bounds = np.hstack([np.minimum.reduceat(points, first), np.maximum.reduceat(points, first)])
-        # about the first point of its part, so that the term which closes the outline vanishes
+        # Shoelace formula relative to the first point of each part: precise far from the origin, and the term that
+        # closes the outline is 0. Terms from the last point of a part to the next part do not count.
         x, y = (points - np.repeat(points[part_starts], lengths // 2, axis=0)).astype(np.float64).T
         cross = np.append(x[:-1] * y[1:] - x[1:] * y[:-1], 0)
-        cross[part_starts[1:] - 1] = 0  # from one part to the next
+        cross[part_starts[1:] - 1] = 0
         part_areas = np.abs(np.add.reduceat(cross, part_starts)) / 2
         return bounds, np.add.reduceat(part_areas, object_starts)
 
     def _measure_runs(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """`measure` of objects that are run lengths, each of one part."""
+        """Measure the objects at `numbers`, which are run lengths, each of one part."""
         parts = self._objects[numbers, 0] - 1
         ends = self._part_ends[parts]
         lengths = ends - np.where(parts > 0, self._part_ends[parts - 1], 0)
-        counts = self._values[_ranges(ends - lengths, lengths)].astype(np.int64)
-        # each run counted from the first pixel of its own image, `stops` exclusive
+        counts = self._values[_ranges(ends - lengths, lengths)].astype(np.int64)  # runs of all objects, [T]
+        # end (exclusive) of each run, counted from the first pixel of its own image, [T]
         stops = np.cumsum(counts)
         object_starts = np.cumsum(lengths) - lengths
         stops -= np.repeat(stops[object_starts] - counts[object_starts], lengths)
+        # keep the F foreground runs (odd places of each object) that are not empty
         is_object = (np.arange(len(counts)) - np.repeat(object_starts, lengths)) % 2 == 1
         filled = np.flatnonzero(is_object & (counts > 0))
         owner = np.repeat(np.arange(len(numbers)), lengths)[filled]
         first, last = (stops - counts)[filled], stops[filled] - 1
         height = self._sizes()[self.owners[numbers], 0][owner]
-        wraps = (
-            first // height != last // height
-        )  # then the run has the last pixel of a column and the first of another
+        # a run that goes on into the next column contains the bottom row of one and the top row of the other
+        wraps = first // height != last // height
         tops, bottoms = np.where(wraps, 0, first % height), np.where(wraps, height - 1, last % height)
-        begins = np.flatnonzero(np.diff(owner, prepend=-1))
+        begins = np.flatnonzero(np.diff(owner, prepend=-1))  # first run of each object, [n]
         bounds = [
             np.minimum.reduceat(first // height, begins),
             np.minimum.reduceat(tops, begins),
@@ -236,13 +259,8 @@ _NO_COLUMNS = (
 )
 
 
-def _pack(segmentation: Segmentation) -> list[NDArray[np.uint32]]:
-    if isinstance(segmentation, RunLengths):
-        return [segmentation.counts.astype(np.uint32)]
-    return [part.ravel().view(np.uint32) for part in segmentation.parts]
-
-
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return `start, start + 1, ...` of each range, one after the other."""
+    """Return the ranges `start, ..., start + length - 1`, concatenated."""
+    # place of the first element of each range in the result
     offsets = np.cumsum(lengths) - lengths
     return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths))

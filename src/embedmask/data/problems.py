@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, and who is told: training stops at the first, a check lists all."""
+"""Problems of data sets: training stops at the first fatal one, `data check` lists them all."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ Kind = Literal[
     "unread file",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""In the order of a report: what keeps training from starting first."""
+"""All types of problem, in the order of a report: those that stop training come first."""
 DEGENERATE: tuple[Kind, ...] = ("degenerate polygon", "empty mask")
-"""Objects, or parts of them, that cover nothing; they may be left out (`DataConfig.degenerate`)."""
+"""Problems of objects or polygons that cover no pixel; `DataConfig.degenerate` decides whether they are dropped."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """The image, or the object, that shows a problem; it can be drawn.
+    """Image or object that shows a problem and can be drawn.
 
     Attributes:
         image_id: id of the image in its split.
-        name: the object, such as "annotation 5"; empty for the image as a whole.
-        mask: the object; None: all objects of the image.
+        name: name of the object, such as "annotation 5"; empty for the whole image.
+        mask: mask of the object; None for all objects of the image.
     """
 
     image_id: int
@@ -74,19 +74,15 @@ class Example:
     mask: Segmentation | None = None
 
 
-TOLD: tuple[Kind, ...] = ("several pages", "unread file")
-"""Harmless, but training and evaluation say them as well."""
-
-
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem of a data set.
 
     Attributes:
-        kind: what sort of thing.
-        message: one line: what, where, how to mend it.
-        fatal: training cannot go on with it.
-        example: shows it, where that helps.
+        kind: type of the problem.
+        message: one line with the location, the cause and a fix.
+        fatal: whether training stops because of it.
+        example: image or object to draw, if that helps.
     """
 
     kind: Kind
@@ -96,30 +92,30 @@ class Problem:
 
 
 OnIssue = Callable[[Problem], None]
-"""Is told of a problem, and raises or returns; after it returns, what is wrong is left out."""
+"""Callback for problems. It raises, or it returns and the affected object or record is dropped."""
 
 
 @dataclass
 class WarningCollector:
-    """Passes problems on, and keeps those that are not fatal.
+    """Issue handler that collects the problems that are not fatal and passes all problems on.
 
     Attributes:
-        on_issue: called with every problem.
-        warnings: those that are not fatal.
+        on_issue: next handler, called with every problem.
+        warnings: collected problems.
     """
 
     on_issue: OnIssue
     warnings: list[Problem] = field(default_factory=list)
 
     def __call__(self, problem: Problem) -> None:
-        """Keep and pass on a problem."""
+        """Collect the problem if it is not fatal, and pass it on."""
         if not problem.fatal:
             self.warnings.append(problem)
         self.on_issue(problem)
 
 
 def warning_lines(problems: Iterable[Problem]) -> list[str]:
-    """Return one line for each kind of problem: the first of the kind, and the number of others."""
+    """Return one line for each type of problem: the first message and the number of further ones."""
     kinds: dict[Kind, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem.message)
@@ -131,15 +127,15 @@ def warning_lines(problems: Iterable[Problem]) -> list[str]:
 
 
 class CheckedObject(NamedTuple):
-    """One object whose record can be used, as a further check of its mask sees it.
+    """Object with a valid record, as input of further checks.
 
     Attributes:
-        mask: in the file's frame.
+        mask: mask in the coordinates of the annotation file.
         label: 0..C-1.
-        image_id: the image, as the file calls it.
+        image_id: id of the image in the annotation file.
         size: `(height, width)` of the image.
         where: file, annotation and image, for messages.
-        box: xywh px as the file has it, unchecked; None: no box.
+        box: unchecked `bbox` of the file, xywh px; None if it has none.
     """
 
     mask: Segmentation
@@ -151,11 +147,11 @@ class CheckedObject(NamedTuple):
 
 
 Inspect = Callable[[CheckedObject], None]
-"""Is shown every object that is kept, in the order of the file."""
+"""Callback for every accepted object, in the order of the file."""
 
 
 class BadObject(BadInput):
-    """One object cannot be used; the message does not say where it stands."""
+    """Error for an object that cannot be used. The caller adds the file and the annotation to the message."""
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(message)
@@ -163,7 +159,7 @@ class BadObject(BadInput):
 
 
 def raise_issue(problem: Problem) -> None:
-    """Stop at what training cannot go on with.
+    """Raise a fatal problem; ignore any other.
 
     Raises:
         BadInput: the problem is fatal.
@@ -173,6 +169,6 @@ def raise_issue(problem: Problem) -> None:
 
 
 def drop_degenerate(problem: Problem) -> None:
-    """As `raise_issue`, but objects that cover nothing are left out."""
+    """Handle a problem like `raise_issue`, but let degenerate objects be dropped."""
     if problem.kind not in DEGENERATE:
         raise_issue(problem)

@@ -1,7 +1,7 @@
-"""Masks as annotation files store them, painted only once the crop and the size are known.
+"""Masks of annotation files: polygons and run lengths, painted once the crop and the scale are known.
 
-Both kinds, `Polygons` and `RunLengths`, stay in the file's frame and paint themselves into a window of the
-resized image. Work and memory grow with the object, never with the image.
+`Polygons` and `RunLengths` keep the coordinates of the file and are painted into a window of the resized image.
+Time and memory grow with the object, not with the image.
 """
 
 from __future__ import annotations
@@ -21,109 +21,168 @@ from embedmask.structures import Size
 
 Bounds = tuple[float, float, float, float]
 Window = tuple[int, int, int, int]
-"""left, top, right, bottom px, half-open."""
+"""Left, top, right, bottom px; right and bottom are exclusive."""
 Patch = tuple[NDArray[np.bool_], int, int]
-"""Part of a mask `[h, w]`, with its first row and column in the window."""
+"""Part of a mask, bool `[h, w]`, with its first row and column in the window."""
 TINY, THIN = 0.1, 1e-3
-"""Three points that span less, px², may lie on a line; a polygon narrower than this, px, is one."""
+"""Parallelogram area (px²) below which three points may be collinear; width (px) below which a polygon is a line."""
 
 
 @dataclass(frozen=True)
 class Polygons:
-    """One object as the union of filled polygons.
+    """Object as the union of filled polygons.
 
     Attributes:
-        parts: float32 `[P, 2]` x, y px each, P >= 3.
+        parts: points of each polygon, float32 `[P, 2]` x, y px, P >= 3.
     """
 
     parts: list[NDArray[np.float32]]
 
     def bounds(self) -> Bounds:
-        """Enclosing box, xyxy px."""
+        """Return the enclosing box, xyxy px."""
         points = self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
         (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
         return left, top, right, bottom
 
-    def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
-        """The mask inside a window of the image resized by `scale` `(y, x)`; None where they do not meet.
+    def is_line(self) -> bool:
+        """Return whether the points of every polygon are collinear, so that the object has no area."""
+        for points in self.parts:
+            # the area spanned by three of the points settles most polygons in a tenth of the time
+            (ax, ay), (bx, by), (cx, cy) = points[:: len(points) // 3][:3].tolist()
+            if abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)) > TINY:
+                return False
+            if np.linalg.matrix_rank(points - points[0], tol=THIN) >= 2:
+                return False
+        return True
 
-        Corners are scaled before they are filled, so edges stay sharp at any size.
+    def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
+        """Paint the mask into a window of the resized image.
+
+        The points are scaled before the polygons are filled, so edges stay sharp at any scale.
+
+        Args:
+            scale: `(y, x)` factors from the coordinates of the file to the resized image.
+            window: region of the resized image.
+
+        Returns:
+            The part of the mask inside the window; None if they do not overlap.
         """
-        area = _meet(self.bounds(), scale, window)
-        if area is None:
+        overlap = _overlap(self.bounds(), scale, window)
+        if overlap is None:
             return None
-        left, top, right, bottom = area
-        # The library rounds corners left of and above its canvas differently: begin where the object does.
+        left, top, right, bottom = overlap
+        # pycocotools rounds points left of or above its canvas differently, so the canvas begins where the object does
         x0 = max(math.floor(self.bounds()[0] * scale[1]), 0)
         y0 = max(math.floor(self.bounds()[1] * scale[0]), 0)
-        factor, shift = np.array(scale[::-1]), np.array((x0, y0))
+        factor, shift = np.array(scale[::-1]), np.array((x0, y0))  # [2] x, y
         flat = [(part * factor - shift).ravel().tolist() for part in self.parts]
         runs = coco_mask.frPyObjects(flat, bottom - y0, right - x0)
         assert isinstance(runs, list)  # a list of polygons gives a list
+        # paint from (x0, y0), then cut off the part above and left of the overlap: [bottom - top, right - left]
         pixels = coco_mask.decode(coco_mask.merge(runs))[top - y0 :, left - x0 :]
         return pixels.astype(bool), top - window[1], left - window[0]
 
 
 @dataclass(frozen=True)
 class RunLengths:
-    """One object as COCO's run lengths: columns one after the other, background first.
+    """Object as COCO run lengths: column by column, background first.
 
     Attributes:
-        counts: int64 `[runs]`, their sum is height x width.
+        counts: lengths of alternating background and foreground runs, int64 `[T]`; their sum is height x width.
         size: `(height, width)` of the image.
     """
 
     counts: NDArray[np.int64]
     size: Size
 
+    @classmethod
+    def from_coco(cls, value: Mapping[str, Any], size: Size) -> RunLengths:
+        """Parse the COCO form `{"size": [H, W], "counts": ...}`, with counts as text or as a list of integers.
+
+        Args:
+            value: run lengths of an annotation.
+            size: `(height, width)` of the image.
+
+        Raises:
+            BadObject: the run lengths are malformed, empty or of another size than the image.
+        """
+        stored, counts = value.get("size"), value.get("counts")
+        if not isinstance(stored, Sequence) or list(stored) != list(size):
+            raise BadObject(
+                "wrong size",
+                f"has a mask of size {stored}, but its image is {list(size)} (height, width); encode it again",
+            )
+        if isinstance(counts, (str, bytes)):
+            runs = decode_counts(counts)
+        elif isinstance(counts, list) and all(type(count) is int for count in counts):
+            runs = np.array(counts, dtype=np.int64)
+        else:
+            message = "has run lengths whose counts are neither text nor whole numbers; encode the mask again"
+            raise BadObject("bad mask", message)
+        if (runs < 0).any() or runs.sum() != size[0] * size[1]:
+            message = "has run lengths that do not add up to its image; encode the mask again"
+            raise BadObject("bad mask", message)
+        if not runs[1::2].any():
+            raise BadObject("empty mask", "has an empty mask; remove it")
+        return cls(runs, size)
+
     def bounds(self) -> Bounds:
-        """Enclosing box, xyxy px."""
+        """Return the enclosing box, xyxy px."""
         height = self.size[0]
         ends = np.cumsum(self.counts)
-        first, last = ends[:-1:2], ends[1::2] - 1  # first and last pixel of each foreground run
+        first, last = ends[:-1:2], ends[1::2] - 1  # first and last pixel of each foreground run, [T // 2]
         filled = first <= last
         first, last = first[filled], last[filled]
+        # a run that goes on into the next column contains the bottom row of one column and the top row of the other
         wraps = bool((first // height != last // height).any())
         top, bottom = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
         return int(first.min()) // height, top, int(last.max()) // height + 1, bottom
 
     def area(self) -> int:
-        """Count the pixels of the mask."""
+        """Return the number of pixels of the mask."""
         return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
-        """The mask inside a window of the image resized by `scale` `(y, x)`; None where they do not meet.
+        """Paint the mask into a window of the resized image.
 
-        A resized pixel belongs to the object when at least half of the filtered pixels under it do.
+        The mask is resized bilinearly; a pixel belongs to the object if its value is at least one half.
+
+        Args:
+            scale: `(y, x)` factors from the coordinates of the file to the resized image.
+            window: region of the resized image.
+
+        Returns:
+            The part of the mask inside the window; None if they do not overlap.
         """
-        area = _meet(self.bounds(), scale, window)
-        if area is None:
+        overlap = _overlap(self.bounds(), scale, window)
+        if overlap is None:
             return None
-        left, top, right, bottom = area
-        seen = (left / scale[1], top / scale[0], right / scale[1], bottom / scale[0])
-        margin = (
-            math.ceil(max(1.0, 1 / scale[0], 1 / scale[1])) + 1
-        )  # what the filter looks at beyond the sides
-        x1, y1 = (max(math.floor(low) - margin, 0) for low in seen[:2])
+        left, top, right, bottom = overlap
+        # the overlap in the coordinates of the file
+        source = (left / scale[1], top / scale[0], right / scale[1], bottom / scale[0])
+        # decode the pixels under the filter's support as well: one source pixel, more when shrinking
+        margin = math.ceil(max(1.0, 1 / scale[0], 1 / scale[1])) + 1
+        x1, y1 = (max(math.floor(low) - margin, 0) for low in source[:2])
         x2, y2 = (
-            min(math.ceil(high) + margin, end) for high, end in zip(seen[2:], self.size[::-1], strict=True)
+            min(math.ceil(high) + margin, end) for high, end in zip(source[2:], self.size[::-1], strict=True)
         )
         pixels = Image.fromarray(self.pixels(x1, y1, x2, y2) * np.uint8(255))
         inside = (
-            seen[0] - x1,
-            seen[1] - y1,
-            min(seen[2] - x1, pixels.width),  # rounding may step over the last column or row
-            min(seen[3] - y1, pixels.height),
+            source[0] - x1,
+            source[1] - y1,
+            min(source[2] - x1, pixels.width),  # rounding may exceed the last column or row
+            min(source[3] - y1, pixels.height),
         )
         resized = pixels.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=inside)
         return np.asarray(resized) >= 128, top - window[1], left - window[0]
 
     def pixels(self, x1: int, y1: int, x2: int, y2: int) -> NDArray[np.bool_]:
-        """The mask inside a box of the file's frame, bool `[y2 - y1, x2 - x1]`; decodes those columns."""
+        """Decode the mask inside a box in the coordinates of the file, bool `[y2 - y1, x2 - x1]`."""
         height = self.size[0]
+        # clip the ends of all runs to columns x1..x2, so that runs outside get length 0
         ends = np.clip(np.cumsum(self.counts), x1 * height, x2 * height)
         lengths = np.diff(ends, prepend=x1 * height)
-        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)  # [(x2 - x1) * height]
         return np.ascontiguousarray(flat.reshape(x2 - x1, height)[:, y1:y2].T)
 
 
@@ -131,26 +190,27 @@ Segmentation = Polygons | RunLengths
 
 
 def raise_fault(fault: BadObject) -> None:
-    """Raise the fault."""
+    """Raise the error; the default handler of degenerate polygons."""
     raise fault
 
 
 def parse_segmentation(
     value: Any, size: Size, on_bad_part: Callable[[BadObject], None] = raise_fault
 ) -> Segmentation:
-    """Check and compact the `segmentation` of an annotation.
+    """Parse and check the `segmentation` of an annotation.
 
     Args:
-        value: list of polygons `[x1, y1, x2, y2, ...]`, or run lengths `{size, counts}` with counts a list
-            or a string, or `RunLengths`, which stay as they are.
+        value: list of polygons `[x1, y1, x2, y2, ...]`; or run lengths `{size, counts}`, with counts as a list or
+            compressed text; or `RunLengths`, which are returned as they are.
         size: `(height, width)` of the image.
-        on_bad_part: called for a degenerate polygon beside others that can be used; it is left out if this returns.
+        on_bad_part: called with the error of a degenerate polygon of an object that has valid polygons as well; if it
+            returns, that polygon is dropped.
 
     Raises:
-        BadObject: the fault and how to fix it, without the name of the file or the annotation.
+        BadObject: the segmentation cannot be used; the message has the cause and a fix, but no location.
     """
     if isinstance(value, Mapping):
-        return _parse_runs(value, size)
+        return RunLengths.from_coco(value, size)
     if isinstance(value, RunLengths):
         return value
     if not isinstance(value, (list, tuple)) or not len(value):
@@ -167,19 +227,19 @@ def parse_segmentation(
             faults.append(error)
     if not parts:
         raise faults[0]
-    if all(map(_is_line, parts)):
+    polygons = Polygons(parts)
+    if polygons.is_line():
         raise BadObject("degenerate polygon", "has a polygon without area; correct or remove it")
     if is_outside:
-        raise BadObject(
-            "empty mask", f"has polygons outside its image {list(size)} (height, width); remove it"
-        )
+        message = f"has polygons outside its image {list(size)} (height, width); remove it"
+        raise BadObject("empty mask", message)
     for fault in faults:
         on_bad_part(fault)
-    return Polygons(parts)
+    return polygons
 
 
 def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
-    """Return the points of a polygon, `[P, 2]`, and whether its bounds meet the image."""
+    """Return the points of a polygon, float32 `[P, 2]`, and whether its bounds overlap the image."""
     try:
         flat = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError, OverflowError):
@@ -197,7 +257,7 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
     points = flat.reshape(-1, 2)
     width, height = size[1], size[0]
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
-    # Written so that nan fails too. A little outside is common; far away, painting would need endless memory.
+    # Points slightly outside are common; far outside, painting would need unlimited memory. NaN fails the test too.
     if not (-width < left <= right < 2 * width and -height < top <= bottom < 2 * height):
         raise BadObject(
             "bad mask",
@@ -207,39 +267,15 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
     return points, left < width and top < height and right > 0 and bottom > 0
 
 
-def _is_line(points: NDArray[np.float32]) -> bool:
-    """All points on one line."""
-    (ax, ay), (bx, by), (cx, cy) = points[:: len(points) // 3][:3].tolist()
-    if abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax)) > TINY:
-        return False  # three points tell most polygons apart, in a tenth of the time
-    return int(np.linalg.matrix_rank(points - points[0], tol=THIN)) < 2
-
-
-def _parse_runs(value: Mapping[str, Any], size: Size) -> RunLengths:
-    stored, counts = value.get("size"), value.get("counts")
-    if not isinstance(stored, Sequence) or list(stored) != list(size):
-        raise BadObject(
-            "wrong size",
-            f"has a mask of size {stored}, but its image is {list(size)} (height, width); encode it again",
-        )
-    runs = decode_counts(counts) if isinstance(counts, (str, bytes)) else _list_counts(counts)
-    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
-        raise BadObject("bad mask", "has run lengths that do not add up to its image; encode the mask again")
-    if not runs[1::2].any():
-        raise BadObject("empty mask", "has an empty mask; remove it")
-    return RunLengths(runs, size)
-
-
-def _list_counts(counts: Any) -> NDArray[np.int64]:
-    if isinstance(counts, list) and all(type(count) is int for count in counts):
-        return np.array(counts, dtype=np.int64)
-    raise BadObject(
-        "bad mask", "has run lengths whose counts are neither text nor whole numbers; encode the mask again"
-    )
-
-
 def to_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
-    """Return COCO's compressed run lengths of a mask, `{"size": [H, W], "counts": bytes}`, as pycocotools paints it."""
+    """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": bytes}`.
+
+    Polygons are rasterized as pycocotools does.
+
+    Args:
+        mask: mask in the coordinates of the file.
+        size: `(height, width)` of the image.
+    """
     if isinstance(mask, RunLengths):
         runs: Any = coco_mask.frPyObjects({"size": list(size), "counts": mask.counts.tolist()}, *size)
         return dict(runs)
@@ -248,9 +284,9 @@ def to_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
 
 
 def as_written(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the shortest decimals (2 to 5 places) that round to the given float32 numbers.
+    """Return the shortest decimals (2 to 5 places) that round to the same float32 values.
 
-    Files have few decimals, and whether a pixel is painted may depend on 10.7 not being 10.699999809.
+    Files have few decimals, and a pixel may be painted for 10.7 but not for the float32 value 10.699999809.
     """
     exact = values.astype(np.float64)
     for places in (5, 4, 3, 2):
@@ -264,36 +300,50 @@ def pixel_area(mask: Segmentation, size: Size) -> float:
     return mask.area() if isinstance(mask, RunLengths) else float(coco_mask.area(to_rle(mask, size)))
 
 
-def decode_counts(text: str | bytes) -> NDArray[np.int64]:
-    """Compressed run lengths of COCO, int64 `[runs]`.
+def mask_iou(first: Segmentation, second: Segmentation, size: Size) -> float:
+    """Return the IoU of two masks of an image `(height, width)`; 1 without painting if they are stored equally."""
+    stored = [mask.parts if isinstance(mask, Polygons) else [mask.counts] for mask in (first, second)]
+    if [part.tobytes() for part in stored[0]] == [part.tobytes() for part in stored[1]]:
+        return 1.0
+    return float(np.asarray(coco_mask.iou([to_rle(first, size)], [to_rle(second, size)], [0]))[0, 0])
 
-    Each count is written in groups of five bits, lowest first, on top of character 48; the sixth bit says
-    that more follow, the last group's fifth bit is the sign. From the fourth count on, the difference to
-    the last but one is stored.
+
+def decode_counts(text: str | bytes) -> NDArray[np.int64]:
+    """Decode COCO's compressed run lengths.
+
+    Each count is a two's-complement number in groups of five bits, lowest group first, each stored as the character
+    48 + group. The sixth bit is set if another group follows. From the fourth count on, the difference to the count
+    before the previous one is stored.
+
+    Returns:
+        The counts, int64 `[T]`.
 
     Raises:
-        BadObject: the text is not such a code.
+        BadObject: the text is not a valid code.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
-    last = groups & 32 == 0
+    last = groups & 32 == 0  # bool [groups]: the group ends a count
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or not last[-1]:
         raise BadObject("bad mask", "has run lengths whose text is damaged; encode the mask again")
+    # first and last group of each count, [T], and the place of each group within its count, [groups]
     stops = np.flatnonzero(last)
     starts = np.concatenate(([0], stops[:-1] + 1))
     places = np.arange(len(groups)) - np.repeat(starts, stops - starts + 1)
     if places.max() > 7:
         raise BadObject("bad mask", "has run lengths whose text is damaged; encode the mask again")
+    # join the five-bit groups; the fifth bit of the last group is the sign
     counts = np.add.reduceat((groups & 31) << (5 * places), starts)
     negative = groups[stops] & 16 != 0
     counts -= np.where(negative, np.int64(1) << (5 * (stops - starts + 1)), 0)
+    # undo the differences: odd counts accumulate from index 1, even ones from index 2 (count 0 is never a base)
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
     return counts
 
 
-def _meet(bounds: Bounds, scale: tuple[float, float], window: Window) -> Window | None:
-    """Whole pixels of the window that the scaled bounds touch, or None."""
+def _overlap(bounds: Bounds, scale: tuple[float, float], window: Window) -> Window | None:
+    """Return the pixels of the window that the scaled bounds touch; None if there are none."""
     scale_y, scale_x = scale
     left = max(math.floor(bounds[0] * scale_x), window[0])
     top = max(math.floor(bounds[1] * scale_y), window[1])

@@ -1,4 +1,4 @@
-"""Write a data set that has no val split as a new one that has: `train.json`, `val.json` and `images/`."""
+"""Write a data set without a val split as a new one with `train.json`, `val.json` and `images/`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from embedmask.files import atomic_folder, read_text
 
 @dataclass(frozen=True)
 class SplitReport:
-    """The data set that was written.
+    """Summary of the data set that was written.
 
     Attributes:
-        layout: what the source was recognized as.
+        layout: recognized layout of the source.
         counts: number of images of each split.
         linked: number of images that are hard links to the source; the others are copies.
     """
@@ -44,28 +44,30 @@ def write_split(
     degenerate: Degenerate = "refuse",
     copy: bool = False,
 ) -> SplitReport:
-    """Divide a data set by the content of its images, see `divide`, and write it; the source is not changed.
+    """Split a data set by the content of its images, see `divide`, and write it; the source is not changed.
 
-    COCO records are written as they are, with the new file names; other layouts in COCO's format. A test split of the
-    source stays what it is.
+    COCO records are written unchanged except for the file names, other layouts are converted to COCO. A test split of
+    the source is copied.
 
     Args:
         data_dir: data set without a val split, of any layout.
-        out: new or empty folder, outside `data_dir`.
-        val, test: fractions of the images; `test` 0 for none.
-        degenerate: whether objects that cover nothing are refused, or left out.
-        copy: copy images also where they can be hard links.
+        out: new or empty folder outside `data_dir`.
+        val, test: fractions of the images; `test` 0 for no new test split.
+        degenerate: "refuse" objects that cover no pixel, or "drop" them.
+        copy: whether to copy images even if they can be hard links.
 
     Raises:
-        BadInput: there is a val split already, or with `test` a test split; the data cannot be read or divided; or
+        BadInput: there is a val split, or a test split although `test` is set; the data cannot be read or divided; or
             `out` cannot be written.
     """
     if out.resolve().is_relative_to(data_dir.resolve()):
-        raise BadInput(f"{out}: lies in {data_dir}, which is not to be changed; choose a folder outside it")
+        raise BadInput(
+            f"{out}: lies inside {data_dir}, which must not be changed; choose a folder outside it"
+        )
     refuse_val_split(data_dir)
     has_test = has_split(data_dir, "test")
     if has_test and test:
-        raise BadInput(f"{data_dir}: has a test split of its own, which is kept; leave out --test")
+        raise BadInput(f"{data_dir}: already has a test split, which is copied; omit --test")
     whole = CocoInstances.open(data_dir, "train", degenerate=degenerate)
     fractions: dict[str, float] = {"val": val, **({"test": test} if test else {})}
     places = divide([whole.image_path(i) for i in range(len(whole))], fractions)
@@ -76,16 +78,32 @@ def write_split(
     linked = 0
     with atomic_folder(out) as folder:
         for split, dataset in sets.items():
-            names = [_new_name(dataset, index, taken) for index in range(len(dataset))]
-            for index, name in enumerate(names):
-                linked += _place(dataset.image_path(index), folder / "images" / name, copy)
+            names: list[str] = []
+            for index in range(len(dataset)):
+                name, is_link = _add_image(dataset, index, folder / "images", taken, copy)
+                names.append(name)
+                linked += is_link
             text = json.dumps(_content(dataset, names))
             (folder / f"{split}.json").write_text(text, encoding="utf-8")
     return SplitReport(whole.layout, {split: len(dataset) for split, dataset in sets.items()}, linked)
 
 
-def _new_name(dataset: CocoInstances, index: int, taken: set[str]) -> str:
-    """Return the image's path inside its folder, with a number behind it where that is taken, in any letter case."""
+def _add_image(
+    dataset: CocoInstances, index: int, folder: Path, taken: set[str], copy: bool
+) -> tuple[str, bool]:
+    """Link or copy an image to a folder.
+
+    Args:
+        dataset: source of the image.
+        index: index of the image in the source.
+        folder: new image folder.
+        taken: case-folded names in the folder; the new name is added.
+        copy: whether to copy the image even if it can be a hard link.
+
+    Returns:
+        The new name, which is the path inside the old image folder, with a number appended if that is taken; and
+        whether the new file is a hard link.
+    """
     path = dataset.image_path(index)
     inside = path.is_relative_to(dataset.images_dir) and ".." not in path.parts
     name = path.relative_to(dataset.images_dir) if inside else PurePath(path.name)
@@ -93,31 +111,27 @@ def _new_name(dataset: CocoInstances, index: int, taken: set[str]) -> str:
     while free.as_posix().casefold() in taken:
         free, number = name.with_stem(f"{name.stem}_{number}"), number + 1
     taken.add(free.as_posix().casefold())
-    return free.as_posix()
-
-
-def _place(source: Path, target: Path, copy: bool) -> bool:
-    """Make a file of the new data set; return whether it is a hard link."""
+    target = folder / free
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         try:
-            os.link(source.resolve(), target)
-        except OSError:  # another disk, or one without links
+            os.link(path.resolve(), target)
+        except OSError:  # another file system, or one without hard links
             pass
         else:
-            return True
-    shutil.copyfile(source, target)
-    return False
+            return free.as_posix(), True
+    shutil.copyfile(path, target)
+    return free.as_posix(), False
 
 
 def _content(dataset: CocoInstances, names: Sequence[str]) -> dict[str, Any]:
-    """Return the content of a COCO file: the records of the source's own file, or those of another layout."""
+    """Return the content of a COCO file: the records of the source if it is COCO, or else converted ones."""
     new = dict(zip(dataset.image_ids, names, strict=True))
     if dataset.annotations_file.suffix != ".json":
         return _as_coco(dataset, new)
     content = json.loads(read_text(dataset.annotations_file))
     dropped = set(dataset.ground_truth.dropped)
-    kept = (entry for index, entry in enumerate(content["annotations"]) if index not in dropped)
+    usable = (entry for index, entry in enumerate(content["annotations"]) if index not in dropped)
     images = [
         {**image, "file_name": new[number]}
         for image in content["images"]
@@ -126,38 +140,39 @@ def _content(dataset: CocoInstances, names: Sequence[str]) -> dict[str, Any]:
     return {
         **content,
         "images": images,
-        "annotations": [entry for entry in kept if as_id(entry["image_id"]) in new],
+        "annotations": [entry for entry in usable if as_id(entry["image_id"]) in new],
         "categories": [c for c in content["categories"] if as_id(c["id"]) in dataset.category_ids],
     }
 
 
 def _as_coco(dataset: CocoInstances, names: Mapping[int, str]) -> dict[str, Any]:
-    truth = dataset.ground_truth
+    """Convert the annotations of a data set to COCO; `names` is the new file name by image id."""
+    gt = dataset.ground_truth
     images = [
         {"id": image_id, "file_name": names[image_id], "height": size[0], "width": size[1]}
-        for image_id, size in zip(truth.image_ids, truth.sizes, strict=True)
+        for image_id, size in zip(gt.image_ids, gt.sizes, strict=True)
     ]
     annotations: list[dict[str, Any]] = []
-    for item in map(truth.annotations.__getitem__, range(len(images))):
+    for item in map(gt.annotations.__getitem__, range(len(images))):
         rows = zip(item.labels.tolist(), item.segmentations, item.known_areas(), strict=True)
         for label, mask, area in rows:
             left, top, right, bottom = mask.bounds()
             annotations.append({
                 "id": len(annotations) + 1,
                 "image_id": item.image_id,
-                "category_id": truth.category_ids[label],
+                "category_id": gt.category_ids[label],
                 "iscrowd": 0,
                 "area": area,
                 "bbox": [left, top, right - left, bottom - top],
                 "segmentation": _as_written(mask),
             })  # fmt: skip
-    names_by_id = zip(truth.category_ids, truth.class_names, strict=True)
+    names_by_id = zip(gt.category_ids, gt.class_names, strict=True)
     categories = [{"id": number, "name": name} for number, name in names_by_id]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _as_written(mask: Segmentation) -> list[list[float]] | dict[str, Any]:
-    """Return the `segmentation` of an annotation: polygons, or run lengths as lists of counts."""
+    """Return the `segmentation` of an annotation: lists of polygons, or run lengths with a list of counts."""
     if isinstance(mask, Polygons):
         return [part.ravel().tolist() for part in mask.parts]
     return {"size": list(mask.size), "counts": mask.counts.tolist()}

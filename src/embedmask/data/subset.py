@@ -1,4 +1,4 @@
-"""Part of a data set: the images whose record in the annotation file says so."""
+"""Select the images of a data set whose annotation record meets a condition."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from embedmask.errors import BadInput
 
 
 def content_where(content: Content, condition: str, path: Path) -> Content:
-    """What a COCO file holds of the images whose record says `KEY=VALUE`, for example `modality=fluorescence`.
+    """Return the part of a COCO file that belongs to the images whose record meets a condition.
 
     Args:
-        content: not changed.
-        path: what the message calls the file.
+        content: content of the file; not changed.
+        condition: `KEY=VALUE`, for example `modality=fluorescence`; values are compared as the file writes them.
+        path: the file, for messages.
 
     Raises:
-        BadInput: no equals sign, or no such image.
+        BadInput: the condition has no equals sign, or no image meets it.
     """
     key, equals, value = condition.partition("=")
     records = [image for image in content["images"] if isinstance(image, dict)]
@@ -27,18 +28,19 @@ def content_where(content: Content, condition: str, path: Path) -> Content:
     if not equals or not images:
         keys = ", ".join(sorted({str(name) for image in records for name in image}))
         raise BadInput(
-            f"where {condition}: no image of {path} is so; give KEY=VALUE (keys: {keys}), or no condition"
+            f"where {condition}: no image of {path} meets it; give KEY=VALUE (keys: {keys}), or no condition"
         )
     known, chosen = ({as_id(image.get("id")) for image in group} for group in (records, images))
     others = known - chosen - {None}
 
-    def is_of_others(entry: Any) -> bool:  # what is of no image stays, to be checked
+    # drop only annotations of the other images: malformed records stay, so that the checks report them
+    def is_of_others(entry: Any) -> bool:
         return isinstance(entry, dict) and as_id(entry.get("image_id")) in others
 
-    kept = [entry for entry in content["annotations"] if not is_of_others(entry)]
-    return {**content, "images": images, "annotations": kept}
+    annotations = [entry for entry in content["annotations"] if not is_of_others(entry)]
+    return {**content, "images": images, "annotations": annotations}
 
 
 def _as_written(value: Any) -> str:
-    """A text as it is, anything else as JSON has it."""
+    """Return text as it is, and any other value in JSON."""
     return value if isinstance(value, str) else json.dumps(value)

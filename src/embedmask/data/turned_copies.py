@@ -1,8 +1,8 @@
-"""Find images that show another one turned or mirrored, and whether their objects were turned along.
+"""Find images that are rotated or mirrored copies of others, and check that their objects follow the turn.
 
-Thumbnails are compared, so a copy may have been compressed again. Copies of flat images, whose turn cannot be seen,
-are not found; neither are objects that two copies have exchanged where a half turn or a mirror leads from one to the
-other: both then fit each other.
+Thumbnails are compared, so a copy may have been compressed again. Two cases are not detected: copies of flat images,
+whose turn cannot be determined, and copies with exchanged objects under a half turn or a mirror, because then the
+objects of each image fit the other.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from embedmask.data.packed import Annotations
 from embedmask.structures import Size
 
 SIDE = 16
-"""Of a thumbnail, px."""
+"""Side of a thumbnail, px."""
 ALIKE, DISTINCT = 3, 4
-"""Largest difference of two thumbnails of one scene; by how much more all other turns of it must differ."""
+"""Largest difference of two thumbnails of one scene, and by how much more every other turn must differ, grey levels."""
 SAME_BOX = 0.7
-"""IoU from which two boxes are one object."""
+"""IoU from which two boxes are the same object."""
 AGREE = 0.8
-"""Share of the objects that must fit for a turn to be believed."""
+"""Share of the objects that must agree with a turn."""
 TURNS = tuple((mirrored, turns) for mirrored in (False, True) for turns in range(4))
+"""The eight orientations: whether to mirror left and right, then the number of counter-clockwise quarter turns."""
 NAMES = (
     "not turned",
     "turned by 90°",
@@ -41,17 +42,16 @@ NAMES = (
     *["mirrored and turned"] * 3,
 )
 Thumb = NDArray[np.uint8]
-"""`[SIDE, SIDE]`, grey."""
+"""Grey thumbnail, `[SIDE, SIDE]`."""
 
 
 @dataclass(frozen=True)
 class TurnedCopy:
-    """Two images that show the same scene.
+    """Pair of images that show the same scene in different orientations.
 
     Attributes:
-        first, second: their places in the list.
-        turn: place in `TURNS`: mirroring left and right, then counter-clockwise quarter turns, make the second from
-            the first.
+        first, second: indices of the images.
+        turn: index in `TURNS` of the orientation that turns the first image into the second.
     """
 
     first: int
@@ -60,97 +60,99 @@ class TurnedCopy:
 
 
 def thumbnail(image: Tensor) -> Thumb:
-    """Return the block means of an image uint8 `[3, H, W]`, in grey."""
+    """Return the grey block means of an image: uint8 `[3, H, W]` -> uint8 `[SIDE, SIDE]`."""
     small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(np.asarray(small).mean(-1).round(), dtype=np.uint8)
 
 
 def find_turned_copies(thumbs: Sequence[Thumb], sizes: Sequence[Size]) -> Iterator[TurnedCopy]:
-    """Yield the pairs of images of which one is the other turned or mirrored.
+    """Yield the pairs of images of which one is the other rotated or mirrored.
 
     Args:
-        thumbs: of N images, each in the frame of its annotations.
-        sizes: `(height, width)` of each.
+        thumbs: thumbnails of N images, each in the frame of its annotations.
+        sizes: `(height, width)` of each image.
     """
     if not thumbs:
         return
     stack = np.stack(thumbs).astype(np.int16)
-    # the mean over all turns is the same for all copies; an eighth of it says everything
+    # The mean over all turns is the same for all copies of an image. It is symmetric, so the upper triangle of one
+    # quarter determines it: [N, 36]. It also differs by at most ALIKE if some turn does.
     symmetric = np.mean([_turned(stack, turn) for turn in range(len(TURNS))], axis=0)
     rows, columns = np.triu_indices(SIDE // 2)
     pairs = KDTree(symmetric[:, rows, columns]).query_pairs(ALIKE, p=np.inf, output_type="ndarray")
     for first, second in pairs.tolist():
-        turn = _find_turn(stack[first], stack[second], sizes[first], sizes[second])
-        if turn:
-            yield TurnedCopy(first, second, turn)
+        size, turned_size = sizes[first], sizes[second]
+        differences = {
+            turn: int(np.abs(_turned(stack[first], turn) - stack[second]).max())
+            for turn, (_, turns) in enumerate(TURNS)
+            if (size[::-1] if turns % 2 else size) == turned_size
+        }
+        if not differences:
+            continue
+        best, *others = sorted(differences, key=differences.__getitem__)
+        distinct = all(differences[turn] >= differences[best] + DISTINCT for turn in others)
+        if (
+            best != 0 and differences[best] <= ALIKE and distinct
+        ):  # turn 0 is an equal image, not a turned one
+            yield TurnedCopy(first, second, best)
 
 
 def _turned(thumbs: NDArray[np.int16], turn: int) -> NDArray[np.int16]:
+    """Apply a turn to thumbnails `[..., SIDE, SIDE]`."""
     mirrored, turns = TURNS[turn]
     return np.rot90(thumbs[..., ::-1] if mirrored else thumbs, turns, (-2, -1))
 
 
-def _find_turn(first: NDArray[np.int16], second: NDArray[np.int16], size: Size, other: Size) -> int | None:
-    """Return the turn that makes the second thumbnail from the first; None where none or several do."""
-    differences = {
-        turn: int(np.abs(_turned(first, turn) - second).max())
-        for turn, (_, turns) in enumerate(TURNS)
-        if (size[::-1] if turns % 2 else size) == other
-    }
-    if not differences:
-        return None
-    best, *others = sorted(differences, key=lambda turn: differences[turn])
-    distinct = all(differences[turn] >= differences[best] + DISTINCT for turn in others)
-    return best if differences[best] <= ALIKE and distinct else None
-
-
 def misplaced(first: Annotations, second: Annotations, turn: int) -> str:
-    """Return how the objects of two turned copies contradict the turn; empty where they do not, or cannot tell.
+    """Describe how the objects of a turned copy contradict the turn.
 
     Args:
         first: objects of the first image.
-        second: of the second, which is the first after `turn`.
+        second: objects of the second image, which is the first after `turn`.
+        turn: index in `TURNS`.
+
+    Returns:
+        The contradiction, for messages; empty if there is none or if it cannot be determined.
     """
-    ours, theirs = _boxes(first), _boxes(second)
-    if not len(ours) or not len(theirs):
-        return _in_other_frame(first, second) if TURNS[turn][1] % 2 else ""
-    if _agreement(_turn_boxes(ours, first.size, turn), theirs) >= AGREE / 2:
+    boxes, turned_boxes = _boxes(first), _boxes(second)
+    if not len(boxes) or not len(turned_boxes):
+        # One image has no objects: if the turn swaps width and height, those of the other may fit only its frame.
+        own, other_size = (first, second.size) if len(first) else (second, first.size)
+        reach = [
+            [reach_outside(mask.bounds(), size) for mask in own.segmentations]
+            for size in (own.size, other_size)
+        ]
+        outside_own, outside_other = (max(values, default=0.0) > OUTSIDE for values in reach)
+        if TURNS[turn][1] % 2 and outside_own and not outside_other:
+            return "one has no objects, and those of the other fit the frame of that one alone"
         return ""
-    # objects that the two have exchanged were turned back, from the frame of the second
+    if _agreement(_turn_boxes(boxes, first.size, turn), turned_boxes) >= AGREE / 2:
+        return ""
+    # if the two images have exchanged their objects, the boxes of the first are in the frame of the second
     fits = {
-        other: max(_agreement(_turn_boxes(ours, size, other), theirs) for size in (first.size, second.size))
+        other: max(
+            _agreement(_turn_boxes(boxes, size, other), turned_boxes) for size in (first.size, second.size)
+        )
         for other in range(len(TURNS))
         if other != turn
     }
-    best = max(fits, key=lambda other: fits[other])
+    best = max(fits, key=fits.__getitem__)
     return f"its objects lie as if it were {NAMES[best]}" if fits[best] >= AGREE else ""
 
 
-def _in_other_frame(first: Annotations, second: Annotations) -> str:
-    """Judge two images with height and width swapped, of which one has no objects."""
-    own, twin = (first, second) if len(first) else (second, first)
-    reaches = [
-        [reach_outside(mask.bounds(), size) for mask in own.segmentations] for size in (own.size, twin.size)
-    ]
-    leaves, beyond_twin = (max(reach, default=0.0) > OUTSIDE for reach in reaches)
-    return (
-        "one has no objects, and those of the other fit the frame of that one alone"
-        if leaves and not beyond_twin
-        else ""
-    )
-
-
 def _boxes(annotations: Annotations) -> Tensor:
+    """Return the boxes of all objects, float32 `[G, 4]` xyxy px."""
     return torch.tensor([mask.bounds() for mask in annotations.segmentations]).reshape(-1, 4)
 
 
 def _turn_boxes(boxes: Tensor, size: Size, turn: int) -> Tensor:
+    """Apply a turn to boxes `[G, 4]` xyxy px of an image `(height, width)`."""
     mirrored, turns = TURNS[turn]
     window = (0, 0, size[1], size[0])
     return GeometricTransform(size, size, window, flip_horizontal=mirrored, turns=turns).orient_boxes(boxes)
 
 
-def _agreement(ours: Tensor, theirs: Tensor) -> float:
-    """Return the share of the boxes of the shorter list that are in the other."""
-    same = box_iou(ours, theirs) >= SAME_BOX
-    return float(same.any(int(len(ours) <= len(theirs))).float().mean())
+def _agreement(boxes: Tensor, others: Tensor) -> float:
+    """Return the share of the boxes of the shorter list that occur in the other list, both xyxy px."""
+    same = box_iou(boxes, others) >= SAME_BOX  # [A, B]
+    return float(same.any(int(len(boxes) <= len(others))).float().mean())
