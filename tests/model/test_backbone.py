@@ -84,8 +84,8 @@ def test_stride_in_1x1_needs_a_bottleneck(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("resnet51", r"backbone 'resnet51' cannot be made by timm .*perhaps .*resnet"),
-        ("zzz_nothing", r"cannot be made by timm .*see timm.list_models\(\)"),
+        ("resnet51", r"timm cannot create backbone 'resnet51' .*did you mean .*resnet"),
+        ("zzz_nothing", r"timm cannot create .*see timm.list_models\(\)"),
         ("vit_tiny_patch16_224", r"gives strides \[16, 16, 16\], \[8, 16, 32\] are needed"),
         ("swin_tiny_patch4_window7_224", "channels last, not supported"),
     ],

@@ -362,9 +362,9 @@ BAD = {
     "box": (lambda t: replace(t, boxes=t.boxes[:, [0, 1, 0, 3]]), "has no area"),
     "large masks": (
         lambda t: replace(t, masks=F.pad(t.masks, (0, 1))),
-        r"\(64, 97\), larger than .*\(64, 96\)",
+        r"\(64, 97\) are larger than .*\(64, 96\)",
     ),
-    "tall masks": (lambda t: replace(t, masks=F.pad(t.masks, (0, 0, 0, 9))), r"\(73, 96\), larger than"),
+    "tall masks": (lambda t: replace(t, masks=F.pad(t.masks, (0, 0, 0, 9))), r"\(73, 96\) are larger than"),
     "masks missing": (lambda t: replace(t, masks=t.masks[:1]), "2 boxes but 1 masks"),
 }
 

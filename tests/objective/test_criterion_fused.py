@@ -211,8 +211,8 @@ def matched_of(count: int) -> Matched:
 def test_few_instances_are_all_seen() -> None:
     matched = matched_of(5)
     state = torch.get_rng_state()
-    assert matched.draw(5) is matched
-    assert matched.draw(None) is matched
+    assert matched.sample(5) is matched
+    assert matched.sample(None) is matched
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -221,7 +221,7 @@ def test_a_draw_is_unbiased() -> None:
     matched, rounds = matched_of(6), 4000
     sums = torch.zeros(6)
     for _ in range(rounds):
-        drawn = matched.draw(2)
+        drawn = matched.sample(2)
         assert drawn.gt.diff() > 0  # two different ones, image by image
         sums[drawn.gt] += drawn.weight
     assert torch.allclose(sums / rounds, matched.weight, rtol=0.1)
