@@ -181,7 +181,7 @@ def test_large_scale_jitter_is_that_of_the_literature() -> None:
         crop_pad=True,
     )
     generator = seeded()
-    drawn_views = [made.draw((480, 640), generator) for _ in range(500)]
+    drawn_views = [made.sample_geometry((480, 640), generator) for _ in range(500)]
     widths = np.array([view.resized[1] for view in drawn_views])
     assert widths.min() < 10
     assert widths.max() > 120
@@ -213,7 +213,7 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
 
 
 def test_without_padding_small_images_stay_small() -> None:
-    views = [transform(crop_size=64).draw((20, 90), seeded(s)) for s in range(5)]
+    views = [transform(crop_size=64).sample_geometry((20, 90), seeded(s)) for s in range(5)]
     assert {view.window_size for view in views} == {(20, 64)}
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedmask.config import DataConfig
-from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
+from embedmask.data.copy_paste import choose_objects, paste_objects, sample_corner
 from embedmask.data.packed import Annotations
 from embedmask.data.transforms import TrainTransform
 from embedmask.structures import Target
@@ -62,7 +62,7 @@ def test_pasting_agrees_with_its_slow_twin(seed: int, own: int, its: int) -> Non
         return image, Target(boxes, torch.from_numpy(rng.integers(0, 9, count)), masks, 4)
 
     (image, target), donor = random_item(own), random_item(its)
-    corner = draw_corner(tuple(image.shape[1:]), tuple(donor[0].shape[1:]), seeded(seed))  # type: ignore[arg-type]
+    corner = sample_corner(tuple(image.shape[1:]), tuple(donor[0].shape[1:]), seeded(seed))  # type: ignore[arg-type]
     before = [t.clone() for t in (image, target.dense_masks(), donor[0], donor[1].masks)]
     mixed, found = paste_objects(image, target, donor, corner, 1)
     expected, objects = slow_paste(image, target, donor, corner)
@@ -100,7 +100,7 @@ def test_objects_beyond_the_side_are_cut_and_dropped() -> None:
 @given(st.tuples(*[st.integers(1, 40)] * 4), st.integers(0, 99))
 def test_corners_leave_no_gap_that_need_not_be(sizes: tuple[int, int, int, int], seed: int) -> None:
     height, width, own, its = sizes
-    top, left = draw_corner((height, width), (own, its), seeded(seed))
+    top, left = sample_corner((height, width), (own, its), seeded(seed))
     for start, length, other in ((top, height, own), (left, width, its)):
         if other <= length:
             assert 0 <= start <= length - other
@@ -109,7 +109,7 @@ def test_corners_leave_no_gap_that_need_not_be(sizes: tuple[int, int, int, int],
 
 
 def test_corners_reach_everywhere() -> None:
-    assert {draw_corner((10, 8), (8, 10), seeded(s)) for s in range(200)} == {
+    assert {sample_corner((10, 8), (8, 10), seeded(s)) for s in range(200)} == {
         (top, left) for top in range(3) for left in range(-2, 1)
     }
 

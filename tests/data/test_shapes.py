@@ -95,10 +95,10 @@ class TestScene:
 
     def test_hidden_objects_are_left_out_of_image_and_masks(self) -> None:
         rng = np.random.default_rng(0)
-        front = scenes._shape((32.0, 32.0, 24.0), 64, rng)
+        front = scenes.Shape.sample((32.0, 32.0, 24.0), 64, rng)
         front.distance = np.full_like(front.distance, -1)
-        behind = scenes._shape((32.0, 32.0, 8.0), 64, rng)
-        shapes, masks = scenes._keep_visible([front, behind], 64)
+        behind = scenes.Shape.sample((32.0, 32.0, 8.0), 64, rng)
+        shapes, masks = scenes.select_visible([front, behind], 64)
         assert shapes == [front]
         assert len(masks) == 1
 
@@ -107,14 +107,14 @@ class TestScene:
         whole = slice(0, 64)
         ring = scenes.Shape(4, 28, whole, whole, x, y, np.abs(np.hypot(x, y) - 24) - 4)
         disc = scenes.Shape(0, 10, whole, whole, x, y, np.hypot(x, y) - 10)
-        shapes, masks = scenes._keep_visible([ring, disc], 64)
+        shapes, masks = scenes.select_visible([ring, disc], 64)
         assert len(shapes) == 2
         assert masks[1].sum() == (np.hypot(x, y) < 10).sum()
 
     def test_the_mask_is_where_the_paint_is(self) -> None:
         """Without shadow and texture, a pixel changes by more than half its way exactly inside the mask."""
         rng = np.random.default_rng(5)
-        shape = scenes._shape((30.0, 34.0, 20.0), 64, rng)
+        shape = scenes.Shape.sample((30.0, 34.0, 20.0), 64, rng)
         canvas = np.zeros((64, 64, 3), np.float32)
         cover = np.clip(0.5 - shape.distance, 0, 1)
         scenes._paint(canvas, shape, rng)

@@ -168,12 +168,12 @@ def test_training_items_depend_on_the_generator_alone() -> None:
 def test_crops_lie_inside_and_reach_everywhere() -> None:
     transform = TrainTransform(DataConfig(short_sides=(), crop_size=32, flip_horizontal=0))
     generator = seeded()
-    drawn = [transform.draw((34, 90), generator).window for _ in range(400)]
+    drawn = [transform.sample_geometry((34, 90), generator).window for _ in range(400)]
     assert {(right - left, bottom - top) for left, top, right, bottom in drawn} == {(32, 32)}
     assert {top for _, top, _, _ in drawn} == {0, 1, 2}
     assert min(left for left, *_ in drawn) == 0
     assert max(right for _, _, right, _ in drawn) == 90
-    assert transform.draw((20, 50), generator).window_size == (
+    assert transform.sample_geometry((20, 50), generator).window_size == (
         20,
         32,
     )  # a small image is taken whole, not padded
@@ -182,7 +182,7 @@ def test_crops_lie_inside_and_reach_everywhere() -> None:
 def test_draws_cover_their_choices() -> None:
     config = DataConfig(short_sides=(30, 60), scale_range=(0.5, 2), flip_vertical=0.5, rotate90=True)
     generator = seeded()
-    drawn = [TrainTransform(config).draw((60, 80), generator) for _ in range(300)]
+    drawn = [TrainTransform(config).sample_geometry((60, 80), generator) for _ in range(300)]
     heights = np.array([view.resized[0] for view in drawn])
     assert heights.min() < 18
     assert heights.max() > 110
@@ -195,7 +195,7 @@ def test_draws_cover_their_choices() -> None:
 
 
 def test_default_recipe_resizes_and_sometimes_mirrors() -> None:
-    drawn = [TrainTransform(DataConfig()).draw((480, 640), seeded(seed)) for seed in range(60)]
+    drawn = [TrainTransform(DataConfig()).sample_geometry((480, 640), seeded(seed)) for seed in range(60)]
     assert {view.resized for view in drawn} == {(800, 1066)}
     assert {view.window for view in drawn} == {(0, 0, 1066, 800)}
     assert {view.flip_horizontal for view in drawn} == {True, False}

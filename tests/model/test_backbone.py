@@ -77,7 +77,7 @@ def test_stride_in_1x1() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050"])
 def test_stride_in_1x1_needs_a_bottleneck(name: str) -> None:
-    with pytest.raises(BadInput, match=f"bottleneck ResNets, not for backbone '{name}'"):
+    with pytest.raises(BadInput, match=f"needs a bottleneck ResNet, not backbone '{name}'"):
         Backbone(name, finest_stride=8, stride_in_1x1=True)
 
 
@@ -86,8 +86,8 @@ def test_stride_in_1x1_needs_a_bottleneck(name: str) -> None:
     [
         ("resnet51", r"timm cannot create backbone 'resnet51' .*did you mean .*resnet"),
         ("zzz_nothing", r"timm cannot create .*see timm.list_models\(\)"),
-        ("vit_tiny_patch16_224", r"gives strides \[16, 16, 16\], \[8, 16, 32\] are needed"),
-        ("swin_tiny_patch4_window7_224", "channels last, not supported"),
+        ("vit_tiny_patch16_224", r"provides strides \[16, 16, 16\], but \[8, 16, 32\] are required"),
+        ("swin_tiny_patch4_window7_224", "channels-last maps, which are not supported"),
     ],
 )
 def test_models_that_cannot_be_backbones(name: str, says: str) -> None:
@@ -99,7 +99,9 @@ def test_models_that_cannot_be_backbones(name: str, says: str) -> None:
 def test_no_stride_4_for_a_stride_4_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
     body = timm.create_model("resnet10t", features_only=True, out_indices=(0, 2, 3, 4))
     monkeypatch.setattr(timm, "create_model", lambda *_args, **_options: body)
-    with pytest.raises(BadInput, match=r"gives strides \[2, 8, 16, 32\], \[4, 8, 16, 32\] are needed"):
+    with pytest.raises(
+        BadInput, match=r"provides strides \[2, 8, 16, 32\], but \[4, 8, 16, 32\] are required"
+    ):
         Backbone("resnet10t", finest_stride=4)
 
 

@@ -85,7 +85,9 @@ class Backbone(nn.Module):
         self.channels = [body.feature_info.channels()[i] for i in self._outputs]
         required = [s for s in (2, 4, 8, 16, 32) if s >= finest_stride]
         if self.strides != required:
-            raise BadInput(f"backbone {name!r} has strides {reductions}, not {required}; choose another")
+            raise BadInput(
+                f"backbone {name!r} provides strides {reductions}, but {required} are required; choose another"
+            )
 
     @classmethod
     def from_config(cls, cfg: DetectorConfig, finest_stride: int) -> Backbone:

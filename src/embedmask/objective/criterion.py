@@ -147,6 +147,9 @@ class Criterion:
             minimum=(1, 1e-6, 1, 1, 1),
             like=ltrb,
         )
+        labels = torch.cat([gt.labels for gt in gts])[positives.gt]  # [P]
+        logits = flatten_levels(predictions.class_logits).float()  # [N, C, K]
+        classification = self._focal(logits, (positives.image, labels, positives.location))
         # boxes in units of the stride, weighted by centerness as in FCOS
         stride = positives.stride[:, None]
         box = giou_loss(ltrb / stride, positives.ltrb / stride) * centerness_target
@@ -156,7 +159,7 @@ class Criterion:
         maps += [*predictions.proposal_margin, predictions.pixel_embed]
         zero = torch.stack([m.sum() for m in maps]).sum() * 0
         return Losses(
-            classification=self._classification(predictions, gts, positives) / num_positives,
+            classification=classification / num_positives,
             box=box.sum() / centerness_sum,
             centerness=bce / num_positives,
             mask=mask / num_masks + zero,
@@ -165,19 +168,7 @@ class Criterion:
             num_positives=len(positives.gt),
         )
 
-    def _classification(
-        self, predictions: Predictions, gts: Sequence[ImageTargets], positives: Positives
-    ) -> Tensor:
-        """Return the sum of the focal loss over all locations and classes."""
-        logits = flatten_levels(predictions.class_logits).float()  # [N, C, K]
-        labels = torch.cat([gt.labels for gt in gts])  # [G], of all images
-        one_hot = torch.zeros_like(logits)
-        one_hot[positives.image, labels[positives.gt], positives.location] = 1
-        return self._focal(logits, one_hot)
-
-    def _semantic(
-        self, predictions: Predictions, gts: Sequence[ImageTargets]
-    ) -> tuple[Tensor | None, Tensor | float]:
+    def _semantic(self, predictions: Predictions, gts: Sequence[ImageTargets]) -> tuple[Tensor | None, float]:
         """Return the weighted sum of the semantic focal loss over the finest level, and the number of object cells."""
         if self.cfg.semantic_weight == 0:
             return None, 0.0
@@ -185,13 +176,16 @@ class Criterion:
             raise BadInput("predictions have no semantic_logits; put the network in training mode")
         logits, stride = predictions.semantic_logits.float(), predictions.strides[0]  # [N, C, H, W]
         grid = (logits.shape[2], logits.shape[3])
+        # [N, H, W], -1 where there is no object
         classes = torch.stack([semantic_targets(gt.masks, gt.labels, grid, stride) for gt in gts])
         image, y, x = (classes >= 0).nonzero(as_tuple=True)
-        one_hot = torch.zeros_like(logits)
-        one_hot[image, classes[image, y, x], y, x] = 1
-        return self.cfg.semantic_weight * self._focal(logits, one_hot), one_hot.sum()
+        loss = self._focal(logits, (image, classes[image, y, x], y, x))
+        return self.cfg.semantic_weight * loss, float(len(image))
 
-    def _focal(self, logits: Tensor, one_hot: Tensor) -> Tensor:
+    def _focal(self, logits: Tensor, objects: tuple[Tensor, ...]) -> Tensor:
+        """Return the sum of the focal loss; `objects` are the indices of the logits whose target is 1."""
+        one_hot = torch.zeros_like(logits)
+        one_hot[objects] = 1
         loss: Tensor = sigmoid_focal_loss(
             logits, one_hot, alpha=self.cfg.focal_alpha, gamma=self.cfg.focal_gamma, reduction="sum"
         )
