@@ -1,4 +1,4 @@
-"""Any timm model as a backbone, and what is said where it cannot be one."""
+"""timm models as backbones, and the errors of unsuitable ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_batch_norm_epsilon() -> None:
     assert {m.eps for m in frozen.modules() if "Frozen" in type(m).__name__} == {0.125}
 
 
-# The first part that still learns when as many stages are fixed
+# the first part that is trained when this number of stages is frozen
 FIRST_TRAINED = {
     "resnet18": ["conv1.", "layer1.0", "layer2.0", "layer3.0", "layer4.0", None],
     "convnext_atto": ["stem_0.", "stem_0.", "stages_1.", "stages_2.", "stages_3.", None],
@@ -61,7 +61,7 @@ FIRST_TRAINED = {
 def test_frozen_stages_are_counted_from_the_stem(name: str, count: int) -> None:
     body = Backbone(name, finest_stride=8, norm="batch", frozen_stages=count).body
     trained = [parameter.requires_grad for _, parameter in body.named_parameters()]
-    assert trained == sorted(trained)  # what is fixed comes first, without a gap
+    assert trained == sorted(trained)  # frozen parameters come first, without a gap
     first = next((n for n, p in body.named_parameters() if p.requires_grad), None)
     expected = FIRST_TRAINED[name][count]
     assert first is None if expected is None else first is not None and first.startswith(expected)
@@ -76,13 +76,13 @@ def test_stride_in_1x1() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050"])
-def test_stride_in_1x1_needs_a_bottleneck(name: str) -> None:
+def test_raises_on_stride_in_1x1_without_bottleneck(name: str) -> None:
     with pytest.raises(BadInput, match=f"needs a bottleneck ResNet, not backbone '{name}'"):
         Backbone(name, finest_stride=8, stride_in_1x1=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("resnet51", r"timm cannot create backbone 'resnet51' .*did you mean .*resnet"),
         ("zzz_nothing", r"timm cannot create .*see timm.list_models\(\)"),
@@ -90,13 +90,13 @@ def test_stride_in_1x1_needs_a_bottleneck(name: str) -> None:
         ("swin_tiny_patch4_window7_224", "channels-last maps, which are not supported"),
     ],
 )
-def test_models_that_cannot_be_backbones(name: str, says: str) -> None:
-    with pytest.raises(BadInput, match=says) as error:
+def test_raises_on_unsuitable_model(name: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as error:
         Backbone(name, finest_stride=8)
     assert "\n" not in str(error.value)
 
 
-def test_no_stride_4_for_a_stride_4_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_on_missing_stride_4(monkeypatch: pytest.MonkeyPatch) -> None:
     body = timm.create_model("resnet10t", features_only=True, out_indices=(0, 2, 3, 4))
     monkeypatch.setattr(timm, "create_model", lambda *_args, **_options: body)
     with pytest.raises(
@@ -105,7 +105,7 @@ def test_no_stride_4_for_a_stride_4_pyramid(monkeypatch: pytest.MonkeyPatch) -> 
         Backbone("resnet10t", finest_stride=4)
 
 
-# --- what follows the backbone unless it is set --------------------------------
+# --- defaults that depend on the backbone --------------------------------------
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
@@ -137,7 +137,7 @@ def test_pixels_and_epsilon_follow_the_backbone(
     assert torch.equal(model.std.flatten(), torch.tensor(std))
 
 
-def test_what_is_set_stays() -> None:
+def test_configured_values_are_kept() -> None:
     values = {"image_mean": (1.0, 2.0, 3.0), "image_std": (4.0, 5.0, 6.0), "backbone_norm_eps": 1e-5}
     model = EmbedMask(small_config(backbone="tf_efficientnet_lite0", **values))
     assert {name: getattr(model.config, name) for name in values} == values
@@ -150,8 +150,8 @@ def test_the_mean_follows_the_order_of_the_channels() -> None:
     assert (config.image_mean, config.image_std) == (IMAGENET[0][::-1], IMAGENET[1][::-1])
 
 
-def test_plain_names_have_one_tag_for_ever() -> None:
-    """Not timm's default of the day; a tag in the name counts, and other names follow timm."""
+def test_names_without_tag_have_a_pinned_tag() -> None:
+    """Check the pinned tags; a tag in the name is kept, and other names use timm's default."""
     assert pretrained_name("resnet50") == "resnet50.tv_in1k"
     assert pretrained_name("resnet101") == "resnet101.tv_in1k"
     assert pretrained_name("resnet50.a1_in1k") == "resnet50.a1_in1k"

@@ -1,4 +1,4 @@
-"""Eq. 8 as a whole: what holds for any batch, and what a wrong target says."""
+"""The whole objective (eq. 8): invariants of any batch, and the errors of invalid targets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def numbers(losses: Losses) -> dict[str, float]:
 
 
 def image_of(predictions: Predictions, index: int) -> Predictions:
-    """One image of a batch."""
+    """Return the predictions of one image of a batch."""
     one = slice(index, index + 1)
     return Predictions(
         class_logits=[m[one] for m in predictions.class_logits],
@@ -58,7 +58,7 @@ def image_of(predictions: Predictions, index: int) -> Predictions:
 
 
 def slow_losses(predictions: Predictions, target: Target, cfg: ModelConfig) -> dict[str, float]:
-    """Eq. 8 for one image, ground truth by ground truth, in float64 where it matters."""
+    """Compute eq. 8 for one image, one ground truth at a time, in float64 where precision matters."""
     sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
     locations, level = all_locations(sizes, predictions.strides, "cpu")
     strides = torch.tensor(predictions.strides)[level].float()
@@ -163,7 +163,7 @@ def _slow_mask_losses(
     st.sampled_from([None, 1.0, 1.2]),
     st.sampled_from(["iou", "all", "best"]),
 )
-def test_against_the_formulas(seed: int, count: int, expansion: float | None, samples: str) -> None:
+def test_matches_formulas(seed: int, count: int, expansion: float | None, samples: str) -> None:
     judge = criterion(box_expansion=expansion, embed_samples=samples)
     predictions = random_predictions(SIZE, seed=seed, margins=1 if seed % 2 else 4)
     target = random_rectangles(count, SIZE, seed)
@@ -175,7 +175,7 @@ def test_against_the_formulas(seed: int, count: int, expansion: float | None, sa
 @pytest.mark.parametrize("kind", ["no objects", "no positives"])
 def test_without_positives_all_but_classification_is_zero(preset: str, kind: str) -> None:
     model = EmbedMask(small_config(preset=preset, embed_dim=4))
-    # Between locations 8 px apart, an object of 2 px holds none
+    # locations are 8 px apart: an object of 2 px contains none
     target = no_objects((32, 40)) if kind == "no objects" else rectangles([[6, 6, 8, 8]], (32, 40))
     losses = Criterion.from_config(model.config)(
         model(torch.randn(2, 3, 32, 64)), [target, no_objects((32, 64))]
@@ -191,14 +191,14 @@ def test_without_positives_all_but_classification_is_zero(preset: str, kind: str
         assert parameter.grad.isfinite().all(), name
 
 
-def test_every_map_is_reached_without_positives() -> None:
+def test_every_map_has_gradient_without_positives() -> None:
     predictions = random_predictions(SIZE, requires_grad=True)
     criterion()(predictions, [no_objects(SIZE)]).total.backward()
     assert all(m.grad is not None and m.grad.isfinite().all() for m in maps_of(predictions))
     assert all((m.grad == 0).all() for m in maps_of(predictions)[len(STRIDES) :])
 
 
-def test_an_object_without_a_location_counts_in_the_mean_alone() -> None:
+def test_object_without_location_counts_in_the_mean_only() -> None:
     predictions = random_predictions(SIZE)
     seen = rectangles([[10, 10, 50, 50]], SIZE)
     both = rectangles([[10, 10, 50, 50], [70, 6, 72, 8]], SIZE)
@@ -210,7 +210,7 @@ def test_an_object_without_a_location_counts_in_the_mean_alone() -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])
-def test_three_hundred_objects(preset: str) -> None:
+def test_many_objects(preset: str) -> None:
     predictions = random_predictions((64, 64), requires_grad=True)
     judge = criterion(preset=preset)
     losses = judge(predictions, [random_rectangles(300, (64, 64))])
@@ -234,8 +234,8 @@ def test_the_order_of_ground_truths_does_not_matter(preset: str) -> None:
     )
 
 
-def test_a_batch_weighs_its_images_by_their_counts() -> None:
-    """Class, box and centerness are averaged over positives of the batch, masks and smooth over images."""
+def test_batch_losses_are_weighted_means() -> None:
+    """Average class, box and centerness over the positives of the batch, masks and smooth over images."""
     predictions = random_predictions(SIZE, images=3)
     targets = [random_rectangles(3, SIZE, 1), no_objects(SIZE), random_rectangles(6, SIZE, 2)]
     judge = criterion()
@@ -274,7 +274,7 @@ def _centerness_sums(targets: list[Target]) -> Tensor:
 
 @pytest.mark.parametrize(("box_offset", "winner"), [(0.0, 1), (1.0, 0)])
 def test_areas_are_compared_with_the_offset(box_offset: float, winner: int) -> None:
-    """30 x 30 is more than 14 x 64, but 31 x 31 is less than 15 x 65."""
+    """Compare areas: 30 x 30 is larger than 14 x 64, but 31 x 31 is smaller than 15 x 65."""
     target = rectangles([[20, 20, 50, 50], [28, 0, 42, 64]], SIZE)
     predictions = random_predictions(SIZE)
     predictions.class_logits = [torch.full_like(m, -20) for m in predictions.class_logits]
@@ -282,7 +282,7 @@ def test_areas_are_compared_with_the_offset(box_offset: float, winner: int) -> N
     undecided = judge(predictions, [target]).classification.item()
     gains = []
     for label in (0, 1):
-        predictions.class_logits[0][0, label, 4, 4] = 20  # the location (36, 36) lies in both
+        predictions.class_logits[0][0, label, 4, 4] = 20  # location (36, 36) lies in both
         gains.append(undecided - judge(predictions, [target]).classification.item())
         predictions.class_logits[0][0, label, 4, 4] = -20
     assert gains[winner] > 0 > gains[1 - winner]
@@ -296,7 +296,7 @@ def test_targets_smaller_than_the_padded_frame() -> None:
     assert numbers(judge(predictions, [small])) == numbers(judge(predictions, [padded]))
 
 
-def test_targets_are_left_as_they_were() -> None:
+def test_targets_are_not_modified() -> None:
     target = random_rectangles(4, SIZE)
     kept = Target(target.boxes.clone(), target.labels.clone(), target.masks.clone())
     criterion()(random_predictions(SIZE), [target])
@@ -304,7 +304,7 @@ def test_targets_are_left_as_they_were() -> None:
     assert torch.equal(kept.masks, target.masks)
 
 
-def test_masks_of_numbers_mean_the_same_as_of_booleans() -> None:
+def test_integer_masks_equal_bool_masks() -> None:
     predictions, target = random_predictions(SIZE), random_rectangles(4, SIZE)
     judge = criterion()
     expected = numbers(judge(predictions, [target]))
@@ -321,7 +321,7 @@ def test_losses_are_float32_under_autocast() -> None:
     assert numbers(losses) == numbers(criterion()(predictions, [target]))
 
 
-def test_perfect_predictions_cost_next_to_nothing() -> None:
+def test_perfect_predictions_have_almost_no_loss() -> None:
     target = rectangles([[8, 8, 40, 40], [48, 16, 88, 56]], SIZE)
     predictions = random_predictions(SIZE, dims=2)
     sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
@@ -353,7 +353,7 @@ def test_perfect_predictions_cost_next_to_nothing() -> None:
     assert losses["classification"] < 1e-4
     assert losses["box"] == pytest.approx(0, abs=1e-6)
     assert losses["smooth"] == pytest.approx(0, abs=1e-6)
-    # Interpolation leaves the corners of the objects undecided
+    # interpolation blurs the corners of the objects
     assert losses["mask"] < 0.1
 
 
@@ -371,10 +371,10 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("image_id", [None, 77])
-def test_bad_targets_are_named(case: str, image_id: int | None) -> None:
-    change, says = BAD[case]
+def test_raises_on_invalid_target(case: str, image_id: int | None) -> None:
+    change, message = BAD[case]
     bad = change(replace(random_rectangles(2, SIZE), image_id=image_id))
-    with pytest.raises(BadInput, match=says) as error:
+    with pytest.raises(BadInput, match=message) as error:
         criterion()(random_predictions(SIZE, images=2), [no_objects(SIZE), bad])
     assert "\n" not in str(error.value)
     assert "None" not in str(error.value)
@@ -382,6 +382,6 @@ def test_bad_targets_are_named(case: str, image_id: int | None) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_one_target_an_image(count: int) -> None:
+def test_raises_unless_one_target_per_image(count: int) -> None:
     with pytest.raises(BadInput, match=f"2 images but {count} targets"):
         criterion()(random_predictions(SIZE, images=2), [no_objects(SIZE)] * count)

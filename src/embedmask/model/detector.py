@@ -35,18 +35,18 @@ class Detector(nn.Module):
         for name, values in (("mean", self.config.image_mean), ("std", self.config.image_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def preprocess(self, images: Sequence[Tensor], least: Size = (0, 0)) -> ImageBatch:
+    def preprocess(self, images: Sequence[Tensor], min_size: Size = (0, 0)) -> ImageBatch:
         """Normalise images, then pad them with zeros on the right and at the bottom to one frame.
 
         Args:
             images: uint8 RGB `[3, h, w]` at the network's resolution; sizes may differ.
-            least: minimum `(height, width)` of the frame, px.
+            min_size: minimum `(height, width)` of the frame, px.
 
         Returns:
             float32 `[N, 3, Hp, Wp]` on the model's device, and the sizes before padding.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = frame_of([*sizes, least])
+        height, width = frame_of([*sizes, min_size])
         tensors = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image, (h, w) in zip(tensors, images, sizes, strict=True):
             pixels = image.to(self.mean.device).float()
