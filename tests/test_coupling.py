@@ -81,14 +81,14 @@ def test_distance_is_exact_far_from_the_origin(offset: float, vector: bool) -> N
 @given(cases(spreads=(1.0, 10.0)))
 def test_gradients(case: tuple[Tensor, Tensor, Tensor]) -> None:
     leaves = [t.clone().requires_grad_() for t in case]
-    twins = [t.double().requires_grad_() for t in case]
+    references = [t.double().requires_grad_() for t in case]
     weights = torch.linspace(0.5, 1, case[1].shape[0] * case[0].shape[1]).view(len(case[1]), -1)
     (weighted_distance(*leaves) * weights).sum().backward()
-    (slow.weighted_distance(*twins) * weights.double()).sum().backward()
-    for leaf, twin in zip(leaves, twins, strict=True):
+    (slow.weighted_distance(*references) * weights.double()).sum().backward()
+    for leaf, reference in zip(leaves, references, strict=True):
         assert leaf.grad is not None
-        assert twin.grad is not None
-        assert (leaf.grad - twin.grad).abs().max() <= 1e-4 * twin.grad.abs().max()
+        assert reference.grad is not None
+        assert (leaf.grad - reference.grad).abs().max() <= 1e-4 * reference.grad.abs().max()
 
 
 def test_no_instance_and_no_pixel() -> None:

@@ -182,16 +182,16 @@ def test_large_scale_jitter() -> None:
     )
     generator = seeded()
     samples = [made.sample_geometry((480, 640), generator) for _ in range(500)]
-    widths = np.array([view.resized[1] for view in samples])
+    widths = np.array([geometry.resized[1] for geometry in samples])
     assert widths.min() < 10
     assert widths.max() > 120
     assert abs(widths.mean() - 1.05 * 64) < 3  # log-uniform would give 41
-    assert all(abs(view.resized[0] - 0.75 * view.resized[1]) <= 1 for view in samples)
-    for view in samples:
-        left, top, right, bottom = view.window
+    assert all(abs(geometry.resized[0] - 0.75 * geometry.resized[1]) <= 1 for geometry in samples)
+    for geometry in samples:
+        left, top, right, bottom = geometry.window
         assert (right - left, bottom - top) == (64, 64)
-        assert 0 <= left <= max(view.resized[1] - 64, 0)
-        assert 0 <= top <= max(view.resized[0] - 64, 0)
+        assert 0 <= left <= max(geometry.resized[1] - 64, 0)
+        assert 0 <= top <= max(geometry.resized[0] - 64, 0)
     image, _ = made(*coloured(0), generator)
     assert image.shape == (3, 64, 64)
 
@@ -200,8 +200,8 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
     image[0, :10], image[2] = 200, 77
     _, annotations = scene(rectangles((10, 5, 30, 20), size=(20, 30)))
-    view = GeometricTransform((20, 30), (20, 30), (0, 0, 48, 48))
-    result, target = view.image(image), view.target(annotations, 1)
+    geometry = GeometricTransform((20, 30), (20, 30), (0, 0, 48, 48))
+    result, target = geometry.image(image), geometry.target(annotations, 1)
     assert torch.equal(result[:, :20, :30], image)
     around = GeometricTransform((20, 30), (20, 30), (-8, -3, 48, 48))
     assert torch.equal(around.image(image)[:, 3:23, 8:38], image)
@@ -214,7 +214,7 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
 
 def test_without_padding_small_images_stay_small() -> None:
     samples = [transform(crop_size=64).sample_geometry((20, 90), seeded(s)) for s in range(5)]
-    assert {view.window_size for view in samples} == {(20, 64)}
+    assert {geometry.window_size for geometry in samples} == {(20, 64)}
 
 
 # --- rotation ------------------------------------------------------------------
@@ -273,9 +273,9 @@ def test_memory_follows_the_crop_not_the_image() -> None:
     place = np.random.default_rng(0).uniform(50, 5900, (200, 2))
     polygons = [parse_segmentation([outline((x, y), (30, 40), 0.3)], size) for x, y in place]
     annotations = Annotations(np.zeros(200, np.int64), polygons, size, 1)
-    view = GeometricTransform(size, size, (2900, 2900, 3156, 3156), angle=33.0)
+    geometry = GeometricTransform(size, size, (2900, 2900, 3156, 3156), angle=33.0)
     tracemalloc.start()
-    target = view.target(annotations, 1)
+    target = geometry.target(annotations, 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4e6

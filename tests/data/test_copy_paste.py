@@ -135,8 +135,8 @@ def test_empty_images_on_either_side() -> None:
     empty = (torch.zeros(3, 50, 90, dtype=torch.uint8), Annotations(np.zeros(0, np.int64), [], (50, 90), 12))
     made = transform(copy_paste=1.0)
     items = Pair(empty)
-    seen, target = made(*full, seeded(), items)
-    assert torch.equal(seen, full[0])
+    result, target = made(*full, seeded(), items)
+    assert torch.equal(result, full[0])
     assert len(target) == 2
     assert items.read == []  # it has no objects, so it is not decoded
     nothing, none = made(*empty, seeded(), items)

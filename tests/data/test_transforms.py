@@ -228,8 +228,8 @@ def test_eval_transform_is_the_whole_image_resized() -> None:
     assert result.shape == (3, 90, 120)
     assert torch.equal(result, transform.image(image))
     assert target.boxes.tolist() == [[15, 30, 45, 60]]
-    kept, same = EvalTransform(None, 0)(image, annotations, seeded())
-    assert torch.equal(kept, image)
+    result, same = EvalTransform(None, 0)(image, annotations, seeded())
+    assert torch.equal(result, image)
     assert same.boxes.tolist() == [[10, 20, 30, 40]]
 
 

@@ -68,11 +68,11 @@ def test_frozen_stages_are_counted_from_the_stem(name: str, count: int) -> None:
 
 
 def test_stride_in_1x1() -> None:
-    ours = Backbone("resnet50", finest_stride=8, stride_in_1x1=True).body
-    blocks = [ours[f"layer{i}"][0] for i in (2, 3, 4)]
+    body = Backbone("resnet50", finest_stride=8, stride_in_1x1=True).body
+    blocks = [body[f"layer{i}"][0] for i in (2, 3, 4)]
     assert [b.conv1.stride for b in blocks] == [(2, 2)] * 3
     assert [b.conv2.stride for b in blocks] == [(1, 1)] * 3
-    assert ours["layer1"][0].conv1.stride == (1, 1)
+    assert body["layer1"][0].conv1.stride == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050"])

@@ -95,8 +95,8 @@ def test_running_statistics(run: dict[str, Any]) -> None:
     names = [key for key in z.files if key.startswith("bn_after.")]
     assert len(names) == 3 * 9
     for key in names:
-        ours = buffers[_our_name(key.removeprefix("bn_after."))]
-        assert_near(ours.float(), np.float32(z[key]), RELATIVE, key)
+        buffer = buffers[_our_name(key.removeprefix("bn_after."))]
+        assert_near(buffer.float(), np.float32(z[key]), RELATIVE, key)
 
 
 def test_gradients(run: dict[str, Any]) -> None:

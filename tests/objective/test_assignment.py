@@ -111,10 +111,10 @@ def test_in_mask_moves_a_location_to_the_object_behind() -> None:
     target = rectangles([[0, 0, 30, 30], [0, 0, 40, 40]], (64, 64))
     target.masks[0, 20:, 20:] = False
     at, stride, span = torch.tensor([[20.0, 20.0]]), torch.tensor([8.0]), torch.tensor([[-1.0, 99.0]])
-    kept = {"center_radius": None, "sample_in_mask": True}
-    assert assign(at, stride, span, target.boxes, target.masks, **kept).gt_index.tolist() == [1]
-    kept["sample_in_mask"] = False
-    assert assign(at, stride, span, target.boxes, target.masks, **kept).gt_index.tolist() == [0]
+    options = {"center_radius": None, "sample_in_mask": True}
+    assert assign(at, stride, span, target.boxes, target.masks, **options).gt_index.tolist() == [1]
+    options["sample_in_mask"] = False
+    assert assign(at, stride, span, target.boxes, target.masks, **options).gt_index.tolist() == [0]
 
 
 @st.composite

@@ -78,12 +78,12 @@ def slow_losses(predictions: Predictions, target: Target, cfg: ModelConfig) -> d
         name: flatten_levels(getattr(predictions, name))[0].double()
         for name in ("class_logits", "box_ltrb", "centerness_logits", "proposal_embed", "proposal_margin")
     }
-    wanted = torch.zeros_like(flat["class_logits"])
+    one_hot = torch.zeros_like(flat["class_logits"])
     for k in positives:
-        wanted[target.labels[index[k]], k] = 1
+        one_hot[target.labels[index[k]], k] = 1
     prob = flat["class_logits"].sigmoid()
-    right = torch.where(wanted > 0, prob, 1 - prob)
-    alpha = torch.where(wanted > 0, cfg.focal_alpha, 1 - cfg.focal_alpha)
+    right = torch.where(one_hot > 0, prob, 1 - prob)
+    alpha = torch.where(one_hot > 0, cfg.focal_alpha, 1 - cfg.focal_alpha)
     focal = (-alpha * (1 - right) ** cfg.focal_gamma * right.log()).sum() / count
     box = center = weight = 0.0
     for k in positives:
@@ -134,7 +134,7 @@ def _slow_mask_losses(
         if not members:
             continue
         boxes = ltrb_to_xyxy(locations[members], flat["box_ltrb"][:, members].T.float())
-        kept = slow.select_samples(
+        selected = slow.select_samples(
             boxes,
             target.boxes[gt : gt + 1],
             torch.zeros(len(members), dtype=torch.int64),
@@ -142,17 +142,17 @@ def _slow_mask_losses(
             iou_threshold=cfg.sample_iou,
             box_offset=cfg.box_offset,
         )
-        sampled = [k for k, keep in zip(members, kept, strict=True) if keep]
+        sampled = [k for k, keep in zip(members, selected, strict=True) if keep]
         q, s = flat["proposal_embed"][:, sampled], flat["proposal_margin"][:, sampled]
         center, margin = q.mean(1, keepdim=True), s.mean(1, keepdim=True)
         smooth += ((q - center).square().sum() + (s - margin).square().sum()).item() / len(target)
         distance = weighted_distance(pixels.flatten(1), center.T, margin.T)
         logits = -distance - torch.log(-torch.expm1(-distance))
-        truth = slow.mask_targets(target.masks[gt : gt + 1], grid, stride).flatten(1)
+        gt_mask = slow.mask_targets(target.masks[gt : gt + 1], grid, stride).flatten(1)
         region = None
         if cfg.box_expansion is not None:
             region = slow.box_regions(target.boxes[gt : gt + 1], grid, stride, cfg.box_expansion).flatten(1)
-        mask += slow.lovasz_hinge(logits, truth, region).item() / len(target)
+        mask += slow.lovasz_hinge(logits, gt_mask, region).item() / len(target)
     return mask, smooth
 
 
@@ -164,11 +164,11 @@ def _slow_mask_losses(
     st.sampled_from(["iou", "all", "best"]),
 )
 def test_matches_formulas(seed: int, count: int, expansion: float | None, samples: str) -> None:
-    judge = criterion(box_expansion=expansion, embed_samples=samples)
+    objective = criterion(box_expansion=expansion, embed_samples=samples)
     predictions = random_predictions(SIZE, seed=seed, margins=1 if seed % 2 else 4)
     target = random_rectangles(count, SIZE, seed)
-    found = numbers(judge(predictions, [target]))
-    assert found == pytest.approx(slow_losses(predictions, target, judge.cfg), rel=1e-4, abs=1e-5)
+    found = numbers(objective(predictions, [target]))
+    assert found == pytest.approx(slow_losses(predictions, target, objective.cfg), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])
@@ -200,11 +200,11 @@ def test_every_map_has_gradient_without_positives() -> None:
 
 def test_object_without_location_counts_in_the_mean_only() -> None:
     predictions = random_predictions(SIZE)
-    seen = rectangles([[10, 10, 50, 50]], SIZE)
+    single = rectangles([[10, 10, 50, 50]], SIZE)
     both = rectangles([[10, 10, 50, 50], [70, 6, 72, 8]], SIZE)
     for normalizer, share in (("all", 0.5), ("matched", 1.0)):
-        judge = criterion(mask_normalizer=normalizer)
-        one, two = numbers(judge(predictions, [seen])), numbers(judge(predictions, [both]))
+        objective = criterion(mask_normalizer=normalizer)
+        one, two = numbers(objective(predictions, [single])), numbers(objective(predictions, [both]))
         assert two["mask"] == pytest.approx(one["mask"] * share, rel=1e-5)
         assert {k: two[k] for k in TERMS[:3]} == pytest.approx({k: one[k] for k in TERMS[:3]})
 
@@ -212,8 +212,8 @@ def test_object_without_location_counts_in_the_mean_only() -> None:
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])
 def test_many_objects(preset: str) -> None:
     predictions = random_predictions((64, 64), requires_grad=True)
-    judge = criterion(preset=preset)
-    losses = judge(predictions, [random_rectangles(300, (64, 64))])
+    objective = criterion(preset=preset)
+    losses = objective(predictions, [random_rectangles(300, (64, 64))])
     assert losses.num_positives > 20
     assert losses.total.isfinite()
     losses.total.backward()
@@ -228,9 +228,9 @@ def test_the_order_of_ground_truths_does_not_matter(preset: str) -> None:
     assert len(set(sides.prod(1).tolist())) == 9
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     turned = Target(target.boxes[order], target.labels[order], target.masks[order])
-    judge = criterion(preset=preset)
-    assert numbers(judge(predictions, [turned])) == pytest.approx(
-        numbers(judge(predictions, [target])), rel=1e-5
+    objective = criterion(preset=preset)
+    assert numbers(objective(predictions, [turned])) == pytest.approx(
+        numbers(objective(predictions, [target])), rel=1e-5
     )
 
 
@@ -238,9 +238,9 @@ def test_batch_losses_are_weighted_means() -> None:
     """Average class, box and centerness over the positives of the batch, masks and smooth over images."""
     predictions = random_predictions(SIZE, images=3)
     targets = [random_rectangles(3, SIZE, 1), no_objects(SIZE), random_rectangles(6, SIZE, 2)]
-    judge = criterion()
-    batch = judge(predictions, targets)
-    single = [judge(image_of(predictions, i), [t]) for i, t in enumerate(targets)]
+    objective = criterion()
+    batch = objective(predictions, targets)
+    single = [objective(image_of(predictions, i), [t]) for i, t in enumerate(targets)]
     counts = torch.tensor([float(one.num_positives) for one in single])
     assert batch.num_positives == counts.sum() > 0
     weights = {
@@ -278,12 +278,12 @@ def test_areas_are_compared_with_the_offset(box_offset: float, winner: int) -> N
     target = rectangles([[20, 20, 50, 50], [28, 0, 42, 64]], SIZE)
     predictions = random_predictions(SIZE)
     predictions.class_logits = [torch.full_like(m, -20) for m in predictions.class_logits]
-    judge = criterion(box_offset=box_offset)
-    undecided = judge(predictions, [target]).classification.item()
+    objective = criterion(box_offset=box_offset)
+    undecided = objective(predictions, [target]).classification.item()
     gains = []
     for label in (0, 1):
         predictions.class_logits[0][0, label, 4, 4] = 20  # location (36, 36) lies in both
-        gains.append(undecided - judge(predictions, [target]).classification.item())
+        gains.append(undecided - objective(predictions, [target]).classification.item())
         predictions.class_logits[0][0, label, 4, 4] = -20
     assert gains[winner] > 0 > gains[1 - winner]
 
@@ -292,25 +292,25 @@ def test_targets_smaller_than_the_padded_frame() -> None:
     predictions = random_predictions(SIZE)
     small = rectangles([[3, 3, 30, 36], [20, 10, 50, 37]], (37, 51))
     padded = Target(small.boxes, small.labels, F.pad(small.masks, (0, 96 - 51, 0, 64 - 37)))
-    judge = criterion()
-    assert numbers(judge(predictions, [small])) == numbers(judge(predictions, [padded]))
+    objective = criterion()
+    assert numbers(objective(predictions, [small])) == numbers(objective(predictions, [padded]))
 
 
 def test_targets_are_not_modified() -> None:
     target = random_rectangles(4, SIZE)
-    kept = Target(target.boxes.clone(), target.labels.clone(), target.masks.clone())
+    before = Target(target.boxes.clone(), target.labels.clone(), target.masks.clone())
     criterion()(random_predictions(SIZE), [target])
-    assert torch.equal(kept.boxes, target.boxes)
-    assert torch.equal(kept.masks, target.masks)
+    assert torch.equal(before.boxes, target.boxes)
+    assert torch.equal(before.masks, target.masks)
 
 
 def test_integer_masks_equal_bool_masks() -> None:
     predictions, target = random_predictions(SIZE), random_rectangles(4, SIZE)
-    judge = criterion()
-    expected = numbers(judge(predictions, [target]))
+    objective = criterion()
+    expected = numbers(objective(predictions, [target]))
     for dtype in (torch.uint8, torch.float32):
         other = Target(target.boxes.double(), target.labels, target.masks.to(dtype))
-        assert numbers(judge(predictions, [other])) == expected
+        assert numbers(objective(predictions, [other])) == expected
 
 
 def test_losses_are_float32_under_autocast() -> None:

@@ -148,13 +148,13 @@ def test_two_processes_equal_one_on_the_joined_batch(
     targets = [random_rectangles(n, SIZE, n) if n else no_objects(SIZE) for n in counts]
     criterion = criterion_of()
     joined = criterion(predictions, targets)
-    seen: list[Tensor] = []
+    sums: list[Tensor] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: seen.append(values.clone()))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: sums.append(values.clone()))
     for index in (0, 1):
         criterion(image_of(predictions, index), targets[index : index + 1])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.copy_(seen[0] + seen[1]))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.copy_(sums[0] + sums[1]))
     parts = [criterion(image_of(predictions, i), targets[i : i + 1]).as_dict() for i in (0, 1)]
     for name, value in joined.as_dict().items():
         assert (parts[0][name] + parts[1][name]).item() / 2 == pytest.approx(value.item(), rel=1e-5), name

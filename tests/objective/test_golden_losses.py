@@ -78,8 +78,8 @@ def test_assignment_and_mask_targets(name: str) -> None:
         np.testing.assert_array_equal(found.gt_index.numpy(), matched)
         np.testing.assert_allclose(found.ltrb.numpy(), z["assign.reg_targets_px"][index], rtol=1e-6)
         grid = tuple(z["stride4_hw"].tolist())
-        wanted = unpack(z, f"stride4_target.im{index}_packed", (len(target), *grid))
-        assert torch.equal(mask_targets(target.masks, grid, 4), wanted)
+        expected = unpack(z, f"stride4_target.im{index}_packed", (len(target), *grid))
+        assert torch.equal(mask_targets(target.masks, grid, 4), expected)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("loss_v1_pad10.npz", "iou"), ("loss_v3.npz", "best")])
@@ -93,9 +93,11 @@ def test_samples(name: str, mode: str) -> None:
         matched = torch.tensor(z["assign.matched"][index]).long()
         where = (matched >= 0).nonzero()[:, 0]
         boxes = ltrb_to_xyxy(locations[where], ltrb[index].T[where])
-        kept = select_samples(boxes, target.boxes, matched[where], mode=mode, iou_threshold=0.5, box_offset=1)
+        selected = select_samples(
+            boxes, target.boxes, matched[where], mode=mode, iou_threshold=0.5, box_offset=1
+        )
         for gt in range(len(target)):
-            chosen = where[kept & (matched[where] == gt)]
+            chosen = where[selected & (matched[where] == gt)]
             np.testing.assert_array_equal(chosen.numpy(), z[f"pos.im{index}.gt{gt}"])
 
 
@@ -189,8 +191,8 @@ def test_focal(case: str, gamma: float, alpha: float) -> None:
     labels = torch.tensor(z["focal.targets"]).long()
     known = labels >= 0  # the authors' loss skips negative labels, which do not occur here
     logits = torch.tensor(z["focal.logits"])[known].requires_grad_()
-    wanted = torch.nn.functional.one_hot(labels[known], logits.shape[1] + 1)[:, 1:].float()
-    loss = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma, reduction="sum")
+    one_hot = torch.nn.functional.one_hot(labels[known], logits.shape[1] + 1)[:, 1:].float()
+    loss = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma, reduction="sum")
     loss.backward()
     assert_near(loss, z[f"focal.{case}.loss"], RELATIVE, "focal")
     assert_near(logits.grad, z[f"focal.{case}.grad"][known.numpy()], RELATIVE, "focal gradient")
