@@ -1,4 +1,4 @@
-"""Eq. 3 against its slow twin."""
+"""Coupling (eq. 3) against a slow reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 @st.composite
 def cases(draw: st.DrawFn, spreads: tuple[float, ...] = (0.01, 1.0, 10.0)) -> tuple[Tensor, Tensor, Tensor]:
-    """p `[D, P]`, Q `[M, D]`, S, anywhere within 50 of the origin in every dimension."""
+    """Sample p `[D, P]`, Q `[M, D]` and S, within 50 of the origin in every dimension."""
     dims, pixels, instances = draw(st.integers(1, 40)), draw(st.integers(1, 30)), draw(st.integers(1, 6))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     center = (torch.rand(dims, generator=rng) * 2 - 1) * draw(st.sampled_from([0.0, 1.0, 50.0]))
@@ -36,7 +36,7 @@ def cases(draw: st.DrawFn, spreads: tuple[float, ...] = (0.01, 1.0, 10.0)) -> tu
 
 
 def rounding(pixel: Tensor, embed: Tensor, margin: Tensor) -> Tensor:
-    """What float32 may lose: some last digits of the expansion's terms about the mean instance, not the origin."""
+    """Return the float32 tolerance: a few units in the last place of the expanded terms."""
     mean = embed.mean(0).double()
     margins = margin.double().expand_as(embed)
     terms = margins @ (pixel.double() - mean[:, None]).square()
@@ -45,8 +45,8 @@ def rounding(pixel: Tensor, embed: Tensor, margin: Tensor) -> Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
-def test_instances_with_pixels_of_their_own(case: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Each is as exact as its own p and Q: no term is larger than the distance."""
+def test_own_distance(case: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Check that no precision is lost: no term is larger than the distance."""
     pixel, embed, margin = case
     expected = slow.weighted_distance(*case)
     own = pixel.T.expand(len(embed), -1, -1).contiguous()
@@ -67,7 +67,7 @@ def test_distance_is_the_sum_of_weighted_squares(case: tuple[Tensor, Tensor, Ten
 
 @pytest.mark.parametrize("offset", [0.0, 50.0, -50.0])
 @pytest.mark.parametrize("vector", [False, True])
-def test_far_from_the_origin_costs_no_digits(offset: float, vector: bool) -> None:
+def test_distance_is_exact_far_from_the_origin(offset: float, vector: bool) -> None:
     rng = torch.Generator().manual_seed(1)
     embed = torch.randn(5, 16, generator=rng) + offset
     pixel = torch.randn(16, 200, generator=rng) + offset
@@ -81,14 +81,14 @@ def test_far_from_the_origin_costs_no_digits(offset: float, vector: bool) -> Non
 @given(cases(spreads=(1.0, 10.0)))
 def test_gradients(case: tuple[Tensor, Tensor, Tensor]) -> None:
     leaves = [t.clone().requires_grad_() for t in case]
-    twins = [t.double().requires_grad_() for t in case]
+    references = [t.double().requires_grad_() for t in case]
     weights = torch.linspace(0.5, 1, case[1].shape[0] * case[0].shape[1]).view(len(case[1]), -1)
     (weighted_distance(*leaves) * weights).sum().backward()
-    (slow.weighted_distance(*twins) * weights.double()).sum().backward()
-    for leaf, twin in zip(leaves, twins, strict=True):
+    (slow.weighted_distance(*references) * weights.double()).sum().backward()
+    for leaf, reference in zip(leaves, references, strict=True):
         assert leaf.grad is not None
-        assert twin.grad is not None
-        assert (leaf.grad - twin.grad).abs().max() <= 1e-4 * twin.grad.abs().max()
+        assert reference.grad is not None
+        assert (leaf.grad - reference.grad).abs().max() <= 1e-4 * reference.grad.abs().max()
 
 
 def test_no_instance_and_no_pixel() -> None:
@@ -111,7 +111,7 @@ def test_stays_float32_under_autocast() -> None:
     assert weighted_distance(pixel.bfloat16(), embed.bfloat16(), margin.bfloat16()).dtype == torch.float32
 
 
-def test_logit_where_probabilities_keep_their_digits() -> None:
+def test_logit_matches_the_probability() -> None:
     distance = torch.logspace(-3, 1, 200)
     assert torch.allclose(logit(distance).double(), slow.logit(distance), rtol=1e-5, atol=1e-5)
     assert logit(torch.tensor(math.log(2))).item() == pytest.approx(0, abs=1e-6)
@@ -119,7 +119,7 @@ def test_logit_where_probabilities_keep_their_digits() -> None:
 
 
 @pytest.mark.parametrize("min_prob", [0.0, 1e-9])
-def test_logit_and_its_gradient_are_finite_at_the_ends(min_prob: float) -> None:
+def test_logit_and_its_gradient_are_finite_at_the_extremes(min_prob: float) -> None:
     distance = torch.tensor([0.0, MIN_DISTANCE / 10, 1e-6, 30.0, 1e3, 1e6], requires_grad=True)
     value = logit(distance, min_prob)
     value.sum().backward()

@@ -1,4 +1,4 @@
-"""Where cells lie, and the one order of all levels."""
+"""Locations of cells, and the order of all levels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_all_levels_in_the_order_of_the_flattened_maps() -> None:
     sizes, strides = [(4, 6), (2, 3), (1, 2)], (8, 16, 32)
     locations, level = all_locations(sizes, strides, "cpu")
     assert level.tolist() == [0] * 24 + [1] * 6 + [2] * 2
-    # Each map holds its own locations, so flattening must give them back
+    # each map contains its own locations, so flattening must return them
     maps = [level_locations(s, t).T.reshape(1, 2, *s) for s, t in zip(sizes, strides, strict=True)]
     assert torch.equal(flatten_levels(maps)[0].T, locations)
 

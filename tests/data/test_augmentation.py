@@ -1,4 +1,4 @@
-"""What every augmentation must keep: image, masks and boxes tell the same, and only the generator decides."""
+"""Invariants of every augmentation: image, masks and boxes agree, and only the generator is random."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def transform(**fields: Any) -> TrainTransform:
 
 
 def edge(masks: Tensor) -> Tensor:
-    """Pixels no further than one from the outline of one of bool `[G, h, w]`."""
+    """Return the pixels within one pixel of the outline of a mask, from bool `[G, h, w]`."""
     solid = masks[:, None].float()
     return (F.max_pool2d(solid, 3, 1, 1) != -F.max_pool2d(-solid, 3, 1, 1)).any(0)[0]
 
 
-def drawn(rng: np.random.Generator, polygons: bool) -> tuple[Tensor, Annotations]:
-    """Up to three ellipses that cover less than half of an image."""
+def ellipses(rng: np.random.Generator, polygons: bool) -> tuple[Tensor, Annotations]:
+    """Render up to three ellipses that cover less than half of an image."""
     size = (int(rng.integers(50, 80)), int(rng.integers(50, 80)))
     masks, objects = [np.zeros(size, bool)], []
     for _ in range(int(rng.integers(0, 4))):
@@ -81,12 +81,12 @@ def drawn(rng: np.random.Generator, polygons: bool) -> tuple[Tensor, Annotations
 @pytest.mark.parametrize("name", SHAPES)
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32), polygons=st.booleans())
-def test_what_is_white_is_what_the_masks_say(name: str, seed: int, polygons: bool) -> None:
+def test_white_pixels_match_the_masks(name: str, seed: int, polygons: bool) -> None:
     rng = np.random.default_rng(seed)
-    items = Pair(drawn(rng, polygons), drawn(rng, polygons))
+    items = Pair(ellipses(rng, polygons), ellipses(rng, polygons))
     image, target = transform(**SHAPES[name])(*items.items[0], seeded(seed), items)
     wrong = ((image[0] > 127) != target.dense_masks().any(0)) & ~edge(target.dense_masks())
-    assert int(wrong.sum()) <= 6  # a sliver at the side may be too thin for any mask
+    assert int(wrong.sum()) <= 6  # a sliver at the border may be too thin for any mask
     assert target.boxes.tolist() == slow_boxes(target.dense_masks())
     assert len(target.boxes) == len(target.labels) == len(target.dense_masks())
     assert target.dense_masks().shape[1:] == image.shape[1:]
@@ -94,17 +94,17 @@ def test_what_is_white_is_what_the_masks_say(name: str, seed: int, polygons: boo
 
 
 @pytest.mark.parametrize("name", ["right angles", "any angle", "scale", "large-scale jitter"])
-def test_nothing_is_half_a_pixel_off(name: str) -> None:
-    """Centres of mass, since an edge within a pixel would hide it."""
+def test_masks_and_image_are_aligned_to_subpixels(name: str) -> None:
+    """Compare centres of mass, because edges would hide a shift within a pixel."""
     image, annotations = scene(ellipse((72, 64), (30.3, 36.8), (14, 9), 0.4)[None])
     shifts = []
     for seed in range(40):
-        seen, target = transform(**{**SHAPES[name], "crop_size": None, "crop_pad": False})(
+        result, target = transform(**{**SHAPES[name], "crop_size": None, "crop_pad": False})(
             image, annotations, seeded(seed)
         )
         mask = target.dense_masks().float()
-        near = F.max_pool2d(mask, 7, 1, 3)  # further away there is the colour beside the image
-        shifts.append(centre((seen * near)[0]) - centre(mask[0]))
+        near = F.max_pool2d(mask, 7, 1, 3)  # further away is the fill colour
+        shifts.append(centre((result * near)[0]) - centre(mask[0]))
     assert torch.stack(shifts).mean(0).abs().max() < 0.05
     assert torch.stack(shifts).abs().max() < 0.3
 
@@ -114,7 +114,7 @@ def centre(weights: Tensor) -> Tensor:
     return torch.stack(((weights.sum(0) * x).sum(), (weights.sum(1) * y).sum())) / weights.sum()
 
 
-# --- only the generator decides ------------------------------------------------
+# --- randomness ----------------------------------------------------------------
 
 
 def coloured(seed: int, size: tuple[int, int] = (60, 80)) -> tuple[Tensor, Annotations]:
@@ -123,7 +123,7 @@ def coloured(seed: int, size: tuple[int, int] = (60, 80)) -> tuple[Tensor, Annot
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_items_depend_on_the_generator_alone(name: str) -> None:
+def test_items_depend_only_on_the_generator(name: str) -> None:
     items = Pair(coloured(1), coloured(2), coloured(3))
     made = transform(**FIELDS[name])
     state = torch.get_rng_state()
@@ -139,7 +139,7 @@ def test_items_depend_on_the_generator_alone(name: str) -> None:
     assert any(o.shape != first[0].shape or not torch.equal(o, first[0]) for o in others)
 
 
-def test_workers_and_resuming_change_nothing_with_everything_on(make_folder: MakeFolder) -> None:
+def test_workers_and_resuming_do_not_change_items(make_folder: MakeFolder) -> None:
     everything = {name: value for fields in FIELDS.values() for name, value in fields.items()}
     objects = [
         annotation(10 * i + k, i, segmentation=[[4 + 9 * k, 6, 12 + 9 * k, 6, 12 + 9 * k, 30]])
@@ -151,10 +151,10 @@ def test_workers_and_resuming_change_nothing_with_everything_on(make_folder: Mak
     folder = make_folder(objects, dict.fromkeys(pixels, (40, 44)), pixels)
     dataset = CocoInstances.open(folder, "train", transform(**everything))
 
-    def epochs(workers: int, wanted: list[int]) -> list[Any]:
+    def epochs(workers: int, chosen: list[int]) -> list[Any]:
         loader: Any = train_loader(dataset, batch_size=2, workers=workers, seed=5)
         found = []
-        for epoch in wanted:
+        for epoch in chosen:
             loader.batch_sampler.sampler.set_epoch(epoch)
             found.append(
                 [(i.tolist(), t.dense_masks().tolist()) for b in loader for i, t in zip(*b, strict=True)]
@@ -170,8 +170,8 @@ def test_workers_and_resuming_change_nothing_with_everything_on(make_folder: Mak
 # --- large-scale jitter --------------------------------------------------------
 
 
-def test_large_scale_jitter_is_that_of_the_literature() -> None:
-    """Fit into the square, scale uniformly, crop what is larger, pad what is smaller right and below."""
+def test_large_scale_jitter() -> None:
+    """Check large-scale jitter: fit the square, scale uniformly, crop or pad right and below."""
     made = transform(
         short_sides=(64,),
         long_side=64,
@@ -181,17 +181,17 @@ def test_large_scale_jitter_is_that_of_the_literature() -> None:
         crop_pad=True,
     )
     generator = seeded()
-    drawn_views = [made.draw((480, 640), generator) for _ in range(500)]
-    widths = np.array([view.resized[1] for view in drawn_views])
+    samples = [made.sample_geometry((480, 640), generator) for _ in range(500)]
+    widths = np.array([geometry.resized[1] for geometry in samples])
     assert widths.min() < 10
     assert widths.max() > 120
     assert abs(widths.mean() - 1.05 * 64) < 3  # log-uniform would give 41
-    assert all(abs(view.resized[0] - 0.75 * view.resized[1]) <= 1 for view in drawn_views)
-    for view in drawn_views:
-        left, top, right, bottom = view.window
+    assert all(abs(geometry.resized[0] - 0.75 * geometry.resized[1]) <= 1 for geometry in samples)
+    for geometry in samples:
+        left, top, right, bottom = geometry.window
         assert (right - left, bottom - top) == (64, 64)
-        assert 0 <= left <= max(view.resized[1] - 64, 0)
-        assert 0 <= top <= max(view.resized[0] - 64, 0)
+        assert 0 <= left <= max(geometry.resized[1] - 64, 0)
+        assert 0 <= top <= max(geometry.resized[0] - 64, 0)
     image, _ = made(*coloured(0), generator)
     assert image.shape == (3, 64, 64)
 
@@ -200,27 +200,27 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
     image[0, :10], image[2] = 200, 77
     _, annotations = scene(rectangles((10, 5, 30, 20), size=(20, 30)))
-    view = GeometricTransform((20, 30), (20, 30), (0, 0, 48, 48))
-    seen, target = view.image(image), view.target(annotations, 1)
-    assert torch.equal(seen[:, :20, :30], image)
+    geometry = GeometricTransform((20, 30), (20, 30), (0, 0, 48, 48))
+    result, target = geometry.image(image), geometry.target(annotations, 1)
+    assert torch.equal(result[:, :20, :30], image)
     around = GeometricTransform((20, 30), (20, 30), (-8, -3, 48, 48))
     assert torch.equal(around.image(image)[:, 3:23, 8:38], image)
     assert around.target(annotations, 1).boxes.tolist() == [[18, 8, 38, 23]]
-    for part in (seen[:, 20:], seen[:, :, 30:]):
+    for part in (result[:, 20:], result[:, :, 30:]):
         assert part.flatten(1).unique(dim=1).flatten().tolist() == [100, 0, 77]
     assert target.boxes.tolist() == [[10, 5, 30, 20]]
     assert target.dense_masks().shape == (1, 48, 48)
 
 
 def test_without_padding_small_images_stay_small() -> None:
-    views = [transform(crop_size=64).draw((20, 90), seeded(s)) for s in range(5)]
-    assert {view.window_size for view in views} == {(20, 64)}
+    samples = [transform(crop_size=64).sample_geometry((20, 90), seeded(s)) for s in range(5)]
+    assert {geometry.window_size for geometry in samples} == {(20, 64)}
 
 
 # --- rotation ------------------------------------------------------------------
 
 
-def test_angles_turn_as_right_angles_do() -> None:
+def test_rotation_matches_right_angles() -> None:
     image, annotations = scene(rectangles((5, 10, 30, 25), (33, 30, 36, 39), size=(40, 40)))
     for turns in range(4):
         angled = GeometricTransform((40, 40), (40, 40), (0, 0, 40, 40), angle=90.0 * turns)
@@ -231,8 +231,8 @@ def test_angles_turn_as_right_angles_do() -> None:
         assert torch.equal(one.boxes, other.boxes)
 
 
-def test_a_rotated_crop_shows_what_lies_beside_it() -> None:
-    """Corners are filled from the image where there is one, with its mean colour where there is none."""
+def test_rotated_crop_shows_its_surroundings() -> None:
+    """Check that corners show the image, and its mean colour outside."""
     image = torch.full((3, 100, 100), 180, dtype=torch.uint8)
     assert (GeometricTransform((100, 100), (100, 100), (30, 30, 70, 70), angle=45).image(image) == 180).all()
     image[:, :, :50] = 60
@@ -249,7 +249,7 @@ def test_a_rotated_crop_shows_what_lies_beside_it() -> None:
 def test_rotated_patches_are_rotated_pixels(
     angle: float, row: int, column: int, height: int, width: int
 ) -> None:
-    """A solid rectangle: a pixel of the frame belongs to it when its centre, turned back, lies inside."""
+    """Check a solid rectangle: a pixel belongs to it if its centre, rotated back, lies inside."""
     size = (24, 30)
     found = np.zeros(size, bool)
     patch = rotate_patch((np.ones((height, width), bool), row, column), angle, size)
@@ -268,14 +268,14 @@ def test_rotated_patches_are_rotated_pixels(
 
 
 def test_memory_follows_the_crop_not_the_image() -> None:
-    """200 objects of an image of 36 million pixels, as whole masks, would be 7 GB."""
+    """Transform 200 objects of a 36-megapixel image, whose dense masks would take 7 GB."""
     size = (6000, 6000)
     place = np.random.default_rng(0).uniform(50, 5900, (200, 2))
     polygons = [parse_segmentation([outline((x, y), (30, 40), 0.3)], size) for x, y in place]
     annotations = Annotations(np.zeros(200, np.int64), polygons, size, 1)
-    view = GeometricTransform(size, size, (2900, 2900, 3156, 3156), angle=33.0)
+    geometry = GeometricTransform(size, size, (2900, 2900, 3156, 3156), angle=33.0)
     tracemalloc.start()
-    target = view.target(annotations, 1)
+    target = geometry.target(annotations, 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4e6
@@ -298,17 +298,17 @@ def test_memory_follows_the_crop_not_the_image() -> None:
         ({"crop_pad": True}, "crop_pad must be false where crop_size is null"),
     ],
 )
-def test_impossible_values_are_refused(fields: dict[str, Any], rule: str) -> None:
+def test_raises_on_invalid_values(fields: dict[str, Any], rule: str) -> None:
     with pytest.raises(BadInput, match=rule):
         DataConfig(**fields)
 
 
-def test_the_default_is_the_papers_own_set() -> None:
-    """Section 4.1: short side 800, long side at most 1333, mirrored half of the time, and nothing else."""
+def test_defaults_match_the_paper() -> None:
+    """Check section 4.1: short side 800, long side at most 1333, mirrored half of the time."""
     items = Pair(coloured(1), coloured(2))
     for seed in range(8):
         image, annotations = items.items[0]
-        seen, _ = TrainTransform(DataConfig())(image, annotations, seeded(seed), items)
+        result, _ = TrainTransform(DataConfig())(image, annotations, seeded(seed), items)
         whole = GeometricTransform((60, 80), (800, 1066), (0, 0, 1066, 800)).image(image)
-        assert torch.equal(seen, whole) or torch.equal(seen, whole.flip(-1))
+        assert torch.equal(result, whole) or torch.equal(result, whole.flip(-1))
     assert items.read == []

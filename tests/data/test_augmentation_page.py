@@ -1,4 +1,4 @@
-"""docs/augmentation.md: its blocks are recipes, its images are there, and no augmentation is forgotten."""
+"""docs/augmentation.md: its blocks are recipes, its images exist, and every augmentation is described."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ def test_any_size_stays_uint8_and_grey_stays_grey(shape: tuple[int, int], grey: 
     assert torch.equal(image, before)
 
 
-def test_zeros_change_and_draw_nothing() -> None:
+def test_zero_strength_changes_nothing_and_samples_nothing() -> None:
     image, generator = noisy_square(), seeded(3)
     assert torch.equal(change_camera(image, 0, 0, 0, generator), image)
     assert torch.equal(generator.get_state(), seeded(3).get_state())
 
 
-def test_gamma_brightens_and_darkens_alike_and_keeps_black_and_white() -> None:
+def test_gamma_is_symmetric_and_keeps_black_and_white() -> None:
     ramp = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 256).expand(3, 1, 256)
     changed = torch.stack([change_camera(ramp, 1.0, 0, 0, seeded(seed))[0, 0] for seed in range(200)]).float()
     assert (changed[:, 0] == 0).all()
@@ -58,9 +58,9 @@ def test_blur_smooths_up_to_its_sigma_and_keeps_the_mean() -> None:
     assert 2.5 < max(variances) < 4.2
 
 
-def test_noise_has_no_bias_and_up_to_its_deviation() -> None:
+def test_noise_is_unbiased_and_bounded_by_its_deviation() -> None:
     image = torch.full((3, 60, 60), 128, dtype=torch.uint8)
-    image[0] = 100  # not grey: each channel has its own
+    image[0] = 100  # not grey: each channel has its own noise
     residues = [change_camera(image, 0, 0, 0.1, seeded(s)).float() - image for s in range(40)]
     sigmas = torch.stack([residue.std() for residue in residues]) / 255
     assert sigmas.min() < 0.02

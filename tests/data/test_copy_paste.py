@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from embedmask.config import DataConfig
-from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
+from embedmask.data.copy_paste import choose_objects, paste_objects, sample_corner
 from embedmask.data.packed import Annotations
 from embedmask.data.transforms import TrainTransform
 from embedmask.structures import Target
@@ -29,7 +29,7 @@ def item(
 def slow_paste(
     image: Tensor, target: Target, donor: tuple[Tensor, Target], corner: tuple[int, int]
 ) -> tuple[Tensor, list[tuple[int, list[list[bool]]]]]:
-    """Pixel by pixel."""
+    """Paste pixel by pixel."""
     image, masks, pasted = (
         image.clone(),
         target.dense_masks().clone(),
@@ -50,7 +50,7 @@ def slow_paste(
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**32), own=st.integers(0, 3), its=st.integers(0, 3))
-def test_pasting_agrees_with_its_slow_twin(seed: int, own: int, its: int) -> None:
+def test_pasting_matches_the_slow_reference(seed: int, own: int, its: int) -> None:
     rng = np.random.default_rng(seed)
 
     def random_item(count: int) -> tuple[Tensor, Target]:
@@ -62,7 +62,7 @@ def test_pasting_agrees_with_its_slow_twin(seed: int, own: int, its: int) -> Non
         return image, Target(boxes, torch.from_numpy(rng.integers(0, 9, count)), masks, 4)
 
     (image, target), donor = random_item(own), random_item(its)
-    corner = draw_corner(tuple(image.shape[1:]), tuple(donor[0].shape[1:]), seeded(seed))  # type: ignore[arg-type]
+    corner = sample_corner(tuple(image.shape[1:]), tuple(donor[0].shape[1:]), seeded(seed))  # type: ignore[arg-type]
     before = [t.clone() for t in (image, target.dense_masks(), donor[0], donor[1].masks)]
     mixed, found = paste_objects(image, target, donor, corner, 1)
     expected, objects = slow_paste(image, target, donor, corner)
@@ -75,7 +75,7 @@ def test_pasting_agrees_with_its_slow_twin(seed: int, own: int, its: int) -> Non
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_covered_objects_shrink_or_go() -> None:
+def test_covered_objects_shrink_or_are_dropped() -> None:
     image, target = item((2, 2, 6, 6), (10, 10, 30, 20), (35, 0, 39, 5))
     donor = item((0, 0, 8, 8), (15, 8, 40, 25), value=200)
     mixed, found = paste_objects(image, target, donor, (0, 0), 1)
@@ -84,11 +84,11 @@ def test_covered_objects_shrink_or_go() -> None:
     assert found.boxes.tolist() == [[10, 10, 15, 20], [35, 0, 39, 5], [0, 0, 8, 8], [15, 8, 40, 25]]
     assert torch.equal(mixed[0] == 200, donor[1].masks.any(0))
     assert not (found.dense_masks()[0] & found.dense_masks()[3]).any()
-    # what is left of the second is 5 wide: too narrow here
+    # the rest of the second is 5 px wide: too narrow here
     assert paste_objects(image, target, donor, (0, 0), 5.5)[1].labels.tolist() == [0, 1]
 
 
-def test_objects_beyond_the_side_are_cut_and_dropped() -> None:
+def test_objects_outside_are_cut_or_dropped() -> None:
     image, target = item(size=(20, 20))
     donor = item((0, 0, 10, 10), (25, 25, 40, 30), value=200)
     assert paste_objects(image, target, donor, (0, 0), 1)[1].boxes.tolist() == [[0, 0, 10, 10]]
@@ -98,9 +98,9 @@ def test_objects_beyond_the_side_are_cut_and_dropped() -> None:
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 4), st.integers(0, 99))
-def test_corners_leave_no_gap_that_need_not_be(sizes: tuple[int, int, int, int], seed: int) -> None:
+def test_corners_leave_no_avoidable_gap(sizes: tuple[int, int, int, int], seed: int) -> None:
     height, width, own, its = sizes
-    top, left = draw_corner((height, width), (own, its), seeded(seed))
+    top, left = sample_corner((height, width), (own, its), seeded(seed))
     for start, length, other in ((top, height, own), (left, width, its)):
         if other <= length:
             assert 0 <= start <= length - other
@@ -109,12 +109,12 @@ def test_corners_leave_no_gap_that_need_not_be(sizes: tuple[int, int, int, int],
 
 
 def test_corners_reach_everywhere() -> None:
-    assert {draw_corner((10, 8), (8, 10), seeded(s)) for s in range(200)} == {
+    assert {sample_corner((10, 8), (8, 10), seeded(s)) for s in range(200)} == {
         (top, left) for top in range(3) for left in range(-2, 1)
     }
 
 
-def test_any_number_of_objects_is_chosen_each_as_often() -> None:
+def test_number_of_chosen_objects_is_uniform() -> None:
     _, annotations = scene(rectangles(*[(x, 0, x + 3, 3) for x in range(0, 40, 10)]))
     chosen = [choose_objects(annotations, seeded(s)) for s in range(600)]
     counts = np.bincount([len(c) for c in chosen], minlength=5) / len(chosen)
@@ -135,10 +135,10 @@ def test_empty_images_on_either_side() -> None:
     empty = (torch.zeros(3, 50, 90, dtype=torch.uint8), Annotations(np.zeros(0, np.int64), [], (50, 90), 12))
     made = transform(copy_paste=1.0)
     items = Pair(empty)
-    seen, target = made(*full, seeded(), items)
-    assert torch.equal(seen, full[0])
+    result, target = made(*full, seeded(), items)
+    assert torch.equal(result, full[0])
     assert len(target) == 2
-    assert items.read == []  # there is nothing in it, so it is not decoded
+    assert items.read == []  # it has no objects, so it is not decoded
     nothing, none = made(*empty, seeded(), items)
     assert torch.equal(nothing, empty[0])
     assert none.dense_masks().shape == (0, 50, 90)
@@ -147,7 +147,7 @@ def test_empty_images_on_either_side() -> None:
     assert all(t.boxes.tolist() == slow_boxes(t.dense_masks()) for t in found)
 
 
-def test_pasting_happens_as_often_as_said() -> None:
+def test_pasting_has_the_configured_probability() -> None:
     full = scene(rectangles((5, 5, 40, 30), (50, 20, 79, 55)))
     empty = (torch.zeros(3, 60, 80, dtype=torch.uint8), Annotations(np.zeros(0, np.int64), [], (60, 80), 12))
     made = transform(copy_paste=0.4)
@@ -159,7 +159,7 @@ def test_pasting_happens_as_often_as_said() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"rotate": 90.0}, {"crop_size": 32, "crop_pad": True}])
 def test_both_images_are_jittered(fields: dict[str, Any]) -> None:
-    """The pasted objects change size from draw to draw, and the image beneath does too."""
+    """Check that the size of pasted objects and of the image below both vary."""
     one, other = scene(rectangles((8, 8, 28, 28))), scene(rectangles((40, 20, 60, 40)))
     other[1].labels[:] = 7
     made = transform(copy_paste=1.0, scale_range=(0.4, 1.2), **fields)

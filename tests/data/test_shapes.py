@@ -1,4 +1,4 @@
-"""The synthetic set: exact, whole, and the same for the same seed."""
+"""The synthetic data set: exact masks, complete files, equal results for equal seeds."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outline(name: str, radius: float = 40.0, seed: int = 0, turn: float = 0.0) -> np.ndarray:
-    """Mask of one shape in the middle of a 100 px image."""
+    """Return the mask of one shape in the centre of a 100 px image."""
     y, x = np.mgrid[:100, :100].astype(np.float32) - 49.5
     cos, sin = np.cos(turn), np.sin(turn)
     return scenes.SHAPES[name](x * cos + y * sin, y * cos - x * sin, radius, np.random.default_rng(seed)) < 0
 
 
 def parts(mask: np.ndarray, corners: bool = False) -> int:
-    """Connected parts, by flooding; corners connect when asked to."""
+    """Count connected parts by flooding, optionally across corners."""
     left = set(zip(*np.nonzero(mask), strict=True))
     count = 0
     while left:
@@ -69,11 +69,11 @@ class TestShapes:
         assert 0.7 * 40 < reach < 1.3 * 40 + 1
 
     @pytest.mark.parametrize("name", scenes.CLASS_NAMES)
-    def test_the_smallest_leave_pixels(self, name: str) -> None:
+    def test_smallest_objects_have_pixels(self, name: str) -> None:
         for seed in range(20):
             assert outline(name, scenes.MIN_RADIUS, seed, turn=seed).sum() >= scenes.MIN_VISIBLE_PIXELS / 2
 
-    def test_areas_are_those_of_geometry(self) -> None:
+    def test_areas_match_geometry(self) -> None:
         rng = np.random.default_rng(0)
         height = 40 * rng.uniform(0.8, 1.0)
         assert outline("disc").sum() == pytest.approx(np.pi * 40 * height, rel=0.01)
@@ -84,7 +84,7 @@ class TestShapes:
 
 
 class TestScene:
-    def test_masks_do_not_overlap_and_are_seen_well_enough(self) -> None:
+    def test_masks_do_not_overlap_and_are_large_enough(self) -> None:
         for seed in range(60):
             scene = scenes.make_scene(96, np.random.default_rng(seed))
             assert scene.image.shape == (96, 96, 3)
@@ -93,28 +93,28 @@ class TestScene:
             assert not scene.masks or np.stack(scene.masks).sum(0).max() == 1
             assert all(mask.sum() >= scenes.MIN_VISIBLE_PIXELS for mask in scene.masks)
 
-    def test_hidden_objects_are_left_out_of_image_and_masks(self) -> None:
+    def test_hidden_objects_are_dropped(self) -> None:
         rng = np.random.default_rng(0)
-        front = scenes._shape((32.0, 32.0, 24.0), 64, rng)
+        front = scenes.Shape.sample((32.0, 32.0, 24.0), 64, rng)
         front.distance = np.full_like(front.distance, -1)
-        behind = scenes._shape((32.0, 32.0, 8.0), 64, rng)
-        shapes, masks = scenes._keep_visible([front, behind], 64)
+        behind = scenes.Shape.sample((32.0, 32.0, 8.0), 64, rng)
+        shapes, masks = scenes.select_visible([front, behind], 64)
         assert shapes == [front]
         assert len(masks) == 1
 
-    def test_an_object_shows_through_the_hole_of_the_one_before(self) -> None:
+    def test_object_is_visible_through_a_hole(self) -> None:
         y, x = np.mgrid[:64, :64].astype(np.float32) - 31.5
         whole = slice(0, 64)
         ring = scenes.Shape(4, 28, whole, whole, x, y, np.abs(np.hypot(x, y) - 24) - 4)
         disc = scenes.Shape(0, 10, whole, whole, x, y, np.hypot(x, y) - 10)
-        shapes, masks = scenes._keep_visible([ring, disc], 64)
+        shapes, masks = scenes.select_visible([ring, disc], 64)
         assert len(shapes) == 2
         assert masks[1].sum() == (np.hypot(x, y) < 10).sum()
 
-    def test_the_mask_is_where_the_paint_is(self) -> None:
-        """Without shadow and texture, a pixel changes by more than half its way exactly inside the mask."""
+    def test_mask_matches_the_painted_pixels(self) -> None:
+        """Check that a pixel is at least half covered exactly inside the mask."""
         rng = np.random.default_rng(5)
-        shape = scenes._shape((30.0, 34.0, 20.0), 64, rng)
+        shape = scenes.Shape.sample((30.0, 34.0, 20.0), 64, rng)
         canvas = np.zeros((64, 64, 3), np.float32)
         cover = np.clip(0.5 - shape.distance, 0, 1)
         scenes._paint(canvas, shape, rng)
@@ -136,7 +136,7 @@ class TestScene:
         assert labels.min() > 0.5 * labels.mean()
 
     def test_colour_is_a_hint_only(self) -> None:
-        """The nearest colour family names many objects rightly, but far from all."""
+        """Check that the nearest hue gives the class of many objects, but not of all."""
         right = []
         for seed in range(150):
             scene = scenes.make_scene(64, np.random.default_rng(seed))
@@ -180,7 +180,7 @@ class TestMakeShapes:
         image = np.asarray(Image.open(made / "images" / "val_000002.jpg")).astype(int)
         assert np.abs(image - scene.image).mean() < 8
 
-    def test_same_seed_same_files_whatever_the_workers(self, made: Path, tmp_path: Path) -> None:
+    def test_equal_seeds_give_equal_files_for_any_workers(self, made: Path, tmp_path: Path) -> None:
         make_shapes(tmp_path / "again", train=40, val=7, size=96, seed=3, workers=1)
         assert files_of(tmp_path / "again") == files_of(made)
 
@@ -191,17 +191,17 @@ class TestMakeShapes:
         assert len(shared) == 40
         assert all(more[name] == less[name] for name in shared)
 
-    def test_another_seed_another_set(self, made: Path, tmp_path: Path) -> None:
+    def test_seeds_give_different_sets(self, made: Path, tmp_path: Path) -> None:
         make_shapes(tmp_path / "other", train=1, val=0, size=96, seed=4)
         name = "images/train_000001.jpg"
         assert files_of(tmp_path / "other")[name] != files_of(made)[name]
 
     def test_progress_counts_every_image(self, tmp_path: Path) -> None:
-        seen: list[tuple[int, int]] = []
+        calls: list[tuple[int, int]] = []
         make_shapes(
-            tmp_path / "s", train=3, val=2, size=32, progress=lambda done, of: seen.append((done, of))
+            tmp_path / "s", train=3, val=2, size=32, progress=lambda done, of: calls.append((done, of))
         )
-        assert seen == [(n, 5) for n in range(1, 6)]
+        assert calls == [(n, 5) for n in range(1, 6)]
 
     def test_fills_an_empty_folder_and_makes_parents(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()
@@ -216,15 +216,15 @@ class TestMakeShapes:
         assert Path("train.json").is_file()
 
     @pytest.mark.parametrize(
-        ("options", "says"),
+        ("options", "message"),
         [({"size": 8}, "at least 32"), ({"train": -1}, "train must be"), ({"seed": -1}, "seed must be")],
     )
-    def test_bad_numbers(self, tmp_path: Path, options: dict[str, int], says: str) -> None:
-        with pytest.raises(BadInput, match=says):
+    def test_raises_on_invalid_numbers(self, tmp_path: Path, options: dict[str, int], message: str) -> None:
+        with pytest.raises(BadInput, match=message):
             make_shapes(tmp_path / "out", **options)
         assert list(tmp_path.iterdir()) == []
 
-    def test_refuses_what_is_there(self, tmp_path: Path) -> None:
+    def test_raises_on_existing_output(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("x")
         for out in (tmp_path, tmp_path / "file"):
             with pytest.raises(BadInput, match=str(out)):
@@ -233,7 +233,7 @@ class TestMakeShapes:
             make_shapes(tmp_path / "file" / "below", train=1, val=1, size=32)
         assert files_of(tmp_path) == {"file": b"x"}
 
-    def test_nothing_is_left_of_an_interrupted_run(self, tmp_path: Path) -> None:
+    def test_interrupted_run_leaves_nothing(self, tmp_path: Path) -> None:
         def stop(done: int, of: int) -> None:
             if done == 3:
                 raise KeyboardInterrupt

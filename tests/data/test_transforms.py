@@ -19,7 +19,7 @@ from embedmask.structures import Target
 
 from .images import rectangles, scene, seeded, slow_boxes
 
-# width, height, short side, long side -> height, width; the authors' code
+# width, height, short side, long side -> height, width, by the authors' code
 RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640 1333 640 853
 640 427 800 1333 800 1199 | 640 427 240 400 240 359 | 333 500 800 1333 1201 800
 1000 200 800 1333 267 1335 | 200 1000 640 1333 1335 267 | 800 800 800 1333 800 800
@@ -30,7 +30,7 @@ RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640
 
 
 @pytest.mark.parametrize("row", [tuple(map(int, r.split())) for r in RESIZED.replace("\n", "|").split("|")])
-def test_resized_size_is_the_authors(row: tuple[int, ...]) -> None:
+def test_resized_size_matches_the_authors(row: tuple[int, ...]) -> None:
     width, height, short_side, long_side, new_height, new_width = row
     assert resized_size((height, width), short_side, long_side) == (new_height, new_width)
 
@@ -46,7 +46,7 @@ def test_resized_size_is_the_authors(row: tuple[int, ...]) -> None:
     ],
 )
 def test_nearest_size_keeps_to_the_long_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    """The first two rows are of the authors' second repository."""
+    """Include two rows of the authors' second repository."""
     assert resized_size(size, 240, 400, "nearest") == expected
 
 
@@ -84,7 +84,7 @@ def test_thin_images_keep_within_the_long_side(size: tuple[int, int], expected: 
     assert target.boxes.tolist() == [[0, 0, expected[1], expected[0]]]
 
 
-views = st.fixed_dictionaries(
+orientations = st.fixed_dictionaries(
     {
         "flip_horizontal": st.booleans(),
         "flip_vertical": st.booleans(),
@@ -94,7 +94,7 @@ views = st.fixed_dictionaries(
 
 
 @settings(deadline=None)
-@given(turned=views, seed=st.integers(0, 1000))
+@given(turned=orientations, seed=st.integers(0, 1000))
 def test_image_masks_and_boxes_move_together(turned: dict[str, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     masks = rng.random((3, 20, 31)) < 0.02
@@ -102,16 +102,16 @@ def test_image_masks_and_boxes_move_together(turned: dict[str, int], seed: int) 
     image, annotations = scene(masks)
     left, top = int(rng.integers(0, 10)), int(rng.integers(0, 10))
     window = (left, top, left + int(rng.integers(5, 20)), top + int(rng.integers(5, 10)))
-    view = GeometricTransform((20, 31), (20, 31), window, **turned)  # type: ignore[arg-type]
-    seen, target = view.image(image), view.target(annotations, min_box_side=1)
-    assert torch.equal(seen[0] > 0, target.dense_masks().any(0))
-    assert target.dense_masks().shape[-2:] == seen.shape[-2:]
+    geometry = GeometricTransform((20, 31), (20, 31), window, **turned)  # type: ignore[arg-type]
+    result, target = geometry.image(image), geometry.target(annotations, min_box_side=1)
+    assert torch.equal(result[0] > 0, target.dense_masks().any(0))
+    assert target.dense_masks().shape[-2:] == result.shape[-2:]
     assert target.boxes.tolist() == slow_boxes(target.dense_masks())
 
 
 def test_orientation_follows_its_definition() -> None:
     image, annotations = scene(rectangles((10, 20, 30, 25)))
-    for view, box in [
+    for geometry, box in [
         (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60)), [10, 20, 30, 25]),
         (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60), flip_horizontal=True), [50, 20, 70, 25]),
         (GeometricTransform((60, 80), (60, 80), (0, 0, 80, 60), flip_vertical=True), [10, 35, 30, 40]),
@@ -119,36 +119,36 @@ def test_orientation_follows_its_definition() -> None:
         (GeometricTransform((60, 80), (60, 80), (5, 10, 25, 50)), [5, 10, 20, 15]),
         (GeometricTransform((60, 80), (120, 240), (0, 0, 240, 120)), [30, 40, 90, 50]),
     ]:
-        assert view.target(annotations, 1).boxes.tolist() == [box]
+        assert geometry.target(annotations, 1).boxes.tolist() == [box]
         x1, y1, x2, y2 = box
-        seen = view.image(image)
-        assert (seen[:, y1 + 1 : y2 - 1, x1 + 2 : x2 - 2] > 200).all()
-        assert abs(int((seen[0] > 127).sum()) - (x2 - x1) * (y2 - y1)) == 0
+        result = geometry.image(image)
+        assert (result[:, y1 + 1 : y2 - 1, x1 + 2 : x2 - 2] > 200).all()
+        assert abs(int((result[0] > 127).sum()) - (x2 - x1) * (y2 - y1)) == 0
 
 
-def test_a_crop_carries_no_pixels_of_the_rest_to_other_processes() -> None:
+def test_crops_do_not_share_memory_with_the_image() -> None:
     image, annotations = scene(rectangles((10, 20, 30, 25)))
-    for view in (
+    for geometry in (
         GeometricTransform((60, 80), (60, 80), (4, 8, 20, 30)),
         GeometricTransform((60, 80), (60, 80), (4, 8, 20, 30), turns=2),
         GeometricTransform((60, 80), (90, 120), (4, 8, 20, 30)),
     ):
-        seen, masks = view.image(image), view.target(annotations, 1).masks
-        assert seen.untyped_storage().nbytes() == seen.numel()
+        result, masks = geometry.image(image), geometry.target(annotations, 1).masks
+        assert result.untyped_storage().nbytes() == result.numel()
         assert all(crop.untyped_storage().nbytes() == crop.numel() for crop in masks.crops)
 
 
-def test_objects_too_small_to_be_seen_are_left_out() -> None:
+def test_small_objects_are_dropped() -> None:
     _, annotations = scene(rectangles((0, 0, 10, 10), (38, 38, 50, 50), (60, 5, 61, 25)))
-    view = GeometricTransform((60, 80), (60, 80), (0, 0, 40, 40))
-    assert view.target(annotations, 1).labels.tolist() == [0, 1]  # the third is outside
-    assert view.target(annotations, 2).boxes.tolist() == [[0, 0, 10, 10], [38, 38, 40, 40]]
-    assert view.target(annotations, 2.5).labels.tolist() == [0]
+    geometry = GeometricTransform((60, 80), (60, 80), (0, 0, 40, 40))
+    assert geometry.target(annotations, 1).labels.tolist() == [0, 1]  # the third is outside
+    assert geometry.target(annotations, 2).boxes.tolist() == [[0, 0, 10, 10], [38, 38, 40, 40]]
+    assert geometry.target(annotations, 2.5).labels.tolist() == [0]
     assert GeometricTransform.whole((60, 80), (60, 80)).target(annotations, 1.5).labels.tolist() == [0, 1]
     assert len(GeometricTransform((60, 80), (60, 80), (62, 52, 70, 60)).target(annotations, 1)) == 0
 
 
-def test_training_items_depend_on_the_generator_alone() -> None:
+def test_training_items_depend_only_on_the_generator() -> None:
     image, annotations = scene(rectangles((5, 5, 40, 30), (50, 20, 79, 55)))
     config = DataConfig(
         short_sides=(48, 64), long_side=100, scale_range=(0.8, 1.3), crop_size=40, flip_vertical=0.5,
@@ -168,41 +168,41 @@ def test_training_items_depend_on_the_generator_alone() -> None:
 def test_crops_lie_inside_and_reach_everywhere() -> None:
     transform = TrainTransform(DataConfig(short_sides=(), crop_size=32, flip_horizontal=0))
     generator = seeded()
-    drawn = [transform.draw((34, 90), generator).window for _ in range(400)]
-    assert {(right - left, bottom - top) for left, top, right, bottom in drawn} == {(32, 32)}
-    assert {top for _, top, _, _ in drawn} == {0, 1, 2}
-    assert min(left for left, *_ in drawn) == 0
-    assert max(right for _, _, right, _ in drawn) == 90
-    assert transform.draw((20, 50), generator).window_size == (
+    samples = [transform.sample_geometry((34, 90), generator).window for _ in range(400)]
+    assert {(right - left, bottom - top) for left, top, right, bottom in samples} == {(32, 32)}
+    assert {top for _, top, _, _ in samples} == {0, 1, 2}
+    assert min(left for left, *_ in samples) == 0
+    assert max(right for _, _, right, _ in samples) == 90
+    assert transform.sample_geometry((20, 50), generator).window_size == (
         20,
         32,
-    )  # a small image is taken whole, not padded
+    )  # a small image is used whole, not padded
 
 
-def test_draws_cover_their_choices() -> None:
+def test_samples_cover_their_range() -> None:
     config = DataConfig(short_sides=(30, 60), scale_range=(0.5, 2), flip_vertical=0.5, rotate90=True)
     generator = seeded()
-    drawn = [TrainTransform(config).draw((60, 80), generator) for _ in range(300)]
-    heights = np.array([view.resized[0] for view in drawn])
+    samples = [TrainTransform(config).sample_geometry((60, 80), generator) for _ in range(300)]
+    heights = np.array([geometry.resized[0] for geometry in samples])
     assert heights.min() < 18
     assert heights.max() > 110
     assert (
         abs(np.log(heights).mean() - np.log(np.sqrt(30 * 60))) < 0.1
     )  # log-uniform: centred in the logarithm
-    assert {view.turns for view in drawn} == {0, 1, 2, 3}
+    assert {geometry.turns for geometry in samples} == {0, 1, 2, 3}
     for name in ("flip_horizontal", "flip_vertical"):
-        assert 0.4 < np.mean([getattr(view, name) for view in drawn]) < 0.6
+        assert 0.4 < np.mean([getattr(geometry, name) for geometry in samples]) < 0.6
 
 
 def test_default_recipe_resizes_and_sometimes_mirrors() -> None:
-    drawn = [TrainTransform(DataConfig()).draw((480, 640), seeded(seed)) for seed in range(60)]
-    assert {view.resized for view in drawn} == {(800, 1066)}
-    assert {view.window for view in drawn} == {(0, 0, 1066, 800)}
-    assert {view.flip_horizontal for view in drawn} == {True, False}
-    assert not any(view.flip_vertical or view.turns for view in drawn)
+    samples = [TrainTransform(DataConfig()).sample_geometry((480, 640), seeded(seed)) for seed in range(60)]
+    assert {geometry.resized for geometry in samples} == {(800, 1066)}
+    assert {geometry.window for geometry in samples} == {(0, 0, 1066, 800)}
+    assert {geometry.flip_horizontal for geometry in samples} == {True, False}
+    assert not any(geometry.flip_vertical or geometry.turns for geometry in samples)
 
 
-def test_colours_stay_uint8_and_zero_strength_changes_nothing() -> None:
+def test_colours_stay_uint8_and_zero_strength_is_identity() -> None:
     image = torch.randint(0, 256, (3, 17, 13), dtype=torch.uint8, generator=seeded())
     assert torch.equal(change_colors(image, 0, 0, seeded()), image)
     assert torch.equal(change_colors(image, 0, 1, seeded()), 255 - image)
@@ -224,12 +224,12 @@ def test_grey_images_stay_grey() -> None:
 def test_eval_transform_is_the_whole_image_resized() -> None:
     image, annotations = scene(rectangles((10, 20, 30, 40)))
     transform = EvalTransform(90, 1333)
-    seen, target = transform(image, annotations, seeded())
-    assert seen.shape == (3, 90, 120)
-    assert torch.equal(seen, transform.image(image))
+    result, target = transform(image, annotations, seeded())
+    assert result.shape == (3, 90, 120)
+    assert torch.equal(result, transform.image(image))
     assert target.boxes.tolist() == [[15, 30, 45, 60]]
-    kept, same = EvalTransform(None, 0)(image, annotations, seeded())
-    assert torch.equal(kept, image)
+    result, same = EvalTransform(None, 0)(image, annotations, seeded())
+    assert torch.equal(result, image)
     assert same.boxes.tolist() == [[10, 20, 30, 40]]
 
 
@@ -255,22 +255,25 @@ def test_items_agree_with_the_authors(shared: Path, tmp_path: Path) -> None:
         index = dataset.image_ids.index(image_id)
         size = resized_size(dataset.sizes[index], short_side, long_side)
         for flip in (0, 1):
-            view = GeometricTransform(
+            geometry = GeometricTransform(
                 dataset.sizes[index], size, (0, 0, size[1], size[0]), flip_horizontal=bool(flip)
             )
-            seen, target = view.image(dataset.image(index)), view.target(dataset.annotations(index), 1)
+            result, target = (
+                geometry.image(dataset.image(index)),
+                geometry.target(dataset.annotations(index), 1),
+            )
             key = f"id{image_id}.flip{flip}"
             if f"{key}.image" in data:
                 rgb = (data[f"{key}.image"] + BGR_MEAN)[::-1]
-                np.testing.assert_allclose(seen.numpy(), rgb, atol=1e-3)
+                np.testing.assert_allclose(result.numpy(), rgb, atol=1e-3)
             compared += compare_objects(data, key, target, size)
     assert compared >= 10
 
 
 def compare_objects(data: dict[str, np.ndarray], key: str, target: Target, size: tuple[int, int]) -> int:
-    """Theirs drops what ours may keep (a sliver at the border), so each of theirs is looked up in ours.
+    """Compare each of the authors' objects with the one of this package; a sliver at the border may exist only here.
 
-    They mirror corners to W - 1 - x, ours to W - x: their mirrored masks lie one column further left.
+    The authors mirror corners to W - 1 - x instead of W - x, so their mirrored masks lie one column further left.
     """
     shape = data[f"{key}.masks_shape"].tolist()
     packed = data[f"{key}.masks_packed"]
@@ -278,9 +281,9 @@ def compare_objects(data: dict[str, np.ndarray], key: str, target: Target, size:
     shift = 1 if key.endswith("flip1") else 0
     for mask, box, label in zip(masks, data[f"{key}.boxes"], data[f"{key}.labels"], strict=True):
         (match,) = np.flatnonzero(target.labels.numpy() == label - 1)
-        ours = target.dense_masks()[match].numpy()[:, shift:]
+        own = target.dense_masks()[match].numpy()[:, shift:]
         height = box[3] - box[1]
-        assert (ours != mask[:, : size[1] - shift]).sum() <= shift * 0.2 * height
+        assert (own != mask[:, : size[1] - shift]).sum() <= shift * 0.2 * height
         inclusive = (box + np.array([0, 0, 1, 1])).clip(0, [size[1], size[0]] * 2)
         assert np.abs(target.boxes[match].numpy() - inclusive).max() <= 2
     return len(masks)

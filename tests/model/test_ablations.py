@@ -1,4 +1,4 @@
-"""Table 2: each switch builds, trains a step, predicts, and leaves no parameter unused."""
+"""Ablations of Table 2: each option builds, trains one step, predicts and uses every parameter."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def losses_with(**changes: Any) -> Losses:
         ({"mask_weight": 0.5}, {"mask_weight": 1.0}),
     ],
 )
-def test_switches_of_the_mask_loss_change_it_alone(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_mask_loss_options_change_only_the_mask_loss(one: dict[str, Any], other: dict[str, Any]) -> None:
     first, second = losses_with(**one), losses_with(**other)
     assert first.mask.item() != second.mask.item()
     for name in ("classification", "box", "centerness"):
@@ -95,7 +95,7 @@ def test_in_mask_sampling_drops_locations_in_holes() -> None:
     assert 0 < with_rule.num_positives < without.num_positives
 
 
-def test_the_best_sample_alone_has_nothing_to_smooth() -> None:
+def test_single_samples_have_no_smooth_loss() -> None:
     best, every = losses_with(embed_samples="best").smooth, losses_with(embed_samples="all").smooth
     assert best is not None
     assert every is not None
@@ -103,8 +103,8 @@ def test_the_best_sample_alone_has_nothing_to_smooth() -> None:
     assert losses_with(smooth_weight=0.0).smooth == 0
 
 
-def test_hinge_sees_distances_without_the_margin() -> None:
-    """Eq. 2 judges ||p - Q||: pixels on their proposal cost nothing inside and delta_b squared outside."""
+def test_hinge_uses_distances_without_the_margin() -> None:
+    """Check eq. 2 on ||p - Q|| = 0: the loss is 0 inside and delta_b squared outside."""
     cfg = small_config(margin="hinge", embed_dim=4, mask_weight=1.0, box_expansion=None)
     predictions = random_predictions(SIZE)
     predictions.proposal_embed = [torch.zeros_like(m) for m in predictions.proposal_embed]
@@ -120,5 +120,5 @@ def test_hinge_sees_distances_without_the_margin() -> None:
     )
     predictions.pixel_embed[:, 0] = 0.5
     predictions.pixel_embed[:, 0, :, 6:] = 1.5
-    # Only what interpolation mixes at the border costs something
+    # only the interpolated border has a loss
     assert Criterion.from_config(cfg)(predictions, [target]).mask.item() < 0.02

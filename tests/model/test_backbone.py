@@ -1,4 +1,4 @@
-"""Any timm model as a backbone, and what is said where it cannot be one."""
+"""timm models as backbones, and the errors of unsuitable ones."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_batch_norm_epsilon() -> None:
     assert {m.eps for m in frozen.modules() if "Frozen" in type(m).__name__} == {0.125}
 
 
-# The first part that still learns when as many stages are fixed
+# the first part that is trained when this number of stages is frozen
 FIRST_TRAINED = {
     "resnet18": ["conv1.", "layer1.0", "layer2.0", "layer3.0", "layer4.0", None],
     "convnext_atto": ["stem_0.", "stem_0.", "stages_1.", "stages_2.", "stages_3.", None],
@@ -61,49 +61,51 @@ FIRST_TRAINED = {
 def test_frozen_stages_are_counted_from_the_stem(name: str, count: int) -> None:
     body = Backbone(name, finest_stride=8, norm="batch", frozen_stages=count).body
     trained = [parameter.requires_grad for _, parameter in body.named_parameters()]
-    assert trained == sorted(trained)  # what is fixed comes first, without a gap
+    assert trained == sorted(trained)  # frozen parameters come first, without a gap
     first = next((n for n, p in body.named_parameters() if p.requires_grad), None)
     expected = FIRST_TRAINED[name][count]
     assert first is None if expected is None else first is not None and first.startswith(expected)
 
 
 def test_stride_in_1x1() -> None:
-    ours = Backbone("resnet50", finest_stride=8, stride_in_1x1=True).body
-    blocks = [ours[f"layer{i}"][0] for i in (2, 3, 4)]
+    body = Backbone("resnet50", finest_stride=8, stride_in_1x1=True).body
+    blocks = [body[f"layer{i}"][0] for i in (2, 3, 4)]
     assert [b.conv1.stride for b in blocks] == [(2, 2)] * 3
     assert [b.conv2.stride for b in blocks] == [(1, 1)] * 3
-    assert ours["layer1"][0].conv1.stride == (1, 1)
+    assert body["layer1"][0].conv1.stride == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "mobilenetv3_small_050"])
-def test_stride_in_1x1_needs_a_bottleneck(name: str) -> None:
-    with pytest.raises(BadInput, match=f"bottleneck ResNets, not for backbone '{name}'"):
+def test_raises_on_stride_in_1x1_without_bottleneck(name: str) -> None:
+    with pytest.raises(BadInput, match=f"needs a bottleneck ResNet, not backbone '{name}'"):
         Backbone(name, finest_stride=8, stride_in_1x1=True)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
-        ("resnet51", r"backbone 'resnet51' cannot be made by timm .*perhaps .*resnet"),
-        ("zzz_nothing", r"cannot be made by timm .*see timm.list_models\(\)"),
-        ("vit_tiny_patch16_224", r"gives strides \[16, 16, 16\], \[8, 16, 32\] are needed"),
-        ("swin_tiny_patch4_window7_224", "channels last, not supported"),
+        ("resnet51", r"timm cannot create backbone 'resnet51' .*did you mean .*resnet"),
+        ("zzz_nothing", r"timm cannot create .*see timm.list_models\(\)"),
+        ("vit_tiny_patch16_224", r"provides strides \[16, 16, 16\], but \[8, 16, 32\] are required"),
+        ("swin_tiny_patch4_window7_224", "channels-last maps, which are not supported"),
     ],
 )
-def test_models_that_cannot_be_backbones(name: str, says: str) -> None:
-    with pytest.raises(BadInput, match=says) as error:
+def test_raises_on_unsuitable_model(name: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message) as error:
         Backbone(name, finest_stride=8)
     assert "\n" not in str(error.value)
 
 
-def test_no_stride_4_for_a_stride_4_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_on_missing_stride_4(monkeypatch: pytest.MonkeyPatch) -> None:
     body = timm.create_model("resnet10t", features_only=True, out_indices=(0, 2, 3, 4))
     monkeypatch.setattr(timm, "create_model", lambda *_args, **_options: body)
-    with pytest.raises(BadInput, match=r"gives strides \[2, 8, 16, 32\], \[4, 8, 16, 32\] are needed"):
+    with pytest.raises(
+        BadInput, match=r"provides strides \[2, 8, 16, 32\], but \[4, 8, 16, 32\] are required"
+    ):
         Backbone("resnet10t", finest_stride=4)
 
 
-# --- what follows the backbone unless it is set --------------------------------
+# --- defaults that depend on the backbone --------------------------------------
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
@@ -135,7 +137,7 @@ def test_pixels_and_epsilon_follow_the_backbone(
     assert torch.equal(model.std.flatten(), torch.tensor(std))
 
 
-def test_what_is_set_stays() -> None:
+def test_configured_values_are_kept() -> None:
     values = {"image_mean": (1.0, 2.0, 3.0), "image_std": (4.0, 5.0, 6.0), "backbone_norm_eps": 1e-5}
     model = EmbedMask(small_config(backbone="tf_efficientnet_lite0", **values))
     assert {name: getattr(model.config, name) for name in values} == values
@@ -148,8 +150,8 @@ def test_the_mean_follows_the_order_of_the_channels() -> None:
     assert (config.image_mean, config.image_std) == (IMAGENET[0][::-1], IMAGENET[1][::-1])
 
 
-def test_plain_names_have_one_tag_for_ever() -> None:
-    """Not timm's default of the day; a tag in the name counts, and other names follow timm."""
+def test_names_without_tag_have_a_pinned_tag() -> None:
+    """Check the pinned tags; a tag in the name is kept, and other names use timm's default."""
     assert pretrained_name("resnet50") == "resnet50.tv_in1k"
     assert pretrained_name("resnet101") == "resnet101.tv_in1k"
     assert pretrained_name("resnet50.a1_in1k") == "resnet50.a1_in1k"

@@ -1,4 +1,4 @@
-"""Images in, predictions out: frames, normalising, levels."""
+"""EmbedMask from images to predictions: frames, normalisation, levels."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_more_and_fewer_levels() -> None:
         assert [m.shape[2] for m in predictions.box_ltrb] == [math.ceil(32 / s) for s in strides]
 
 
-def test_batch_and_tensor_are_the_same_road() -> None:
+def test_batch_and_tensor_give_equal_predictions() -> None:
     model = EmbedMask(small_config()).eval()
     tensors = torch.randn(1, 3, 32, 64)
     for one, two in zip(
@@ -83,12 +83,12 @@ def test_training_and_inference_give_one_type() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 4, 32, 32), (32,)])
-def test_what_is_no_image_batch(shape: tuple[int, ...]) -> None:
+def test_raises_on_invalid_shape(shape: tuple[int, ...]) -> None:
     with pytest.raises(BadInput, match=r"expected images \[N, 3, H, W\], got a tensor of shape"):
         EmbedMask(small_config())(torch.zeros(shape))
 
 
-def test_fixed_normalisation_in_both_orders() -> None:
+def test_normalisation_in_both_channel_orders() -> None:
     options = {"image_mean": (10.0, 20.0, 30.0), "image_std": (1.0, 2.0, 4.0)}
     image = torch.tensor([50, 100, 150], dtype=torch.uint8).view(3, 1, 1)
     rgb = EmbedMask(small_config(**options)).preprocess([image]).tensors[0, :, 0, 0]
@@ -97,7 +97,7 @@ def test_fixed_normalisation_in_both_orders() -> None:
     assert bgr.tolist() == [140, 40, 5]
 
 
-def test_each_image_by_its_own_brightness() -> None:
+def test_image_norm_uses_the_statistics_of_each_image() -> None:
     model = EmbedMask(small_config(image_norm="image"))
     image = random_image((40, 50))
     dim = (image.float() / 2).round().to(torch.uint8)

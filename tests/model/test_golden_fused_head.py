@@ -20,7 +20,7 @@ SHORTENED = {
     "pixel_embed": (..., HALF, HALF),
     "semantic_logits": (slice(None), slice(None, None, 4), HALF, HALF),
 }
-"""What the fixture keeps of these maps."""
+"""Slices of these maps that the fixture stores."""
 LEVELS = ("P3", "P4", "P5", "P6", "P7")
 
 
@@ -38,7 +38,7 @@ def feature_maps(z: Any) -> list[Tensor]:
 
 
 def official_maps(predictions: Predictions) -> dict[str, list[Tensor]]:
-    """Their names; boxes in units of the stride."""
+    """Return the maps by the authors' names, boxes in units of the stride."""
     boxes = zip(predictions.box_ltrb, predictions.strides, strict=True)
     return {
         "logits": predictions.class_logits,
@@ -51,7 +51,7 @@ def official_maps(predictions: Predictions) -> dict[str, list[Tensor]]:
 
 @pytest.fixture(scope="module")
 def run() -> dict[str, Any]:
-    """One forward and backward in training mode."""
+    """Run one forward and backward pass in training mode."""
     z, model = fixture("head_fused.npz"), build().train()
     maps = feature_maps(z)
     predictions = model.head(maps)
@@ -79,7 +79,7 @@ def test_outputs_in_training(run: dict[str, Any]) -> None:
 
 
 def test_outputs_in_evaluation(run: dict[str, Any]) -> None:
-    """Running statistics in the pixel branch, no semantic logits, the rest as in training."""
+    """Check running statistics in the pixel branch and missing semantic logits; the rest is as in training."""
     z, model = run["z"], build().eval()
     with torch.no_grad():
         predictions = model.head(feature_maps(z))
@@ -95,8 +95,8 @@ def test_running_statistics(run: dict[str, Any]) -> None:
     names = [key for key in z.files if key.startswith("bn_after.")]
     assert len(names) == 3 * 9
     for key in names:
-        ours = buffers[_our_name(key.removeprefix("bn_after."))]
-        assert_near(ours.float(), np.float32(z[key]), RELATIVE, key)
+        buffer = buffers[_our_name(key.removeprefix("bn_after."))]
+        assert_near(buffer.float(), np.float32(z[key]), RELATIVE, key)
 
 
 def test_gradients(run: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ def test_gradients(run: dict[str, Any]) -> None:
 
 
 def test_every_value(run: dict[str, Any]) -> None:
-    """What the shortened fixture leaves out."""
+    """Check the values that the shortened fixture omits."""
     z = shared_fixture("head_fused.npz")
     for name, output in run["named"].items():
         assert_near(output, z[f"train.{name}"], RELATIVE, name)

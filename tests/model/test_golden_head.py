@@ -18,7 +18,7 @@ LEVELS = ("P3", "P4", "P5", "P6", "P7")
 
 @pytest.fixture(scope="module", params=["v1", "v3"])
 def run(request: pytest.FixtureRequest) -> dict[str, object]:
-    """One forward and backward of the head on feature maps made by the rule."""
+    """Run one forward and backward pass of the head on the fixture's feature maps."""
     version = request.param
     z = fixture(f"head_{version}.npz")
     config, state = convert(official_state(version, "r50"))
@@ -74,7 +74,7 @@ def test_outputs(run: dict) -> None:
 def test_gradients(run: dict) -> None:
     z = run["z"]
     parameters = dict(run["model"].named_parameters())
-    merged = ("spatial_embed", "other_embed")  # split in theirs, one convolution here
+    merged = ("spatial_embed", "other_embed")  # two convolutions in the authors' code, one here
     compared = 0
     for name, norm in zip(text(z["bwd.param_names"]), z["bwd.param_grad_norm"], strict=True):
         if any(part in name for part in merged):
@@ -93,11 +93,13 @@ def test_gradients(run: dict) -> None:
 def test_joined_convolutions_gradients(run: dict) -> None:
     z = run["z"]
     if "bwd.grad.rpn.head.pixel_spatial_embed_pred.bias" not in z.files:
-        pytest.skip("arXiv v1 has one convolution, as ours")
-    for ours, theirs in (("head.pixel_branch.embed", "pixel"), ("head.proposal_embed", "proposal")):
-        expected = [z[f"bwd.grad.rpn.head.{theirs}_{part}_embed_pred.bias"] for part in ("spatial", "other")]
-        gradient = dict(run["model"].named_parameters())[f"{ours}.bias"].grad
-        assert_near(gradient, np.concatenate(expected), RELATIVE, ours)
+        pytest.skip("arXiv v1 has one convolution too")
+    for name, official in (("head.pixel_branch.embed", "pixel"), ("head.proposal_embed", "proposal")):
+        expected = [
+            z[f"bwd.grad.rpn.head.{official}_{part}_embed_pred.bias"] for part in ("spatial", "other")
+        ]
+        gradient = dict(run["model"].named_parameters())[f"{name}.bias"].grad
+        assert_near(gradient, np.concatenate(expected), RELATIVE, name)
 
 
 @pytest.mark.parametrize("level", range(5))

@@ -1,4 +1,4 @@
-"""The head's outputs: what they are before training, and what each switch of Table 2 does to them."""
+"""Outputs of the head before training, and the effect of each option of Table 2."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(seed: int = 0, **changes: Any) -> tuple[Head, Predictions]:
 
 
 def phi_at(distance: float, margin: Tensor) -> float:
-    """phi of a pixel at this distance from a proposal with this scalar margin."""
+    """Return phi of a pixel at a distance from a proposal with a scalar margin."""
     d = weighted_distance(torch.tensor([[distance]]), torch.zeros(1, 1), margin.reshape(1, 1))
     return d.neg().exp().item()
 
@@ -83,7 +83,7 @@ def test_constant_margin_follows_its_field() -> None:
     assert phi_at(5.0, p.proposal_margin[0][0, 0, 0, 0]) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_margin_from_the_box_stops_the_gradient_there() -> None:
+def test_margin_from_the_box_stops_the_gradient() -> None:
     head, p = run()
     torch.stack([m.sum() for m in p.proposal_margin]).sum().backward()
     assert head.margin.conv.weight.grad is not None
@@ -91,7 +91,7 @@ def test_margin_from_the_box_stops_the_gradient_there() -> None:
     assert all(q.grad is None for name, q in head.named_parameters() if not name.startswith("margin."))
 
 
-def test_margin_from_the_tower_does_not() -> None:
+def test_margin_from_the_tower_passes_the_gradient() -> None:
     head, p = run(preset="ijcai21")
     torch.stack([m.sum() for m in p.proposal_margin]).sum().backward()
     grads = [q.grad for q in head.box_tower.parameters()]
@@ -121,7 +121,7 @@ def test_embedding_dims(dims: int) -> None:
     assert {m.shape[1] for m in p.proposal_margin} == {1}
 
 
-def test_coordinates_enter_the_first_two_dims_alone() -> None:
+def test_coordinates_change_only_the_first_two_dims() -> None:
     head, with_position = run(preset="ijcai21")
     assert head.position_scale is not None
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_coordinates_enter_the_first_two_dims_alone() -> None:
         assert torch.equal(once[:, 2:], none[:, 2:])
 
 
-def test_boxes_are_in_pixels_whatever_the_level() -> None:
+def test_boxes_are_in_pixels_on_every_level() -> None:
     head, _ = run()
     with torch.no_grad():
         for parameter in head.box.parameters():
@@ -154,7 +154,7 @@ def test_boxes_are_in_pixels_whatever_the_level() -> None:
         assert torch.equal(level, torch.full_like(level, 1.5 * stride))
 
 
-def test_the_same_image_gives_the_same_alone_and_in_a_batch() -> None:
+def test_predictions_do_not_depend_on_the_batch() -> None:
     head, both = run()
     alone = head([f[1:] for f in features()])
     for one, two in zip(maps_of(alone), maps_of(both), strict=True):

@@ -1,4 +1,4 @@
-"""The baseline is torchvision's Mask R-CNN to the last digit; ours are its images, its labels and its types."""
+"""The baseline equals torchvision's Mask R-CNN exactly, apart from preprocessing, labels and types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from embedmask.structures import Target
 
 CLASSES = 3
 SIZES = [(64, 96), (80, 64)]
-"""One short side, so that torchvision's own resizing has nothing to do."""
+"""Sizes with equal short sides, so that torchvision does not resize."""
 
 
 def images() -> list[Tensor]:
@@ -28,43 +28,43 @@ def images() -> list[Tensor]:
     return [torch.randint(0, 256, (3, *size), generator=rng, dtype=torch.uint8) for size in SIZES]
 
 
-def truth() -> list[Target]:
+def targets() -> list[Target]:
     return [random_rectangles(4, size, seed=seed) for seed, size in enumerate(SIZES)]
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[MaskRCNN, Any]:
-    """The default baseline, and torchvision's function called plainly, with the same random weights."""
+    """Return the default baseline and torchvision's model, with equal random weights."""
     torch.manual_seed(0)
     config = MaskRCNNConfig(num_classes=CLASSES, backbone_norm="batch", frozen_stages=0, max_detections=20)
-    ours = build_model(config)
-    plain = maskrcnn_resnet50_fpn(
+    baseline = build_model(config)
+    reference_model = maskrcnn_resnet50_fpn(
         weights=None,
         weights_backbone=None,
         num_classes=CLASSES + 1,
         min_size=min(SIZES[0]),
         max_size=1333,
         box_detections_per_img=config.max_detections,
-        image_mean=ours.config.image_mean,
-        image_std=ours.config.image_std,
+        image_mean=baseline.config.image_mean,
+        image_std=baseline.config.image_std,
     )
     state = {name.replace("fpn.", "backbone.fpn.", 1) if name.startswith("fpn.") else name: value
-             for name, value in ours.state_dict().items()}  # fmt: skip
-    plain.load_state_dict(state)
-    plain.transform.torch_choice = min  # draws no random number
-    assert isinstance(ours, MaskRCNN)
-    for model in (ours, plain):
-        model.rpn._post_nms_top_n = {"training": 100, "testing": 100}  # quicker
-    return ours, plain
+             for name, value in baseline.state_dict().items()}  # fmt: skip
+    reference_model.load_state_dict(state)
+    reference_model.transform.torch_choice = min  # samples no random number
+    assert isinstance(baseline, MaskRCNN)
+    for model in (baseline, reference_model):
+        model.rpn._post_nms_top_n = {"training": 100, "testing": 100}  # faster
+    return baseline, reference_model
 
 
-def test_losses_and_gradients_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> None:
-    ours, plain = (copy.deepcopy(model).train() for model in pair)
+def test_losses_and_gradients_match_torchvision(pair: tuple[MaskRCNN, Any]) -> None:
+    baseline, reference_model = (copy.deepcopy(model).train() for model in pair)
     torch.manual_seed(1)
-    losses = ours.losses(ours.preprocess(images()), truth())
-    wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks.byte()} for t in truth()]
+    losses = baseline.losses(baseline.preprocess(images()), targets())
+    gts = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks.byte()} for t in targets()]
     torch.manual_seed(1)
-    expected = plain([image.float() for image in images()], wanted)
+    expected = reference_model([image.float() for image in images()], gts)
     names = {"classification": "loss_classifier", "box": "loss_box_reg", "mask": "loss_mask",
              "objectness": "loss_objectness", "rpn_box": "loss_rpn_box_reg"}  # fmt: skip
     assert losses.as_dict().keys() == names.keys()
@@ -72,26 +72,26 @@ def test_losses_and_gradients_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> No
         assert torch.equal(value, expected[names[name]]), name
     losses.total.backward()
     sum(expected.values()).backward()
-    gradients = {name: p.grad for name, p in plain.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        theirs = gradients[f"backbone.{name}" if name.startswith("fpn.") else name]
-        assert torch.allclose(parameter.grad, theirs, rtol=1e-4, atol=1e-6), name
+    gradients = {name: p.grad for name, p in reference_model.named_parameters()}
+    for name, parameter in baseline.named_parameters():
+        expected_grad = gradients[f"backbone.{name}" if name.startswith("fpn.") else name]
+        assert torch.allclose(parameter.grad, expected_grad, rtol=1e-4, atol=1e-6), name
 
 
-def test_boxes_scores_labels_and_masks_are_torchvisions(pair: tuple[MaskRCNN, Any]) -> None:
-    ours, plain = (model.eval() for model in pair)
+def test_detections_match_torchvision(pair: tuple[MaskRCNN, Any]) -> None:
+    baseline, reference_model = (model.eval() for model in pair)
     with torch.inference_mode():
-        found = predict_batch(ours, ours.config, images(), SIZES)
-        expected = plain([image.float() for image in images()])
-    for one, theirs in zip(found, expected, strict=True):
+        found = predict_batch(baseline, baseline.config, images(), SIZES)
+        expected = reference_model([image.float() for image in images()])
+    for one, reference in zip(found, expected, strict=True):
         assert len(one) > 10
-        assert torch.equal(one.boxes, theirs["boxes"])
-        assert torch.equal(one.scores, theirs["scores"])
-        assert torch.equal(one.labels, theirs["labels"] - 1)
-        assert torch.equal(one.masks.to_dense(), theirs["masks"][:, 0] > 0.5)
+        assert torch.equal(one.boxes, reference["boxes"])
+        assert torch.equal(one.scores, reference["scores"])
+        assert torch.equal(one.labels, reference["labels"] - 1)
+        assert torch.equal(one.masks.to_dense(), reference["masks"][:, 0] > 0.5)
 
 
-def test_images_without_objects_cost_something_and_reach_every_parameter() -> None:
+def test_images_without_objects_reach_every_parameter() -> None:
     model = MaskRCNN(small_baseline())
     losses = model.losses(model.preprocess(images()), [no_objects(size) for size in SIZES])
     assert losses.box == losses.mask == losses.rpn_box == 0
@@ -101,13 +101,13 @@ def test_images_without_objects_cost_something_and_reach_every_parameter() -> No
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
-def test_wrong_labels_are_named() -> None:
+def test_raises_on_invalid_labels() -> None:
     model = MaskRCNN(small_baseline(num_classes=2))
     with pytest.raises(BadInput, match=r"labels 0\.\.2, but the model has classes 0\.\.1"):
-        model.losses(model.preprocess(images()[:1]), truth()[:1])
+        model.losses(model.preprocess(images()[:1]), targets()[:1])
 
 
-def test_limits_are_those_of_the_call() -> None:
+def test_limits_are_arguments_of_the_call() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
     batch = model.preprocess(images()[:1])
@@ -123,7 +123,7 @@ def test_limits_are_those_of_the_call() -> None:
     assert len(none["boxes"]) == len(none["masks"]) == 0
 
 
-def test_under_autocast_only_the_convolutions_lose_digits() -> None:
+def test_only_convolutions_use_reduced_precision_under_autocast() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline())
     gradients, totals = [], []
@@ -131,7 +131,7 @@ def test_under_autocast_only_the_convolutions_lose_digits() -> None:
         torch.manual_seed(1)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses = model.losses(model.preprocess(images()), truth())
+            losses = model.losses(model.preprocess(images()), targets())
         assert {value.dtype for value in losses.as_dict().values()} == {torch.float32}
         losses.total.backward()
         totals.append(losses.total.item())
@@ -140,8 +140,8 @@ def test_under_autocast_only_the_convolutions_lose_digits() -> None:
     assert torch.cosine_similarity(*gradients, dim=0) > 0.95
 
 
-def test_boxes_keep_their_digits_under_autocast() -> None:
-    """bfloat16 has 8 bits: beyond 256 px it would move every corner to a whole, even pixel."""
+def test_boxes_keep_their_precision_under_autocast() -> None:
+    """Check boxes beyond 256 px, where bfloat16 would round corners to even pixels."""
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
     image = torch.randint(0, 256, (3, 64, 640), dtype=torch.uint8)

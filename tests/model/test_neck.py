@@ -1,4 +1,4 @@
-"""The pyramid: as many levels as asked for, from maps of any size."""
+"""Neck: the requested number of levels, from maps of any size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from embedmask.model.neck import Neck
 
 
 def pyramid(height: int, width: int, seed: int = 0) -> list[torch.Tensor]:
-    """Backbone maps of 4, 6 and 8 channels at strides 8, 16, 32."""
+    """Return backbone maps of 4, 6 and 8 channels at strides 8, 16, 32."""
     rng = torch.Generator().manual_seed(seed)
     sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in (8, 16, 32)]
     return [torch.randn(2, c, *size, generator=rng) for c, size in zip((4, 6, 8), sizes, strict=True)]
@@ -36,7 +36,9 @@ def test_coarser_levels_follow_from_the_one_before() -> None:
 def test_gradients_on_a_map_of_one_cell_under_autocast() -> None:
     neck = Neck([4, 6, 8], 32, 5)
     for _ in range(10):
-        freed = torch.full((32 * 32 * 9,), math.nan)  # a kernel that forgets to write finds this again
+        freed = torch.full(
+            (32 * 32 * 9,), math.nan
+        )  # a kernel that does not write its output would return this memory
         del freed
         neck.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -47,4 +49,4 @@ def test_gradients_on_a_map_of_one_cell_under_autocast() -> None:
             assert parameter.grad.isfinite().all(), name
         taps = neck.fpn.extra_blocks.convs[1].weight.grad.clone()
         taps[:, :, 1, 1] = 0
-        assert (taps == 0).all()  # all others see padding alone
+        assert (taps == 0).all()  # all others read only padding

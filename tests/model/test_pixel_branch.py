@@ -1,4 +1,4 @@
-"""The grids of the pixel embedding, and the parts of the network that only preset `fused` has."""
+"""Grids of the pixel embedding, and the parts of the network of preset `fused`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def model_of(**changes: Any) -> EmbedMask:
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (33, 65), (100, 37)])
 @pytest.mark.parametrize("first", [4, 8])
 def test_any_frame(size: tuple[int, int], first: int) -> None:
-    """Also one that the coarser levels overshoot, because their cells do not divide it."""
+    """Include frames that the cells of the coarser levels do not divide."""
     strides = tuple(first * 2**level for level in range(5))
     model = model_of(strides=strides).eval()
     with torch.no_grad():
@@ -37,7 +37,7 @@ def test_any_frame(size: tuple[int, int], first: int) -> None:
     assert len(branch.refine) == sum(stride <= 32 for stride in strides)
 
 
-def test_semantic_logits_in_training_alone() -> None:
+def test_semantic_logits_only_in_training() -> None:
     model, images = model_of(), torch.randn(2, 3, 64, 96)
     semantic = model.train()(images).semantic_logits
     assert semantic is not None
@@ -74,13 +74,13 @@ def test_the_fixed_scale_of_positions_has_no_parameter() -> None:
     fixed.load_state_dict(learned.state_dict(), strict=False)
     images = torch.randn(1, 3, 64, 64)
     one, two = (model.eval()(images).pixel_embed for model in (fixed, learned))
-    torch.testing.assert_close(one, two)  # the learned one begins at 1
+    torch.testing.assert_close(one, two)  # the learned scale is initialised to 1
 
 
 @pytest.mark.parametrize("branch", ["tower", "fused"])
 @pytest.mark.parametrize(("finest", "stride"), [(4, 2), (8, 2), (8, 4), (4, 4), (4, 16), (8, 16)])
-def test_the_pixel_embedding_has_the_stride_that_is_asked_for(branch: str, finest: int, stride: int) -> None:
-    """And is learned, coupled and decoded on it."""
+def test_pixel_embedding_has_the_configured_stride(branch: str, finest: int, stride: int) -> None:
+    """Train, couple and decode on each grid."""
     strides = tuple(finest * 2**level for level in range(5))
     model = model_of(preset="ijcai21", pixel_branch=branch, strides=strides, embed_stride=stride)
     predictions = model.train()(torch.randn(2, 3, 64, 96))
@@ -98,7 +98,7 @@ def test_the_pixel_embedding_has_the_stride_that_is_asked_for(branch: str, fines
 
 
 @pytest.mark.parametrize("size", [(33, 65), (100, 37)])
-def test_a_finer_grid_takes_frames_of_any_size(size: tuple[int, int]) -> None:
+def test_finer_grid_accepts_frames_of_any_size(size: tuple[int, int]) -> None:
     model = model_of(preset="ijcai21", embed_stride=2).eval()
     with torch.no_grad():
         predictions = model(torch.randn(1, 3, *size))
@@ -106,7 +106,7 @@ def test_a_finer_grid_takes_frames_of_any_size(size: tuple[int, int]) -> None:
 
 
 def test_pixel_embedding_as_cluster_center_on_a_finer_grid() -> None:
-    """Table 2 (b) reads p where the location lies, whatever the stride of p."""
+    """Check that Table 2 (b) reads p at the location, for any stride of p."""
     model = model_of(preset="ijcai21", embed_stride=2, cluster_center="pixel", coordinates=False).eval()
     with torch.no_grad():
         predictions = model(torch.randn(1, 3, 64, 64))
@@ -114,7 +114,7 @@ def test_pixel_embedding_as_cluster_center_on_a_finer_grid() -> None:
     assert torch.equal(first, predictions.pixel_embed[:, :, 2::4, 2::4])
 
 
-def test_strides_that_are_not_to_be_had() -> None:
+def test_raises_on_missing_stride() -> None:
     for stride in (1, 3, 256):
         with pytest.raises(BadInput, match="embed_stride"):
             model_of(embed_stride=stride)

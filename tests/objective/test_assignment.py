@@ -1,4 +1,4 @@
-"""Section 3.5 against three nested loops."""
+"""Assignment (section 3.5) against three nested loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RANGES = [(-1.0, 20.0), (20.0, 40.0), (40.0, math.inf)]
 
 
 def pyramid(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Locations, strides and ranges of three levels."""
+    """Return locations, strides and ranges of three levels."""
     sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
     locations, level = all_locations(sizes, STRIDES, "cpu")
     return locations, torch.tensor(STRIDES)[level].float(), torch.tensor(RANGES)[level]
@@ -28,7 +28,7 @@ def pyramid(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[tuple[int, int], Tensor, Tensor]:
-    """Frame, boxes on half pixels (ties are common) and random masks, sometimes smaller than the frame."""
+    """Sample a frame, boxes on half pixels (ties are common) and random masks, some smaller than the frame."""
     rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     height, width = (int(torch.randint(1, 90, (), generator=rng)) for _ in range(2))
     frame, count = torch.tensor([width, height]), draw(st.integers(0, 6))
@@ -95,8 +95,8 @@ def test_more_objects_than_a_chunk() -> None:
     assert max(index) >= GT_CHUNK
 
 
-def test_a_range_holds_both_its_ends() -> None:
-    # From the location (20, 20) the farthest side is exactly 20 away: levels one and two both take it
+def test_size_ranges_include_both_ends() -> None:
+    # the farthest side of location (20, 20) is exactly 20 away: levels one and two both accept it
     target = rectangles([[0, 0, 40, 40]], (64, 64))
     locations, strides, ranges = pyramid(64, 64)
     found = assign(locations, strides, ranges, target.boxes, target.masks, center_radius=None)
@@ -111,15 +111,15 @@ def test_in_mask_moves_a_location_to_the_object_behind() -> None:
     target = rectangles([[0, 0, 30, 30], [0, 0, 40, 40]], (64, 64))
     target.masks[0, 20:, 20:] = False
     at, stride, span = torch.tensor([[20.0, 20.0]]), torch.tensor([8.0]), torch.tensor([[-1.0, 99.0]])
-    kept = {"center_radius": None, "sample_in_mask": True}
-    assert assign(at, stride, span, target.boxes, target.masks, **kept).gt_index.tolist() == [1]
-    kept["sample_in_mask"] = False
-    assert assign(at, stride, span, target.boxes, target.masks, **kept).gt_index.tolist() == [0]
+    options = {"center_radius": None, "sample_in_mask": True}
+    assert assign(at, stride, span, target.boxes, target.masks, **options).gt_index.tolist() == [1]
+    options["sample_in_mask"] = False
+    assert assign(at, stride, span, target.boxes, target.masks, **options).gt_index.tolist() == [0]
 
 
 @st.composite
 def samplings(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
-    """Predicted boxes on a coarse grid (equal IoUs are common), ground truths, some without a positive."""
+    """Sample predicted boxes on a coarse grid (equal IoUs are common) and ground truths, some without a positive."""
     corner = st.integers(0, 6)
     side = st.integers(1, 6)
     box = st.tuples(corner, corner, side, side)
@@ -139,7 +139,7 @@ def test_select_samples(case: tuple[Tensor, Tensor, Tensor], mode: str, offset: 
     options = {"mode": mode, "iou_threshold": 0.4321, "box_offset": offset}
     found = select_samples(*case, **options)
     assert found.tolist() == slow.select_samples(*case, **options)
-    # Whatever the mode, every ground truth that has a positive keeps at least one
+    # in every mode, each ground truth that has a positive keeps at least one
     assert set(case[2][found].tolist()) == set(case[2].tolist())
 
 
@@ -155,7 +155,7 @@ def test_paired_iou(case: tuple[Tensor, Tensor, Tensor], offset: float) -> None:
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("iou", [1, 0, 0]), ("best", [1, 0, 0]), ("all", [1, 1, 1])])
-def test_boxes_that_miss_their_object(mode: str, expected: list[int]) -> None:
+def test_samples_without_overlap(mode: str, expected: list[int]) -> None:
     gt = torch.tensor([[0.0, 0, 10, 10]])
     preds = torch.tensor([[0.0, 0, 4, 4], [20, 20, 30, 30], [40, 40, 50, 50]])
     found = select_samples(preds, gt, torch.zeros(3, dtype=torch.int64), mode=mode, iou_threshold=0.5)

@@ -1,4 +1,4 @@
-"""Eq. 8 as a whole: what holds for any batch, and what a wrong target says."""
+"""The whole objective (eq. 8): invariants of any batch, and the errors of invalid targets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def numbers(losses: Losses) -> dict[str, float]:
 
 
 def image_of(predictions: Predictions, index: int) -> Predictions:
-    """One image of a batch."""
+    """Return the predictions of one image of a batch."""
     one = slice(index, index + 1)
     return Predictions(
         class_logits=[m[one] for m in predictions.class_logits],
@@ -58,7 +58,7 @@ def image_of(predictions: Predictions, index: int) -> Predictions:
 
 
 def slow_losses(predictions: Predictions, target: Target, cfg: ModelConfig) -> dict[str, float]:
-    """Eq. 8 for one image, ground truth by ground truth, in float64 where it matters."""
+    """Compute eq. 8 for one image, one ground truth at a time, in float64 where precision matters."""
     sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
     locations, level = all_locations(sizes, predictions.strides, "cpu")
     strides = torch.tensor(predictions.strides)[level].float()
@@ -78,12 +78,12 @@ def slow_losses(predictions: Predictions, target: Target, cfg: ModelConfig) -> d
         name: flatten_levels(getattr(predictions, name))[0].double()
         for name in ("class_logits", "box_ltrb", "centerness_logits", "proposal_embed", "proposal_margin")
     }
-    wanted = torch.zeros_like(flat["class_logits"])
+    one_hot = torch.zeros_like(flat["class_logits"])
     for k in positives:
-        wanted[target.labels[index[k]], k] = 1
+        one_hot[target.labels[index[k]], k] = 1
     prob = flat["class_logits"].sigmoid()
-    right = torch.where(wanted > 0, prob, 1 - prob)
-    alpha = torch.where(wanted > 0, cfg.focal_alpha, 1 - cfg.focal_alpha)
+    right = torch.where(one_hot > 0, prob, 1 - prob)
+    alpha = torch.where(one_hot > 0, cfg.focal_alpha, 1 - cfg.focal_alpha)
     focal = (-alpha * (1 - right) ** cfg.focal_gamma * right.log()).sum() / count
     box = center = weight = 0.0
     for k in positives:
@@ -134,7 +134,7 @@ def _slow_mask_losses(
         if not members:
             continue
         boxes = ltrb_to_xyxy(locations[members], flat["box_ltrb"][:, members].T.float())
-        kept = slow.select_samples(
+        selected = slow.select_samples(
             boxes,
             target.boxes[gt : gt + 1],
             torch.zeros(len(members), dtype=torch.int64),
@@ -142,17 +142,17 @@ def _slow_mask_losses(
             iou_threshold=cfg.sample_iou,
             box_offset=cfg.box_offset,
         )
-        sampled = [k for k, keep in zip(members, kept, strict=True) if keep]
+        sampled = [k for k, keep in zip(members, selected, strict=True) if keep]
         q, s = flat["proposal_embed"][:, sampled], flat["proposal_margin"][:, sampled]
         center, margin = q.mean(1, keepdim=True), s.mean(1, keepdim=True)
         smooth += ((q - center).square().sum() + (s - margin).square().sum()).item() / len(target)
         distance = weighted_distance(pixels.flatten(1), center.T, margin.T)
         logits = -distance - torch.log(-torch.expm1(-distance))
-        truth = slow.mask_targets(target.masks[gt : gt + 1], grid, stride).flatten(1)
+        gt_mask = slow.mask_targets(target.masks[gt : gt + 1], grid, stride).flatten(1)
         region = None
         if cfg.box_expansion is not None:
             region = slow.box_regions(target.boxes[gt : gt + 1], grid, stride, cfg.box_expansion).flatten(1)
-        mask += slow.lovasz_hinge(logits, truth, region).item() / len(target)
+        mask += slow.lovasz_hinge(logits, gt_mask, region).item() / len(target)
     return mask, smooth
 
 
@@ -163,19 +163,19 @@ def _slow_mask_losses(
     st.sampled_from([None, 1.0, 1.2]),
     st.sampled_from(["iou", "all", "best"]),
 )
-def test_against_the_formulas(seed: int, count: int, expansion: float | None, samples: str) -> None:
-    judge = criterion(box_expansion=expansion, embed_samples=samples)
+def test_matches_formulas(seed: int, count: int, expansion: float | None, samples: str) -> None:
+    objective = criterion(box_expansion=expansion, embed_samples=samples)
     predictions = random_predictions(SIZE, seed=seed, margins=1 if seed % 2 else 4)
     target = random_rectangles(count, SIZE, seed)
-    found = numbers(judge(predictions, [target]))
-    assert found == pytest.approx(slow_losses(predictions, target, judge.cfg), rel=1e-4, abs=1e-5)
+    found = numbers(objective(predictions, [target]))
+    assert found == pytest.approx(slow_losses(predictions, target, objective.cfg), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])
 @pytest.mark.parametrize("kind", ["no objects", "no positives"])
 def test_without_positives_all_but_classification_is_zero(preset: str, kind: str) -> None:
     model = EmbedMask(small_config(preset=preset, embed_dim=4))
-    # Between locations 8 px apart, an object of 2 px holds none
+    # locations are 8 px apart: an object of 2 px contains none
     target = no_objects((32, 40)) if kind == "no objects" else rectangles([[6, 6, 8, 8]], (32, 40))
     losses = Criterion.from_config(model.config)(
         model(torch.randn(2, 3, 32, 64)), [target, no_objects((32, 64))]
@@ -191,29 +191,29 @@ def test_without_positives_all_but_classification_is_zero(preset: str, kind: str
         assert parameter.grad.isfinite().all(), name
 
 
-def test_every_map_is_reached_without_positives() -> None:
+def test_every_map_has_gradient_without_positives() -> None:
     predictions = random_predictions(SIZE, requires_grad=True)
     criterion()(predictions, [no_objects(SIZE)]).total.backward()
     assert all(m.grad is not None and m.grad.isfinite().all() for m in maps_of(predictions))
     assert all((m.grad == 0).all() for m in maps_of(predictions)[len(STRIDES) :])
 
 
-def test_an_object_without_a_location_counts_in_the_mean_alone() -> None:
+def test_object_without_location_counts_in_the_mean_only() -> None:
     predictions = random_predictions(SIZE)
-    seen = rectangles([[10, 10, 50, 50]], SIZE)
+    single = rectangles([[10, 10, 50, 50]], SIZE)
     both = rectangles([[10, 10, 50, 50], [70, 6, 72, 8]], SIZE)
     for normalizer, share in (("all", 0.5), ("matched", 1.0)):
-        judge = criterion(mask_normalizer=normalizer)
-        one, two = numbers(judge(predictions, [seen])), numbers(judge(predictions, [both]))
+        objective = criterion(mask_normalizer=normalizer)
+        one, two = numbers(objective(predictions, [single])), numbers(objective(predictions, [both]))
         assert two["mask"] == pytest.approx(one["mask"] * share, rel=1e-5)
         assert {k: two[k] for k in TERMS[:3]} == pytest.approx({k: one[k] for k in TERMS[:3]})
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])
-def test_three_hundred_objects(preset: str) -> None:
+def test_many_objects(preset: str) -> None:
     predictions = random_predictions((64, 64), requires_grad=True)
-    judge = criterion(preset=preset)
-    losses = judge(predictions, [random_rectangles(300, (64, 64))])
+    objective = criterion(preset=preset)
+    losses = objective(predictions, [random_rectangles(300, (64, 64))])
     assert losses.num_positives > 20
     assert losses.total.isfinite()
     losses.total.backward()
@@ -228,19 +228,19 @@ def test_the_order_of_ground_truths_does_not_matter(preset: str) -> None:
     assert len(set(sides.prod(1).tolist())) == 9
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     turned = Target(target.boxes[order], target.labels[order], target.masks[order])
-    judge = criterion(preset=preset)
-    assert numbers(judge(predictions, [turned])) == pytest.approx(
-        numbers(judge(predictions, [target])), rel=1e-5
+    objective = criterion(preset=preset)
+    assert numbers(objective(predictions, [turned])) == pytest.approx(
+        numbers(objective(predictions, [target])), rel=1e-5
     )
 
 
-def test_a_batch_weighs_its_images_by_their_counts() -> None:
-    """Class, box and centerness are averaged over positives of the batch, masks and smooth over images."""
+def test_batch_losses_are_weighted_means() -> None:
+    """Average class, box and centerness over the positives of the batch, masks and smooth over images."""
     predictions = random_predictions(SIZE, images=3)
     targets = [random_rectangles(3, SIZE, 1), no_objects(SIZE), random_rectangles(6, SIZE, 2)]
-    judge = criterion()
-    batch = judge(predictions, targets)
-    single = [judge(image_of(predictions, i), [t]) for i, t in enumerate(targets)]
+    objective = criterion()
+    batch = objective(predictions, targets)
+    single = [objective(image_of(predictions, i), [t]) for i, t in enumerate(targets)]
     counts = torch.tensor([float(one.num_positives) for one in single])
     assert batch.num_positives == counts.sum() > 0
     weights = {
@@ -274,16 +274,16 @@ def _centerness_sums(targets: list[Target]) -> Tensor:
 
 @pytest.mark.parametrize(("box_offset", "winner"), [(0.0, 1), (1.0, 0)])
 def test_areas_are_compared_with_the_offset(box_offset: float, winner: int) -> None:
-    """30 x 30 is more than 14 x 64, but 31 x 31 is less than 15 x 65."""
+    """Compare areas: 30 x 30 is larger than 14 x 64, but 31 x 31 is smaller than 15 x 65."""
     target = rectangles([[20, 20, 50, 50], [28, 0, 42, 64]], SIZE)
     predictions = random_predictions(SIZE)
     predictions.class_logits = [torch.full_like(m, -20) for m in predictions.class_logits]
-    judge = criterion(box_offset=box_offset)
-    undecided = judge(predictions, [target]).classification.item()
+    objective = criterion(box_offset=box_offset)
+    undecided = objective(predictions, [target]).classification.item()
     gains = []
     for label in (0, 1):
-        predictions.class_logits[0][0, label, 4, 4] = 20  # the location (36, 36) lies in both
-        gains.append(undecided - judge(predictions, [target]).classification.item())
+        predictions.class_logits[0][0, label, 4, 4] = 20  # location (36, 36) lies in both
+        gains.append(undecided - objective(predictions, [target]).classification.item())
         predictions.class_logits[0][0, label, 4, 4] = -20
     assert gains[winner] > 0 > gains[1 - winner]
 
@@ -292,25 +292,25 @@ def test_targets_smaller_than_the_padded_frame() -> None:
     predictions = random_predictions(SIZE)
     small = rectangles([[3, 3, 30, 36], [20, 10, 50, 37]], (37, 51))
     padded = Target(small.boxes, small.labels, F.pad(small.masks, (0, 96 - 51, 0, 64 - 37)))
-    judge = criterion()
-    assert numbers(judge(predictions, [small])) == numbers(judge(predictions, [padded]))
+    objective = criterion()
+    assert numbers(objective(predictions, [small])) == numbers(objective(predictions, [padded]))
 
 
-def test_targets_are_left_as_they_were() -> None:
+def test_targets_are_not_modified() -> None:
     target = random_rectangles(4, SIZE)
-    kept = Target(target.boxes.clone(), target.labels.clone(), target.masks.clone())
+    before = Target(target.boxes.clone(), target.labels.clone(), target.masks.clone())
     criterion()(random_predictions(SIZE), [target])
-    assert torch.equal(kept.boxes, target.boxes)
-    assert torch.equal(kept.masks, target.masks)
+    assert torch.equal(before.boxes, target.boxes)
+    assert torch.equal(before.masks, target.masks)
 
 
-def test_masks_of_numbers_mean_the_same_as_of_booleans() -> None:
+def test_integer_masks_equal_bool_masks() -> None:
     predictions, target = random_predictions(SIZE), random_rectangles(4, SIZE)
-    judge = criterion()
-    expected = numbers(judge(predictions, [target]))
+    objective = criterion()
+    expected = numbers(objective(predictions, [target]))
     for dtype in (torch.uint8, torch.float32):
         other = Target(target.boxes.double(), target.labels, target.masks.to(dtype))
-        assert numbers(judge(predictions, [other])) == expected
+        assert numbers(objective(predictions, [other])) == expected
 
 
 def test_losses_are_float32_under_autocast() -> None:
@@ -321,7 +321,7 @@ def test_losses_are_float32_under_autocast() -> None:
     assert numbers(losses) == numbers(criterion()(predictions, [target]))
 
 
-def test_perfect_predictions_cost_next_to_nothing() -> None:
+def test_perfect_predictions_have_almost_no_loss() -> None:
     target = rectangles([[8, 8, 40, 40], [48, 16, 88, 56]], SIZE)
     predictions = random_predictions(SIZE, dims=2)
     sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
@@ -353,7 +353,7 @@ def test_perfect_predictions_cost_next_to_nothing() -> None:
     assert losses["classification"] < 1e-4
     assert losses["box"] == pytest.approx(0, abs=1e-6)
     assert losses["smooth"] == pytest.approx(0, abs=1e-6)
-    # Interpolation leaves the corners of the objects undecided
+    # interpolation blurs the corners of the objects
     assert losses["mask"] < 0.1
 
 
@@ -362,19 +362,19 @@ BAD = {
     "box": (lambda t: replace(t, boxes=t.boxes[:, [0, 1, 0, 3]]), "has no area"),
     "large masks": (
         lambda t: replace(t, masks=F.pad(t.masks, (0, 1))),
-        r"\(64, 97\), larger than .*\(64, 96\)",
+        r"\(64, 97\) are larger than .*\(64, 96\)",
     ),
-    "tall masks": (lambda t: replace(t, masks=F.pad(t.masks, (0, 0, 0, 9))), r"\(73, 96\), larger than"),
+    "tall masks": (lambda t: replace(t, masks=F.pad(t.masks, (0, 0, 0, 9))), r"\(73, 96\) are larger than"),
     "masks missing": (lambda t: replace(t, masks=t.masks[:1]), "2 boxes but 1 masks"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("image_id", [None, 77])
-def test_bad_targets_are_named(case: str, image_id: int | None) -> None:
-    change, says = BAD[case]
+def test_raises_on_invalid_target(case: str, image_id: int | None) -> None:
+    change, message = BAD[case]
     bad = change(replace(random_rectangles(2, SIZE), image_id=image_id))
-    with pytest.raises(BadInput, match=says) as error:
+    with pytest.raises(BadInput, match=message) as error:
         criterion()(random_predictions(SIZE, images=2), [no_objects(SIZE), bad])
     assert "\n" not in str(error.value)
     assert "None" not in str(error.value)
@@ -382,6 +382,6 @@ def test_bad_targets_are_named(case: str, image_id: int | None) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_one_target_an_image(count: int) -> None:
+def test_raises_unless_one_target_per_image(count: int) -> None:
     with pytest.raises(BadInput, match=f"2 images but {count} targets"):
         criterion()(random_predictions(SIZE, images=2), [no_objects(SIZE)] * count)

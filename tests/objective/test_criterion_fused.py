@@ -1,4 +1,4 @@
-"""What preset `fused` asks of the criterion, and the cap on the instances of the mask loss."""
+"""Criterion with preset `fused`, and the limit on the instances of the mask loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from embedmask.objective.losses import dice_loss
 SIZE = (64, 96)
 
 
-def judge_of(**changes: Any) -> Criterion:
+def criterion_of(**changes: Any) -> Criterion:
     return Criterion.from_config(small_config(**{"preset": "fused", "embed_dim": 4, **changes}))
 
 
@@ -44,7 +44,7 @@ def predictions_of(seed: int = 0, size: tuple[int, int] = SIZE, images: int = 1)
 
 
 def slow_terms(predictions: Predictions, target: Target, cfg: ModelConfig) -> tuple[float, float]:
-    """Mask and semantic loss of one image in float64, positive by positive and cell by cell."""
+    """Compute mask and semantic loss of one image in float64, one positive and one cell at a time."""
     sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
     locations, level = all_locations(sizes, predictions.strides, "cpu")
     index, _ = slow.assign(
@@ -67,15 +67,15 @@ def slow_terms(predictions: Predictions, target: Target, cfg: ModelConfig) -> tu
         one = slice(location, location + 1)
         phi = (-weighted_distance(pixels.flatten(1), q[one], s[one])).exp().view(pixels.shape[1:])
         prob = resize_aligned(phi, 2)
-        truth = torch.zeros_like(prob, dtype=torch.bool)
-        seen = target.masks[gt, 2::4, 2::4]
-        truth[: seen.shape[0], : seen.shape[1]] = seen
+        gt_mask = torch.zeros_like(prob, dtype=torch.bool)
+        samples = target.masks[gt, 2::4, 2::4]
+        gt_mask[: samples.shape[0], : samples.shape[1]] = samples
         if cfg.mask_loss == "dice":
-            union = prob.square().sum() + truth.sum() + 1e-5
-            losses.append((1 - 2 * (prob * truth).sum() / union).item())
+            union = prob.square().sum() + gt_mask.sum() + 1e-5
+            losses.append((1 - 2 * (prob * gt_mask).sum() / union).item())
         else:
             logits = torch.logit(prob.clamp(1e-6, 1 - 1e-6)).flatten()[None]
-            losses.append(slow.lovasz_hinge(logits, truth.flatten()[None]).item())
+            losses.append(slow.lovasz_hinge(logits, gt_mask.flatten()[None]).item())
     return sum(losses) / max(len(losses), 1), _slow_semantic(predictions, target, cfg)
 
 
@@ -85,33 +85,34 @@ def _slow_semantic(predictions: Predictions, target: Target, cfg: ModelConfig) -
     classes = slow.semantic_targets(target.masks, target.labels, tuple(logits.shape[1:]), 8)
     total = 0.0
     for label in range(len(logits)):
-        prob, wanted = logits[label].sigmoid(), classes == label
-        right = torch.where(wanted, prob, 1 - prob)
-        alpha = torch.where(wanted, cfg.focal_alpha, 1 - cfg.focal_alpha)
+        prob, positive = logits[label].sigmoid(), classes == label
+        right = torch.where(positive, prob, 1 - prob)
+        alpha = torch.where(positive, cfg.focal_alpha, 1 - cfg.focal_alpha)
         total += (-alpha * (1 - right) ** cfg.focal_gamma * right.log()).sum().item()
     return total / max((classes >= 0).sum().item(), 1)
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 5), st.sampled_from(["lovasz", "dice"]))
-def test_against_the_formulas(seed: int, count: int, mask_loss: str) -> None:
-    judge = judge_of(mask_loss=mask_loss)
+def test_matches_formulas(seed: int, count: int, mask_loss: str) -> None:
+    criterion = criterion_of(mask_loss=mask_loss)
     predictions, target = predictions_of(seed), random_rectangles(count, SIZE, seed)
-    losses = judge(predictions, [target])
+    losses = criterion(predictions, [target])
     assert losses.semantic is not None
-    mask, semantic = slow_terms(predictions, target, judge.cfg)
+    mask, semantic = slow_terms(predictions, target, criterion.cfg)
     assert losses.mask.item() == pytest.approx(mask, rel=1e-3, abs=1e-5)
     assert losses.semantic.item() == pytest.approx(semantic, rel=1e-4)
     assert losses.smooth == 0
 
 
-def test_the_mean_goes_over_the_positives_of_the_batch() -> None:
+def test_mask_loss_is_the_mean_over_positives() -> None:
     predictions = predictions_of(images=2)
     targets = [random_rectangles(2, SIZE, 3), random_rectangles(7, SIZE, 4)]
-    judge = judge_of()
-    both = judge(predictions, targets)
+    criterion = criterion_of()
+    both = criterion(predictions, targets)
     alone = [
-        judge(predictions, [t if i == k else no_objects(SIZE) for k, t in enumerate(targets)]) for i in (0, 1)
+        criterion(predictions, [t if i == k else no_objects(SIZE) for k, t in enumerate(targets)])
+        for i in (0, 1)
     ]
     counts = [one.num_positives for one in alone]
     assert min(counts) > 0
@@ -121,7 +122,7 @@ def test_the_mean_goes_over_the_positives_of_the_batch() -> None:
 
 @pytest.mark.parametrize("kind", ["no objects", "no positives"])
 def test_without_positives(kind: str) -> None:
-    """Every parameter is reached; the semantic head still learns that there is nothing."""
+    """Check that every parameter has a gradient; the semantic head still learns the background."""
     model = EmbedMask(small_config(preset="fused", embed_dim=4)).train()
     target = no_objects((32, 40)) if kind == "no objects" else rectangles([[6, 6, 8, 8]], (32, 40))
     losses = Criterion.from_config(model.config)(
@@ -139,28 +140,28 @@ def test_without_positives(kind: str) -> None:
 
 
 @pytest.mark.parametrize("counts", [(5, 2), (4, 0)])
-def test_two_processes_are_one_on_the_joined_batch(
+def test_two_processes_equal_one_on_the_joined_batch(
     monkeypatch: pytest.MonkeyPatch, counts: tuple[int, int]
 ) -> None:
-    """The mean of their losses: each divides by what both have seen."""
+    """Compare the mean of both losses, each divided by the counts of both processes."""
     predictions = predictions_of(images=2)
     targets = [random_rectangles(n, SIZE, n) if n else no_objects(SIZE) for n in counts]
-    judge = judge_of()
-    joined = judge(predictions, targets)
-    seen: list[Tensor] = []
+    criterion = criterion_of()
+    joined = criterion(predictions, targets)
+    sums: list[Tensor] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: seen.append(values.clone()))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: sums.append(values.clone()))
     for index in (0, 1):
-        judge(image_of(predictions, index), targets[index : index + 1])
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.copy_(seen[0] + seen[1]))
-    parts = [judge(image_of(predictions, i), targets[i : i + 1]).as_dict() for i in (0, 1)]
+        criterion(image_of(predictions, index), targets[index : index + 1])
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.copy_(sums[0] + sums[1]))
+    parts = [criterion(image_of(predictions, i), targets[i : i + 1]).as_dict() for i in (0, 1)]
     for name, value in joined.as_dict().items():
         assert (parts[0][name] + parts[1][name]).item() / 2 == pytest.approx(value.item(), rel=1e-5), name
 
 
 def image_of(predictions: Predictions, index: int) -> Predictions:
-    """One image of a batch."""
+    """Return the predictions of one image of a batch."""
     one = slice(index, index + 1)
     assert predictions.semantic_logits is not None
     return Predictions(
@@ -175,32 +176,32 @@ def image_of(predictions: Predictions, index: int) -> Predictions:
 
 
 def test_the_order_of_ground_truths_does_not_matter() -> None:
-    """Not even when the first has no pixel, where the authors' code has no positive at all."""
+    """Include an empty first mask, for which the authors' code has no positive at all."""
     predictions, target = predictions_of(), random_rectangles(9, SIZE, seed=5)
     target.masks[0] = False
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     turned = Target(target.boxes[order], target.labels[order], target.masks[order])
-    one, two = (judge_of()(predictions, [t]) for t in (target, turned))
+    one, two = (criterion_of()(predictions, [t]) for t in (target, turned))
     assert one.num_positives == two.num_positives > 0
     for name, value in one.as_dict().items():
         assert value.item() == pytest.approx(two.as_dict()[name].item(), rel=1e-5), name
 
 
-def test_predictions_of_a_network_in_evaluation_mode_are_refused() -> None:
+def test_raises_on_predictions_in_evaluation_mode() -> None:
     with pytest.raises(BadInput, match="training mode"):
-        judge_of()(random_predictions(SIZE, margins=4), [random_rectangles(2, SIZE)])
+        criterion_of()(random_predictions(SIZE, margins=4), [random_rectangles(2, SIZE)])
 
 
 def test_dice_by_hand() -> None:
     probs = torch.tensor([[1.0, 0.0, 1.0], [0.5, 0.5, 0.0]])
-    truth = torch.tensor([[True, False, True], [True, False, False]])
-    found = dice_loss(probs, truth)
+    gt_mask = torch.tensor([[True, False, True], [True, False, False]])
+    found = dice_loss(probs, gt_mask)
     assert found.tolist() == pytest.approx([0, 1 - 1 / 1.5], abs=1e-4)
     first = torch.tensor([[True, False, False], [True, False, False]])
-    assert dice_loss(probs, truth, first).tolist() == pytest.approx([0, 1 - 1 / 1.25], abs=1e-4)
+    assert dice_loss(probs, gt_mask, first).tolist() == pytest.approx([0, 1 - 1 / 1.25], abs=1e-4)
 
 
-# --- the cap ----------------------------------------------------------------
+# --- max_mask_instances -------------------------------------------------------
 
 
 def matched_of(count: int) -> Matched:
@@ -208,76 +209,76 @@ def matched_of(count: int) -> Matched:
     return Matched(index, index, torch.zeros(count, 4), torch.ones(count, 1), torch.rand(count))
 
 
-def test_few_instances_are_all_seen() -> None:
+def test_few_instances_are_all_used() -> None:
     matched = matched_of(5)
     state = torch.get_rng_state()
-    assert matched.draw(5) is matched
-    assert matched.draw(None) is matched
+    assert matched.sample(5) is matched
+    assert matched.sample(None) is matched
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_draw_is_unbiased() -> None:
+def test_sampling_is_unbiased() -> None:
     torch.manual_seed(0)
     matched, rounds = matched_of(6), 4000
     sums = torch.zeros(6)
     for _ in range(rounds):
-        drawn = matched.draw(2)
-        assert drawn.gt.diff() > 0  # two different ones, image by image
-        sums[drawn.gt] += drawn.weight
+        sampled = matched.sample(2)
+        assert sampled.gt.diff() > 0  # two different instances, ordered by image
+        sums[sampled.gt] += sampled.weight
     assert torch.allclose(sums / rounds, matched.weight, rtol=0.1)
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
-def test_the_drawn_loss_is_the_whole_on_average(preset: str) -> None:
+def test_sampled_loss_has_the_full_mean(preset: str) -> None:
     predictions, target = predictions_of(), random_rectangles(8, SIZE, 1)
-    whole = judge_of(preset=preset)(predictions, [target])
-    judge = judge_of(preset=preset, max_mask_instances=4)
+    whole = criterion_of(preset=preset)(predictions, [target])
+    criterion = criterion_of(preset=preset, max_mask_instances=4)
     torch.manual_seed(0)
-    drawn = [judge(predictions, [target]) for _ in range(50)]
-    values = torch.stack([one.mask.detach() for one in drawn])
+    sampled = [criterion(predictions, [target]) for _ in range(50)]
+    values = torch.stack([one.mask.detach() for one in sampled])
     assert values.std() > 0
-    assert (values.mean() - whole.mask).abs() < 4 * values.std() / len(drawn) ** 0.5
-    for name, value in drawn[0].as_dict().items():
+    assert (values.mean() - whole.mask).abs() < 4 * values.std() / len(sampled) ** 0.5
+    for name, value in sampled[0].as_dict().items():
         assert name == "mask" or torch.equal(value, whole.as_dict()[name])
     torch.manual_seed(0)
-    assert torch.equal(judge(predictions, [target]).mask, drawn[0].mask)
+    assert torch.equal(criterion(predictions, [target]).mask, sampled[0].mask)
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
-def test_memory_is_bounded_by_the_cap(preset: str) -> None:
-    """1,964 small objects, as many as the fullest image of a well known data set has."""
+def test_memory_is_bounded_by_max_mask_instances(preset: str) -> None:
+    """Use 1,964 small objects, the largest number per image in a well-known data set."""
     side, cells = 192, 48 * 48
     rng = torch.Generator().manual_seed(0)
     low = torch.rand(1964, 2, generator=rng) * (side - 24)
     high = low + 12 + 10 * torch.rand(1964, 2, generator=rng)
     target = rectangles(torch.cat([low, high], 1).tolist(), (side, side))
-    kept = {
-        cap: bytes_for_backward(judge_of(preset=preset, max_mask_instances=cap), (side, side), target)
+    used = {
+        cap: bytes_for_backward(criterion_of(preset=preset, max_mask_instances=cap), (side, side), target)
         for cap in (20, 40, 120)
     }
-    # what an instance costs does not depend on how many there are, and the rest is small
-    each = (kept[120] - kept[40]) / 80
+    # the memory per instance is constant, and the rest is small
+    each = (used[120] - used[40]) / 80
     assert 0 < each < 40 * cells * 4
-    assert (kept[40] - kept[20]) / 20 == pytest.approx(each, rel=0.5)
-    assert kept[20] < 20 * each + 20e6
+    assert (used[40] - used[20]) / 20 == pytest.approx(each, rel=0.5)
+    assert used[20] < 20 * each + 20e6
 
 
-def bytes_for_backward(judge: Criterion, size: tuple[int, int], target: Target) -> int:
-    """What the graph holds on to."""
+def bytes_for_backward(criterion: Criterion, size: tuple[int, int], target: Target) -> int:
+    """Return the bytes that autograd saves for the backward pass."""
     predictions = predictions_of(size=size)
-    held: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def hold(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        held[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     torch.manual_seed(0)
-    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        losses = judge(predictions, [target])
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        losses = criterion(predictions, [target])
     losses.total.backward()
     assert all(m.grad is not None and m.grad.isfinite().all() for m in maps_of(predictions))
-    return sum(held.values())
+    return sum(saved.values())
 
 
 def test_strides_that_begin_at_four() -> None:

@@ -1,4 +1,4 @@
-"""The normalisers over two processes: each loss is what one process over all images would say."""
+"""Loss normalizers over two processes: each loss equals that of one process on all images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def part(rank: int, count: int) -> tuple[Predictions, Target]:
-    """What process `rank` sees: one image of `count` objects."""
+    """Return the batch of process `rank`: one image of `count` objects."""
     target = random_rectangles(count, SIZE, seed=rank) if count else no_objects(SIZE)
     predictions = random_predictions(SIZE, seed=10 + rank)
     predictions.semantic_logits = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
@@ -33,17 +33,17 @@ def part(rank: int, count: int) -> tuple[Predictions, Target]:
 
 
 def criterion(case: str) -> Criterion:
-    """Of the version that a case is about."""
+    """Build the criterion of a case."""
     return Criterion.from_config(small_config(preset=case.partition(":")[0], embed_dim=4))
 
 
 def counts_of(case: str) -> tuple[int, int]:
-    """Objects of each process."""
+    """Return the number of objects of each process."""
     return COUNTS[case.partition(": ")[2]]
 
 
 def joined(counts: tuple[int, ...]) -> tuple[Predictions, list[Target]]:
-    """The images of all processes as one batch."""
+    """Return the images of all processes as one batch."""
     parts = [part(rank, count) for rank, count in enumerate(counts)]
     names = ("class_logits", "box_ltrb", "centerness_logits", "proposal_embed", "proposal_margin")
     maps = {
@@ -56,26 +56,26 @@ def joined(counts: tuple[int, ...]) -> tuple[Predictions, list[Target]]:
     return whole, [target for _, target in parts]
 
 
-def work_of_another(index: int, store: str, out: str) -> None:
-    """In a new process: rank 0 is the one that runs the tests, since starting takes most of the time."""
+def spawned_work(index: int, store: str, out: str) -> None:
+    """Run `work` in a spawned process; the test process itself is rank 0, because starting is slow."""
     torch.set_num_threads(1)
     work(index + 1, store, out)
 
 
 def work(rank: int, store: str, out: str) -> None:
-    """One process: its losses of every case, and whether its gradients are finite."""
+    """Compute and save the losses of every case in one process, and check its gradients."""
     distributed.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=90)
     )
     try:
-        found = {case: case_losses(case, rank) for case in CASES}
+        losses = {case: case_losses(case, rank) for case in CASES}
     finally:
         distributed.destroy_process_group()
-    torch.save(found, Path(out) / f"{rank}.pt")
+    torch.save(losses, Path(out) / f"{rank}.pt")
 
 
 def case_losses(case: str, rank: int) -> dict[str, float]:
-    """Terms of one process; its gradients must be finite."""
+    """Return the terms of one process and check that gradients are finite."""
     predictions, target = part(rank, counts_of(case)[rank])
     predictions.box_ltrb = [m.requires_grad_() for m in predictions.box_ltrb]
     losses = criterion(case)(predictions, [target])
@@ -86,14 +86,14 @@ def case_losses(case: str, rank: int) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, float]]]:
-    """Losses of each process."""
+    """Return the losses of each process."""
     folder = tmp_path_factory.mktemp("processes")
     try:
         socket.create_server(("127.0.0.1", 0)).close()
     except OSError as error:
-        pytest.skip(f"processes cannot talk to each other here: {error}")
+        pytest.skip(f"processes cannot connect to each other: {error}")
     paths = str(folder / "store"), str(folder)
-    others = multiprocessing.spawn(work_of_another, paths, nprocs=RANKS - 1, join=False)
+    others = multiprocessing.spawn(spawned_work, paths, nprocs=RANKS - 1, join=False)
     work(0, *paths)
     while not others.join():
         pass
@@ -101,7 +101,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_average_over_processes_is_the_loss_of_the_whole_batch(
+def test_mean_over_processes_equals_the_joined_batch(
     by_rank: list[dict[str, dict[str, float]]], case: str
 ) -> None:
     whole = criterion(case)(*joined(counts_of(case)))
@@ -110,8 +110,8 @@ def test_the_average_over_processes_is_the_loss_of_the_whole_batch(
     assert average == pytest.approx(expected, rel=1e-5)
 
 
-def test_normalisers_are_shared(by_rank: list[dict[str, dict[str, float]]]) -> None:
-    """A process alone would divide by its own count; here the other's objects make its share smaller or larger."""
+def test_normalizers_are_shared(by_rank: list[dict[str, dict[str, float]]]) -> None:
+    """Check that a process divides by the counts of all processes, not by its own."""
     case = "paper: both see objects"
     for rank, count in enumerate(counts_of(case)):
         predictions, target = part(rank, count)

@@ -33,7 +33,7 @@ RELATIVE = 1e-4
 
 
 def losses_of(z: Any, **changes: Any) -> tuple[dict[str, Tensor], Losses]:
-    """The inputs, and what the criterion says of them."""
+    """Return the inputs and their losses."""
     inputs = golden_inputs(z)
     predictions = golden_predictions(z, inputs, location_strides(z["level_hw"]))
     return inputs, Criterion.from_config(preset("fused", **changes))(predictions, golden_targets(z))
@@ -47,14 +47,14 @@ def test_losses_and_gradients(name: str, mask_loss: str) -> None:
     named = losses.as_dict()
     assert named.pop("smooth") == 0
     assert losses.num_positives == z["assign.num_pos"]
-    theirs = {**OFFICIAL_FUSED, "mask": "loss_mask_dice" if mask_loss == "dice" else "loss_mask"}
-    assert set(named) == set(theirs)
+    official = {**OFFICIAL_FUSED, "mask": "loss_mask_dice" if mask_loss == "dice" else "loss_mask"}
+    assert set(named) == set(official)
     zero = set(text(z["grad_zero"]))
     for key, value in named.items():
-        assert_near(value, z[f"loss.{theirs[key]}"], RELATIVE, key)
+        assert_near(value, z[f"loss.{official[key]}"], RELATIVE, key)
         gradients = torch.autograd.grad(value, list(inputs.values()), retain_graph=True, allow_unused=True)
         for output, gradient in zip(inputs, gradients, strict=True):
-            pair = f"{theirs[key]}.{output}"
+            pair = f"{official[key]}.{output}"
             if f"grad.{pair}" in z.files:
                 assert gradient is not None
                 assert_near(gradient, z[f"grad.{pair}"], RELATIVE, pair)
@@ -63,14 +63,14 @@ def test_losses_and_gradients(name: str, mask_loss: str) -> None:
                 assert gradient is None or not gradient.any(), f"{pair} should be zero"
 
 
-def test_drawn_instances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 of 98 instances: those that the authors' draw kept, found in our order of them."""
+def test_sampled_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the 20 of 98 instances that the authors sampled, converted to this package's order."""
     z = fixture("loss_fused.npz")
-    theirs = list(zip(z["mask.pos_image"].tolist(), z["mask.pos_location"].tolist(), strict=True))
-    ours = {pair: index for index, pair in enumerate(sorted(theirs))}
-    kept = [ours[theirs[index]] for index in z["clip.pos_index"].tolist()]
-    rest = sorted(set(range(len(ours))) - set(kept))
-    monkeypatch.setattr(torch, "randperm", lambda count: torch.tensor(kept + rest)[:count])
+    official = list(zip(z["mask.pos_image"].tolist(), z["mask.pos_location"].tolist(), strict=True))
+    order = {pair: index for index, pair in enumerate(sorted(official))}
+    chosen = [order[official[index]] for index in z["clip.pos_index"].tolist()]
+    rest = sorted(set(range(len(order))) - set(chosen))
+    monkeypatch.setattr(torch, "randperm", lambda count: torch.tensor(chosen + rest)[:count])
     inputs, losses = losses_of(z, max_mask_instances=int(z["clip.max_proposals"]))
     assert_near(losses.mask, z["clip.loss_mask"], RELATIVE, "mask loss")
     losses.mask.backward()
@@ -93,8 +93,8 @@ def test_assignment_and_targets(name: str) -> None:
         np.testing.assert_array_equal(found.gt_index.numpy(), z["assign.matched"][index])
         np.testing.assert_allclose(found.ltrb.numpy(), z["assign.reg_targets_px"][index], rtol=1e-6)
         grid = tuple(z["stride4_hw"].tolist())
-        wanted = unpack(z, f"stride4_target.im{index}_packed", (len(target), *grid))
-        assert torch.equal(mask_targets(target.masks, grid, 4, aligned=True), wanted)
+        expected = unpack(z, f"stride4_target.im{index}_packed", (len(target), *grid))
+        assert torch.equal(mask_targets(target.masks, grid, 4, aligned=True), expected)
         classes.append(semantic_targets(target.masks, target.labels, (height, width), 8))
     np.testing.assert_array_equal(torch.stack(classes).numpy() + 1, z["sem.targets"])
     assert (torch.stack(classes) >= 0).sum() == z["sem.num_pos"]
@@ -147,8 +147,8 @@ def test_assignment_on_large_images(case: str, options: dict[str, Any]) -> None:
         np.testing.assert_allclose(centerness.numpy(), z[f"{case}.centerness"][here], rtol=1e-5)
 
 
-def test_an_empty_first_mask_leaves_the_others_alone() -> None:
-    """Named difference: in the authors' code the whole image has no positive then, but not when it is the fourth."""
+def test_empty_first_mask_does_not_affect_other_objects() -> None:
+    """Check a documented difference: in the authors' code, an empty first mask leaves the image without positives."""
     z = fixture("assign_fused.npz")
     target = golden_targets(z)[0]
     whole = assigned(z, target).gt_index
@@ -183,11 +183,11 @@ def test_resize_aligned(factor: int) -> None:
 def test_mask_losses_of_a_map(kind: str) -> None:
     z = fixture("layers_fused.npz")
     prob = torch.tensor(z["maskloss.prob"]).requires_grad_()
-    rows, wanted = prob.flatten(1), torch.tensor(z["maskloss.target"]).flatten(1) > 0
+    rows, expected = prob.flatten(1), torch.tensor(z["maskloss.target"]).flatten(1) > 0
     if kind == "lovasz":
-        loss = lovasz_hinge(torch.logit(rows, eps=preset("fused").min_prob), wanted)
+        loss = lovasz_hinge(torch.logit(rows, eps=preset("fused").min_prob), expected)
     else:
-        loss = dice_loss(rows, wanted)
+        loss = dice_loss(rows, expected)
     loss.sum().backward()
     assert_near(loss, z[f"maskloss.{kind}"], RELATIVE, kind)
     assert prob.grad is not None
@@ -204,8 +204,8 @@ def test_giou_and_centerness() -> None:
 
 @pytest.mark.parametrize("stride", [8, 64])
 def test_positions(stride: int) -> None:
-    """x first, before the division by 100."""
+    """Check that positions are (x, y), divided by 100."""
     z = fixture("layers_fused.npz")
-    wanted = torch.tensor(z[f"location_map.{stride}"])
-    found = level_locations((wanted.shape[-2], wanted.shape[-1]), stride).T.reshape(wanted.shape)
-    assert torch.equal(found, wanted)
+    expected = torch.tensor(z[f"location_map.{stride}"])
+    found = level_locations((expected.shape[-2], expected.shape[-1]), stride).T.reshape(expected.shape)
+    assert torch.equal(found, expected)

@@ -47,7 +47,7 @@ def test_losses_and_gradients(name: str, version: str, expansion: float | None) 
     losses = Criterion.from_config(preset(version, box_expansion=expansion))(
         predictions, golden_targets(z)
     ).as_dict()
-    if version == "v3":  # no smooth loss in the 2021 version: ours is 0
+    if version == "v3":  # the 2021 version has no smooth loss: 0 here
         assert losses.pop("smooth") == 0
     assert {f"loss.{OFFICIAL[key]}" for key in losses} == {key for key in z.files if key.startswith("loss.")}
     zero = set(text(z["grad_zero"]))
@@ -78,13 +78,13 @@ def test_assignment_and_mask_targets(name: str) -> None:
         np.testing.assert_array_equal(found.gt_index.numpy(), matched)
         np.testing.assert_allclose(found.ltrb.numpy(), z["assign.reg_targets_px"][index], rtol=1e-6)
         grid = tuple(z["stride4_hw"].tolist())
-        wanted = unpack(z, f"stride4_target.im{index}_packed", (len(target), *grid))
-        assert torch.equal(mask_targets(target.masks, grid, 4), wanted)
+        expected = unpack(z, f"stride4_target.im{index}_packed", (len(target), *grid))
+        assert torch.equal(mask_targets(target.masks, grid, 4), expected)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("loss_v1_pad10.npz", "iou"), ("loss_v3.npz", "best")])
 def test_samples(name: str, mode: str) -> None:
-    """Including three proposals of one object that decode to exactly the same box."""
+    """Include three proposals of one object that decode to exactly the same box."""
     z = fixture(name)
     inputs = golden_inputs(z)
     locations, _ = all_locations([tuple(hw) for hw in z["level_hw"].tolist()], (8, 16, 32, 64, 128), "cpu")
@@ -93,9 +93,11 @@ def test_samples(name: str, mode: str) -> None:
         matched = torch.tensor(z["assign.matched"][index]).long()
         where = (matched >= 0).nonzero()[:, 0]
         boxes = ltrb_to_xyxy(locations[where], ltrb[index].T[where])
-        kept = select_samples(boxes, target.boxes, matched[where], mode=mode, iou_threshold=0.5, box_offset=1)
+        selected = select_samples(
+            boxes, target.boxes, matched[where], mode=mode, iou_threshold=0.5, box_offset=1
+        )
         for gt in range(len(target)):
-            chosen = where[kept & (matched[where] == gt)]
+            chosen = where[selected & (matched[where] == gt)]
             np.testing.assert_array_equal(chosen.numpy(), z[f"pos.im{index}.gt{gt}"])
 
 
@@ -156,7 +158,7 @@ def test_lovasz(case: str, version: str, min_prob: float) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
 def test_zero_probability_stays_finite(version: str) -> None:
-    """Named difference: the arXiv version's loss is infinite there, its gradient nan; ours is neither."""
+    """Check a documented difference: the arXiv version's loss is infinite and its gradient nan."""
     z = fixture("layers.npz")
     distance = -torch.tensor(z["lovasz.zero_prob_on_fg.in"]).flatten(1).clamp(min=1e-38).log()
     distance.requires_grad_()
@@ -187,17 +189,17 @@ def test_giou(weighting: str) -> None:
 def test_focal(case: str, gamma: float, alpha: float) -> None:
     z = fixture("layers.npz")
     labels = torch.tensor(z["focal.targets"]).long()
-    known = labels >= 0  # theirs passes over negative labels; ours has none
+    known = labels >= 0  # the authors' loss skips negative labels, which do not occur here
     logits = torch.tensor(z["focal.logits"])[known].requires_grad_()
-    wanted = torch.nn.functional.one_hot(labels[known], logits.shape[1] + 1)[:, 1:].float()
-    loss = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma, reduction="sum")
+    one_hot = torch.nn.functional.one_hot(labels[known], logits.shape[1] + 1)[:, 1:].float()
+    loss = sigmoid_focal_loss(logits, one_hot, alpha=alpha, gamma=gamma, reduction="sum")
     loss.backward()
     assert_near(loss, z[f"focal.{case}.loss"], RELATIVE, "focal")
     assert_near(logits.grad, z[f"focal.{case}.grad"][known.numpy()], RELATIVE, "focal gradient")
 
 
 def test_frozen_batch_norm() -> None:
-    """Without epsilon, as `backbone_norm_eps: 0` of converted files sets it."""
+    """Use epsilon 0, as converted files do (`backbone_norm_eps: 0`)."""
     z = fixture("layers.npz")
     layer = FrozenBatchNormAct2d(6, eps=0.0, apply_act=False)
     layer.load_state_dict({k: torch.tensor(z[f"frozen_bn.{k}"]) for k in layer.state_dict()})

@@ -1,4 +1,4 @@
-"""Pixels looked up in crops against plain indexing of whole masks."""
+"""Mask lookup in crops against indexing of dense masks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from embedmask.structures import CropMasks
 
 SIZE = (19, 23)
 BORDER = 30
-"""Room on every side of the image for crops that reach out of it."""
+"""Margin around the image for crops that reach outside, px."""
 
 
 @st.composite
 def crop_masks(draw: st.DrawFn) -> CropMasks:
-    """Crops of any place and size, empty ones and those beyond the image's sides too; some are no plain memory."""
+    """Sample crops of any place and size, also empty, outside the image, or not contiguous."""
     crops, offsets = [], []
     for _ in range(draw(st.integers(0, 4))):
         h, w = draw(st.integers(0, 20)), draw(st.integers(0, 20))
@@ -35,7 +35,7 @@ def crop_masks(draw: st.DrawFn) -> CropMasks:
 
 
 def canvas(masks: CropMasks) -> Tensor:
-    """Whole masks with `BORDER` px more on every side, so that all of each crop is on them."""
+    """Return dense masks with a margin of `BORDER` px, so that they contain every crop."""
     whole = torch.zeros(len(masks), SIZE[0] + 2 * BORDER, SIZE[1] + 2 * BORDER, dtype=torch.bool)
     for mask, crop, (y, x) in zip(whole, masks.crops, masks.offsets, strict=True):
         mask[y + BORDER : y + BORDER + crop.shape[0], x + BORDER : x + BORDER + crop.shape[1]] = crop
@@ -43,13 +43,13 @@ def canvas(masks: CropMasks) -> Tensor:
 
 
 def indices(count: int) -> st.SearchStrategy[list[int]]:
-    """Some of `count` masks, in any order and more than once."""
+    """Sample indices of `count` masks, in any order, with repetitions."""
     return st.lists(st.integers(0, count - 1), max_size=6) if count else st.just([])
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data(), crop_masks(), st.sampled_from([1, 2, 3, 4, 8]))
-def test_grids(data: st.DataObject, masks: CropMasks, stride: int) -> None:
+def test_any_of(data: st.DataObject, masks: CropMasks, stride: int) -> None:
     grid = (data.draw(st.integers(1, 26)), data.draw(st.integers(1, 26)))
     inside = st.integers(0, stride - 1)
     places = data.draw(st.lists(st.tuples(inside, inside), min_size=1, max_size=4))
@@ -64,7 +64,7 @@ def test_grids(data: st.DataObject, masks: CropMasks, stride: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data(), crop_masks(), st.integers(0, 30))
-def test_places(data: st.DataObject, masks: CropMasks, count: int) -> None:
+def test_at(data: st.DataObject, masks: CropMasks, count: int) -> None:
     rng = torch.Generator().manual_seed(count)
     y, x = torch.randint(-BORDER, SIZE[0] + BORDER, (2, count), generator=rng)
     index = torch.tensor(data.draw(indices(len(masks))), dtype=torch.int64)
@@ -94,15 +94,15 @@ def test_dense_masks(count: int, dtype: torch.dtype) -> None:
         y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
         assert torch.equal(lookup.at(y, x, torch.arange(count)), dense.bool())
     if dtype == torch.bool and count:
-        assert MaskLookup.of(dense).pixels.data_ptr() == dense.data_ptr()  # nothing was copied
+        assert MaskLookup.of(dense).pixels.data_ptr() == dense.data_ptr()  # not a copy
 
 
-def test_what_is_ready_stays_as_it_is() -> None:
+def test_lookup_of_a_lookup_is_itself() -> None:
     lookup = MaskLookup.of(CropMasks([torch.ones(2, 3, dtype=torch.bool)], [(1, 1)], SIZE))
     assert MaskLookup.of(lookup) is lookup
 
 
-def test_everything_lies_on_the_device_asked_for() -> None:
+def test_lookup_is_on_the_requested_device() -> None:
     masks: Sequence[Tensor | CropMasks] = (
         torch.zeros(2, *SIZE, dtype=torch.bool),
         CropMasks([torch.ones(2, 3, dtype=torch.bool)], [(1, 1)], SIZE),

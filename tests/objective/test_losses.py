@@ -1,4 +1,4 @@
-"""The pure losses against their definitions."""
+"""Loss functions against their definitions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embedmask.objective.losses import (
 
 @st.composite
 def instances(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits `[M, P]` without ties, truths and regions: rows all background, all object or empty are common."""
+    """Sample logits `[M, P]` without ties, targets and regions; rows of one value or without region are common."""
     rows, pixels = draw(st.integers(0, 5)), draw(st.integers(1, 25))
     rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     shift = draw(st.sampled_from([-4.0, 0.0, 4.0]))
@@ -42,19 +42,20 @@ def instances(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None]:
 @given(instances())
 def test_lovasz_and_gradient(case: tuple[Tensor, Tensor, Tensor | None]) -> None:
     logits, targets, region = case
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    truth, shown = targets.clone(), None if region is None else region.clone()
-    found, expected = lovasz_hinge(ours, truth, shown), slow.lovasz_hinge(theirs, targets, region)
+    fast_input, slow_input = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    targets_copy, region_copy = targets.clone(), None if region is None else region.clone()
+    found = lovasz_hinge(fast_input, targets_copy, region_copy)
+    expected = slow.lovasz_hinge(slow_input, targets, region)
     assert found.shape == (len(logits),)
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
     weights = torch.arange(1.0, len(logits) + 1)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert ours.grad is not None
-    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
-    # The caller's masks are not written to
-    assert torch.equal(truth, targets)
-    assert region is None or torch.equal(shown, region)
+    assert fast_input.grad is not None
+    assert torch.allclose(fast_input.grad, slow_input.grad, rtol=1e-4, atol=1e-5)
+    # inputs are not modified
+    assert torch.equal(targets_copy, targets)
+    assert region is None or torch.equal(region_copy, region)
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,19 +70,19 @@ def test_lovasz_does_not_depend_on_the_order_of_ties(seed: int) -> None:
     assert torch.allclose(found, lovasz_hinge(logits[:, order], targets[:, order]), atol=1e-5)
 
 
-def test_lovasz_at_its_ends() -> None:
+def test_lovasz_extremes() -> None:
     targets = torch.tensor([[True, True, False, False]])
     sure = torch.tensor([[9.0, 9.0, -9.0, -9.0]])
     assert lovasz_hinge(sure, targets).item() == 0
-    # Undecided everywhere: all errors are 1, so the loss is the whole Jaccard distance
+    # all logits 0: every error is 1 and the loss is the full Jaccard distance
     assert lovasz_hinge(torch.zeros(1, 4), targets).item() == pytest.approx(1)
     assert lovasz_hinge(-sure, targets).item() == pytest.approx(10)
-    # Nothing to find: the largest error alone counts
+    # no foreground: only the largest error counts
     nothing = torch.zeros(1, 4, dtype=torch.bool)
     assert lovasz_hinge(torch.tensor([[0.5, -3, -3, 0.25]]), nothing).item() == pytest.approx(1.5)
 
 
-def test_lovasz_of_empty_rows_still_has_a_gradient() -> None:
+def test_lovasz_of_empty_rows_has_a_gradient() -> None:
     logits = torch.randn(3, 6, requires_grad=True)
     loss = lovasz_hinge(logits, torch.ones(3, 6, dtype=torch.bool), torch.zeros(3, 6, dtype=torch.bool))
     assert loss.tolist() == [0, 0, 0]
@@ -96,8 +97,8 @@ def test_lovasz_of_a_thousand_instances() -> None:
     assert torch.allclose(lovasz_hinge(logits, targets), slow.lovasz_hinge(logits, targets), atol=1e-4)
 
 
-def test_giou_of_large_boxes_is_torchvisions() -> None:
-    # The 1 of FCOS vanishes beside areas of 1e8 square strides
+def test_giou_of_large_boxes_matches_torchvision() -> None:
+    # the 1 of FCOS is negligible beside areas of 1e8 square strides
     rng = torch.Generator().manual_seed(0)
     pred, target = (torch.rand(40, 4, generator=rng).double() * 1e4 + 1 for _ in range(2))
 
@@ -111,7 +112,7 @@ def test_giou_of_large_boxes_is_torchvisions() -> None:
 def test_giou_by_hand() -> None:
     target = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]])
     pred = torch.tensor([[1.0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 1]])
-    # Equal; no size: IoU (0+1)/(4+1), hull = union; half: IoU (2+1)/(4+1), hull = union
+    # equal; without size: IoU (0+1)/(4+1), hull = union; half: IoU (2+1)/(4+1), hull = union
     assert giou_loss(pred, target).tolist() == pytest.approx([0, 0.8, 0.4], abs=1e-6)
     assert giou_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
 

@@ -39,7 +39,9 @@ def test_mask_targets(stride: int, size: tuple[int, int], extra: int, share: flo
     st.integers(0, 5),
     st.booleans(),
 )
-def test_the_pixel_at_each_location(stride: int, size: tuple[int, int], count: int, ties: bool) -> None:
+def test_aligned_targets_and_semantic_targets(
+    stride: int, size: tuple[int, int], count: int, ties: bool
+) -> None:
     height, width = size
     rng = torch.Generator().manual_seed(height * width + count)
     masks = torch.rand(count, height, width, generator=rng) < 0.4
@@ -57,13 +59,13 @@ def test_the_pixel_at_each_location(stride: int, size: tuple[int, int], count: i
 
 
 @pytest.mark.parametrize("aligned", [False, True])
-def test_at_stride_1_a_cell_is_its_pixel(aligned: bool) -> None:
+def test_stride_1_copies_the_mask(aligned: bool) -> None:
     masks = torch.rand(3, 7, 9) > 0.5
     padded = torch.nn.functional.pad(masks, (0, 1, 0, 1))
     assert torch.equal(mask_targets(masks, (8, 10), 1, aligned=aligned), padded)
 
 
-def test_one_pixel_counts_only_beside_a_cells_centre() -> None:
+def test_only_pixels_around_the_centre_count() -> None:
     found = []
     for x in range(4):
         mask = torch.zeros(1, 4, 4, dtype=torch.bool)
@@ -85,7 +87,7 @@ def test_box_regions(seed: int, stride: int, expansion: float) -> None:
     )
 
 
-def test_regions_grow_with_the_factor_and_hold_the_box() -> None:
+def test_regions_grow_with_the_factor_and_contain_the_box() -> None:
     boxes = torch.tensor([[40.0, 48, 80, 60], [0, 0, 4, 4], [100, 100, 128, 128]])
     sizes = [box_regions(boxes, (32, 32), 4, factor).flatten(1).sum(1) for factor in (1.0, 1.2, 1.5)]
     assert (sizes[0] <= sizes[1]).all()
@@ -95,7 +97,7 @@ def test_regions_grow_with_the_factor_and_hold_the_box() -> None:
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 9)])
-def test_the_last_row_is_never_inside(grid: tuple[int, int]) -> None:
+def test_last_row_is_never_inside(grid: tuple[int, int]) -> None:
     assert not box_regions(torch.tensor([[0.0, 0, 99, 99]]), grid, 4, 1.2)[:, -1].any()
 
 

@@ -1,4 +1,4 @@
-"""Twins of `embedmask.inference`: whole maps, plain loops."""
+"""Slow references of `embedmask.inference`: whole maps and plain loops."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def mask_values(
     interpolation: str,
     frame: str = "authors",
 ) -> Tensor:
-    """phi or log phi of every pixel of the original image before the threshold, float64 `[R, H, W]`.
+    """Return phi or log phi of every pixel of the original image before the threshold, float64 `[R, H, W]`.
 
-    The whole padded map for each instance, filled outside its box, and one resize. The fast way holds only the
-    pixels inside boxes: for 100 instances of 100 x 100 px in an image of 4000 x 3000 px, 1 MB instead of 4.8 GB.
+    Resizes the whole padded map of each instance, filled outside its box. The fast version stores only pixels inside
+    boxes: for 100 instances of 100 x 100 px in an image of 4000 x 3000 px, 1 MB instead of 4.8 GB.
     """
     if interpolation == "aligned":
         return _aligned_values(pixel_embed, proposals, stride, image_size, original_size)
@@ -66,7 +66,7 @@ def mask_values(
 
 
 def _reading(cells: int, original: int, network: int, cell: float) -> Tensor:
-    """Weights `[original, cells]` of the two cells around the place in the map where each pixel's centre lies."""
+    """Return bilinear weights `[original, cells]` of the two cells around each pixel's centre."""
     weights = torch.zeros(original, cells, dtype=torch.float64)
     for pixel in range(original):
         place = min(max((pixel + 0.5) * network / original / cell - 0.5, 0.0), cells - 1.0)
@@ -78,7 +78,7 @@ def _reading(cells: int, original: int, network: int, cell: float) -> Tensor:
 def _aligned_values(
     pixel_embed: Tensor, proposals: Proposals, stride: int, image_size: Size, original_size: Size
 ) -> Tensor:
-    """The second repository's three steps, whole maps each: to half the stride, to the frame, to the image."""
+    """Resize whole maps in the second repository's three steps: to half the stride, the frame, the image."""
     height, width = pixel_embed.shape[1:]
     phi = (-weighted_distance(pixel_embed.double().flatten(1), proposals.embed, proposals.margin)).exp()
     frame = resize_aligned(resize_aligned(phi.view(-1, height, width), 2), stride // 2)
@@ -89,8 +89,11 @@ def _aligned_values(
 
 
 def coupled(cell: int, low: float, high: float, interpolation: str) -> bool:
-    """Whether a cell is judged at all: 2021 two cells around the box's whole cells, 2019 from low - 1 to high + 1;
-    exact: whether it reaches into the box made longer by a tenth on each side, or 1.5 cells if that is more."""
+    """Return whether a cell belongs to the box's region.
+
+    2021: two cells around the box's whole cells. 2019: from low - 1 to high + 1. exact: the cell overlaps the box,
+    extended on each side by a tenth, or by 1.5 cells if that is more.
+    """
     if interpolation == "exact":
         margin = max(1.5, 0.1 * (high - low))
         return cell + 1 > low - margin and cell < high + margin
@@ -112,9 +115,9 @@ def decode_proposals(
     score: str = "product",
     clip_before_nms: bool = True,
 ) -> list[tuple[float, int, list[float], int, int]]:
-    """(score, label, box, level, cell) of each survivor, location by location, with its own greedy NMS.
+    """Return (score, label, box, level, cell) of each proposal, one location at a time, with greedy NMS in Python.
 
-    The fast way thresholds whole maps and calls torchvision's NMS.
+    The fast version thresholds whole maps and calls torchvision's NMS.
     """
     height, width = image_size
 
@@ -140,15 +143,15 @@ def decode_proposals(
                         of_level.append((final, label, box, level, y * columns + x))
         of_level.sort(key=lambda c: -c[0])
         candidates += of_level[:pre_nms]
-    kept: list[tuple[float, int, list[float], int, int]] = []
+    selected: list[tuple[float, int, list[float], int, int]] = []
     for candidate in sorted(candidates, key=lambda c: -c[0]):
         _, label, box, _, _ = candidate
         if (not clip_before_nms or _has_area(box)) and all(
-            label != other[1] or iou(box, other[2], box_offset) <= nms_threshold for other in kept
+            label != other[1] or iou(box, other[2], box_offset) <= nms_threshold for other in selected
         ):
-            kept.append(candidate)
-    kept = [(final, label, clip(box), *place) for final, label, box, *place in kept[:max_detections]]
-    return [candidate for candidate in kept if _has_area(candidate[2])]
+            selected.append(candidate)
+    selected = [(final, label, clip(box), *place) for final, label, box, *place in selected[:max_detections]]
+    return [candidate for candidate in selected if _has_area(candidate[2])]
 
 
 def _has_area(box: list[float]) -> bool:

@@ -1,4 +1,4 @@
-"""Twin of `embedmask.locations.resize_aligned`."""
+"""Slow reference of `embedmask.locations.resize_aligned`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def resize_aligned(maps: Tensor, factor: int) -> Tensor:
-    """Output o reads (o - factor // 2) / factor, clamped to the map, one output cell at a time; any leading dims.
+    """Interpolate one output cell at a time: o reads (o - factor // 2) / factor, clamped to the map.
 
-    The fast way is one call of the framework's bilinear kernel on a padded map.
+    The fast version is one bilinear resize of a padded map. Any leading dims.
     """
     for axis in (-2, -1):
         length = maps.shape[axis]

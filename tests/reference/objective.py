@@ -1,4 +1,4 @@
-"""Twins of `embedmask.objective`: loops over images, instances and locations."""
+"""Slow references of `embedmask.objective`: loops over images, instances and locations."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch.nn import functional as F
 
 
 def lovasz_hinge(logits: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
-    """Lovász hinge of Berman et al. 2018 (algorithm 1), one instance at a time: `[M, P]` -> `[M]`.
+    """Compute the Lovász hinge of Berman et al. 2018 (algorithm 1), one instance at a time: `[M, P]` -> `[M]`.
 
-    The fast way sorts the rows together, and only the errors that count: one call instead of M.
+    The fast version sorts all rows in one call, and only positive errors.
     """
     losses = []
     for row in range(len(logits)):
         inside = torch.ones_like(targets[row]) if region is None else region[row]
-        score, truth = logits[row][inside], targets[row][inside].to(logits.dtype)
+        score, gt = logits[row][inside], targets[row][inside].to(logits.dtype)
         if len(score) == 0:
             losses.append(logits[row].sum() * 0)
             continue
-        errors, order = (1 - score * (2 * truth - 1)).sort(descending=True)
-        losses.append((errors.relu() * _lovasz_gradient(truth[order])).sum())
+        errors, order = (1 - score * (2 * gt - 1)).sort(descending=True)
+        losses.append((errors.relu() * _lovasz_gradient(gt[order])).sum())
     return torch.stack(losses) if losses else logits.sum(1)
 
 
-def _lovasz_gradient(truth: Tensor) -> Tensor:
-    """Discrete derivative of the Jaccard loss along the sorted errors."""
-    intersection = truth.sum() - truth.cumsum(0)
-    union = truth.sum() + (1 - truth).cumsum(0)
+def _lovasz_gradient(gt: Tensor) -> Tensor:
+    """Return the discrete derivative of the Jaccard loss along the sorted errors."""
+    intersection = gt.sum() - gt.cumsum(0)
+    union = gt.sum() + (1 - gt).cumsum(0)
     jaccard = 1 - intersection / union
     return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
 
@@ -46,9 +46,9 @@ def assign(
     box_offset: float,
     sampling_center: str = "box",
 ) -> tuple[list[int], list[list[float]]]:
-    """Section 3.5 location by location: ground truth (-1: none) and distances of each.
+    """Assign one location at a time (section 3.5): ground gt (-1: none) and side distances of each.
 
-    The fast way asks all pairs at once; on 20,000 locations and 50 objects these loops take about 10 s.
+    The fast version compares all pairs at once; for 20,000 locations and 50 objects these loops take about 10 s.
     """
     chosen, distances = [], []
     for (x, y), stride, (low, high) in zip(
@@ -82,7 +82,7 @@ def assign(
 
 
 def iou(box: list[float], other: list[float], box_offset: float) -> float:
-    """Of two xyxy boxes whose sides are `box_offset` longer than they say."""
+    """Compute the IoU of two xyxy boxes, with `box_offset` added to their sides."""
     width = max(min(box[2], other[2]) - max(box[0], other[0]) + box_offset, 0)
     height = max(min(box[3], other[3]) - max(box[1], other[1]) + box_offset, 0)
     areas = [(b[2] - b[0] + box_offset) * (b[3] - b[1] + box_offset) for b in (box, other)]
@@ -98,7 +98,7 @@ def select_samples(
     iou_threshold: float,
     box_offset: float,
 ) -> list[bool]:
-    """Table 2 (c), one ground truth at a time; the fast way reduces over groups and has no loop."""
+    """Select samples (Table 2 (c)) one ground gt at a time; the fast version has no loop."""
     selected = [False] * len(pred_boxes)
     for gt in range(len(gt_boxes)):
         members = [i for i, g in enumerate(gt_of_positive.tolist()) if g == gt]
@@ -114,9 +114,9 @@ def select_samples(
 
 
 def mask_targets(masks: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
-    """The authors' way: pad to the frame, resize bilinearly, keep what is above 0.
+    """Resize masks as the authors do: pad to the frame, resize bilinearly, threshold at 0.
 
-    The fast way stays in bool: an eighth of the memory, no interpolation.
+    The fast version reads bool pixels without interpolation.
     """
     height, width = grid[0] * stride, grid[1] * stride
     padded = F.pad(masks, (0, width - masks.shape[2], 0, height - masks.shape[1])).float()
@@ -124,7 +124,7 @@ def mask_targets(masks: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
 
 
 def any_of(masks: Tensor, places: list[tuple[int, int]], stride: int, grid: tuple[int, int]) -> Tensor:
-    """Cell by cell: whether one of the pixels `places` of the cell is in the mask; the fast way reads crops alone."""
+    """Return, cell by cell, whether one of the cell's pixels `places` is in the mask; the fast version reads crops."""
     found = torch.zeros(len(masks), *grid, dtype=torch.bool)
     for row in range(grid[0]):
         for column in range(grid[1]):
@@ -135,9 +135,9 @@ def any_of(masks: Tensor, places: list[tuple[int, int]], stride: int, grid: tupl
 
 
 def semantic_targets(masks: Tensor, labels: Tensor, grid: tuple[int, int], stride: int) -> Tensor:
-    """Cell by cell: the class of the object with the fewest pixels at its location, -1 for none.
+    """Return, cell by cell, the class of the smallest object at its location, -1 for none.
 
-    The fast way sorts the objects once; for 2,000 objects on 128 x 128 cells these loops take minutes.
+    The fast version sorts the objects once; for 2,000 objects on 128 x 128 cells these loops take minutes.
     """
     found = torch.full(grid, -1)
     for row in range(grid[0]):
@@ -152,7 +152,7 @@ def semantic_targets(masks: Tensor, labels: Tensor, grid: tuple[int, int], strid
 
 
 def box_regions(boxes: Tensor, grid: tuple[int, int], stride: int, expansion: float) -> Tensor:
-    """Cell by cell, in float64; the fast way is an outer product of rows and columns."""
+    """Compute B_k cell by cell in float64; the fast version is an outer product of rows and columns."""
     height, width = grid
     inside = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for index, box in enumerate(boxes.double().tolist()):

@@ -1,4 +1,4 @@
-"""Twin of `embedmask.inference.tiling`: whole masks, plain loops over all pairs."""
+"""Slow reference of `embedmask.inference.tiling`: whole masks and plain loops over all pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 class Piece:
-    """One detection of one tile, its mask in the whole image."""
+    """One detection of one tile, with its mask in the whole image."""
 
     def __init__(self, found: Instances, row: int, tile: int, window: Bounds, size: Size) -> None:
         y1, x1, y2, x2 = window
@@ -30,32 +30,32 @@ class Piece:
             for bound, end, inner in zip(self.bounds, window, sides, strict=True)
         )
 
-    def seen_by(self, other: Piece) -> Tensor:
-        """The part of the mask that the other's tile looks at."""
+    def inside_tile_of(self, other: Piece) -> Tensor:
+        """Return the part of the mask inside the other's tile."""
         y1, x1, y2, x2 = other.window
-        seen = torch.zeros_like(self.mask)
-        seen[y1:y2, x1:x2] = self.mask[y1:y2, x1:x2]
-        return seen
+        visible = torch.zeros_like(self.mask)
+        visible[y1:y2, x1:x2] = self.mask[y1:y2, x1:x2]
+        return visible
 
     def is_cut_for(self, other: Piece) -> bool:
-        """Whether a side of the tile cuts the mask where the other's tile goes on."""
-        goes_on = [
+        """Return whether a side of the tile cuts the mask where the other's tile continues."""
+        continues = [
             self.window[0] > other.window[0], self.window[1] > other.window[1],
             self.window[2] < other.window[2], self.window[3] < other.window[3],
         ]  # fmt: skip
         low, high = other.window[:2], other.window[2:]
-        seen = [max(a, b) for a, b in zip(self.bounds[:2], low, strict=True)]
-        seen += [min(a, b) for a, b in zip(self.bounds[2:], high, strict=True)]
-        near = [abs(bound - end) <= REACH for bound, end in zip(seen, self.window, strict=True)]
-        return any(beyond and close for beyond, close in zip(goes_on, near, strict=True))
+        visible = [max(a, b) for a, b in zip(self.bounds[:2], low, strict=True)]
+        visible += [min(a, b) for a, b in zip(self.bounds[2:], high, strict=True)]
+        near = [abs(bound - end) <= REACH for bound, end in zip(visible, self.window, strict=True)]
+        return any(beyond and close for beyond, close in zip(continues, near, strict=True))
 
 
 def merged_masks(
     found: Sequence[Instances], windows: Sequence[Bounds], size: Size
 ) -> list[tuple[float, Tensor]]:
-    """Score and whole mask of every object, in any order.
+    """Return score and whole mask of every object, in any order.
 
-    Time and memory grow with the pieces' pairs times the image: for 2,000 pieces in 100 megapixels 200 GB of masks.
+    Time and memory grow with pairs of pieces times the image: 200 GB of masks for 2,000 pieces in 100 megapixels.
     """
     pieces = [
         Piece(one, row, tile, windows[tile], size)
@@ -64,11 +64,13 @@ def merged_masks(
         if one.masks.crops[row].any()
     ]
     ranked = sorted(pieces, key=lambda piece: (piece.cuts, -piece.score))
-    kept: list[Piece] = []
+    remaining: list[Piece] = []
     for piece in ranked:
-        if not any(piece.is_cut_for(other) and covered(piece, kept, other.tile, COVERED) for other in kept):
-            kept.append(piece)
-    groups = connected(kept)
+        if not any(
+            piece.is_cut_for(other) and covered(piece, remaining, other.tile, COVERED) for other in remaining
+        ):
+            remaining.append(piece)
+    groups = connected(remaining)
     results = []
     for group in groups:
         members: list[Piece] = []
@@ -81,25 +83,25 @@ def merged_masks(
 
 
 def covered(piece: Piece, others: Sequence[Piece], tile: int, share: float) -> bool:
-    """Whether another tile looks at all of a piece and shows more than a share of it in others of its class."""
+    """Return whether another tile contains the whole piece and covers more than `share` of it by its own class."""
     inside = [other for other in others if other.tile == tile != piece.tile and other.label == piece.label]
-    if not inside or (piece.seen_by(inside[0]) != piece.mask).any():
+    if not inside or (piece.inside_tile_of(inside[0]) != piece.mask).any():
         return False
     shown = sum(int((piece.mask & other.mask).sum()) for other in inside)
     return shown > share * int(piece.mask.sum())
 
 
 def iou(one: Piece, other: Piece) -> float:
-    """Of the pixels that both tiles look at."""
+    """Compute the IoU over the pixels that both tiles contain."""
     if one.tile == other.tile or one.label != other.label:
         return 0.0
-    first, second = one.seen_by(other), other.seen_by(one)
+    first, second = one.inside_tile_of(other), other.inside_tile_of(one)
     both = int((first & second).sum())
     return both / int((first | second).sum()) if both else 0.0
 
 
 def connected(pieces: list[Piece]) -> list[list[Piece]]:
-    """Pieces that are one object, by spreading from each."""
+    """Group the pieces that form one object, by flooding from each."""
 
     def best(one: Piece, tile: int) -> float:
         return max((iou(one, other) for other in pieces if other.tile == tile), default=0.0)
@@ -111,7 +113,7 @@ def connected(pieces: list[Piece]) -> list[list[Piece]]:
     def fragment(one: Piece, other: Piece) -> bool:
         if iou(one, other) == 0 or any(agree(one, third) for third in pieces if third.tile == other.tile):
             return False
-        share = int((one.mask & other.mask).sum()) / int(one.seen_by(other).sum())
+        share = int((one.mask & other.mask).sum()) / int(one.inside_tile_of(other).sum())
         return one.is_cut_for(other) and other.is_cut_for(one) and share > COVERED
 
     left, groups = list(pieces), []

@@ -1,4 +1,4 @@
-"""Random changes of an image's values; masks and boxes stay as they are."""
+"""Random changes of an image's values, which leave masks and boxes as they are."""
 
 from __future__ import annotations
 
@@ -9,64 +9,63 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from embedmask.data.sampling import between, happens
+from embedmask.data.sampling import bernoulli, uniform
 
-COLORS: Any = v2.functional  # torchvision does not declare what it exports here
+TF: Any = v2.functional  # torchvision does not declare its exports
 HUE_SHARE = 0.25
-"""Part of the colour strength that goes to the hue, in turns of the colour circle."""
+"""Range of the hue, in turns of the colour circle, per unit of colour strength."""
 
 
 def change_colors(image: Tensor, strength: float, invert: float, generator: torch.Generator) -> Tensor:
-    """Random brightness, contrast, saturation and hue, then perhaps the negative.
+    """Change brightness, contrast, saturation and hue at random, then invert with some probability.
 
     Args:
         image: uint8 `[3, H, W]`.
-        strength: 0..1; factors lie in 1 - strength .. 1 + strength, the hue moves by a quarter of it.
+        strength: 0..1; factors lie in 1 - strength .. 1 + strength, the hue shifts by up to a quarter of it.
         invert: probability of the negative.
-        generator: draws.
+        generator: source of the random numbers.
     """
     if strength:
-        brightness, contrast, saturation, hue = (strength * between(-1, 1, generator) for _ in range(4))
-        image = COLORS.adjust_brightness(image, 1 + brightness)
-        image = COLORS.adjust_contrast(image, 1 + contrast)
-        if not _is_grey(image):  # where these two change nothing, but cost most
-            image = COLORS.adjust_saturation(image, 1 + saturation)
-            image = COLORS.adjust_hue(image, hue * HUE_SHARE)
-    negative: Tensor = COLORS.invert(image) if happens(invert, generator) else image
+        brightness, contrast, saturation, hue = (strength * uniform(-1, 1, generator) for _ in range(4))
+        image = TF.adjust_brightness(image, 1 + brightness)
+        image = TF.adjust_contrast(image, 1 + contrast)
+        # the two slowest steps, which do not change a grey image
+        if not _is_grey(image):
+            image = TF.adjust_saturation(image, 1 + saturation)
+            image = TF.adjust_hue(image, hue * HUE_SHARE)
+    negative: Tensor = TF.invert(image) if bernoulli(invert, generator) else image
     return negative
 
 
 def change_camera(
     image: Tensor, gamma: float, blur: float, noise: float, generator: torch.Generator
 ) -> Tensor:
-    """As another microscope or camera would have taken it: random gamma, defocus and noise, in this order.
+    """Simulate another camera or microscope: random gamma, defocus and noise, in this order.
 
-    What is 0 draws nothing. Grey images stay grey.
+    A step of strength 0 is skipped and samples no random number. Grey images stay grey.
 
     Args:
         image: uint8 `[3, H, W]`.
-        gamma: the exponent lies in 1 / (1 + gamma) .. 1 + gamma, log-uniform.
+        gamma: the exponent is log-uniform in 1 / (1 + gamma) .. 1 + gamma.
         blur: largest standard deviation of the Gaussian blur, px.
-        noise: largest standard deviation of the Gaussian noise, as a part of white.
-        generator: draws.
+        noise: largest standard deviation of the Gaussian noise, as a fraction of white.
+        generator: source of the random numbers.
     """
     if gamma:
-        most = math.log1p(gamma)
-        image = COLORS.adjust_gamma(image, math.exp(between(-most, most, generator)))
+        max_log = math.log1p(gamma)
+        image = TF.adjust_gamma(image, math.exp(uniform(-max_log, max_log, generator)))
     if blur:
-        image = _blurred(image, between(0, blur, generator))
+        sigma = uniform(0, blur, generator)
+        # the blur pads by reflection, which needs a kernel no wider than the image
+        reach = min(math.ceil(3 * sigma), min(image.shape[-2:]) - 1)
+        image = TF.gaussian_blur(image, 2 * reach + 1, sigma) if reach else image
     if noise:
+        # one channel of noise for a grey image keeps it grey
         channels = 1 if _is_grey(image) else 3
-        drawn = torch.randn((channels, *image.shape[-2:]), generator=generator)
-        sigma = 255 * between(0, noise, generator)
-        image = drawn.mul_(sigma).add(image).round_().clamp_(0, 255).to(torch.uint8)
+        normal = torch.randn((channels, *image.shape[-2:]), generator=generator)
+        sigma = 255 * uniform(0, noise, generator)
+        image = normal.mul_(sigma).add(image).round_().clamp_(0, 255).to(torch.uint8)
     return image
-
-
-def _blurred(image: Tensor, sigma: float) -> Tensor:
-    reach = min(math.ceil(3 * sigma), min(image.shape[-2:]) - 1)  # the library mirrors no more than there is
-    blurred: Tensor = COLORS.gaussian_blur(image, 2 * reach + 1, sigma) if reach else image
-    return blurred
 
 
 def _is_grey(image: Tensor) -> bool:

@@ -1,7 +1,6 @@
-"""One `GeometricTransform` says which part of an image is seen, how large and which way round.
+"""`GeometricTransform`: resize, crop, rotate, mirror and turn an image and its masks by the same numbers.
 
-It is drawn first; then the image is resampled and the masks are painted straight into it, both from the same
-numbers.
+The parameters are sampled first. Then the image is resampled and the masks are painted directly into the result.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import Patch, Segmentation, Window
 from embedmask.structures import CropMasks, Size, Target
 
-PIXELS: Any = v2.functional  # torchvision does not declare what it exports here
+TF: Any = v2.functional  # torchvision does not declare its exports
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class GeometricTransform:
-    """What is seen of an image: resize, cut a window, rotate it about its middle, mirror, turn.
+    """Parameters of one transform: resize, crop a window, rotate it about its centre, mirror, turn by right angles.
 
-    What lies outside the image, beside it or past the corners of a rotated one, gets the mean colour of
-    what is seen of it.
+    Areas outside the image, beside it or at the corners of a rotated one, are filled with the mean colour of the
+    visible part.
 
     Attributes:
-        original: `(height, width)` of the file.
-        resized: `(height, width)` of the whole image after resizing.
-        window: left, top, right, bottom in the resized image, whole px; may reach past its sides.
+        original: `(height, width)` of the file, px.
+        resized: `(height, width)` of the whole image after resizing, px.
+        window: left, top, right, bottom in the resized image, whole px; may reach outside.
         flip_horizontal: mirror left and right.
         flip_vertical: mirror top and bottom.
         turns: right angles, counter-clockwise, 0..3.
@@ -53,82 +52,82 @@ class GeometricTransform:
 
     @classmethod
     def whole(cls, original: Size, resized: Size) -> GeometricTransform:
-        """All of the image, upright."""
+        """Return the transform that only resizes."""
         return cls(original, resized, (0, 0, resized[1], resized[0]))
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Resized px per original px, (y, x)."""
+        """Return resized px per original px, (y, x)."""
         return self.resized[0] / self.original[0], self.resized[1] / self.original[1]
 
     @property
     def window_size(self) -> Size:
-        """`(height, width)` before turning."""
+        """Return `(height, width)` of the window, before turning."""
         left, top, right, bottom = self.window
         return bottom - top, right - left
 
     @property
-    def seen_size(self) -> Size:
-        """`(height, width)` of what is seen, after turning."""
+    def output_size(self) -> Size:
+        """Return `(height, width)` of the result, after turning."""
         height, width = self.window_size
         return (width, height) if self.turns % 2 else (height, width)
 
     @property
     def margins(self) -> tuple[int, int]:
-        """How far the rotated window reaches past the upright one on either side, (y, x), whole px."""
+        """Return how far the rotated window reaches beyond the upright one on each side, (y, x), whole px."""
         if not self.angle:
             return 0, 0
         height, width = self.window_size
         cos, sin = (abs(f(math.radians(self.angle))) for f in (math.cos, math.sin))
+        # extent of the rotated rectangle, minus that of the upright one
         reach = height * cos + width * sin - height, width * cos + height * sin - width
-        # one more for the neighbours that the filter looks at
+        # + 1 for the neighbours that the bilinear filter reads
         return max(math.ceil(reach[0] / 2) + 1, 0), max(math.ceil(reach[1] / 2) + 1, 0)
 
     @property
     def source(self) -> Window:
-        """The part of the resized image that is needed: the window, its margins, but not what lies outside."""
+        """Return the part of the resized image that is read: the window and its margins, cut to the image."""
         (left, top, right, bottom), (y, x), (height, width) = self.window, self.margins, self.resized
         return max(left - x, 0), max(top - y, 0), min(right + x, width), min(bottom + y, height)
 
     def image(self, image: Tensor) -> Tensor:
-        """The image seen, uint8 `[3, h, w]`, from uint8 `[3, H, W]` of size `original`."""
-        seen = self._resample(image)
-        (left, top, right, bottom), (y, x), source = self.window, self.margins, self.source
-        beyond = (source[0] - left + x, source[1] - top + y, right + x - source[2], bottom + y - source[3])
-        if any(beyond):
-            mean = seen.mean((-2, -1), dtype=torch.float32).tolist()
-            seen = PIXELS.pad(seen, list(beyond), fill=mean)
-        if self.angle:
-            seen = PIXELS.rotate(seen, self.angle, InterpolationMode.BILINEAR)
-            seen = seen[:, y : seen.shape[-2] - y, x : seen.shape[-1] - x].clone()
-        return self.orient(seen)
-
-    def _resample(self, image: Tensor) -> Tensor:
-        """The source at the resized image's scale."""
+        """Transform an image: uint8 `[3, H, W]` of size `original` -> uint8 `[3, h, w]` of size `output_size`."""
         (scale_y, scale_x), (left, top, right, bottom) = self.scale, self.source
-        height, width = self.original
         if self.resized == self.original:
-            # a copy: a view would take the whole image's memory along to another process
-            return image[:, top:bottom, left:right].clone()
-        # rounding may step over the last column or row
-        box = (left / scale_x, top / scale_y, min(right / scale_x, width), min(bottom / scale_y, height))
-        return resize_image(image, (bottom - top, right - left), box)
+            # a copy: a view would send the whole image's memory to another process
+            result = image[:, top:bottom, left:right].clone()
+        else:
+            # only the source is resampled; rounding may exceed the last row or column
+            height, width = self.original
+            box = (left / scale_x, top / scale_y, min(right / scale_x, width), min(bottom / scale_y, height))
+            result = resize_image(image, (bottom - top, right - left), box)
+        # pad to the window and its margins
+        window, (y, x) = self.window, self.margins
+        padding = [left - window[0] + x, top - window[1] + y, window[2] + x - right, window[3] + y - bottom]
+        if any(padding):
+            mean = result.mean((-2, -1), dtype=torch.float32).tolist()
+            result = TF.pad(result, padding, fill=mean)
+        if self.angle:
+            result = TF.rotate(result, self.angle, InterpolationMode.BILINEAR)
+            result = result[:, y : result.shape[-2] - y, x : result.shape[-1] - x].clone()
+        return self.orient(result)
 
     def target(self, annotations: Annotations, min_box_side: float) -> Target:
-        """The objects seen, with boxes drawn tightly around what is seen of their masks.
+        """Transform the objects; boxes are tight around the visible part of each mask.
 
-        Objects outside the window, without a pixel, or with a side below `min_box_side` px are left out.
+        Objects outside the window, without a pixel, or with a box side below `min_box_side` px are dropped.
         """
-        seen = visible_objects(self._paint(annotations.segmentations), min_box_side)
-        boxes = self.orient_boxes(torch.tensor([s.box for s in seen], dtype=torch.float32).reshape(-1, 4))
+        objects = visible_objects(self._paint(annotations.segmentations), min_box_side)
+        boxes = self.orient_boxes(torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4))
         corners = [(int(y), int(x)) for x, y in boxes[:, :2].tolist()]
-        masks = CropMasks([self.orient(s.crop) for s in seen], corners, self.seen_size)
-        labels = torch.from_numpy(annotations.labels[[s.index for s in seen]])
+        masks = CropMasks([self.orient(o.crop) for o in objects], corners, self.output_size)
+        labels = torch.from_numpy(annotations.labels[[o.index for o in objects]])
         return Target(boxes, labels, masks, annotations.image_id)
 
     def _paint(self, segmentations: Iterable[Segmentation]) -> Iterator[Patch | None]:
-        """Each mask in the window, before it is mirrored and turned."""
+        """Yield each mask in the window, before mirroring and turning."""
         scale, source, size = self.scale, self.source, self.window_size
+        # from the source's frame to the window's
         down, right = source[1] - self.window[1], source[0] - self.window[0]
         for segmentation in segmentations:
             patch = segmentation.paint(scale, source)
@@ -145,7 +144,7 @@ class GeometricTransform:
         return tensor.rot90(self.turns, (-2, -1)) if self.turns else tensor
 
     def orient_boxes(self, boxes: Tensor) -> Tensor:
-        """Mirror and turn `[G, 4]` xyxy px of the window."""
+        """Mirror and turn boxes of the window, `[G, 4]` xyxy px."""
         height, width = self.window_size
         x1, y1, x2, y2 = boxes.unbind(-1)
         if self.flip_horizontal:
@@ -153,32 +152,38 @@ class GeometricTransform:
         if self.flip_vertical:
             y1, y2 = height - y2, height - y1
         for _ in range(self.turns):
+            # counter-clockwise: (x, y) -> (y, width - x)
             x1, y1, x2, y2 = y1, width - x2, y2, width - x1
             height, width = width, height
         return torch.stack((x1, y1, x2, y2), -1)
 
 
 def rotate_patch(patch: Patch, angle: float, size: Size) -> Patch | None:
-    """A mask rotated about the middle of a frame, cut to that frame; None where nothing of it is left inside.
+    """Rotate a mask about the centre of a frame and cut it to the frame.
 
     Args:
-        patch: pixels with their row and column in the frame, which may lie outside.
+        patch: pixels with their row and column in the frame; may lie outside.
         angle: degrees, counter-clockwise.
-        size: `(height, width)` of the frame.
+        size: `(height, width)` of the frame, px.
+
+    Returns:
+        The rotated mask, or None if no part of it lies in the frame.
     """
     pixels, row, column = patch
     height, width = pixels.shape
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    turn = np.array([[cos, sin], [-sin, cos]])  # of (x, y); y points down
-    middle = np.array(size[::-1]) / 2
+    # acts on column vectors (x, y); counter-clockwise, because y points down
+    rotation = np.array([[cos, sin], [-sin, cos]])
+    center = np.array(size[::-1]) / 2
     corners = np.array([(x, y) for x in (column, column + width) for y in (row, row + height)])
-    turned = (corners - middle) @ turn.T + middle
-    left, top = np.floor(turned.min(0)).astype(int).clip(0).tolist()
-    right, bottom = np.ceil(turned.max(0)).astype(int).clip(None, size[::-1]).tolist()
+    rotated = (corners - center) @ rotation.T + center  # [4, 2]
+    # upright box around the rotated corners, cut to the frame
+    left, top = np.floor(rotated.min(0)).astype(int).clip(0).tolist()
+    right, bottom = np.ceil(rotated.max(0)).astype(int).clip(None, size[::-1]).tolist()
     if left >= right or top >= bottom:
         return None
-    # Pillow asks where each pixel of the result comes from
-    x, y = (np.array((left, top)) - middle) @ turn + middle - (column, row)
+    # Pillow maps output to input pixels: the inverse rotation (v @ rotation), and the input place of the first output
+    x, y = (np.array((left, top)) - center) @ rotation + center - (column, row)
     painted = Image.fromarray(pixels * np.uint8(255)).transform(
         (right - left, bottom - top),
         Image.Transform.AFFINE,
@@ -190,12 +195,12 @@ def rotate_patch(patch: Patch, angle: float, size: Size) -> Patch | None:
 
 @dataclass(frozen=True)
 class VisibleObject:
-    """One object of those that were looked at.
+    """One object of a list whose mask has visible pixels.
 
     Attributes:
-        index: its number among them.
+        index: index in the list.
         box: tight half-open xyxy px.
-        crop: its mask inside the box, bool `[h, w]`, in memory of its own.
+        crop: its mask inside the box, bool `[h, w]`, not a view.
     """
 
     index: int
@@ -204,27 +209,19 @@ class VisibleObject:
 
 
 def visible_objects(patches: Iterable[Patch | None], min_side: float) -> list[VisibleObject]:
-    """The objects whose masks have a pixel, and whose tight boxes no side below `min_side` px."""
-    found = []
+    """Return the objects whose mask has a pixel and whose tight box has no side below `min_side` px."""
+    objects = []
     for index, patch in enumerate(patches):
-        box = None if patch is None else _tight_box(patch)
-        if patch is None or box is None or min(box[2] - box[0], box[3] - box[1]) < min_side:
+        if patch is None:
             continue
-        (pixels, row, column), (left, top, right, bottom) = patch, box
-        inside = pixels[top - row : bottom - row, left - column : right - column]
-        found.append(VisibleObject(index, box, torch.from_numpy(inside.copy())))
-    return found
-
-
-def _tight_box(patch: Patch) -> Box | None:
-    """Half-open xyxy px around the mask, in the window's frame; None for no pixel at all."""
-    pixels, row, column = patch
-    columns, rows = np.flatnonzero(pixels.any(0)), np.flatnonzero(pixels.any(1))
-    if not len(columns):
-        return None
-    return (
-        int(columns[0]) + column,
-        int(rows[0]) + row,
-        int(columns[-1]) + column + 1,
-        int(rows[-1]) + row + 1,
-    )
+        pixels, row, column = patch
+        columns, rows = np.flatnonzero(pixels.any(0)), np.flatnonzero(pixels.any(1))
+        if not len(columns):
+            continue
+        # tight half-open box in the patch's own frame
+        left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        if min(right - left, bottom - top) < min_side:
+            continue
+        box = (left + column, top + row, right + column, bottom + row)
+        objects.append(VisibleObject(index, box, torch.from_numpy(pixels[top:bottom, left:right].copy())))
+    return objects

@@ -1,4 +1,4 @@
-"""Random numbers of an item: from its own generator, never the global one, so that any worker draws the same."""
+"""Random numbers of one item from its own generator, so that the result does not depend on workers or their order."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 import torch
 
 
-def between(low: float, high: float, generator: torch.Generator) -> float:
-    """Uniform in [low, high)."""
+def uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """Sample uniformly from [low, high)."""
     return low + (high - low) * torch.rand((), generator=generator).item()
 
 
-def happens(probability: float, generator: torch.Generator) -> bool:
-    """Whether something of this probability happens."""
-    return between(0, 1, generator) < probability
+def bernoulli(probability: float, generator: torch.Generator) -> bool:
+    """Return True with this probability."""
+    return uniform(0, 1, generator) < probability
 
 
-def below(end: int, generator: torch.Generator) -> int:
-    """One of 0..end - 1."""
+def randint(end: int, generator: torch.Generator) -> int:
+    """Sample one of 0..end - 1."""
     return int(torch.randint(end, (), generator=generator))
 
 
-def choose(options: Sequence[int], generator: torch.Generator) -> int:
-    """One of the options."""
-    return options[below(len(options), generator)]
+def choice(options: Sequence[int], generator: torch.Generator) -> int:
+    """Sample one of the options."""
+    return options[randint(len(options), generator)]

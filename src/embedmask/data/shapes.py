@@ -1,7 +1,7 @@
-"""A synthetic COCO-format set that is worth training on: see `scenes` for what is in its images.
+"""Synthetic data set in COCO format, easy enough to train on in minutes; `scenes` renders its images.
 
-Every image has its own random stream: it depends on the seed, its split, its number and the size alone,
-never on how many workers drew the set.
+Every image has its own random stream, seeded by the seed of the set, the split, the image's number and the size. The
+result does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image
 
-from embedmask.data.scenes import CLASS_NAMES, MIN_SIZE, Bools, make_scene
+from embedmask.data.scenes import CLASS_NAMES, MIN_SIZE, make_scene
 from embedmask.errors import BadInput
 from embedmask.files import atomic_folder
 
@@ -27,6 +27,14 @@ JPEG_QUALITY = 95
 
 Job = tuple[str, int]
 """Split and number of an image."""
+
+
+@dataclass
+class Record:
+    """COCO entries of one written image and of its objects, whose ids are assigned later."""
+
+    image: dict[str, Any]
+    annotations: list[dict[str, Any]]
 
 
 def make_shapes(
@@ -39,29 +47,33 @@ def make_shapes(
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> None:
-    """Write the set: `train.json`, `val.json` and `images/`, all at once or not at all.
+    """Write the data set: `train.json`, `val.json` and `images/`, all or nothing.
 
-    Annotations are what can be seen of each object, as compressed RLE; category ids run from 1.
+    Annotations are the visible parts of the objects as compressed RLE; category ids start at 1.
 
     Args:
-        out: folder to make; must not exist or be empty.
-        train, val: images in each split.
+        out: folder to create; must be missing or empty.
+        train: images in the training split.
+        val: images in the validation split.
         size: side of the square images, px.
-        seed: same seed, same set, whatever the number of workers.
+        seed: equal seeds give equal sets, for any number of workers.
         progress: called with (images done, images in all) after each image.
-        workers: threads that draw; None: one a core.
+        workers: rendering threads; None: one per core.
 
     Raises:
-        BadInput: `out` is a file or holds something, or a number is out of range.
+        BadInput: `out` is a file or a folder with files, or a number is out of range.
     """
-    _check(train=train, val=val, size=size, seed=seed)
-    jobs = [
-        (split, n) for split, count in zip(SPLITS, (train, val), strict=True) for n in range(1, count + 1)
-    ]
+    if size < MIN_SIZE:
+        raise BadInput(f"size must be at least {MIN_SIZE} px, got {size}")
+    for name, value in (("train", train), ("val", val), ("seed", seed)):
+        if value < 0:
+            raise BadInput(f"{name} must be at least 0, got {value}")
+    counts = zip(SPLITS, (train, val), strict=True)
+    jobs = [(split, number) for split, count in counts for number in range(1, count + 1)]
     records = []
     with atomic_folder(out) as unfinished:
         (unfinished / "images").mkdir()
-        for record in _draw(jobs, unfinished / "images", size, seed, workers):
+        for record in _write_images(jobs, unfinished / "images", size, seed, workers):
             records.append(record)
             if progress is not None:
                 progress(len(records), len(jobs))
@@ -70,55 +82,40 @@ def make_shapes(
             (unfinished / f"{split}.json").write_text(text, encoding="utf-8")
 
 
-def _check(*, train: int, val: int, size: int, seed: int) -> None:
-    if size < MIN_SIZE:
-        raise BadInput(f"size must be at least {MIN_SIZE} px, got {size}")
-    for name, value in (("train", train), ("val", val), ("seed", seed)):
-        if value < 0:
-            raise BadInput(f"{name} must be at least 0, got {value}")
-
-
-@dataclass
-class _Record:
-    """A written image: its COCO entry and those of its objects, which get their own ids later."""
-
-    image: dict[str, Any]
-    annotations: list[dict[str, Any]]
-
-
-def _draw(jobs: list[Job], images: Path, size: int, seed: int, workers: int | None) -> Iterator[_Record]:
-    """Draw and write an image for each job, in that order."""
-    # numpy and JPEG work outside the interpreter's lock; threads need no pickling and no guarded main module
+def _write_images(
+    jobs: list[Job], images: Path, size: int, seed: int, workers: int | None
+) -> Iterator[Record]:
+    """Render and write the image of each job, in that order."""
+    # numpy and the JPEG encoder release the interpreter lock; threads need no pickling and no guarded main module
     pool = ThreadPoolExecutor(workers or os.cpu_count())
     try:
-        yield from pool.map(lambda job: _draw_one(job, images, size, seed), jobs)
+        yield from pool.map(lambda job: _write_image(job, images, size, seed), jobs)
     finally:
+        # an interrupted run does not wait for the images that were queued
         pool.shutdown(cancel_futures=True)
 
 
-def _draw_one(job: Job, images: Path, size: int, seed: int) -> _Record:
+def _write_image(job: Job, images: Path, size: int, seed: int) -> Record:
     split, number = job
     scene = make_scene(size, np.random.default_rng([seed, SPLITS.index(split), number]))
     name = f"{split}_{number:06d}.jpg"
     Image.fromarray(scene.image).save(images / name, quality=JPEG_QUALITY, subsampling=0)
-    image = {"id": number, "file_name": name, "height": size, "width": size}
-    objects = zip(scene.labels, scene.masks, strict=True)
-    return _Record(image, [_annotation(number, label, mask) for label, mask in objects])
+    record = Record({"id": number, "file_name": name, "height": size, "width": size}, [])
+    for label, mask in zip(scene.labels, scene.masks, strict=True):
+        rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
+        annotation = {
+            "image_id": number,
+            "category_id": label + 1,
+            "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
+            "bbox": [float(value) for value in mask_api.toBbox(rle)],
+            "area": int(mask_api.area(rle)),
+            "iscrowd": 0,
+        }
+        record.annotations.append(annotation)
+    return record
 
 
-def _annotation(image_id: int, label: int, mask: Bools) -> dict[str, Any]:
-    rle = mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {
-        "image_id": image_id,
-        "category_id": label + 1,
-        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")},
-        "bbox": [float(value) for value in mask_api.toBbox(rle)],
-        "area": int(mask_api.area(rle)),
-        "iscrowd": 0,
-    }
-
-
-def _coco(records: list[_Record], description: str) -> dict[str, Any]:
+def _coco(records: list[Record], description: str) -> dict[str, Any]:
     annotations = [annotation for record in records for annotation in record.annotations]
     return {
         "info": {"description": description, "version": "1"},

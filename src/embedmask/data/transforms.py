@@ -1,12 +1,12 @@
-"""From an image and its lazy annotations to what the network sees.
+"""Transforms from an image and its unpainted annotations to the input of the network.
 
-A `GeometricTransform` is drawn first; the image is resampled and the masks are painted straight into it.
+The parameters of a `GeometricTransform` are sampled first; then the image is resampled and the masks are painted.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,33 +14,32 @@ from torch import Tensor
 from embedmask.config import DataConfig
 from embedmask.config.detector import Rounding
 from embedmask.data.colors import change_camera, change_colors
-from embedmask.data.copy_paste import choose_objects, draw_corner, paste_objects
+from embedmask.data.copy_paste import choose_objects, paste_objects, sample_corner
 from embedmask.data.geometry import GeometricTransform
 from embedmask.data.images import size_of
 from embedmask.data.packed import Annotations
-from embedmask.data.sampling import below, between, choose, happens
-from embedmask.data.segmentation import Window
+from embedmask.data.sampling import bernoulli, choice, randint, uniform
 from embedmask.structures import Size, Target
 
 
 class Items(Protocol):
-    """Images and annotations by number, as a data set gives them."""
+    """Images and annotations of a data set, by index."""
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Tensor:
-        """uint8 `[3, H, W]`."""
+        """Return an image, uint8 `[3, H, W]`."""
         ...
 
     def annotations(self, index: int) -> Annotations:
-        """Ground truth in the file's frame, masks not painted."""
+        """Return the ground truth in the frame of the file, with masks not yet painted."""
         ...
 
 
 class Transform(Protocol):
-    """How a dataset's item is made; the same generator state gives the same item.
+    """Function that makes a data set's item; equal states of the generator give equal items.
 
-    `items` are the whole data set, for what mixes several.
+    `items` is the whole data set, for transforms that combine images.
     """
 
     def __call__(
@@ -49,15 +48,17 @@ class Transform(Protocol):
 
 
 def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding = "down") -> Size:
-    """The authors' rule (section 4.1): short side to `short_side`, unless the long one would pass
-    `long_side`.
+    """Return the size of an image resized by the authors' rule (section 4.1).
+
+    The short side becomes `short_side`, unless the long side would exceed `long_side`.
 
     Args:
         size: `(height, width)` px.
-        short_side: wanted short side, px.
-        long_side: bound of the long side, px; rounding may pass it by a few pixels on very long images,
-            as theirs; where the short side would be less than 1 px, it is 1, and the long one `long_side`.
-        rounding: the first repository's rule, or the second's, which rounds once and keeps to `long_side`.
+        short_side: px.
+        long_side: upper bound of the long side, px. As in the authors' code, rounding may exceed it by a few pixels on
+            very elongated images; if the short side would be below 1 px, the result is 1 x `long_side`.
+        rounding: `down`, the rule of the first repository, or `nearest`, that of the second, which rounds once and
+            never exceeds `long_side`.
 
     Returns:
         `(height, width)` px.
@@ -67,8 +68,10 @@ def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding
         scale = min(short_side / short, long_side / long)
         height, width = (max(int(side * scale + 0.5), 1) for side in size)
         return height, width
-    if long_side * short < long:  # so thin that its short side would vanish
+    # the short side would vanish
+    if long_side * short < long:
         return (1, long_side) if size[0] <= size[1] else (long_side, 1)
+    # lower the short side first, rounding it, then derive the long side from it: the order decides the last pixel
     if long / short * short_side > long_side:
         short_side = max(round(long_side * short / long), 1)
     if short == short_side:
@@ -78,7 +81,7 @@ def resized_size(size: Size, short_side: int, long_side: int, rounding: Rounding
 
 
 class EvalTransform:
-    """Resize by the authors' rule, nothing else: the network's frame in inference.
+    """Resizing by the authors' rule, as in inference.
 
     Args:
         short_side: px; None: images keep their size.
@@ -91,28 +94,28 @@ class EvalTransform:
         self.long_side = long_side
         self.rounding = rounding
 
-    def view(self, size: Size) -> GeometricTransform:
-        """The whole image of `(height, width)` in the network's frame."""
-        if self.short_side is not None:
-            return GeometricTransform.whole(
-                size, resized_size(size, self.short_side, self.long_side, self.rounding)
-            )
-        return GeometricTransform.whole(size, size)
+    def geometry(self, size: Size) -> GeometricTransform:
+        """Return the transform of a whole image of `(height, width)` px."""
+        if self.short_side is None:
+            return GeometricTransform.whole(size, size)
+        return GeometricTransform.whole(
+            size, resized_size(size, self.short_side, self.long_side, self.rounding)
+        )
 
     def image(self, image: Tensor) -> Tensor:
-        """The image alone: evaluation needs no painted masks."""
-        return self.view(size_of(image)).image(image)
+        """Resize an image alone: evaluation needs no painted masks."""
+        return self.geometry(size_of(image)).image(image)
 
     def __call__(
         self, image: Tensor, annotations: Annotations, generator: torch.Generator, items: Items | None = None
     ) -> tuple[Tensor, Target]:
-        """ImageSource and targets; draws nothing from the generator and mixes no items."""
-        view = self.view(annotations.size)
-        return view.image(image), view.target(annotations, min_box_side=1)
+        """Resize an image and its objects; `generator` and `items` are unused."""
+        geometry = self.geometry(annotations.size)
+        return geometry.image(image), geometry.target(annotations, min_box_side=1)
 
 
 class TrainTransform:
-    """Random view, pasted objects and colours, as the config says (section 4.1 by default)."""
+    """Random geometry, pasted objects and colours of a config (section 4.1 by default)."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -120,68 +123,63 @@ class TrainTransform:
     def __call__(
         self, image: Tensor, annotations: Annotations, generator: torch.Generator, items: Items | None = None
     ) -> tuple[Tensor, Target]:
-        """uint8 `[3, H, W]` and its annotations -> uint8 `[3, h, w]` and the target in the same frame.
+        """Augment an image and its objects.
 
-        Without `items` there is nothing to paste from, so nothing is pasted.
+        Args:
+            image: uint8 `[3, H, W]`.
+            annotations: its objects.
+            generator: source of the random numbers.
+            items: images to paste objects from; None: nothing is pasted.
+
+        Returns:
+            uint8 `[3, h, w]`, and the target in the same frame.
         """
         config = self.config
-        view = self.draw(annotations.size, generator)
-        seen, target = view.image(image), view.target(annotations, config.min_box_side)
-        if items is not None and config.copy_paste and happens(config.copy_paste, generator):
-            seen, target = self.paste(seen, target, items, generator)
-        seen = change_colors(seen, config.color_jitter, config.invert, generator)
-        return change_camera(seen, config.gamma, config.blur, config.noise, generator), target
+        geometry = self.sample_geometry(annotations.size, generator)
+        image, target = geometry.image(image), geometry.target(annotations, config.min_box_side)
+        if items is not None and config.copy_paste and bernoulli(config.copy_paste, generator):
+            image, target = self.paste(image, target, items, generator)
+        image = change_colors(image, config.color_jitter, config.invert, generator)
+        return change_camera(image, config.gamma, config.blur, config.noise, generator), target
 
-    def draw(self, size: Size, generator: torch.Generator) -> GeometricTransform:
-        """A random view of an image of `(height, width)` px."""
-        config = self.config
-        resized = size
+    def sample_geometry(self, size: Size, generator: torch.Generator) -> GeometricTransform:
+        """Sample the geometric transform of an image of `(height, width)` px."""
+        config, resized = self.config, size
         if config.short_sides:
-            resized = resized_size(size, choose(config.short_sides, generator), config.long_side)
-        resized = _jitter_scale(resized, config.scale_range, config.scale_draw, generator)
+            resized = resized_size(size, choice(config.short_sides, generator), config.long_side)
+        low, high = config.scale_range
+        if not low == high == 1:
+            if config.scale_draw == "log":
+                factor = math.exp(uniform(math.log(low), math.log(high), generator))
+            else:
+                factor = uniform(low, high, generator)
+            resized = max(round(resized[0] * factor), 1), max(round(resized[1] * factor), 1)
+        # a square crop anywhere in the image; a shorter image is used whole, and padded right and below if requested
+        side = config.crop_size
+        height, width = (length if side is None else min(side, length) for length in resized)
+        top, left = randint(resized[0] - height + 1, generator), randint(resized[1] - width + 1, generator)
+        if side is not None and config.crop_pad:
+            height, width = side, side
         return GeometricTransform(
             original=size,
             resized=resized,
-            window=_draw_window(resized, config.crop_size, config.crop_pad, generator),
-            flip_horizontal=happens(config.flip_horizontal, generator),
-            flip_vertical=happens(config.flip_vertical, generator),
-            turns=below(4, generator) if config.rotate90 else 0,
-            angle=between(-config.rotate, config.rotate, generator) if config.rotate else 0.0,
+            window=(left, top, left + width, top + height),
+            flip_horizontal=bernoulli(config.flip_horizontal, generator),
+            flip_vertical=bernoulli(config.flip_vertical, generator),
+            turns=randint(4, generator) if config.rotate90 else 0,
+            angle=uniform(-config.rotate, config.rotate, generator) if config.rotate else 0.0,
         )
 
     def paste(
         self, image: Tensor, target: Target, items: Items, generator: torch.Generator
     ) -> tuple[Tensor, Target]:
-        """Some objects of a random item, seen in a random view of its own, over `image` `[3, h, w]`."""
-        index = below(len(items), generator)
+        """Paste some objects of a random item, transformed at random, over `image` `[3, h, w]`."""
+        index = randint(len(items), generator)
         chosen = choose_objects(items.annotations(index), generator)
         if not len(chosen):
             return image, target
-        view = self.draw(chosen.size, generator)
+        geometry = self.sample_geometry(chosen.size, generator)
         side = self.config.min_box_side
-        donor = view.image(items.image(index)), view.target(chosen, side)
-        corner = draw_corner(size_of(image), size_of(donor[0]), generator)
+        donor = geometry.image(items.image(index)), geometry.target(chosen, side)
+        corner = sample_corner(size_of(image), size_of(donor[0]), generator)
         return paste_objects(image, target, donor, corner, side)
-
-
-def _jitter_scale(
-    size: Size, scale_range: tuple[float, float], law: Literal["log", "linear"], generator: torch.Generator
-) -> Size:
-    low, high = scale_range
-    if low == high == 1:
-        return size
-    if law == "log":
-        factor = math.exp(between(math.log(low), math.log(high), generator))
-    else:
-        factor = between(low, high, generator)
-    return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
-
-
-def _draw_window(size: Size, side: int | None, pad: bool, generator: torch.Generator) -> Window:
-    """A square of `side` px anywhere in the image; a shorter image is taken whole, its right and bottom
-    padded to the square if `pad`.
-    """
-    inside = [length if side is None else min(side, length) for length in size]
-    top, left = (below(length - shown + 1, generator) for length, shown in zip(size, inside, strict=True))
-    height, width = (side, side) if pad and side is not None else inside
-    return left, top, left + width, top + height

@@ -1,1 +1,1 @@
-"""The network: images in, `Predictions` out. Read `embedmask.py` first."""
+"""The network: images in, `Predictions` out. Start reading at `embedmask.py`."""

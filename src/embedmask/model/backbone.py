@@ -1,4 +1,4 @@
-"""The backbone: any timm model as a giver of feature maps."""
+"""Backbone: feature maps of any timm model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedmask.config.detector import IMAGENET_MEAN, IMAGENET_STD, DetectorConfi
 from embedmask.errors import BadInput
 
 COARSEST_STRIDE = 32
-"""The backbone ends here; the neck makes the coarser levels."""
+"""Stride of the last feature map, px per cell; the neck adds the coarser levels."""
 
 PRETRAINED_TAGS = {
     "resnet18": "tv_in1k",
@@ -24,22 +24,22 @@ PRETRAINED_TAGS = {
     "resnet10t": "c3_in1k",
     "resnet18d": "ra2_in1k",
 }
-"""The weights of a backbone that is named without a tag. timm's default is the tag that scores best on ImageNet and
-changes with its version. The plain ResNets take torchvision's first weights (`tv_in1k`): of all tags their training
-(90 epochs of SGD on cross entropy) is nearest to that of the paper's MSRA weights, whose frozen BatchNorm section 4.1
-and the authors' learning rate rely on. `a1_in1k`, timm's default, comes from 600 epochs of LAMB on binary cross entropy
-with mixup and cutmix: better on ImageNet, but not what this learning rate was tuned for."""
+"""Pretrained weights of a backbone that is named without a tag. timm's default is the tag with the highest ImageNet
+accuracy and changes between its versions. The plain ResNets use torchvision's first weights (`tv_in1k`): their training
+(90 epochs of SGD on cross entropy) is closest to that of the paper's MSRA weights, whose frozen BatchNorm (section 4.1)
+the authors' learning rate was tuned for. `a1_in1k`, timm's default, was trained for 600 epochs of LAMB on binary cross
+entropy with mixup and cutmix."""
 
 
 class Backbone(nn.Module):
-    """Feature maps of a timm model at the strides that the neck needs.
+    """A timm model that returns the feature maps of the neck.
 
     Attributes:
-        strides: px per cell of each output.
+        strides: px per cell of each output, finest first.
         channels: channels of each output.
-        norm_eps: of its BatchNorm; None: it has none, or not the same everywhere.
-        image_mean: of the RGB pixels, 0..255, that its pretrained weights expect.
-        image_std: their standard deviation.
+        norm_eps: epsilon of its BatchNorm layers; None if it has none, or several values.
+        image_mean: mean of the RGB pixels (0..255) that its pretrained weights expect.
+        image_std: standard deviation of these pixels.
     """
 
     def __init__(
@@ -52,14 +52,29 @@ class Backbone(nn.Module):
         frozen_stages: int = 2,
         stride_in_1x1: bool = False,
     ) -> None:
-        """See `DetectorConfig` for the arguments; `finest_stride` is the stride of the first output."""
+        """Create the model with random weights.
+
+        Args:
+            name: timm's name of the model.
+            finest_stride: stride of the first output, px per cell.
+            norm: as the other arguments, see `DetectorConfig`.
+
+        Raises:
+            BadInput: timm has no such model, or it lacks feature maps at the required strides.
+        """
         super().__init__()
         self.name = name
         body = _create(name)
         if str(getattr(body, "output_fmt", "NCHW")).upper().endswith("NHWC"):
-            raise BadInput(f"backbone {name!r} gives maps with channels last, not supported; choose another")
-        self.norm_eps = _set_norm_eps(body, norm_eps)
-        self.image_mean, self.image_std = _image_statistics(name)
+            raise BadInput(
+                f"backbone {name!r} returns channels-last maps, which are not supported; choose another"
+            )
+        norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in norms:
+            module.eps = module.eps if norm_eps is None else norm_eps
+        epsilons = {module.eps for module in norms}
+        self.norm_eps = epsilons.pop() if len(epsilons) == 1 else norm_eps
+        self.image_mean, self.image_std = image_statistics(name)
         if stride_in_1x1:
             _move_stride_to_1x1(body, name)
         _freeze_stages(body, frozen_stages)
@@ -68,10 +83,10 @@ class Backbone(nn.Module):
         self._outputs = [i for i, r in enumerate(reductions) if finest_stride <= r <= COARSEST_STRIDE]
         self.strides = [reductions[i] for i in self._outputs]
         self.channels = [body.feature_info.channels()[i] for i in self._outputs]
-        wanted = [s for s in (2, 4, 8, 16, 32) if s >= finest_stride]
-        if self.strides != wanted:
+        required = [s for s in (2, 4, 8, 16, 32) if s >= finest_stride]
+        if self.strides != required:
             raise BadInput(
-                f"backbone {name!r} gives strides {reductions}, {wanted} are needed; choose another"
+                f"backbone {name!r} provides strides {reductions}, but {required} are required; choose another"
             )
 
     @classmethod
@@ -87,7 +102,7 @@ class Backbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """`[N, 3, H, W]` normalised -> maps `[N, C, H / s, W / s]`, finest first."""
+        """Return the feature maps of normalised images: `[N, 3, H, W]` -> `[N, C, H / s, W / s]` per stride s."""
         features: Sequence[Tensor] = self.body(images)
         return [features[i] for i in self._outputs]
 
@@ -100,35 +115,27 @@ def pretrained_name(name: str) -> str:
     return f"{name}.{PRETRAINED_TAGS.get(name, config.tag)}"
 
 
-def _image_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and standard deviation of the pixels (RGB, 0..255) that the pretrained weights expect."""
+def image_statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and standard deviation of the RGB pixels (0..255) that the pretrained weights expect."""
     config = timm.get_pretrained_cfg(pretrained_name(name))
     if config is None:
         return IMAGENET_MEAN, IMAGENET_STD
-    # without the last bits of the products: 0.485 * 255 is 123.675
+    # 0.485 * 255 is 123.67499999999998 in floating point; configs show 123.675
     (r, g, b), (dr, dg, db) = (
         [round(255 * value, 6) for value in each] for each in (config.mean, config.std)
     )
     return (r, g, b), (dr, dg, db)
 
 
-def _set_norm_eps(body: nn.Module, eps: float | None) -> float | None:
-    """Set the epsilon of all BatchNorm layers unless None, and return the one that they share."""
-    norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.eps = norm.eps if eps is None else eps
-    shared = {norm.eps for norm in norms}
-    return shared.pop() if len(shared) == 1 else eps
-
-
 def _freeze_stages(body: Any, count: int) -> None:
-    """Fix all parameters up to the end of the `count`-th stage, the one that ends at stride 2^count."""
+    """Freeze all parameters up to the end of stage `count`, which ends at stride 2^count."""
     info = body.feature_info
     ends = [m for m, r in zip(info.module_name(), info.reduction(), strict=True) if r <= 2**count]
     if not ends:
         return
-    # timm either flattens the dotted names of its parts or keeps the whole model as one of them
+    # timm either flattens the dotted module names, or wraps the whole model as `model`
     spellings = (ends[-1], ends[-1].replace(".", "_"), f"model.{ends[-1]}")
+    # modules are listed in order of execution: stop at the first one behind the last frozen stage
     reached = False
     for name, module in body.named_modules():
         inside = name.startswith(tuple(f"{end}." for end in spellings)) or name in spellings
@@ -140,20 +147,20 @@ def _freeze_stages(body: Any, count: int) -> None:
 
 
 def _create(name: str) -> Any:
-    """A timm feature net: an ordered dict of the backbone's parts that knows the stride of each output."""
+    """Create a timm model that returns features, an ordered dict of its parts with the stride of each output."""
     try:
         body = timm.create_model(name, pretrained=False, features_only=True)
     except RuntimeError as error:
         near = timm.list_models(f"*{name.split('.', maxsplit=1)[0][:6]}*")[:3]
-        hint = f"; perhaps {', '.join(near)}" if near else "; see timm.list_models()"
+        hint = f"; did you mean {', '.join(near)}?" if near else "; see timm.list_models()"
         raise BadInput(
-            f"backbone {name!r} cannot be made by timm ({str(error).splitlines()[0][:80]}){hint}"
+            f"timm cannot create backbone {name!r} ({str(error).splitlines()[0][:80]}){hint}"
         ) from None
     return body
 
 
 def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
-    """Caffe-style ResNet: the first 1x1 convolution of a stage strides, not its 3x3."""
+    """Move the stride of each stage from its 3x3 convolution to its first 1x1, as in Caffe's ResNets."""
     moved = 0
     for block in body.modules():
         first, second = getattr(block, "conv1", None), getattr(block, "conv2", None)
@@ -163,4 +170,4 @@ def _move_stride_to_1x1(body: nn.Module, name: str) -> None:
             first.stride, second.stride = second.stride, first.stride
             moved += 1
     if not moved:
-        raise BadInput(f"stride_in_1x1 is for bottleneck ResNets, not for backbone {name!r}; leave it false")
+        raise BadInput(f"stride_in_1x1 needs a bottleneck ResNet, not backbone {name!r}; set it to false")

@@ -1,4 +1,4 @@
-"""From a config to the network of its kind."""
+"""Construction of the network that a config describes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embedmask.model.maskrcnn import MaskRCNN
 
 
 def build_model(config: DetectorConfig) -> Detector:
-    """The network that a config describes, with random weights."""
+    """Build the network that a config describes, with random weights."""
     if isinstance(config, MaskRCNNConfig):
         return MaskRCNN(config)
     assert isinstance(config, ModelConfig)

@@ -1,4 +1,4 @@
-"""What every network here is: a config, a backbone, and how images become its input."""
+"""Base class of all networks: config, backbone and preprocessing."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from embedmask.model.backbone import Backbone
 from embedmask.structures import ImageBatch, Size
 
 FRAME_MULTIPLE = 32
-"""Padded frames are multiples of the backbone's coarsest stride."""
+"""Padded frames are multiples of this, the backbone's coarsest stride, px."""
 
 
 class Detector(nn.Module):
-    """The common part of all kinds of model.
+    """Base class of the models.
 
     Attributes:
-        config: of the whole model; what it left to the backbone is filled in, so that files of weights hold it.
-        backbone: gives maps from `finest_stride` to stride 32.
+        config: config of the model, with the backbone's own values filled in, as it is saved with the weights.
+        backbone: returns feature maps from `finest_stride` to stride 32.
     """
 
     mean: Tensor
@@ -35,35 +35,33 @@ class Detector(nn.Module):
         for name, values in (("mean", self.config.image_mean), ("std", self.config.image_std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def preprocess(self, images: Sequence[Tensor], least: Size = (0, 0)) -> ImageBatch:
-        """Normalise images and pad them right and below, with zeros after normalising, to one frame.
+    def preprocess(self, images: Sequence[Tensor], min_size: Size = (0, 0)) -> ImageBatch:
+        """Normalise images, then pad them with zeros on the right and at the bottom to one frame.
 
         Args:
-            images: uint8 RGB `[3, h, w]`, sizes may differ; already at the network's resolution.
-            least: height and width that the frame has at least, px.
+            images: uint8 RGB `[3, h, w]` at the network's resolution; sizes may differ.
+            min_size: minimum `(height, width)` of the frame, px.
 
         Returns:
-            A batch on the model's device.
+            float32 `[N, 3, Hp, Wp]` on the model's device, and the sizes before padding.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = frame_of([*sizes, least])
+        height, width = frame_of([*sizes, min_size])
         tensors = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image, (h, w) in zip(tensors, images, sizes, strict=True):
-            slot[:, :h, :w] = self._normalize(image)
+            pixels = image.to(self.mean.device).float()
+            if self.config.channel_order == "bgr":
+                pixels = pixels.flip(0)
+            if self.config.image_norm == "image":
+                # + 1 grey level: an image of a single value has deviation 0
+                slot[:, :h, :w] = (pixels - pixels.mean()) / (pixels.std() + 1.0)
+            else:
+                slot[:, :h, :w] = (pixels - self.mean) / self.std
         return ImageBatch(tensors, sizes)
-
-    def _normalize(self, image: Tensor) -> Tensor:
-        pixels = image.to(self.mean.device).float()
-        if self.config.channel_order == "bgr":
-            pixels = pixels.flip(0)
-        if self.config.image_norm == "image":
-            # one grey level more: a blank image stays blank
-            return (pixels - pixels.mean()) / (pixels.std() + 1.0)
-        return (pixels - self.mean) / self.std
 
 
 def with_backbone_defaults(config: DetectorConfig, backbone: Backbone) -> DetectorConfig:
-    """Fill the fields that are None for the backbone's own value: `image_mean`, `image_std`, `backbone_norm_eps`."""
+    """Replace None in `image_mean`, `image_std` and `backbone_norm_eps` by the backbone's own values."""
     order = -1 if config.channel_order == "bgr" else 1
     own: dict[str, Any] = {
         "image_mean": backbone.image_mean[::order],
@@ -74,6 +72,14 @@ def with_backbone_defaults(config: DetectorConfig, backbone: Backbone) -> Detect
 
 
 def frame_of(sizes: Sequence[Size]) -> Size:
-    """The smallest frame that holds images of these sizes: `(height, width)` px, multiples of `FRAME_MULTIPLE`."""
+    """Return the smallest frame that contains images of these sizes.
+
+    Args:
+        sizes: `(height, width)` px of each image.
+
+    Returns:
+        `(height, width)` px, multiples of `FRAME_MULTIPLE`.
+    """
+    # -(-a // b) rounds up
     height, width = (-(-max(side) // FRAME_MULTIPLE) * FRAME_MULTIPLE for side in zip(*sizes, strict=True))
     return height, width

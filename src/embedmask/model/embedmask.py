@@ -1,7 +1,7 @@
-"""EmbedMask: backbone -> FPN -> proposal head and pixel branch (figure 2). Read this one first.
+"""EmbedMask: backbone -> FPN -> proposal head and pixel branch (figure 2). Start reading here.
 
-The network knows no targets and returns one type in training and inference. Losses are in `embedmask.objective`,
-boxes and masks in `embedmask.inference`.
+The network takes images only and returns `Predictions` in training and inference. Losses are in
+`embedmask.objective`, boxes and masks in `embedmask.inference`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from embedmask.structures import ImageBatch, Predictions
 
 
 class EmbedMask(Detector):
-    """The whole network, with random weights until some are loaded.
+    """The whole network of the paper, with random weights.
 
     Example:
         >>> model = EmbedMask(ModelConfig.preset("paper", num_classes=3))
@@ -37,13 +37,18 @@ class EmbedMask(Detector):
         self.head = Head(config)
 
     def forward(self, images: ImageBatch | Tensor) -> Predictions:
-        """Predictions of a batch.
+        """Run the network on a batch.
 
         Args:
-            images: from `preprocess`, or an already normalised float tensor `[N, 3, H, W]`.
+            images: a batch from `preprocess`, or a normalised float tensor `[N, 3, H, W]`.
+
+        Raises:
+            BadInput: the tensor has another shape.
         """
         tensors = images.tensors if isinstance(images, ImageBatch) else images
         if tensors.ndim != 4 or tensors.shape[1] != 3:
-            raise BadInput(f"expected images [N, 3, H, W], got a tensor of shape {tuple(tensors.shape)}")
+            raise BadInput(
+                f"expected images [N, 3, H, W], got a tensor of shape {tuple(tensors.shape)}; call preprocess first"
+            )
         predictions: Predictions = self.head(self.neck(self.backbone(tensors)))
         return predictions

@@ -1,4 +1,4 @@
-"""The proposal head: class, box, centerness, embedding and margin of every location (figure 2, section 3.1 and 3.3)."""
+"""Proposal head: class, box, centerness, embedding and margin of every location (figure 2, sections 3.1 and 3.3)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from embedmask.model.pixel_branch import make_pixel_branch
 from embedmask.structures import Predictions
 
 CLASS_PRIOR = 0.01
-"""Initial probability of every class at every location, so that background does not flood the first steps."""
+"""Initial probability of every class at every location, so that background does not dominate the first steps."""
 CLASS_BIAS = -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR)
 POSITION_UNIT = 100.0
-"""Pixel positions enter the embedding in hundreds of px."""
+"""Unit of the positions that are added to embeddings, px."""
 
 
 class Head(nn.Module):
-    """Two towers shared by all levels and, on the finest one, the pixel branch.
+    """Two towers shared by all levels, and the pixel branch.
 
-    A deformable convolution would go into `layers.Tower`; an anchor-based head would replace this class and keep
-    its output type.
+    Deformable convolution would go into `layers.Tower`. An anchor-based head would replace this class and return the
+    same type.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
@@ -52,9 +52,11 @@ class Head(nn.Module):
             self.semantic = SemanticHead(channels, width, cfg.num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
-        """L maps `[N, channels, Hl, Wl]`, finest first -> `Predictions`; semantic logits in training mode alone.
+        """Compute the predictions of a batch; semantic logits in training mode only.
 
-        Where p is finer than they are, the neck's maps of the finer strides stand before them.
+        Args:
+            features: the neck's maps: L levels `[N, channels, Hl, Wl]`, finest first, preceded by the `details` maps
+                if p is finer than the levels.
         """
         predictions = self.predict(*self.trunk(features))
         if self.semantic is not None and self.training:
@@ -62,7 +64,7 @@ class Head(nn.Module):
         return predictions
 
     def trunk(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Nearly all the work, for which few digits will do: what `predict` takes, from what `forward` takes."""
+        """Run the convolution towers, which tolerate reduced precision. Return the arguments of `predict`."""
         levels = features[-len(self.strides) :]
         logits = [self.class_logits(self.class_tower(level)) for level in levels]
         return self.pixel_branch.trunk(features), logits, [self.box_tower(level) for level in levels]
@@ -70,17 +72,18 @@ class Head(nn.Module):
     def predict(
         self, pixels: Tensor, logits: Sequence[Tensor], box_features: Sequence[Tensor]
     ) -> Predictions:
-        """The layers that stay float32.
+        """Run the output layers, which stay float32.
 
         Args:
-            pixels: in front of the pixel embedding, `[N, width, H, W]`.
-            logits: class logits, `[N, C, Hl, Wl]` a level.
-            box_features: from the box tower, `[N, channels, Hl, Wl]` a level.
+            pixels: features of the pixel branch, `[N, width, H, W]`.
+            logits: class logits, `[N, C, Hl, Wl]` per level.
+            box_features: features of the box tower, `[N, channels, Hl, Wl]` per level.
         """
         pixel_embed = self._add_position(self.pixel_branch.embed(pixels), self.pixel_stride)
         box_ltrb, centerness, embeds, margins = [], [], [], []
         for level, (feature, stride) in enumerate(zip(box_features, self.strides, strict=True)):
-            ltrb = self.box_scales[level](self.box(feature)).relu() * stride
+            # predicted in units of the stride, with a learned scale per level -> px
+            ltrb = self.box_scales[level](self.box(feature)).relu() * stride  # [N, 4, Hl, Wl]
             box_ltrb.append(ltrb)
             centerness.append(self.centerness(feature).float())
             embeds.append(self._proposal_embed(feature, pixel_embed, stride))
@@ -97,33 +100,37 @@ class Head(nn.Module):
         )
 
     def _proposal_embed(self, box_feature: Tensor, pixel_embed: Tensor, stride: int) -> Tensor:
-        """q: predicted from the box tower, or the pixel embedding at the location (Table 2 (b))."""
-        if self.proposal_embed is None:
-            height, width = box_feature.shape[-2:]
-            return _sample_at_locations(pixel_embed, height, width, stride, self.pixel_stride)
-        return self._add_position(self.proposal_embed(self.proposal_reduce(box_feature)), stride)
+        """Return q `[N, D, Hl, Wl]`: predicted by the box tower, or p at the location (Table 2 (b))."""
+        if self.proposal_embed is not None:
+            return self._add_position(self.proposal_embed(self.proposal_reduce(box_feature)), stride)
+        # row and column of the pixel cell that contains each location; the last cell may reach past the map of p
+        device, (height, width) = pixel_embed.device, box_feature.shape[-2:]
+        y = (torch.arange(height, device=device) * stride + stride // 2) // self.pixel_stride
+        x = (torch.arange(width, device=device) * stride + stride // 2) // self.pixel_stride
+        # [N, D, H, W] -> [N, D, Hl, W] -> [N, D, Hl, Wl]
+        rows = pixel_embed.index_select(2, y.clamp(max=pixel_embed.shape[2] - 1))
+        return rows.index_select(3, x.clamp(max=pixel_embed.shape[3] - 1))
 
     def _add_position(self, embed: Tensor, stride: int) -> Tensor:
-        """Add scale x position to the first two dims (x, then y), one scale for proposals and pixels."""
+        """Add the scaled position (x, y) to the first two dims; proposals and pixels share one scale."""
         if self.position_scale is None:
             return embed
         height, width = embed.shape[-2:]
+        # [H * W, 2] -> [1, 2, H, W]
         xy = level_locations((height, width), stride, embed.device).T.reshape(1, 2, height, width)
         spatial = embed[:, :2] + self.position_scale(xy / POSITION_UNIT)
         return torch.cat([spatial, embed[:, 2:]], 1)
 
 
 def reduction(cfg: ModelConfig) -> nn.Module:
-    """1x1 convolution of the box tower to the width of the embeddings; nothing where they have the tower's."""
-    return (
-        nn.Identity()
-        if cfg.embed_channels is None
-        else conv1x1(cfg.channels, cfg.embed_channels, float32=True)
-    )
+    """Return a 1x1 convolution from the tower's width to the embeddings', or identity if these are equal."""
+    if cfg.embed_channels is None:
+        return nn.Identity()
+    return conv1x1(cfg.channels, cfg.embed_channels, float32=True)
 
 
 def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
-    """The margin of Table 2 (a) and of the two versions."""
+    """Build the margin of a version or of Table 2 (a)."""
     if cfg.fixed_margin_distance is not None:
         return FixedMargin(cfg.fixed_margin_distance)
     bias = math.log(prior_precision(cfg.prior_margin))
@@ -138,7 +145,7 @@ def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
 
 
 class BoxMargin(nn.Module):
-    """2019: one precision a proposal, exp of a 1x1 convolution of the box it predicts; no gradient to the box."""
+    """Margin of 2019: one precision per proposal, exp of a 1x1 convolution of its box; no gradient to the box."""
 
     def __init__(self, input_scale: float, bias: float) -> None:
         super().__init__()
@@ -146,14 +153,14 @@ class BoxMargin(nn.Module):
         self.conv = conv1x1(4, 1, bias, float32=True)
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
-        """`ltrb` px `[N, 4, H, W]` -> `[N, 1, H, W]`; the other arguments belong to the other margins."""
+        """Return s `[N, 1, H, W]` from `ltrb` px `[N, 4, H, W]`; the other arguments are unused."""
         del box_feature, level
         log_margin: Tensor = self.conv(ltrb.detach() / self.input_scale)
         return log_margin.exp()
 
 
 class TowerMargin(nn.Module):
-    """2021: one precision a dimension from the box tower; the spatial dims have a scale for each level."""
+    """Margin of 2021: one precision per dimension from the box tower; the spatial dims have a scale per level."""
 
     def __init__(
         self, reduce: nn.Module, conv: nn.Module, *, input_scale: float, spatial_levels: int
@@ -165,16 +172,17 @@ class TowerMargin(nn.Module):
         self.level_scales = nn.ModuleList(Scale() for _ in range(spatial_levels)) if spatial_levels else None
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
-        """`box_feature` `[N, channels, H, W]` -> `[N, D, H, W]`; `ltrb` belongs to `BoxMargin`."""
+        """Return s `[N, D, H, W]` from `box_feature` `[N, channels, H, W]`; `ltrb` is unused."""
         del ltrb
         log_margin: Tensor = self.conv(self.reduce(box_feature / self.input_scale))
         if self.level_scales is not None:
+            # dims 0 and 1 carry the position
             log_margin = torch.cat([self.level_scales[level](log_margin[:, :2]), log_margin[:, 2:]], 1)
         return log_margin.exp()
 
 
 class SemanticHead(nn.Sequential):
-    """Second repository: class logits of every cell of the finest level, a task for training alone."""
+    """Class logits of every cell of the finest level, an auxiliary task of training (second repository)."""
 
     def __init__(self, channels: int, width: int, num_classes: int) -> None:
         logits = nn.Conv2d(width, num_classes, 1)
@@ -184,23 +192,13 @@ class SemanticHead(nn.Sequential):
 
 
 class FixedMargin(nn.Module):
-    """The same precision everywhere: phi = 0.5 at `distance` (ablations of Table 2 (a))."""
+    """Constant precision: phi = 0.5 at `distance` (ablations of Table 2 (a))."""
 
     def __init__(self, distance: float) -> None:
         super().__init__()
         self.precision = prior_precision(distance)
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
-        """-> `[N, 1, H, W]`, a constant."""
+        """Return s `[N, 1, H, W]`, a constant."""
         del box_feature, level
         return torch.full_like(ltrb[:, :1], self.precision)
-
-
-def _sample_at_locations(
-    pixel_embed: Tensor, height: int, width: int, stride: int, pixel_stride: int
-) -> Tensor:
-    """The pixel embedding of the cell in which each location of a level lies: `[N, D, height, width]`."""
-    y = (torch.arange(height, device=pixel_embed.device) * stride + stride // 2) // pixel_stride
-    x = (torch.arange(width, device=pixel_embed.device) * stride + stride // 2) // pixel_stride
-    rows = pixel_embed.index_select(2, y.clamp(max=pixel_embed.shape[2] - 1))
-    return rows.index_select(3, x.clamp(max=pixel_embed.shape[3] - 1))

@@ -1,4 +1,4 @@
-"""Small parts that the head and the pixel branch share."""
+"""Layers shared by the head and the pixel branch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Tower(nn.Sequential):
-    """`depth` times (3x3 convolution, GroupNorm, ReLU), all of one width (section 3.1)."""
+    """`depth` blocks of 3x3 convolution, GroupNorm and ReLU, all of one width (section 3.1)."""
 
     def __init__(self, channels: int, depth: int, groups: int) -> None:
         layers: list[nn.Module] = []
@@ -17,7 +17,7 @@ class Tower(nn.Sequential):
 
 
 class ConvNormReLU(nn.Sequential):
-    """3x3 convolution without bias, BatchNorm of the batch, ReLU (second repository)."""
+    """3x3 convolution without bias, BatchNorm and ReLU (second repository)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
@@ -26,22 +26,22 @@ class ConvNormReLU(nn.Sequential):
 
 
 class Scale(nn.Module):
-    """One learned factor."""
+    """One learned scalar factor."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Scale a tensor of any shape."""
         return x * self.scale
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that stays float32 under autocast: bfloat16 has too few digits for embeddings and margins."""
+    """A convolution that stays float32 under autocast: bfloat16 is too coarse for embeddings and margins."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` of any floating format; computed in the format of the weights."""
+        """Apply the convolution to `[N, C, H, W]` of any floating dtype, in the dtype of the weights."""
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))
 
@@ -49,17 +49,17 @@ class Float32Conv2d(nn.Conv2d):
 def conv3x3(
     in_channels: int, out_channels: int, bias: float = 0.0, *, std: float = 0.01, float32: bool = False
 ) -> nn.Conv2d:
-    """3x3 convolution, by default with the head's initialisation: weights N(0, 0.01), constant bias."""
-    kind = Float32Conv2d if float32 else nn.Conv2d
-    return _init(kind(in_channels, out_channels, 3, padding=1), bias, std)
+    """Return a 3x3 convolution, by default with the head's initialisation: weights N(0, 0.01), constant bias."""
+    conv = Float32Conv2d if float32 else nn.Conv2d
+    return _init(conv(in_channels, out_channels, 3, padding=1), bias, std)
 
 
 def conv1x1(
     in_channels: int, out_channels: int, bias: float = 0.0, *, std: float = 0.01, float32: bool = False
 ) -> nn.Conv2d:
-    """1x1 convolution, initialised as `conv3x3`."""
-    kind = Float32Conv2d if float32 else nn.Conv2d
-    return _init(kind(in_channels, out_channels, 1), bias, std)
+    """Return a 1x1 convolution, initialised as `conv3x3`."""
+    conv = Float32Conv2d if float32 else nn.Conv2d
+    return _init(conv(in_channels, out_channels, 1), bias, std)
 
 
 def _init(conv: nn.Conv2d, bias: float, std: float) -> nn.Conv2d:

@@ -1,4 +1,4 @@
-"""The baseline of Table 1: torchvision's Mask R-CNN on the same backbone, images and engine as EmbedMask."""
+"""Baseline of Table 1: torchvision's Mask R-CNN with the backbone, preprocessing and training of EmbedMask."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FINEST_STRIDE = 4
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 
 Detections = dict[str, Tensor]
-"""Of one image, in its network's frame, by descending score: boxes [R, 4] px, scores, labels (0..C-1), and masks,
-probabilities [R, 1, 28, 28] on a grid over the box."""
+"""Detections of one image by descending score: boxes `[R, 4]` px of the network's frame, scores `[R]`, labels `[R]`
+(0..C-1), and masks, probabilities `[R, 1, 28, 28]` on a grid over each box."""
 
 
 class MaskRCNN(Detector):
-    """torchvision's network; resizing and normalising are ours, so that both kinds of model see the same images.
+    """torchvision's Mask R-CNN on the backbone and the preprocessing of `Detector`.
 
-    `rpn` and `roi_heads` are torchvision's own. In them class 0 is the background: labels are moved up by one on the
-    way in and down on the way out, here and nowhere else. Under autocast the convolutions alone run in the reduced
-    format: torchvision would decode boxes in it, too, and bfloat16 tells pixels apart up to 256 only.
+    `rpn` and `roi_heads` are torchvision's. Their class 0 is the background, so this class adds 1 to labels on the way
+    in and subtracts 1 on the way out. Under autocast only the convolutions run in reduced precision: torchvision would
+    decode boxes in it too, and bfloat16 has whole pixels up to 256 only.
     """
 
     config: MaskRCNNConfig
@@ -40,27 +40,35 @@ class MaskRCNN(Detector):
         self.fpn = FeaturePyramidNetwork(
             self.backbone.channels, config.channels, extra_blocks=LastLevelMaxPool()
         )
-        stages = _stages(config)
+        # build torchvision's network around an empty backbone, and take its two stages
+        empty = nn.Module()
+        empty.out_channels = config.channels  # type: ignore[assignment]
+        sizes = tuple((size,) for size in config.anchor_sizes)
+        anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))  # type: ignore[no-untyped-call]
+        stages: Any = TorchvisionMaskRCNN(  # type: ignore[no-untyped-call]
+            empty, config.num_classes + 1, rpn_anchor_generator=anchors
+        )
         self.rpn, self.roi_heads = stages.rpn, stages.roi_heads
         for part in (self.fpn, self.rpn.head, self.roi_heads.box_predictor, self.roi_heads.mask_predictor):
             part.register_forward_hook(_to_float32)
 
     def losses(self, batch: ImageBatch, targets: Sequence[Target]) -> TwoStageLosses:
-        """Training: the five losses as torchvision has them, of proposals drawn at random (torch's generator).
+        """Compute torchvision's five losses, with proposals sampled by torch's global generator.
 
         Args:
             batch: from `preprocess`.
-            targets: N, each in its image's own frame before padding; G may be 0.
+            targets: N, each in the frame of its image before padding; G may be 0.
 
         Raises:
-            BadInput: numbers, shapes or labels of the targets do not fit.
+            BadInput: the shapes or labels of a target are invalid.
         """
         for target in targets:
             target.validate(self.config.num_classes)
-        wanted = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.dense_masks()} for t in targets]
+        # torchvision counts classes from 1
+        gts = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.dense_masks()} for t in targets]
         features, images = self._features(batch)
-        proposals, rpn_losses = self.rpn(images, features, wanted)
-        _, losses = self.roi_heads(features, proposals, batch.sizes, wanted)
+        proposals, rpn_losses = self.rpn(images, features, gts)
+        _, losses = self.roi_heads(features, proposals, batch.sizes, gts)
         return TwoStageLosses(
             classification=losses["loss_classifier"],
             box=losses["loss_box_reg"],
@@ -77,14 +85,22 @@ class MaskRCNN(Detector):
         nms_threshold: float = 0.5,
         max_detections: int = 100,
     ) -> list[Detections]:
-        """Evaluation: what is found in each image of a batch from `preprocess`."""
-        heads = copy.copy(self.roi_heads)  # shares all weights; torchvision keeps thresholds as attributes
+        """Detect the objects of a batch from `preprocess`.
+
+        Args:
+            batch: N images.
+            score_threshold: lower bound of the scores.
+            nms_threshold: IoU above which the lower score of a class is dropped.
+            max_detections: upper bound of R.
+        """
+        # torchvision stores thresholds as attributes: set them on a shallow copy that shares all weights
+        heads = copy.copy(self.roi_heads)
         heads.score_thresh, heads.nms_thresh = score_threshold, nms_threshold
         heads.detections_per_img = max_detections
         features, images = self._features(batch)
         proposals, _ = self.rpn(images, features)
-        found: list[Detections] = heads(features, proposals, batch.sizes)[0]
-        return [{**one, "labels": one["labels"] - 1} for one in found]
+        detections: list[Detections] = heads(features, proposals, batch.sizes)[0]
+        return [{**image, "labels": image["labels"] - 1} for image in detections]
 
     def _features(self, batch: ImageBatch) -> tuple[OrderedDict[str, Tensor], ImageList]:
         maps = self.backbone(batch.tensors)
@@ -92,29 +108,10 @@ class MaskRCNN(Detector):
         return self.fpn(named), ImageList(batch.tensors, batch.sizes)
 
 
-def _stages(config: MaskRCNNConfig) -> Any:
-    """torchvision's network around an empty backbone: its heads are all that is wanted of it."""
-    empty = nn.Module()
-    empty.out_channels = config.channels  # type: ignore[assignment]
-    sizes = tuple((size,) for size in config.anchor_sizes)
-    anchors = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes))  # type: ignore[no-untyped-call]
-    return TorchvisionMaskRCNN(  # type: ignore[no-untyped-call]
-        empty,
-        config.num_classes + 1,
-        rpn_anchor_generator=anchors,
-    )
-
-
 def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """A forward hook."""
-    del module, inputs
-    return _as_float32(output)
-
-
-def _as_float32(output: Any) -> Any:
-    """A tensor, or the tensors in a list, a tuple or an ordered dict, as float32."""
+    """Convert an output to float32 (a forward hook): a tensor, or a list, tuple or dict of tensors."""
     if isinstance(output, Tensor):
         return output.float()
     if isinstance(output, dict):
         return OrderedDict((name, level.float()) for name, level in output.items())
-    return type(output)(_as_float32(part) for part in output)
+    return type(output)(_to_float32(module, inputs, part) for part in output)

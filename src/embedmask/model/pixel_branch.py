@@ -1,4 +1,4 @@
-"""The pixel branch: one embedding for every pixel, predicted once for all proposals."""
+"""Pixel branch: one embedding per pixel, predicted once for all proposals."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from embedmask.locations import resize_aligned
 from embedmask.model.layers import ConvNormReLU, Tower, conv3x3
 
 COARSEST_FUSED = 32
-"""Levels up to this stride are fused: those that the backbone has, too."""
+"""Largest stride of the fused levels, px per cell: the coarsest that the backbone has too."""
 
 
 def make_pixel_branch(cfg: ModelConfig) -> PixelBranch | FusedPixelBranch:
-    """The branch of the two repositories."""
+    """Build the pixel branch of the first repository, or of the second (`pixel_branch: fused`)."""
     return FusedPixelBranch(cfg) if cfg.pixel_branch == "fused" else PixelBranch(cfg)
 
 
 class PixelBranch(nn.Module):
-    """Tower on one level, as a rule the finest, and a 3x3 convolution to D dims (figure 2, "pixel head")."""
+    """A tower on one level, usually the finest, and a 3x3 convolution to D dims (figure 2, "pixel head")."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -32,19 +32,19 @@ class PixelBranch(nn.Module):
         self.embed = conv3x3(self.finer.width, cfg.embed_dim, float32=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """What the neck gives, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
+        """Return p without coordinates, float32 `[N, D, H, W]`, from the neck's maps, finest first."""
         embed: Tensor = self.embed(self.trunk(features))
         return embed
 
     def trunk(self, features: Sequence[Tensor]) -> Tensor:
-        """All but the last convolution."""
+        """Run all but the last convolution, which stays float32."""
         levels = features[self.finer.first_level :]
         grown: Tensor = self.finer(self.tower(levels[0]), features)
         return grown
 
 
 class FusedPixelBranch(nn.Module):
-    """Second repository: the finer levels, brought to one width, are added on the finest grid; a tower follows."""
+    """Branch of the second repository: the finer levels, summed on the finest grid, and a tower."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -57,31 +57,31 @@ class FusedPixelBranch(nn.Module):
         self.embed = conv3x3(self.finer.width, cfg.embed_dim, float32=True)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """What the neck gives, finest first -> p without coordinates, float32 `[N, D, H, W]`."""
+        """Return p without coordinates, float32 `[N, D, H, W]`, from the neck's maps, finest first."""
         embed: Tensor = self.embed(self.trunk(features))
         return embed
 
     def trunk(self, features: Sequence[Tensor]) -> Tensor:
-        """All but the last convolution."""
+        """Run all but the last convolution, which stays float32."""
         levels = features[self.finer.first_level :]
         height, width = levels[0].shape[-2:]
         fused = self.refine[0](levels[0])
         for level, (refine, feature) in enumerate(zip(self.refine, levels, strict=False)):
             if level:
-                # a frame that the coarser cells overshoot is cut
+                # [N, C, Hl, Wl] -> the finest grid; coarse cells may reach past the frame
                 fused = fused + resize_aligned(refine(feature), 2**level)[..., :height, :width]
         grown: Tensor = self.finer(self.tower(fused), features)
         return grown
 
 
 class FinerGrids(nn.Module):
-    """Ours, for objects of few cells: on to grids finer than the levels, each twice as fine and half as wide.
+    """Upsampling to grids finer than the levels, for objects of few cells; not in the paper.
 
-    On each, what came so far is enlarged and the backbone's map of that stride (`Neck.details`) added. Without finer
-    grids nothing happens.
+    Each step doubles the resolution, halves the channels and adds the backbone's map of that stride (`Neck.details`).
+    Without finer grids, the input is returned.
 
     Attributes:
-        first_level: where, in what the neck gives, the trunk of the branch begins: the level of p, or the finest.
+        first_level: index in the neck's maps of the level that the branch reads.
         width: channels of the result.
     """
 
@@ -99,9 +99,18 @@ class FinerGrids(nn.Module):
         self.towers = nn.ModuleList(Tower(after, 1, math.gcd(cfg.norm_groups, after)) for _, after in pairs)
 
     def forward(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """`x` on the grid of the finest level, what the neck gives -> `[N, width, H, W]` on the grid of p."""
+        """Upsample features to the grid of the pixel embedding.
+
+        Args:
+            x: `[N, C, Hl, Wl]` on the grid of the level that the branch reads.
+            features: the neck's maps, finest first.
+
+        Returns:
+            `[N, width, H, W]`.
+        """
         details = reversed(features[: len(self.towers)])
         for narrow, tower, detail in zip(self.narrow, self.towers, details, strict=True):
+            # [N, C, h, w] -> [N, C / 2, 2 h, 2 w], cut where the coarser cells reach past the frame
             height, width = detail.shape[-2:]
             enlarged = F.interpolate(narrow(x), scale_factor=2, mode="bilinear", align_corners=False)
             x = tower((enlarged[..., :height, :width] + detail).relu())

@@ -1,4 +1,4 @@
-"""Which location serves which ground truth, and which of them give q and s (sections 3.1 and 3.5). Pure."""
+"""Assignment of ground truths to locations, and the locations that sample q and s (sections 3.1 and 3.5)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from embedmask.objective.lookup import MaskLookup, Masks
 from embedmask.structures import Assignment
 
 GT_CHUNK = 256
-"""Ground truths looked at together: bounds the [G, K] comparisons on crowded images."""
+"""Ground truths per chunk: bounds the `[G, K]` comparisons on crowded images."""
 
-LOOKED_UP_TOGETHER = 32
-"""Masks looked up together, at eight bytes a location."""
+MASK_CHUNK = 32
+"""Masks per lookup, which needs eight bytes per mask and location."""
 
 EmbedSamples = Literal["iou", "all", "best", "each"]
 
@@ -33,47 +33,50 @@ def assign(
     sample_in_mask: bool = True,
     box_offset: float = 0.0,
 ) -> Assignment:
-    """FCOS assignment with the in-mask rule of section 3.5, for one image and all levels together.
+    """Assign ground truths to the locations of one image: FCOS with the in-mask rule of section 3.5.
 
-    A location may serve a ground truth when it lies strictly inside the box and inside the centre square, its
-    largest side distance is in its level's range (both ends included), and it lies inside the mask. Among several
-    the smallest box wins, the first of equal ones. An object without a mask pixel gets no location, unless neither
-    rule asks for its mask.
+    A ground truth is a candidate of a location that lies strictly inside its box, its centre square and its mask, if
+    max(l, t, r, b) is in the range of the location's level, both ends included. Of several candidates the smallest box
+    wins, then the first. An object without a mask pixel gets no location, unless neither rule reads the mask.
 
     Args:
-        locations: float32 `[K, 2]` px, on whole pixels.
+        locations: float32 `[K, 2]` px of all levels, whole numbers.
         location_strides: `[K]` px.
-        location_ranges: `[K, 2]`, bounds of max(l, t, r, b) px.
+        location_ranges: `[K, 2]`, bounds of max(l, t, r, b), px.
         boxes: float32 `[G, 4]` xyxy px.
-        masks: bool `[G, H, W]`, or crops; outside H x W nothing is inside a mask.
-        center_radius: half side of the centre square in strides; None: the whole box.
-        sampling_center: what the square lies around, the box's centre or the mask's centre of mass.
-        sample_in_mask: Table 2 (c).
+        masks: bool `[G, H, W]`, or crops; False beyond H x W.
+        center_radius: half the side of the centre square in strides; None: no centre square.
+        sampling_center: centre of the square, the box's centre or the mask's centre of mass.
+        sample_in_mask: whether a location must lie in the mask (Table 2 (c)).
         box_offset: added to box sides when areas are compared.
     """
     count, lookup = len(boxes), MaskLookup.of(masks)
-    by_area = _areas(boxes, box_offset).sort(stable=True).indices
-    best_rank = torch.full((len(locations),), count, device=locations.device)
     centers = mass_centers(lookup) if sampling_center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
+    x, y = locations.long().unbind(1)
+    # ground truths by ascending area: the smallest rank among the candidates of a location wins
+    by_area = _areas(boxes, box_offset).sort(stable=True).indices  # [G]
+    best_rank = torch.full((len(locations),), count, device=locations.device)  # [K], `count`: no candidate
     for start in range(0, count, GT_CHUNK):
-        chosen = by_area[start : start + GT_CHUNK]
-        allowed = _inside_box(
+        chunk = by_area[start : start + GT_CHUNK]  # [g]
+        candidate = _inside_box(
             locations,
             location_strides,
             location_ranges,
-            boxes[chosen],
-            centers[chosen],
+            boxes[chunk],
+            centers[chunk],
             center_radius=center_radius,
         )
         if sample_in_mask:
-            allowed &= _inside_mask(locations, lookup, chosen)
-        rank = torch.arange(start, start + len(chosen), device=locations.device)
-        best_rank = torch.minimum(best_rank, torch.where(allowed, rank[:, None], count).amin(0))
+            candidate &= torch.cat([lookup.at(y, x, part) for part in torch.split(chunk, MASK_CHUNK)])
+        rank = torch.arange(start, start + len(chunk), device=locations.device)
+        # [g, K] -> [K], the smallest rank of this chunk, then of all chunks
+        best_rank = torch.minimum(best_rank, torch.where(candidate, rank[:, None], count).amin(0))
     matched = best_rank < count
     gt_index = torch.full_like(best_rank, -1)
     gt_index[matched] = by_area[best_rank[matched]]
     ltrb = locations.new_zeros(len(locations), 4)
-    ltrb[matched] = _side_distances(locations[matched], boxes[gt_index[matched]])
+    xy, gt_boxes = locations[matched], boxes[gt_index[matched]]
+    ltrb[matched] = torch.cat([xy - gt_boxes[:, :2], gt_boxes[:, 2:] - xy], 1)
     return Assignment(gt_index, ltrb)
 
 
@@ -87,26 +90,29 @@ def select_samples(
     iou_threshold: float,
     box_offset: float = 0.0,
 ) -> Tensor:
-    """Which positive locations give q and s of their ground truth (section 3.5, Table 2 (c)).
-
-    `iou`: those whose predicted box has IoU above the threshold, and where none has, all that reach the maximum;
-    `best`: the single location with the highest IoU, the first of equal ones; `all`, `each`: every positive.
+    """Select the positive locations that sample q and s of their ground truth (section 3.5, Table 2 (c)).
 
     Args:
         pred_boxes: `[P, 4]` xyxy px, boxes predicted at the positive locations.
-        gt_boxes: `[G, 4]`.
+        gt_boxes: `[G, 4]` xyxy px.
         gt_of_positive: int64 `[P]`, index into `gt_boxes`.
+        mode: `iou`: predicted boxes with IoU above the threshold, and all that tie for the highest IoU of their ground
+            truth; `best`: the single location of highest IoU, the first of equal ones; `all`, `each`: every positive.
+        iou_threshold: of mode `iou`.
+        box_offset: added to box sides in the IoU.
 
     Returns:
         bool `[P]`.
     """
     if mode in ("all", "each") or len(pred_boxes) == 0:
         return torch.ones_like(gt_of_positive, dtype=torch.bool)
-    iou = paired_iou(pred_boxes, gt_boxes[gt_of_positive], box_offset)
+    iou = paired_iou(pred_boxes, gt_boxes[gt_of_positive], box_offset)  # [P]
+    # highest IoU of each ground truth, [G], read back at its positives, [P]
     best = iou.new_zeros(len(gt_boxes)).scatter_reduce(0, gt_of_positive, iou, "amax")[gt_of_positive]
     at_best = iou == best
     if mode == "iou":
         return (iou > iou_threshold) | at_best
+    # the first positive that reaches the highest IoU of each ground truth: [G], then [P]
     order = torch.arange(len(iou), device=iou.device)
     first = torch.full((len(gt_boxes),), len(iou), device=iou.device)
     first = first.scatter_reduce(0, gt_of_positive[at_best], order[at_best], "amin")
@@ -114,7 +120,7 @@ def select_samples(
 
 
 def mass_centers(masks: Masks) -> Tensor:
-    """Mean (x, y) of each mask's pixels, counted from 0 at the first pixel's location.
+    """Return the mean (x, y) of each mask's pixels, relative to the first pixel's location.
 
     Args:
         masks: bool `[G, H, W]`, or crops.
@@ -125,13 +131,22 @@ def mass_centers(masks: Masks) -> Tensor:
     lookup = MaskLookup.of(masks)
     centers = []
     for crop, row, column in lookup:
-        filled = crop.nonzero()
-        centers.append(filled.sum(0) / len(filled) + filled.new_tensor((row, column)))
+        yx = crop.nonzero()  # [pixels, 2], relative to the crop
+        centers.append(yx.sum(0) / len(yx) + yx.new_tensor((row, column)))
     return torch.stack(centers).flip(1) if centers else torch.zeros(0, 2, device=lookup.pixels.device)
 
 
 def paired_iou(boxes: Tensor, others: Tensor, box_offset: float = 0.0) -> Tensor:
-    """IoU of each row with the same row: `[P, 4]`, `[P, 4]` xyxy -> `[P]`; `box_offset` is added to every side."""
+    """Compute the IoU of each box with the other box of its row.
+
+    Args:
+        boxes: `[P, 4]` xyxy px.
+        others: `[P, 4]` xyxy px.
+        box_offset: added to every side.
+
+    Returns:
+        `[P]`.
+    """
     top_left = torch.maximum(boxes[:, :2], others[:, :2])
     bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
     intersection = (bottom_right - top_left + box_offset).clamp(min=0).prod(1)
@@ -140,11 +155,6 @@ def paired_iou(boxes: Tensor, others: Tensor, box_offset: float = 0.0) -> Tensor
 
 def _areas(boxes: Tensor, box_offset: float) -> Tensor:
     return (boxes[:, 2] - boxes[:, 0] + box_offset) * (boxes[:, 3] - boxes[:, 1] + box_offset)
-
-
-def _side_distances(locations: Tensor, boxes: Tensor) -> Tensor:
-    """l, t, r, b: `[..., 2]`, `[..., 4]` -> `[..., 4]`."""
-    return torch.cat([locations - boxes[..., :2], boxes[..., 2:] - locations], -1)
 
 
 def _inside_box(
@@ -156,25 +166,21 @@ def _inside_box(
     *,
     center_radius: float | None,
 ) -> Tensor:
-    """Box, centre square and size range together: bool `[G, K]`; a square around nan holds nothing."""
-    x, y = locations.unbind(1)
-    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)
-    sides = [x - x1, y - y1, x2 - x, y2 - y]  # [G, K] each: one map of four sides takes several times as long
+    """Return which locations lie in the box, the centre square and the size range of each object: bool `[G, K]`."""
+    x, y = locations.unbind(1)  # [K]
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # [G, 1]
+    # [G, K] each; as one [G, K, 4] tensor, the reductions below take several times as long
+    sides = [x - x1, y - y1, x2 - x, y2 - y]
     largest = reduce(torch.maximum, sides)
     if center_radius is not None:
-        middle_x, middle_y = centers[:, :, None].unbind(1)
+        center_x, center_y = centers[:, :, None].unbind(1)
         radius = strides * center_radius
+        # a centre that is nan (an empty mask) fails the comparison below
         sides += [
-            x - (middle_x - radius),
-            y - (middle_y - radius),
-            middle_x + radius - x,
-            middle_y + radius - y,
+            x - (center_x - radius),
+            y - (center_y - radius),
+            center_x + radius - x,
+            center_y + radius - y,
         ]
     nearest = reduce(torch.minimum, sides)
     return (nearest > 0) & (largest >= ranges[:, 0]) & (largest <= ranges[:, 1])
-
-
-def _inside_mask(locations: Tensor, masks: MaskLookup, chosen: Tensor) -> Tensor:
-    """Value of each chosen mask at each location, False outside the masks' frame: bool `[len(chosen), K]`."""
-    x, y = locations.long().unbind(1)
-    return torch.cat([masks.at(y, x, part) for part in torch.split(chosen, LOOKED_UP_TOGETHER)])

@@ -1,9 +1,9 @@
-"""Eq. 8: predictions and targets in, weighted losses out."""
+"""The training objective (eq. 8): predictions and targets in, weighted losses out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -27,15 +27,24 @@ from embedmask.objective.losses import (
     smooth_loss,
 )
 from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
-from embedmask.structures import Losses, Predictions, Target
+from embedmask.structures import Losses, Predictions, Size, Target
 
 MASK_UPSAMPLING = 2
-"""The mask loss is computed on a grid this much finer than the pixel embedding's: stride 8 -> 4."""
+"""Factor between the grid of the mask loss and that of the pixel embedding: stride 8 -> 4."""
 
 
 @dataclass
 class Positives:
-    """Positive locations of a batch, image by image, P of them; `gt` counts through all images' ground truths."""
+    """Positive locations of a batch, P of them, ordered by image.
+
+    Attributes:
+        image: int64 `[P]`, index of the image in the batch.
+        location: int64 `[P]`, index into the K locations of an image.
+        gt: int64 `[P]`, index into the concatenated ground truths of all images.
+        ltrb: float32 `[P, 4]` px, regression targets.
+        stride: float32 `[P]` px, stride of the location's level.
+        xy: float32 `[P, 2]` px, the location.
+    """
 
     image: Tensor
     location: Tensor
@@ -44,15 +53,25 @@ class Positives:
     stride: Tensor
     xy: Tensor
 
-    def pick(self, flat: Tensor) -> Tensor:
-        """Values of a map `[N, C, K]` at the positives: `[P, C]`."""
-        return flat[self.image, :, self.location]
+    def gather(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return the values of L maps `[N, C, Hl, Wl]` at the positives: `[P, C]`."""
+        # [N, C, K] indexed by [P], :, [P] -> [P, C]
+        return flatten_levels(maps)[self.image, :, self.location]
 
 
 @dataclass
 class Matched:
-    """Instances of the mask loss, M of them, image by image: ground truths that have a positive location, with the
-    means of eq. 5 and 6, or with `embed_samples: each` every positive location. `weight` is that of each in the sum."""
+    """Instances of the mask loss, M of them, ordered by image.
+
+    An instance is a ground truth that has a positive location; with `embed_samples: each`, every positive location is.
+
+    Attributes:
+        gt: int64 `[M]`, index into the concatenated ground truths of all images.
+        image: int64 `[M]`, index of the image in the batch.
+        embed: Q of eq. 5, `[M, D]`.
+        margin: S of eq. 6, `[M, 1 or D]`.
+        weight: float32 `[M]`, factor of each instance in the sum of the mask loss.
+    """
 
     gt: Tensor
     image: Tensor
@@ -60,20 +79,24 @@ class Matched:
     margin: Tensor
     weight: Tensor
 
-    def draw(self, most: int | None) -> Matched:
-        """At most `most` at random, each as likely as any other, weighing as much as all of them on average."""
+    def sample(self, max_count: int | None) -> Matched:
+        """Return at most `max_count` instances, sampled uniformly and reweighted to keep the expected sum."""
         count = len(self.gt)
-        if most is None or count <= most:
+        if max_count is None or count <= max_count:
             return self
-        # drawn on the CPU: its generator is seeded with the training and kept in checkpoints, on any device
-        kept = torch.randperm(count)[:most].sort().values.to(self.gt.device)
-        weight = self.weight[kept] * (count / most)
-        return Matched(self.gt[kept], self.image[kept], self.embed[kept], self.margin[kept], weight)
+        # on the CPU: its generator is seeded with the training and saved in checkpoints, on any device
+        chosen = self.select(torch.randperm(count)[:max_count].sort().values.to(self.gt.device))
+        return replace(chosen, weight=chosen.weight * (count / max_count))
+
+    def select(self, index: Tensor) -> Matched:
+        """Return the instances of `index`, int64 or bool."""
+        gt, image, weight = self.gt[index], self.image[index], self.weight[index]
+        return Matched(gt, image, self.embed[index], self.margin[index], weight)
 
 
 @dataclass
 class ImageTargets:
-    """A target on the device of the predictions, its masks ready to be looked up."""
+    """Target of one image on the device of the predictions, with its masks as a lookup."""
 
     boxes: Tensor
     labels: Tensor
@@ -84,269 +107,285 @@ class ImageTargets:
 
 
 class Criterion:
-    """The objective of one version of the method. Has no parameters and keeps no state."""
+    """Training objective of one version of the method, without parameters or state."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         self.cfg = cfg
 
     @classmethod
     def from_config(cls, cfg: ModelConfig) -> Self:
-        """The objective that belongs to a model's configuration."""
+        """Return the objective of a model's configuration."""
         return cls(cfg)
 
     def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> Losses:
-        """Losses of a batch, averaged as the authors do, over all processes where there are several.
+        """Compute the losses of a batch, normalised over all processes.
 
         Args:
             predictions: of N images.
-            targets: N, each in its image's own frame before padding; G may be 0.
+            targets: N, each in the frame of its image before padding; G may be 0.
 
         Raises:
-            BadInput: numbers, shapes or labels of the targets do not fit.
+            BadInput: the number, the shapes or the labels of the targets do not fit the predictions.
         """
-        self._validate(predictions, targets)
+        check_targets(targets, predictions, self.cfg.num_classes)
         device = predictions.pixel_embed.device
-        truths = [
+        gts = [
             ImageTargets(t.boxes.float().to(device), t.labels.to(device), MaskLookup.of(t.masks, device))
             for t in targets
         ]
         with torch.autocast(device.type, enabled=False):
-            positives = self._assign(predictions, truths)
-            return self._losses(predictions, truths, positives)
+            return self._losses(predictions, gts, assign_batch(predictions, gts, self.cfg))
 
-    def _losses(
-        self, predictions: Predictions, targets: Sequence[ImageTargets], positives: Positives
-    ) -> Losses:
-        ltrb = positives.pick(flatten_levels(predictions.box_ltrb)).float()
-        centerness = positives.pick(flatten_levels(predictions.centerness_logits))[:, 0].float()
-        centerness_target = centerness_targets(positives.ltrb)
-        count = len(positives.gt)
-        mask, smooth, means = self._mask_losses(predictions, targets, positives, ltrb.detach())
-        semantic, cells = self._semantic(predictions, targets)
-        num_positives, centerness_sum, num_images, num_means, num_cells = _process_share(
-            [float(count), centerness_target.sum(), float(len(targets)), means, cells],
-            least=(1, 1e-6, 1, 1, 1),
+    def _losses(self, predictions: Predictions, gts: Sequence[ImageTargets], positives: Positives) -> Losses:
+        ltrb = positives.gather(predictions.box_ltrb).float()  # [P, 4] px
+        centerness = positives.gather(predictions.centerness_logits)[:, 0].float()  # [P]
+        centerness_target = centerness_targets(positives.ltrb)  # [P]
+        mask, smooth, mask_count = self._mask_and_smooth(predictions, gts, positives, ltrb.detach())
+        semantic, cell_count = self._semantic(predictions, gts)
+        num_positives, centerness_sum, num_images, num_masks, num_cells = loss_normalizers(
+            [float(len(positives.gt)), centerness_target.sum(), float(len(gts)), mask_count, cell_count],
+            minimum=(1, 1e-6, 1, 1, 1),
             like=ltrb,
         )
+        labels = torch.cat([gt.labels for gt in gts])[positives.gt]  # [P]
+        logits = flatten_levels(predictions.class_logits).float()  # [N, C, K]
+        classification = self._focal(logits, (positives.image, labels, positives.location))
+        # boxes in units of the stride, weighted by centerness as in FCOS
         stride = positives.stride[:, None]
         box = giou_loss(ltrb / stride, positives.ltrb / stride) * centerness_target
         bce = F.binary_cross_entropy_with_logits(centerness, centerness_target, reduction="sum")
+        # 0, but a function of every map: DDP needs a gradient for each parameter, also without a positive
+        maps = [*predictions.box_ltrb, *predictions.centerness_logits, *predictions.proposal_embed]
+        maps += [*predictions.proposal_margin, predictions.pixel_embed]
+        zero = torch.stack([m.sum() for m in maps]).sum() * 0
         return Losses(
-            classification=self._classification(predictions, targets, positives) / num_positives,
+            classification=classification / num_positives,
             box=box.sum() / centerness_sum,
             centerness=bce / num_positives,
-            mask=mask / num_means + _zero_through(predictions),
+            mask=mask / num_masks + zero,
             smooth=smooth / num_images,
             semantic=None if semantic is None else semantic / num_cells,
-            num_positives=count,
+            num_positives=len(positives.gt),
         )
 
-    def _classification(
-        self, predictions: Predictions, targets: Sequence[ImageTargets], positives: Positives
-    ) -> Tensor:
-        """Sum of the focal loss over all locations and classes."""
-        logits = flatten_levels(predictions.class_logits).float()
-        labels = torch.cat([target.labels for target in targets])
-        wanted = torch.zeros_like(logits)
-        wanted[positives.image, labels[positives.gt], positives.location] = 1
-        return self._focal(logits, wanted)
-
-    def _semantic(
-        self, predictions: Predictions, targets: Sequence[ImageTargets]
-    ) -> tuple[Tensor | None, Tensor | float]:
-        """Weighted sum of the focal loss over the finest level's cells and classes, and the cells with an object."""
+    def _semantic(self, predictions: Predictions, gts: Sequence[ImageTargets]) -> tuple[Tensor | None, float]:
+        """Return the weighted sum of the semantic focal loss over the finest level, and the number of object cells."""
         if self.cfg.semantic_weight == 0:
             return None, 0.0
         if predictions.semantic_logits is None:
-            raise BadInput("predictions have no semantic_logits: put the network in training mode")
-        logits, stride = predictions.semantic_logits.float(), predictions.strides[0]
+            raise BadInput("predictions have no semantic_logits; put the network in training mode")
+        logits, stride = predictions.semantic_logits.float(), predictions.strides[0]  # [N, C, H, W]
         grid = (logits.shape[2], logits.shape[3])
-        classes = torch.stack([semantic_targets(t.masks, t.labels, grid, stride) for t in targets])
-        wanted = torch.zeros_like(logits)
+        # [N, H, W], -1 where there is no object
+        classes = torch.stack([semantic_targets(gt.masks, gt.labels, grid, stride) for gt in gts])
         image, y, x = (classes >= 0).nonzero(as_tuple=True)
-        wanted[image, classes[image, y, x], y, x] = 1
-        return self.cfg.semantic_weight * self._focal(logits, wanted), wanted.sum()
+        loss = self._focal(logits, (image, classes[image, y, x], y, x))
+        return self.cfg.semantic_weight * loss, float(len(image))
 
-    def _focal(self, logits: Tensor, wanted: Tensor) -> Tensor:
+    def _focal(self, logits: Tensor, objects: tuple[Tensor, ...]) -> Tensor:
+        """Return the sum of the focal loss; `objects` are the indices of the logits whose target is 1."""
+        one_hot = torch.zeros_like(logits)
+        one_hot[objects] = 1
         loss: Tensor = sigmoid_focal_loss(
-            logits, wanted, alpha=self.cfg.focal_alpha, gamma=self.cfg.focal_gamma, reduction="sum"
+            logits, one_hot, alpha=self.cfg.focal_alpha, gamma=self.cfg.focal_gamma, reduction="sum"
         )
         return loss
 
-    def _mask_losses(
-        self, predictions: Predictions, targets: Sequence[ImageTargets], positives: Positives, ltrb: Tensor
+    def _mask_and_smooth(
+        self, predictions: Predictions, gts: Sequence[ImageTargets], positives: Positives, ltrb: Tensor
     ) -> tuple[Tensor, Tensor, float]:
-        """lambda_1 and lambda_2 terms, eq. 4 (or 2) and 7, as sums, and how many means of eq. 4 are in the first."""
-        embed = positives.pick(flatten_levels(predictions.proposal_embed)).float()
-        margin = positives.pick(flatten_levels(predictions.proposal_margin)).float()
-        gt_boxes = torch.cat([target.boxes for target in targets])
+        """Return the mask term (eq. 4 or 2) and the smooth term (eq. 7), weighted sums, and the mask term's divisor."""
+        cfg, device = self.cfg, ltrb.device
+        counts = torch.tensor([len(gt) for gt in gts], device=device)  # [N], K of eq. 4 and 7
+        gt_image = torch.arange(len(gts), device=device).repeat_interleave(counts)  # [G]
         sampled = select_samples(
             ltrb_to_xyxy(positives.xy, ltrb),
-            gt_boxes,
+            torch.cat([gt.boxes for gt in gts]),
             positives.gt,
-            mode=self.cfg.embed_samples,
-            iou_threshold=self.cfg.sample_iou,
-            box_offset=self.cfg.box_offset,
+            mode=cfg.embed_samples,
+            iou_threshold=cfg.sample_iou,
+            box_offset=cfg.box_offset,
         )
-        counts = torch.tensor([len(target) for target in targets], device=embed.device)
-        gt_image = torch.arange(len(targets), device=embed.device).repeat_interleave(counts)
-        embed, margin, sample_gt = embed[sampled], margin[sampled], positives.gt[sampled]
-        gt, inverse = torch.unique(sample_gt, return_inverse=True)
-        if self.cfg.embed_samples == "each":
-            gt, inverse = sample_gt, torch.arange(len(sample_gt), device=embed.device)
-        matched = Matched(
-            gt,
-            gt_image[gt],
-            _group_means(embed, inverse, len(gt)),
-            _group_means(margin, inverse, len(gt)),
-            self._weights(gt_image[gt], counts),
-        )
+        # q [S, D], s [S, 1 or D] and ground truth [S] of the samples
+        embed = positives.gather(predictions.proposal_embed).float()[sampled]
+        margin = positives.gather(predictions.proposal_margin).float()[sampled]
+        sample_gt = positives.gt[sampled]
+        matched, row = match_samples(sample_gt, embed, margin, gt_image=gt_image, counts=counts, cfg=cfg)
         smooth = embed.sum() * 0
-        if self.cfg.smooth_weight > 0:
-            spread = smooth_loss(embed, matched.embed[inverse]) + smooth_loss(margin, matched.margin[inverse])
-            smooth = self.cfg.smooth_weight * (spread / counts[gt_image[sample_gt]]).sum()
-        means = len(gt) if self.cfg.mask_normalizer == "batch" else len(targets)
-        seen = matched.draw(self.cfg.max_mask_instances)
-        mask = self._mask_loss(predictions.pixel_embed.float(), targets, seen, predictions.pixel_stride)
-        return self.cfg.mask_weight * mask, smooth, float(means)
-
-    def _weights(self, image: Tensor, counts: Tensor) -> Tensor:
-        """1 / K of eq. 4 for each instance; 1 where the mean goes over the whole batch."""
-        if self.cfg.mask_normalizer == "batch":
-            return torch.ones(len(image), device=image.device)
-        if self.cfg.mask_normalizer == "matched":
-            counts = torch.bincount(image, minlength=len(counts))
-        return 1 / counts[image]
+        if cfg.smooth_weight > 0:
+            # each sample to the mean of its instance, which carries gradient too; 1 / K of its image
+            spread = smooth_loss(embed, matched.embed[row]) + smooth_loss(margin, matched.margin[row])
+            smooth = cfg.smooth_weight * (spread / counts[gt_image[sample_gt]]).sum()
+        divisor = len(matched.gt) if cfg.mask_normalizer == "batch" else len(gts)
+        matched = matched.sample(cfg.max_mask_instances)
+        mask = self._mask_loss(predictions.pixel_embed.float(), gts, matched, predictions.pixel_stride)
+        return cfg.mask_weight * mask, smooth, float(divisor)
 
     def _mask_loss(
-        self, pixels: Tensor, targets: Sequence[ImageTargets], matched: Matched, stride: int
+        self, pixels: Tensor, gts: Sequence[ImageTargets], matched: Matched, pixel_stride: int
     ) -> Tensor:
-        """Eq. 4 over all instances of the batch in one sort, their weighted sum; `pixels` is p `[N, D, h, w]`."""
-        aligned, mask_stride = self.cfg.mask_interpolation == "aligned", stride // MASK_UPSAMPLING
+        """Return the weighted sum of eq. 4 (or 2) over all instances; `pixels` is p `[N, D, h, w]`."""
+        cfg, stride = self.cfg, pixel_stride // MASK_UPSAMPLING
+        aligned = cfg.mask_interpolation == "aligned"
         grid = (pixels.shape[2] * MASK_UPSAMPLING, pixels.shape[3] * MASK_UPSAMPLING)
         if not aligned:
             pixels = F.interpolate(pixels, size=grid, mode="bilinear", align_corners=False)
-        first_gt = 0
-        rows, wanted, regions = [], [], []
-        for index, target in enumerate(targets):
-            here = matched.image == index
-            local = matched.gt[here] - first_gt
-            first_gt += len(target)
-            if len(local) == 0:
-                continue
-            values = weighted_distance(pixels[index].flatten(1), matched.embed[here], matched.margin[here])
-            if aligned:
-                phi = values.neg().exp().view(len(local), 1, *pixels.shape[2:])
-                values = resize_aligned(phi, MASK_UPSAMPLING).flatten(1)
-            objects, row = torch.unique(local, return_inverse=True)  # with `each` many rows share an object
-            masks = mask_targets(target.masks, grid, mask_stride, index=objects, aligned=aligned)
-            masks = masks.flatten(1)[row]
-            region = torch.ones_like(masks)
-            if self.cfg.box_expansion is not None:
-                # what follows costs by the pixels inside boxes, not by instances x image
-                region = box_regions(target.boxes[local], grid, mask_stride, self.cfg.box_expansion).flatten(
-                    1
-                )
-                values, masks = pack_rows(values, region), pack_rows(masks, region)
-                region = pack_rows(region, region)
-            rows.append(values)
-            wanted.append(masks)
-            regions.append(region)
+        rows, first_gt = [], 0
+        for index, gt in enumerate(gts):
+            here = matched.select(matched.image == index)
+            if len(here.gt):
+                here.gt -= first_gt  # index into the image's own ground truths
+                rows.append(self._image_rows(pixels[index], here, gt, grid, stride))
+            first_gt += len(gt)
         if not rows:
             return pixels.sum() * 0
-        stacked = _stack_rows(rows), _stack_rows(wanted), _stack_rows(regions)
-        return (self._per_instance(*stacked, matched.margin) * matched.weight).sum()
-
-    def _per_instance(self, values: Tensor, wanted: Tensor, region: Tensor, margin: Tensor) -> Tensor:
-        """L of eq. 4, or eq. 2: `[M, P]` d = -log phi, or phi itself where that was resized -> `[M]`."""
-        cfg, aligned = self.cfg, self.cfg.mask_interpolation == "aligned"
-        if cfg.margin == "hinge":
-            # every margin is the same constant: taken out again, the distance of eq. 2 remains
-            return hinge_loss((values / margin).clamp(min=1e-12).sqrt(), wanted, region)
-        if cfg.mask_loss == "dice":
-            return dice_loss(values if aligned else values.neg().exp(), wanted, region)
-        logits = torch.logit(values, eps=cfg.min_prob) if aligned else logit(values, cfg.min_prob)
-        return lovasz_hinge(logits, wanted, region)
-
-    def _assign(self, predictions: Predictions, targets: Sequence[ImageTargets]) -> Positives:
-        cfg, strides = self.cfg, predictions.strides
-        sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
-        device = predictions.pixel_embed.device
-        locations, level = all_locations(sizes, strides, device)
-        location_strides = torch.tensor(strides, device=device, dtype=torch.float32)[level]
-        ranges = torch.tensor(cfg.level_ranges, device=device)[level]
-        found = [
-            assign(
-                locations,
-                location_strides,
-                ranges,
-                target.boxes,
-                target.masks,
-                center_radius=cfg.center_radius,
-                sampling_center=cfg.sampling_center,
-                sample_in_mask=cfg.sample_in_mask,
-                box_offset=cfg.box_offset,
-            )
-            for target in targets
-        ]
-        gt_index = torch.stack([a.gt_index for a in found])
-        image, location = (gt_index >= 0).nonzero(as_tuple=True)
-        counts = torch.tensor([0] + [len(target) for target in targets[:-1]], device=device)
-        return Positives(
-            image=image,
-            location=location,
-            gt=gt_index[image, location] + counts.cumsum(0)[image],
-            ltrb=torch.stack([a.ltrb for a in found])[image, location],
-            stride=location_strides[location],
-            xy=locations[location],
+        # images differ in width: pad to [M, W], so that one sort serves the whole batch
+        width = max(values.shape[1] for values, _, _ in rows)
+        values, masks, region = (
+            torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+            for parts in zip(*rows, strict=True)
         )
+        if cfg.margin == "hinge":
+            # d = S ||p - Q||^2 with one constant S: divided by it, the distance of eq. 2 remains
+            loss = hinge_loss((values / matched.margin).clamp(min=1e-12).sqrt(), masks, region)
+        elif cfg.mask_loss == "dice":
+            loss = dice_loss(values if aligned else values.neg().exp(), masks, region)
+        else:
+            logits = torch.logit(values, eps=cfg.min_prob) if aligned else logit(values, cfg.min_prob)
+            loss = lovasz_hinge(logits, masks, region)
+        return (loss * matched.weight).sum()
 
-    def _validate(self, predictions: Predictions, targets: Sequence[Target]) -> None:
-        count = len(predictions.pixel_embed)
-        if len(targets) != count:
-            raise BadInput(f"{count} images but {len(targets)} targets; give one target an image")
-        height, width = predictions.padded_size
-        for index, target in enumerate(targets):
-            target.validate(self.cfg.num_classes)
-            own = target.mask_size
-            if own[0] > height or own[1] > width:
-                name = (
-                    f"of image {target.image_id}" if target.image_id is not None else f"{index} of the batch"
-                )
-                raise BadInput(
-                    f"target {name}: masks are {own}, larger than the "
-                    f"batch's frame {(height, width)}; resize them with their image"
-                )
+    def _image_rows(
+        self, pixels: Tensor, matched: Matched, gt: ImageTargets, grid: Size, stride: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the values (d, or phi with `aligned`), mask targets and B_k of the instances of one image.
+
+        Args:
+            pixels: p of the image, `[D, h, w]`.
+            matched: its m instances; `matched.gt` is an index into `gt`.
+            gt: its ground truths.
+            grid: `(h, w)` cells of the mask targets.
+            stride: px per cell.
+
+        Returns:
+            float32, bool and bool `[m, W]`; W is the number of cells, or the largest B_k.
+        """
+        aligned = self.cfg.mask_interpolation == "aligned"
+        # [D, P] x [m, D] -> [m, P]
+        values = weighted_distance(pixels.flatten(1), matched.embed, matched.margin)
+        if aligned:
+            # upsample phi rather than p: [m, 1, h, w] -> [m, 1, 2 h, 2 w] -> [m, 4 h w]
+            phi = values.neg().exp().view(len(values), 1, *pixels.shape[1:])
+            values = resize_aligned(phi, MASK_UPSAMPLING).flatten(1)
+        # look up each object once: with `each`, many instances share one
+        objects, row = torch.unique(matched.gt, return_inverse=True)
+        masks = mask_targets(gt.masks, grid, stride, index=objects, aligned=aligned).flatten(1)[row]
+        if self.cfg.box_expansion is None:
+            return values, masks, torch.ones_like(masks)
+        region = box_regions(gt.boxes[matched.gt], grid, stride, self.cfg.box_expansion).flatten(1)
+        # [m, P] -> [m, W]: from here on the cost follows the pixels inside boxes, not instances x image
+        return pack_rows(values, region), pack_rows(masks, region), pack_rows(region, region)
+
+
+def check_targets(targets: Sequence[Target], predictions: Predictions, num_classes: int) -> None:
+    """Raise `BadInput` unless there is one valid target per image that fits the padded frame."""
+    count = len(predictions.pixel_embed)
+    if len(targets) != count:
+        raise BadInput(f"{count} images but {len(targets)} targets; pass one target per image")
+    height, width = predictions.padded_size
+    for index, target in enumerate(targets):
+        target.validate(num_classes)
+        size = target.mask_size
+        if size[0] > height or size[1] > width:
+            name = f"of image {target.image_id}" if target.image_id is not None else f"{index} of the batch"
+            raise BadInput(
+                f"target {name}: masks of size {size} are larger than the batch's frame {(height, width)}; "
+                "resize masks together with their image"
+            )
+
+
+def assign_batch(predictions: Predictions, gts: Sequence[ImageTargets], cfg: ModelConfig) -> Positives:
+    """Assign ground truths to the locations of every image and collect the P positive locations."""
+    device = predictions.pixel_embed.device
+    sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
+    locations, level = all_locations(sizes, predictions.strides, device)  # [K, 2], [K]
+    strides = torch.tensor(predictions.strides, device=device, dtype=torch.float32)[level]  # [K]
+    ranges = torch.tensor(cfg.level_ranges, device=device)[level]  # [K, 2]
+    assignments = [
+        assign(
+            locations,
+            strides,
+            ranges,
+            gt.boxes,
+            gt.masks,
+            center_radius=cfg.center_radius,
+            sampling_center=cfg.sampling_center,
+            sample_in_mask=cfg.sample_in_mask,
+            box_offset=cfg.box_offset,
+        )
+        for gt in gts
+    ]
+    gt_index = torch.stack([a.gt_index for a in assignments])  # [N, K], index within each image
+    image, location = (gt_index >= 0).nonzero(as_tuple=True)  # [P]
+    # [N], ground truths before each image
+    first_gt = torch.tensor([0] + [len(gt) for gt in gts[:-1]], device=device).cumsum(0)
+    gt = gt_index[image, location] + first_gt[image]  # [P]
+    ltrb = torch.stack([a.ltrb for a in assignments])[image, location]  # [N, K, 4] -> [P, 4]
+    return Positives(image, location, gt, ltrb, strides[location], locations[location])
+
+
+def match_samples(
+    sample_gt: Tensor, embed: Tensor, margin: Tensor, *, gt_image: Tensor, counts: Tensor, cfg: ModelConfig
+) -> tuple[Matched, Tensor]:
+    """Average the samples of each instance (eq. 5 and 6).
+
+    Args:
+        sample_gt: int64 `[S]`, ground truth of each sample, index into the G of the batch.
+        embed: q, `[S, D]`.
+        margin: s, `[S, 1 or D]`.
+        gt_image: int64 `[G]`, image of each ground truth.
+        counts: int64 `[N]`, ground truths of each image.
+        cfg: reads `embed_samples` and `mask_normalizer`.
+
+    Returns:
+        M instances, and int64 `[S]`, the instance of each sample.
+    """
+    if cfg.embed_samples == "each":
+        gt, row = sample_gt, torch.arange(len(sample_gt), device=embed.device)
+    else:
+        gt, row = torch.unique(sample_gt, return_inverse=True)
+    image = gt_image[gt]  # [M]
+    # 1 / K of eq. 4; K counts all ground truths of an image, or with `matched` those that have a sample
+    if cfg.mask_normalizer == "batch":
+        weight = torch.ones(len(gt), device=embed.device)
+    elif cfg.mask_normalizer == "matched":
+        weight = 1 / torch.bincount(image, minlength=len(counts))[image]
+    else:
+        weight = 1 / counts[image]
+    count = len(gt)
+    return Matched(gt, image, _group_means(embed, row, count), _group_means(margin, row, count), weight), row
 
 
 def _group_means(values: Tensor, group: Tensor, count: int) -> Tensor:
-    """Mean of each group (eq. 5 and 6): `[P, D]`, int64 `[P]` -> `[count, D]`."""
+    """Return the mean of each group: `[S, D]`, int64 `[S]` -> `[count, D]`."""
     sums = values.new_zeros(count, values.shape[1]).index_add(0, group, values)
     return sums / torch.bincount(group, minlength=count)[:, None]
 
 
-def _stack_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Rows of several images, `[m, W]` each, as one `[M, W]`; shorter ones end in 0."""
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+def loss_normalizers(sums: Sequence[Tensor | float], minimum: Sequence[float], like: Tensor) -> list[Tensor]:
+    """Return the loss normalizers: the all-reduced sums, clamped to `minimum`, divided by the world size.
 
+    Averaging gradients over processes then gives the loss of one process on the joined batch, also where a process
+    has no object.
 
-def _zero_through(predictions: Predictions) -> Tensor:
-    """0 that depends on every map: parameters without a positive still get a (zero) gradient, as DDP demands."""
-    maps = [*predictions.box_ltrb, *predictions.centerness_logits, *predictions.proposal_embed]
-    maps += [*predictions.proposal_margin, predictions.pixel_embed]
-    return torch.stack([m.sum() for m in maps]).sum() * 0
-
-
-def _process_share(sums: Sequence[Tensor | float], least: Sequence[float], like: Tensor) -> list[Tensor]:
-    """What a process divides its own sums by: the sums of all processes, but at least `least`, over their number.
-
-    The mean of the processes' losses, which is what their averaged gradients follow, is then the loss that one
-    process would find for all images together, also where a process has no object at all.
+    Args:
+        sums: float or scalar tensor per normalizer, of this process.
+        minimum: lower bound per normalizer.
+        like: tensor whose device and dtype are used.
     """
     values = torch.stack([like.new_tensor(value) if isinstance(value, float) else value for value in sums])
     world_size = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
         world_size = torch.distributed.get_world_size()
-    return list((torch.maximum(values, like.new_tensor(least)) / world_size).unbind())
+    return list((torch.maximum(values, like.new_tensor(minimum)) / world_size).unbind())

@@ -1,4 +1,4 @@
-"""The losses that no library has, pure functions of tensors in float32 (eq. 2, 4, 7 and FCOS's box losses)."""
+"""Losses that torchvision lacks: pure functions of float32 tensors (eq. 2, 4, 7 and FCOS's box losses)."""
 
 from __future__ import annotations
 
@@ -6,88 +6,95 @@ import torch
 from torch import Tensor
 
 HINGE_INSIDE, HINGE_OUTSIDE = 0.5, 1.5
-"""delta_a and delta_b of eq. 2. The text of the paper that we hold does not show them: these figures are ours."""
+"""delta_a and delta_b of eq. 2. Our own values: the copy of the paper that this was written from lacks them."""
 
 
 def giou_loss(pred_ltrb: Tensor, target_ltrb: Tensor) -> Tensor:
-    """1 - GIoU of boxes that share their location, as FCOS: `[P, 4]`, `[P, 4]` -> `[P]`.
+    """Compute 1 - GIoU of boxes that share their location, as in FCOS.
 
-    Both in units of the stride: the 1 that FCOS adds to intersection and union is one square stride, which softens
-    the loss on boxes of a few cells.
+    FCOS adds 1 to intersection and union. In units of the stride this is one square stride, which softens the loss on
+    boxes of a few cells.
+
+    Args:
+        pred_ltrb: `[P, 4]`, distances to the sides in units of the stride.
+        target_ltrb: `[P, 4]`, in the same units.
+
+    Returns:
+        `[P]`.
     """
     pred_area = (pred_ltrb[:, :2] + pred_ltrb[:, 2:]).prod(1)
     target_area = (target_ltrb[:, :2] + target_ltrb[:, 2:]).prod(1)
-    least, most = torch.minimum(pred_ltrb, target_ltrb), torch.maximum(pred_ltrb, target_ltrb)
-    intersection = (least[:, :2] + least[:, 2:]).prod(1)
-    hull = (most[:, :2] + most[:, 2:]).prod(1) + 1e-7
+    # both boxes contain the location: the inner sides bound the intersection, the outer ones the hull
+    inner, outer = torch.minimum(pred_ltrb, target_ltrb), torch.maximum(pred_ltrb, target_ltrb)
+    intersection = (inner[:, :2] + inner[:, 2:]).prod(1)
+    hull = (outer[:, :2] + outer[:, 2:]).prod(1) + 1e-7
     union = pred_area + target_area - intersection
     iou = (intersection + 1) / (union + 1)
     return 1 - (iou - (hull - union) / hull)
 
 
 def centerness_targets(ltrb: Tensor) -> Tensor:
-    """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), section 3.1: `[P, 4]` > 0 -> `[P]`."""
+    """Compute sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) (section 3.1): `[P, 4]` > 0 -> `[P]`."""
     horizontal, vertical = ltrb[:, 0::2], ltrb[:, 1::2]
     ratio = horizontal.amin(1) / horizontal.amax(1) * (vertical.amin(1) / vertical.amax(1))
     return ratio.sqrt()
 
 
 def lovasz_hinge(logits: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
-    """Lovász hinge (L of eq. 4; Berman et al. 2018) of every instance at once.
-
-    Errors of each row are sorted together in one call. Only errors above 0 count and they come first in the order,
-    so the others are packed away before the sort: late in training that leaves a few per cent of the pixels.
+    """Compute the Lovász hinge of every instance at once (L of eq. 4; Berman et al. 2018, algorithm 1).
 
     Args:
         logits: `[M, P]`.
         targets: bool `[M, P]`.
-        region: bool `[M, P]`, the pixels B_k that an instance is judged on; None: all.
+        region: bool `[M, P]`, the pixels B_k of each instance; None: all.
 
     Returns:
         `[M]`, 0 where a region is empty.
     """
-    errors = torch.where(targets, 1 - logits, 1 + logits)
+    errors = torch.where(targets, 1 - logits, 1 + logits)  # [M, P]
     active = errors.detach() > 0
     if region is not None:
         active &= region
         targets = targets & region
-    foreground = targets.sum(1, keepdim=True)
-    ordered, order = pack_rows(errors, active).sort(1, descending=True)
-    ordered_targets = pack_rows(targets, active).gather(1, order)
-    return (ordered * _jaccard_steps(ordered_targets, foreground)).sum(1)
+    foreground = targets.sum(1, keepdim=True)  # [M, 1]
+    # Only positive errors count, and they come first in the order. Packing them before the sort, [M, P] -> [M, W],
+    # leaves a few per cent of the pixels late in training.
+    ordered, order = pack_rows(errors, active).sort(1, descending=True)  # [M, W]
+    wrong = pack_rows(targets, active).gather(1, order)
+    # Jaccard loss after the first 1, 2, ... W pixels are misclassified: missed objects shrink the intersection,
+    # false positives grow the union
+    missed = wrong.cumsum(1, dtype=torch.int32)
+    false_positives = (~wrong).cumsum(1, dtype=torch.int32)
+    jaccard = 1 - (foreground - missed) / (foreground + false_positives)
+    # gradient of the Lovász extension: the growth of the Jaccard loss at each pixel
+    steps = torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], 1)
+    return (ordered * steps).sum(1)
 
 
-def pack_rows(values: Tensor, chosen: Tensor) -> Tensor:
-    """The chosen values of each row, moved to its front; the rest of the row is 0.
+def pack_rows(values: Tensor, selected: Tensor) -> Tensor:
+    """Move the selected values of each row to its front and fill the rest with 0.
 
     Args:
         values: `[M, P]`.
-        chosen: bool `[M, P]`.
+        selected: bool `[M, P]`.
 
     Returns:
-        `[M, W]`, W the most that a row has chosen (0 where none has).
+        `[M, W]`, where W is the largest number of selected values in a row.
     """
-    counts = chosen.sum(1, keepdim=True)
+    counts = selected.sum(1, keepdim=True)  # [M, 1]
     width = int(counts.max()) if len(counts) else 0
-    filled = torch.arange(width, device=values.device) < counts
-    return values.new_zeros(filled.shape).masked_scatter(filled, values.masked_select(chosen))
-
-
-def _jaccard_steps(targets: Tensor, foreground: Tensor) -> Tensor:
-    """Growth of the Jaccard loss as one more pixel of each row, in order, is taken for wrong: `[M, P]`."""
-    hits = targets.cumsum(1, dtype=torch.int32)
-    misses = (~targets).cumsum(1, dtype=torch.int32)
-    jaccard = 1 - (foreground - hits) / (foreground + misses)
-    return torch.cat([jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]], 1)
+    # masked_select and masked_scatter both walk in row-major order, so the rows stay apart
+    filled = torch.arange(width, device=values.device) < counts  # [M, W]
+    return values.new_zeros(filled.shape).masked_scatter(filled, values.masked_select(selected))
 
 
 def hinge_loss(distance: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
-    """Eq. 2: pull inside pixels nearer than delta_a, push outside ones farther than delta_b; mean over B_k.
+    """Compute eq. 2: pull object pixels within delta_a, push others beyond delta_b; the mean over B_k.
 
     Args:
         distance: ||p_i - Q_k||, `[M, P]`.
         targets: bool `[M, P]`.
-        region: bool `[M, P]` B_k; None: all pixels.
+        region: bool `[M, P]`, the pixels B_k of each instance; None: all.
 
     Returns:
         `[M]`.
@@ -101,12 +108,12 @@ def hinge_loss(distance: Tensor, targets: Tensor, region: Tensor | None = None) 
 
 
 def dice_loss(probs: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
-    """1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 1e-5), an option of the second repository.
+    """Compute 1 - 2 sum(p t) / (sum(p^2) + sum(t^2) + 1e-5), an option of the authors' second repository.
 
     Args:
         probs: phi, `[M, P]`.
         targets: bool `[M, P]`.
-        region: bool `[M, P]` B_k; None: all pixels.
+        region: bool `[M, P]`, the pixels B_k of each instance; None: all.
 
     Returns:
         `[M]`.
@@ -114,9 +121,10 @@ def dice_loss(probs: Tensor, targets: Tensor, region: Tensor | None = None) -> T
     if region is not None:
         probs, targets = probs * region, targets & region
     common = (probs * targets).sum(1)
+    # targets are 0 or 1, so their squares sum to their count
     return 1 - 2 * common / (probs.square().sum(1) + targets.sum(1) + 1e-5)
 
 
 def smooth_loss(values: Tensor, means: Tensor) -> Tensor:
-    """Squared distance of each sample to its instance's mean (a term of eq. 7): `[P, D]`, `[P, D]` -> `[P]`."""
+    """Compute the squared distance of each sample to its instance's mean (eq. 7): `[P, D]`, `[P, D]` -> `[P]`."""
     return (values - means).square().sum(1)
