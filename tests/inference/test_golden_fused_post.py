@@ -1,4 +1,4 @@
-"""Post-processing of preset `fused`, masks included, against the authors' own numbers."""
+"""Post-processing of preset `fused` with masks against the authors' results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embedmask.locations import resize_aligned
 from embedmask.structures import Instances
 
 DIFFERENT_PIXELS = 2
-"""Of a mask: float32 in another order."""
+"""Pixels per mask that may differ, because float32 sums are computed in another order."""
 
 
 def predictions_of(z: Any) -> Predictions:
@@ -43,7 +43,7 @@ def run() -> tuple[Any, list[Instances]]:
 
 
 @pytest.mark.parametrize("image", [0, 1, 2])
-def test_detections_in_their_order(run: tuple[Any, list[Instances]], image: int) -> None:
+def test_detections_and_order(run: tuple[Any, list[Instances]], image: int) -> None:
     z, found = run[0], run[1][image]
     assert_near(found.scores, z[f"im{image}.scores"], 1e-5, "scores")
     assert found.labels.tolist() == (z[f"im{image}.labels"] - 1).tolist()
@@ -65,8 +65,8 @@ def test_masks(run: tuple[Any, list[Instances]], image: int) -> None:
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_what_the_late_clip_drops(run: tuple[Any, list[Instances]], image: int) -> None:
-    """Detections without area are dropped after the best hundred are chosen; none takes their place."""
+def test_late_clip_drops_detections(run: tuple[Any, list[Instances]], image: int) -> None:
+    """Check that detections without area are dropped after the best hundred are selected, and not replaced."""
     z = run[0]
     cfg = preset("fused")
     options = {"score_threshold": cfg.score_threshold, "nms_threshold": cfg.nms_threshold, "score": cfg.score}
@@ -76,7 +76,7 @@ def test_what_the_late_clip_drops(run: tuple[Any, list[Instances]], image: int) 
 
 
 def test_maps_of_phi(run: tuple[Any, list[Instances]]) -> None:
-    """Coupled on the grid of the embedding, then enlarged: the training's way to stride 4."""
+    """Check phi at stride 4: coupled on the grid of the embedding, then upsampled as in training."""
     z, predictions = run[0], predictions_of(run[0])
     for image in (0, 1):
         cells = [m.shape[2] * m.shape[3] for m in predictions.class_logits]
@@ -94,7 +94,7 @@ def test_maps_of_phi(run: tuple[Any, list[Instances]]) -> None:
 
 @pytest.mark.parametrize("limit", [1, 7])
 def test_fewer_detections(run: tuple[Any, list[Instances]], limit: int) -> None:
-    """The cut comes before the clip: of the best `limit` those that have an area."""
+    """Check that the limit applies before clipping, which then drops boxes without area."""
     z, whole = run
     few = Postprocessor.from_config(preset("fused"), max_detections=limit)(
         predictions_of(z),

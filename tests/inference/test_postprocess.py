@@ -1,4 +1,4 @@
-"""The stages of section 3.6 together."""
+"""All stages of section 3.6 together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedmask.inference.proposals import decode_proposals
 SIZES = [(40, 56), (64, 33)]
 
 
-def test_each_image_is_its_own_stages() -> None:
+def test_equals_separate_stages() -> None:
     cfg = small_config(embed_dim=4, max_detections=20)
     predictions = random_predictions((64, 64), images=2)
     originals = [(80, 112), (31, 17)]
@@ -76,13 +76,13 @@ def test_results_carry_no_graph() -> None:
     assert not found.scores.requires_grad
 
 
-def test_as_many_sizes_as_images() -> None:
+def test_raises_on_missing_sizes() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Postprocessor.from_config(small_config(embed_dim=4))(random_predictions((32, 32)), [(32, 32)], [])
 
 
 def test_boxes_end_with_the_image() -> None:
-    """35 px times 107 / 35 is more than 107 in float32."""
+    """Check that boxes end with the image, although 35 px * (107 / 35) exceeds 107 in float32."""
     cfg = small_config(preset="fused", embed_dim=4)
     predictions = random_predictions((64, 64), margins=4)
     boxes = Postprocessor.from_config(cfg)(predictions, [(35, 35)], [(107, 107)])[0].boxes

@@ -26,7 +26,7 @@ def assert_equal_to_loop(
     assert found.labels.tolist() == [e[1] for e in expected]
     for box, entry in zip(found.boxes.tolist(), expected, strict=True):
         assert box == pytest.approx(entry[2], abs=1e-3)
-    # q and s are those of the very location that the box came from
+    # q and s belong to the location of the box
     for row, (_, _, _, level, cell) in enumerate(expected):
         assert torch.equal(found.embed[row], predictions.proposal_embed[level][index].flatten(1)[:, cell])
         assert torch.equal(found.margin[row], predictions.proposal_margin[level][index].flatten(1)[:, cell])
@@ -41,7 +41,7 @@ def assert_equal_to_loop(
     st.sampled_from([0.0, 1.0]),
     st.tuples(st.sampled_from(["product", "root"]), st.booleans()),
 )
-def test_against_the_loop(
+def test_equals_loop(
     seed: int, size: tuple[int, int], score_threshold: float, box_offset: float, version: tuple[str, bool]
 ) -> None:
     predictions = random_predictions(size, images=2, seed=seed, margins=4)
@@ -61,7 +61,7 @@ def test_against_the_loop(
 
 
 @pytest.mark.parametrize("box_offset", [0.0, 1.0])
-def test_boxes_end_at_the_image_and_not_at_the_frame(box_offset: float) -> None:
+def test_boxes_are_clipped_to_image(box_offset: float) -> None:
     predictions = random_predictions((64, 96), seed=2)
     found = decode_proposals(predictions, 0, (37, 51), score_threshold=0.0, box_offset=box_offset)
     assert len(found) > 20
@@ -80,13 +80,13 @@ def test_no_detections() -> None:
     assert found.margin.shape == (0, 1)
 
 
-def test_an_image_of_one_pixel() -> None:
+def test_image_of_one_pixel() -> None:
     predictions = random_predictions((32, 32))
     predictions.box_ltrb = [torch.full_like(level, 200) for level in predictions.box_ltrb]
-    # Boxes that end on their last pixel have no width here
+    # boxes that end on their last pixel have no width here
     assert len(decode_proposals(predictions, 0, (1, 1), score_threshold=0.0, box_offset=1.0)) == 0
     found = decode_proposals(predictions, 0, (1, 1), score_threshold=0.0)
-    assert len(found) == 3  # one a class: the same box, whatever the location
+    assert len(found) == 3  # one per class: the box is the same at every location
     assert found.boxes.tolist() == [[0, 0, 1, 1]] * 3
     assert sorted(found.labels.tolist()) == [0, 1, 2]
 
@@ -104,7 +104,7 @@ def test_a_thousand_detections() -> None:
     assert found.scores[0] == pytest.approx(scores.max().item())
 
 
-def test_equal_boxes_of_two_classes_both_stay() -> None:
+def test_equal_boxes_of_two_classes() -> None:
     predictions = random_predictions((8, 8), classes=2, strides=(8,))
     predictions.class_logits = [torch.full((1, 2, 1, 1), 3.0)]
     predictions.box_ltrb = [torch.full((1, 4, 1, 1), 3.0)]

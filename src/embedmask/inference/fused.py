@@ -101,7 +101,7 @@ class FusedConv2d(nn.Module):
     bias: Tensor | None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Convolve `x` `[N, C, H, W]`, add `other` and apply ReLU.
+        """Compute the convolution of `x` `[N, C, H, W]`, add `other` and apply ReLU.
 
         Args:
             other: broadcast to the shape of the result; it may be overwritten.
@@ -175,22 +175,19 @@ def _fuse_from(traced: fx.GraphModule, node: fx.Node, name: str, portable: bool)
     assert isinstance(conv, nn.Conv2d)
     if len(node.args) != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return
-    norm, other = _only_user(node), None
+    norm = _only_user(node)
     norm_layer = _layer(traced, norm)
     activation: nn.Module = nn.Identity()
     # a norm folds where it is a fixed affine map of each channel
     is_fixed = isinstance(norm_layer, NORMS) and getattr(norm_layer, "running_mean", None) is not None
     if norm is not None and is_fixed and isinstance(getattr(norm_layer, "drop", activation), nn.Identity):
         chain.append(norm)
-        # some norms of timm end with an activation
-        activation = getattr(norm_layer, "act", activation)
+        activation = getattr(norm_layer, "act", activation)  # some norms of timm end with one
     else:
         norm_layer = None
-    relu = isinstance(activation, nn.ReLU)
-    if isinstance(activation, nn.Identity):
-        other, after = _sum_and_relu(traced, chain[-1])
-        chain += after
-        relu = bool(after)
+    other, after = _sum_and_relu(traced, chain[-1]) if isinstance(activation, nn.Identity) else (None, [])
+    chain += after
+    relu = bool(after) or isinstance(activation, nn.ReLU)
     if len(chain) == 1:
         return
     traced.add_submodule(name, FusedConv2d(conv, norm_layer, relu=relu, portable=portable))
@@ -200,8 +197,7 @@ def _fuse_from(traced: fx.GraphModule, node: fx.Node, name: str, portable: bool)
             traced.add_submodule(f"{name}_activation", activation)
             new = traced.graph.call_module(f"{name}_activation", (new,))
     chain[-1].replace_all_uses_with(new)
-    # users first: a node with users cannot be erased
-    for old in reversed(chain):
+    for old in reversed(chain):  # a node with users cannot be erased
         traced.graph.erase_node(old)
 
 

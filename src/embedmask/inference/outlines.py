@@ -70,6 +70,26 @@ class _Windows:
     def __getitem__(self, index: Tensor) -> _Windows:
         return _Windows(*(value[index] for value in vars(self).values()))
 
+    def couple(self, cells: Cells, left: Tensor, width: int) -> Tensor:
+        """Compute phi or log phi in W = `width` columns of cells from `left` `[B, 1]` on.
+
+        Returns:
+            float32 `[B, W, H]`, rows from one above each window to one below; `outside` beyond the window.
+        """
+        device = left.device
+        x = left + torch.arange(width, device=device)  # [B, W]
+        y = self.y1 + torch.arange(-1, int((self.y2 - self.y1).max()) + 1, device=device)  # [B, H]
+        beyond_x, beyond_y = (x < self.x1) | (x >= self.x2), (y < self.y1) | (y >= self.y2)
+        height, across = cells.grid
+        # cells lie column by column: x * height + y, [B, W, H]; clamped indices are overwritten at the end
+        index = x.clamp(0, across - 1)[:, :, None] * height + y.clamp(0, height - 1)[:, None]
+        pixels = cells.embed.index_select(0, index.flatten()).view(len(left), -1, cells.embed.shape[1])
+        # p [B, W * H, D], q [B, D] -> d [B, W * H]
+        values = own_distance(pixels, self.embed, self.margin).view(index.shape).neg_()
+        if not cells.in_log:
+            values.exp_()
+        return values.masked_fill_(beyond_x[:, :, None] | beyond_y[:, None], cells.outside)
+
 
 def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, image_size: Size) -> CropMasks:
     """Trace the masks of R proposals, each in its tight crop.
@@ -142,18 +162,20 @@ def _runs(cells: Cells, group: _Windows, start: int, step: int) -> Ints:
     low = at.floor()
     first = low[:, :1].long()  # [B, 1]
     left = low.long() - first  # column of cells to the left, counted from the window's first: [B, J]
-    # values of the W columns of cells from `first` on, H rows each: [B, W, H]
-    values = _couple(cells, group, first, int(left[:, -1].max()) + 2)
+    values = group.couple(cells, first, int(left[:, -1].max()) + 2)  # [B, W, H]
     count, width, height = values.shape
     # T candidates: one image column (`line`, 0..B * J - 1) between two rows of cells (`row`, `row` + 1)
     line, row = _candidates(values > cells.limit, left, column < group.end)
     weight = _take((at - low).float(), line)
     # the upper left of a candidate's four cells, in the flattened values: (member * W + left) * H + row
     corner = _take(left + torch.arange(count, device=left.device)[:, None] * width, line) * height + row
-    before, after = (
-        _between(_take(values, corner + i), _take(values, corner + height + i), weight).sub_(cells.limit)
-        for i in (0, 1)
-    )
+    # interpolate across in both rows, [T] each; clamp, because rounding may leave the interval
+    levels = []
+    for cell in (corner, corner + 1):
+        one, other = _take(values, cell), _take(values, cell + height)
+        value = one * (1 - weight) + other * weight
+        levels.append(value.clamp_(torch.minimum(one, other), torch.maximum(one, other)).sub_(cells.limit))
+    before, after = levels
     # the outermost rows are never above the limit, so every line has an even number of edges: begin, end, begin, ...
     edge = ((before > 0) != (after > 0)).nonzero()[:, 0]
     line, row, before, after = (_take(of, edge) for of in (line, row, before.double(), after))
@@ -199,33 +221,6 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
     return values.flatten().index_select(0, index)
 
 
-def _between(left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
-    """Interpolate linearly, clamped to the two ends, which rounding may leave."""
-    value = left * (1 - weight) + right * weight
-    return value.clamp_(torch.minimum(left, right), torch.maximum(left, right))
-
-
-def _couple(cells: Cells, group: _Windows, left: Tensor, width: int) -> Tensor:
-    """Compute phi or log phi in W = `width` columns of cells from `left` `[B, 1]` on.
-
-    Returns:
-        float32 `[B, W, H]`, rows from one above each window to one below; `outside` beyond the window.
-    """
-    device = left.device
-    x = left + torch.arange(width, device=device)  # [B, W]
-    y = group.y1 + torch.arange(-1, int((group.y2 - group.y1).max()) + 1, device=device)  # [B, H]
-    beyond_x, beyond_y = (x < group.x1) | (x >= group.x2), (y < group.y1) | (y >= group.y2)
-    height, across = cells.grid
-    # cells lie column by column: x * height + y, [B, W, H]; clamped indices are overwritten at the end
-    index = x.clamp(0, across - 1)[:, :, None] * height + y.clamp(0, height - 1)[:, None]
-    pixels = cells.embed.index_select(0, index.flatten()).view(len(left), -1, cells.embed.shape[1])
-    # [B, W * H, D], q [B, D] -> d [B, W * H]
-    values = own_distance(pixels, group.embed, group.margin).view(index.shape).neg_()
-    if not cells.in_log:
-        values.exp_()
-    return values.masked_fill_(beyond_x[:, :, None] | beyond_y[:, None], cells.outside)
-
-
 def _place(
     group_runs: Ints,
     members: Ints,
@@ -248,6 +243,8 @@ def _place(
     repeats = last - first
     base = (column - np.repeat(x, repeats)) * np.repeat(height, repeats) - np.repeat(y, repeats)
     flat = np.stack([base + top, base + bottom], 1).astype(np.int32)  # [T, 2]
-    rows = zip(*(part.tolist() for part in (members[nonempty], first, last, height, width, y, x)), strict=True)
+    rows = zip(
+        *(part.tolist() for part in (members[nonempty], first, last, height, width, y, x)), strict=True
+    )
     for index, begin, end, h, w, top_row, left in rows:
         runs[index], shapes[index], offsets[index] = flat[begin:end], (h, w), (top_row, left)

@@ -227,15 +227,40 @@ class _Overlaps:
         """Compare the pieces of every two tiles that overlap."""
         members = [np.flatnonzero(pieces.tiles == tile) for tile in range(len(pieces.windows))]
         # an empty part first, for images without pairs
-        integers, booleans = np.zeros(0, np.int64), np.zeros(0, bool)
-        parts = [cls(integers, *[integers] * 4, booleans, *[booleans] * 3)]
+        none, never = np.zeros(0, np.int64), np.zeros(0, bool)
+        parts = [cls(none, none, none, none, none, never, never, never, never)]
         for first, window in enumerate(pieces.windows):
             later = pieces.windows[first + 1 :]
             meets = (later[:, :2] < window[2:]).all(1) & (later[:, 2:] > window[:2]).all(1)
             for second in (first + 1 + np.flatnonzero(meets)).tolist():
-                pairs = _shared(pieces, members[first], members[second], window, pieces.windows[second])
+                pairs = cls.between(pieces, members[first], members[second], window, pieces.windows[second])
                 parts += [pairs, pairs.swapped()]
         return cls(*map(np.concatenate, zip(*(vars(part).values() for part in parts), strict=True)))
+
+    @classmethod
+    def between(cls, pieces: _Pieces, first: Ints, second: Ints, frame: Ints, other_frame: Ints) -> _Overlaps:
+        """Compare the pieces of two tiles; each pair is returned in one direction.
+
+        Args:
+            first, second: pieces of the two tiles.
+            frame, other_frame: bounds of the two tiles, int64 `[4]`.
+        """
+        # A and B pieces that reach into the other tile, with their parts inside both tiles: [A, 4], [B, 4]
+        first, part, cut, within = _facing(pieces, first, frame, other_frame)
+        second, other_part, other_cut, other_within = _facing(pieces, second, other_frame, frame)
+        # pairs of one class whose bounds intersect: [A, B] -> indices i, j [E]
+        meet = (part[:, None, :2] < other_part[:, 2:]).all(2) & (part[:, None, 2:] > other_part[:, :2]).all(2)
+        labels = pieces.instances.labels.numpy()
+        i, j = np.nonzero(meet & (labels[first][:, None] == labels[second]))
+        # compare masks in the intersection of their bounds only
+        both = zip(first[i], second[j], _clipped(part[i], other_part[j]), strict=True)
+        common = np.array(
+            [np.count_nonzero(pieces.pixels(a, at) & pieces.pixels(b, at)) for a, b, at in both], np.int64
+        )
+        i, j, common = i[common > 0], j[common > 0], common[common > 0]
+        areas = _areas(pieces, first, part, i), _areas(pieces, second, other_part, j)
+        sides = cut[i], other_cut[j], within[i], other_within[j]
+        return cls(first[i], second[j], common, *areas, *sides)
 
     def swapped(self) -> _Overlaps:
         """Return the same pairs with `one` and `other` swapped."""
@@ -317,31 +342,6 @@ def _without_covered(pieces: _Pieces, pairs: _Overlaps, keep: Bools, may_cover: 
             area = pairs.area[edge]  # of the whole piece, so it is the same for all edges
         keep[row] &= max(covered.values()) <= share * area
     return keep
-
-
-def _shared(pieces: _Pieces, first: Ints, second: Ints, frame: Ints, other_frame: Ints) -> _Overlaps:
-    """Return the pairs of pieces of two tiles with common pixels, in one direction.
-
-    Args:
-        first, second: pieces of the two tiles.
-        frame, other_frame: bounds of the two tiles, int64 `[4]`.
-    """
-    # A and B pieces that reach into the other tile, with their parts inside both tiles: [A, 4], [B, 4]
-    first, part, cut, within = _facing(pieces, first, frame, other_frame)
-    second, other_part, other_cut, other_within = _facing(pieces, second, other_frame, frame)
-    # pairs of one class whose bounds intersect: [A, B] -> indices i, j [E]
-    meet = (part[:, None, :2] < other_part[:, 2:]).all(2) & (part[:, None, 2:] > other_part[:, :2]).all(2)
-    labels = pieces.instances.labels.numpy()
-    i, j = np.nonzero(meet & (labels[first][:, None] == labels[second]))
-    # masks are compared in the intersection of their bounds only
-    both = zip(first[i], second[j], _clipped(part[i], other_part[j]), strict=True)
-    common = np.array(
-        [np.count_nonzero(pieces.pixels(a, at) & pieces.pixels(b, at)) for a, b, at in both], np.int64
-    )
-    i, j, common = i[common > 0], j[common > 0], common[common > 0]
-    areas = _areas(pieces, first, part, i), _areas(pieces, second, other_part, j)
-    sides = cut[i], other_cut[j], within[i], other_within[j]
-    return _Overlaps(first[i], second[j], common, *areas, *sides)
 
 
 def _facing(pieces: _Pieces, rows: Ints, frame: Ints, other_frame: Ints) -> tuple[Ints, Ints, Bools, Bools]:
