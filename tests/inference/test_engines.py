@@ -53,9 +53,9 @@ def plain(model: EmbedMask, batch: ImageBatch) -> Predictions:
         return model(batch)
 
 
-def assert_same(found: Predictions, wanted: Predictions, dtype: torch.dtype = torch.float32) -> None:
-    assert (found.strides, found.pixel_stride) == (wanted.strides, wanted.pixel_stride)
-    for one, other in zip(maps_of(found), maps_of(wanted), strict=True):
+def assert_same(actual: Predictions, expected: Predictions, dtype: torch.dtype = torch.float32) -> None:
+    assert (actual.strides, actual.pixel_stride) == (expected.strides, expected.pixel_stride)
+    for one, other in zip(maps_of(actual), maps_of(expected), strict=True):
         assert one.dtype == torch.float32
         assert one.shape == other.shape
         scale = float(other.abs().max()) + 1e-6
@@ -85,8 +85,8 @@ def test_torch_equals_plain_network(preset: str, stride: int | None, dtype: torc
 def test_any_backbone(backbone: str, norm: str) -> None:
     model = model_of(backbone=backbone, backbone_norm=norm, frozen_stages=0)
     for dtype in TOLERANCE:
-        found = make_network(model, "torch", dtype)(batch_of())
-        assert_same(found, plain(model, batch_of()), dtype)
+        actual = make_network(model, "torch", dtype)(batch_of())
+        assert_same(actual, plain(model, batch_of()), dtype)
 
 
 def test_resnet_is_fully_fused() -> None:
@@ -110,12 +110,12 @@ def test_fused_convolution_equals_portable(other: tuple[int, ...] | None, relu: 
     norm.running_mean.normal_()
     added = None if other is None else torch.randn(other)
     with torch.inference_mode():
-        wanted = norm(conv(x)) + (0 if added is None else added)
-        wanted = wanted.relu() if relu else wanted
+        expected = norm(conv(x)) + (0 if added is None else added)
+        expected = expected.relu() if relu else expected
         for portable in (True, False):
             fused = FusedConv2d(conv, norm, relu=relu, portable=portable)
-            given = None if added is None else added.clone()
-            torch.testing.assert_close(fused(x, given), wanted, rtol=1e-4, atol=1e-5)
+            addend = None if added is None else added.clone()
+            torch.testing.assert_close(fused(x, addend), expected, rtol=1e-4, atol=1e-5)
 
 
 class Shared(nn.Module):
@@ -182,9 +182,9 @@ def test_large_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mask_rcnn_requires_torch() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
-    found = make_network(model)(batch_of(), max_detections=3)
-    assert len(found) == 2
-    assert all(len(one["scores"]) <= 3 for one in found)
+    actual = make_network(model)(batch_of(), max_detections=3)
+    assert len(actual) == 2
+    assert all(len(one["scores"]) <= 3 for one in actual)
     with pytest.raises(BadInput, match=r"supports EmbedMask only; use torch for a MaskRCNN"):
         make_network(model, "openvino")
 
@@ -219,11 +219,11 @@ class TestOpenvino:
     @pytest.fixture
     def converted(self, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """Return the cache with `model_of()` in it, which is converted for the first test only."""
-        kept = tmp_path_factory.getbasetemp() / "converted"
-        if not kept.exists():
+        template = tmp_path_factory.getbasetemp() / "converted"
+        if not template.exists():
             make_network(model_of(), "openvino")
-            shutil.copytree(cache, kept)
-        return shutil.copytree(kept, cache, dirs_exist_ok=True)
+            shutil.copytree(cache, template)
+        return shutil.copytree(template, cache, dirs_exist_ok=True)
 
     @pytest.mark.parametrize(
         ("preset", "stride", "dtype"),
@@ -239,19 +239,19 @@ class TestOpenvino:
     def test_results_survive_the_next_image(self) -> None:
         network = make_network(model_of(), "openvino")
         first = network(batch_of())
-        kept = [level.clone() for level in maps_of(first)]
+        copies = [level.clone() for level in maps_of(first)]
         network(ImageBatch(-batch_of().tensors, [(64, 96)] * 2))
-        assert all(torch.equal(one, other) for one, other in zip(maps_of(first), kept, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(maps_of(first), copies, strict=True))
 
     @pytest.mark.usefixtures("converted")
     def test_threads_do_not_share_buffers(self) -> None:
         network = make_network(model_of(), "openvino")
-        wanted = [network(batch_of(size)) for size in SIZES[torch.float32]]
-        found: dict[int, Predictions] = {}
+        expected = [network(batch_of(size)) for size in SIZES[torch.float32]]
+        actual: dict[int, Predictions] = {}
 
         def work(index: int) -> None:
             for _ in range(5):
-                found[index] = network(batch_of(SIZES[torch.float32][index]))
+                actual[index] = network(batch_of(SIZES[torch.float32][index]))
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
         for thread in threads:
@@ -259,7 +259,7 @@ class TestOpenvino:
         for thread in threads:
             thread.join()
         for index in range(2):
-            assert_same(found[index], wanted[index])
+            assert_same(actual[index], expected[index])
 
     def test_network_is_converted_once(self, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         count = _count_conversions(monkeypatch)

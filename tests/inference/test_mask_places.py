@@ -61,7 +61,7 @@ def one_proposal(
     return Predictions(**maps, pixel_embed=pixels, strides=STRIDES)  # type: ignore[arg-type]
 
 
-def find(
+def postprocess(
     predictions: Predictions, sizes: list[Size], originals: list[Size], interpolation: str, **fields: float
 ) -> list[Instances]:
     cfg = small_config(
@@ -80,7 +80,7 @@ def distances(size: Size, original: Size, center: tuple[float, float]) -> Tensor
 
 
 def assert_disc(
-    found: Instances,
+    actual: Instances,
     sizes: tuple[Size, Size],
     center: tuple[float, float],
     radius: float,
@@ -88,8 +88,8 @@ def assert_disc(
 ) -> None:
     """Check the mask of a disc; `sizes` are the network's and the original one."""
     size, original = sizes
-    assert len(found) == 1
-    mask = found.masks.to_dense()[0]
+    assert len(actual) == 1
+    mask = actual.masks.to_dense()[0]
     off = distances(size, original, center) - radius
     pixel = max(s / o for s, o in zip(size, original, strict=True))
     clear = off.abs() > 0.5 * pixel + BENT[interpolation] / radius
@@ -117,8 +117,8 @@ def test_discs(
     )
     original = (round(size[0] * down), round(size[1] * across))
     predictions = one_proposal([size], [(x, y)], [radius], 0)
-    found = find(predictions, [size], [original], interpolation, mask_threshold=0.5)
-    assert_disc(found[0], (size, original), (x, y), radius, interpolation)
+    actual = postprocess(predictions, [size], [original], interpolation, mask_threshold=0.5)
+    assert_disc(actual[0], (size, original), (x, y), radius, interpolation)
 
 
 @pytest.mark.parametrize("interpolation", ["prob", "log_prob"])
@@ -128,20 +128,20 @@ def test_boxes_that_are_a_little_small_clip_nothing(interpolation: str, box_offs
     masks = []
     for slack in (3.0, 0.0, -2.0, -3.0):
         predictions = one_proposal([size], [center], [radius], slack)
-        found = find(
+        actual = postprocess(
             predictions, [size], [original], interpolation, box_offset=box_offset, mask_threshold=0.5
         )
-        assert_disc(found[0], (size, original), center, radius, interpolation)
-        masks.append(found[0].masks.to_dense())
+        assert_disc(actual[0], (size, original), center, radius, interpolation)
+        masks.append(actual[0].masks.to_dense())
     assert all(torch.equal(masks[0], mask) for mask in masks)
 
 
 def test_images_of_a_batch_have_sizes_of_their_own() -> None:
     sizes, originals = [(133, 97), (90, 160), (64, 64)], [(133, 97), (271, 483), (50, 77)]
     centers, radii = [(47.3, 61.8), (120.0, 44.0), (30.5, 33.0)], [17.0, 12.0, 11.0]
-    results = find(one_proposal(sizes, centers, radii, 1.0), sizes, originals, "prob")
-    for found, *pair, center, radius in zip(results, sizes, originals, centers, radii, strict=True):
-        assert_disc(found, (pair[0], pair[1]), center, radius)
+    results = postprocess(one_proposal(sizes, centers, radii, 1.0), sizes, originals, "prob")
+    for actual, *pair, center, radius in zip(results, sizes, originals, centers, radii, strict=True):
+        assert_disc(actual, (pair[0], pair[1]), center, radius)
 
 
 @settings(max_examples=30, deadline=None)
@@ -154,11 +154,11 @@ def test_full_image_mask_reaches_borders(size: Size, original: Size, box_offset:
     predictions = one_proposal([size], [(size[1] / 2, size[0] / 2)], [1000.0], 0)
     predictions.pixel_embed.zero_()
     predictions.proposal_embed[0].zero_()
-    found = find(predictions, [size], [original], "prob", box_offset=box_offset)[0]
+    actual = postprocess(predictions, [size], [original], "prob", box_offset=box_offset)[0]
     if box_offset and 1 in size:
-        assert len(found) == 0  # boxes that end on their last pixel have no width here
+        assert len(actual) == 0  # boxes that end on their last pixel have no width here
     else:
-        assert found.masks.areas() == [original[0] * original[1]]
+        assert actual.masks.areas() == [original[0] * original[1]]
 
 
 @pytest.mark.parametrize("edge", [41.0, 50.25, 62.6])
@@ -170,7 +170,7 @@ def test_straight_edge(edge: float, original: Size) -> None:
     place = (0, slice(None), 6, 6)
     predictions.proposal_embed[0][place] = torch.tensor([edge - far, 48.0]) / UNIT
     predictions.proposal_margin[0][place] = math.log(2) * (UNIT / far) ** 2
-    mask = find(predictions, [size], [original], "prob")[0].masks.to_dense()[0]
+    mask = postprocess(predictions, [size], [original], "prob")[0].masks.to_dense()[0]
     ends = mask.sum(1).float()
     assert ((ends - edge * original[1] / size[1]).abs() <= 0.6).all()
     assert (mask.long().diff(dim=1) <= 0).all()
@@ -181,8 +181,8 @@ def test_single_pixel() -> None:
     size, original = (64, 64), (64, 64)
     predictions = one_proposal([size], [(34.0, 26.0)], [0.5], 0)
     predictions.proposal_margin[0].fill_(math.log(2) * (UNIT / 1.5) ** 2)
-    found = find(predictions, [size], [original], "prob")[0]
-    inside = found.masks.to_dense()[0].nonzero().double() + 0.5
+    actual = postprocess(predictions, [size], [original], "prob")[0]
+    inside = actual.masks.to_dense()[0].nonzero().double() + 0.5
     assert len(inside) >= 4
     assert inside.mean(0).tolist() == pytest.approx([26.0, 34.0], abs=0.1)
 

@@ -30,8 +30,8 @@ def test_crops_equal_whole_masks(height: int, width: int, seed: int) -> None:
     boxes = random_boxes(6, (height, width), seed)
     grids = torch.rand(len(boxes), 1, 28, 28, generator=torch.Generator().manual_seed(seed))
     expected = paste_masks_in_image(grids, boxes, (height, width))[:, 0] > 0.5
-    found = paste(grids, boxes, (height, width), 0.5)
-    assert torch.equal(found.to_dense(), expected)
+    actual = paste(grids, boxes, (height, width), 0.5)
+    assert torch.equal(actual.to_dense(), expected)
 
 
 def test_memory_grows_with_boxes() -> None:
@@ -43,9 +43,9 @@ def test_memory_grows_with_boxes() -> None:
 
 def test_results_are_in_the_images_frame() -> None:
     boxes = torch.tensor([[8.0, 4.0, 24.0, 20.0]])
-    found = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
+    detections = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
     one = postprocess_mask_rcnn(
-        {**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.5
+        {**detections, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.5
     )
     assert torch.equal(one.boxes, torch.tensor([[24.0, 8.0, 72.0, 40.0]]))
     assert torch.equal(one.boxes, resize_boxes(boxes, [32, 40], [64, 120]))
@@ -53,7 +53,7 @@ def test_results_are_in_the_images_frame() -> None:
     dense = one.masks.to_dense()[0]
     assert dense[9:40, 25:72].all()
     strict = postprocess_mask_rcnn(
-        {**found, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.7
+        {**detections, "masks": torch.full((1, 1, 28, 28), 0.6)}, (32, 40), (64, 120), mask_threshold=0.7
     )
     assert strict.masks.areas() == [0]
 
@@ -62,20 +62,20 @@ def test_boxes_end_with_the_image() -> None:
     """Check that boxes end with the image, although 35 px * (107 / 35) exceeds 107 in float32."""
     boxes = torch.tensor([[0.0, 0.0, 35.0, 35.0]])
     assert resize_boxes(boxes, [35, 35], [107, 107]).max() > 107
-    found = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
-    found["masks"] = torch.ones(1, 1, 28, 28)
-    one = postprocess_mask_rcnn(found, (35, 35), (107, 107), mask_threshold=0.5)
+    detections = {"boxes": boxes, "scores": torch.ones(1), "labels": torch.tensor([2])}
+    detections["masks"] = torch.ones(1, 1, 28, 28)
+    one = postprocess_mask_rcnn(detections, (35, 35), (107, 107), mask_threshold=0.5)
     assert one.boxes.max() == 107
 
 
 def test_no_detections() -> None:
-    found = {
+    detections = {
         "boxes": torch.zeros(0, 4),
         "scores": torch.zeros(0),
         "labels": torch.zeros(0, dtype=torch.int64),
     }
     one = postprocess_mask_rcnn(
-        {**found, "masks": torch.zeros(0, 1, 28, 28)}, (32, 40), (64, 120), mask_threshold=0.5
+        {**detections, "masks": torch.zeros(0, 1, 28, 28)}, (32, 40), (64, 120), mask_threshold=0.5
     )
     assert len(one) == len(one.masks) == 0
     assert one.boxes.shape == (0, 4)

@@ -44,14 +44,14 @@ def assert_equal_to_whole_maps(
         "interpolation": interpolation,
         "frame": frame,
     }
-    found = decode_masks(pixel_embed, proposals, threshold=threshold, **options).to_dense()
+    actual = decode_masks(pixel_embed, proposals, threshold=threshold, **options).to_dense()
     values = slow.mask_values(pixel_embed, proposals, **options)
     limit = math.log(threshold) if interpolation == "log_prob" else threshold
-    assert found.shape == values.shape == (len(proposals), *sizes[1])
+    assert actual.shape == values.shape == (len(proposals), *sizes[1])
     clear = (values - limit).abs() > NEAR
-    assert torch.equal(found[clear], values[clear] > limit)
+    assert torch.equal(actual[clear], values[clear] > limit)
     assert clear.sum() >= 0.95 * clear.numel()
-    return found
+    return actual
 
 
 @settings(max_examples=60, deadline=None)
@@ -97,25 +97,25 @@ def test_boxes_at_borders_and_of_one_pixel(interpolation: str, original_size: Si
     ]
     same = torch.zeros(2, 8, 8)
     proposals = proposals_of(boxes, torch.zeros(8, 2), torch.ones(8, 1))
-    found = assert_equal_to_whole_maps(same, proposals, interpolation, 8, ((45, 61), original_size))
+    actual = assert_equal_to_whole_maps(same, proposals, interpolation, 8, ((45, 61), original_size))
     # phi is 1 everywhere, so the mask fills the image if the box does
-    assert found[0].all()
+    assert actual[0].all()
     # a box of a tenth of a pixel may lie between two rows of a smaller image
-    assert found[:-1].flatten(1).any(1).all()
+    assert actual[:-1].flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("interpolation", ["prob", "log_prob", "aligned"])
 def test_no_detections(interpolation: str) -> None:
     none = proposals_of([], torch.zeros(0, 2), torch.zeros(0, 1))
-    found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), none, interpolation, 8, ((25, 20), (50, 40)))
-    assert found.shape == (0, 50, 40)
+    actual = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), none, interpolation, 8, ((25, 20), (50, 40)))
+    assert actual.shape == (0, 50, 40)
 
 
 @pytest.mark.parametrize("original_size", [(1, 1), (7, 3)])
 def test_image_of_one_pixel(original_size: Size) -> None:
     proposals = proposals_of([[0, 0, 1, 1]], torch.zeros(1, 2), torch.ones(1, 1))
-    found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), proposals, "prob", 8, ((1, 1), original_size))
-    assert found.all()
+    actual = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), proposals, "prob", 8, ((1, 1), original_size))
+    assert actual.all()
 
 
 def test_aligned_masks_ignore_boxes() -> None:
@@ -124,9 +124,9 @@ def test_aligned_masks_ignore_boxes() -> None:
     pixels[0, 2:5, 10:14] = 0
     proposals = proposals_of([[0, 0, 8, 8], [0, 0, 8, 8]], torch.tensor([[0.0], [-9.0]]), torch.ones(2, 1))
     sizes = ((120, 128), (240, 256))
-    found = assert_equal_to_whole_maps(pixels, proposals, "aligned", 8, sizes)
-    assert found[0].any()
-    assert not found[0, :, :100].any()
+    actual = assert_equal_to_whole_maps(pixels, proposals, "aligned", 8, sizes)
+    assert actual[0].any()
+    assert not actual[0, :, :100].any()
     masks = decode_masks(
         pixels,
         proposals,

@@ -47,13 +47,13 @@ network, original = (tuple(map(int, side.split("x"))) for side in sys.argv[4:6])
 scene(preset, 5, (64, 64), (64, 64), 0.5)()  # excludes the memory that libraries allocate at their first use
 decode = scene(preset, count, network, original, share)
 before = peak()
-found = decode()
-assert len(found) == count, len(found)
-assert min(found.masks.areas()) > 0.1 * share ** 2 * original[0] * original[1], "masks are large"
+actual = decode()
+assert len(actual) == count, len(actual)
+assert min(actual.masks.areas()) > 0.1 * share ** 2 * original[0] * original[1], "masks are large"
 if "results" in sys.argv:
     before = peak()
-    detections = to_detections(found, ["thing"])
-    assert len(coco_results(found, 1, [1])) == count
+    detections = to_detections(actual, ["thing"])
+    assert len(coco_results(actual, 1, [1])) == count
     draw_detections(np.zeros((*original, 3), np.uint8), detections, ["thing"])
 print(peak() - before)
 """

@@ -35,24 +35,24 @@ def fill(paths: list[NDArray[np.float64]], size: tuple[int, int]) -> Bools:
 def slow_edges(mask: Bools) -> set[tuple[tuple[int, int], tuple[int, int]]]:
     """Return every edge between a pixel of the mask and one outside, as its two ends."""
     padded = np.pad(mask, 1)
-    found = set()
+    edges = set()
     for y, x in np.ndindex(*padded.shape):
         if x + 1 < padded.shape[1] and padded[y, x] != padded[y, x + 1]:
-            found.add(((x, y - 1), (x, y)))
+            edges.add(((x, y - 1), (x, y)))
         if y + 1 < padded.shape[0] and padded[y, x] != padded[y + 1, x]:
-            found.add(((x - 1, y), (x, y)))
-    return found
+            edges.add(((x - 1, y), (x, y)))
+    return edges
 
 
 def unit_edges(ring: NDArray[np.int64]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Split the edges of a ring into edges of one pixel."""
-    found = []
+    edges = []
     for a, b in zip(ring, np.roll(ring, -1, 0), strict=True):
         step = np.sign(b - a)
         for k in range(int(np.abs(b - a).sum())):
             ends = sorted((tuple((a + k * step).tolist()), tuple((a + (k + 1) * step).tolist())))
-            found.append((ends[0], ends[1]))
-    return found
+            edges.append((ends[0], ends[1]))
+    return edges
 
 
 def scene(masks: list[Bools], labels: list[int], size: tuple[int, int], seed: int = 0) -> Instances:
@@ -99,8 +99,8 @@ def test_outline_has_corners_only() -> None:
 
 @given(st.lists(any_mask, min_size=1, max_size=4), st.integers(0, 99))
 def test_yolo_restores_masks(masks: list[Bools], seed: int) -> None:
-    found = scene(masks, [seed % 3] * len(masks), (17, 23), seed)
-    for line, mask in zip(yolo_lines(found), found.masks.to_dense().numpy(), strict=True):
+    instances = scene(masks, [seed % 3] * len(masks), (17, 23), seed)
+    for line, mask in zip(yolo_lines(instances), instances.masks.to_dense().numpy(), strict=True):
         label, *values = line.split()
         assert label == str(seed % 3)
         points = np.array(values, float).reshape(-1, 2) * (23, 17)
@@ -109,34 +109,34 @@ def test_yolo_restores_masks(masks: list[Bools], seed: int) -> None:
 
 def test_yolo_round_trip_of_wide_image(tmp_path: Path) -> None:
     size = (60, 20_000)
-    found = scene([RING, np.eye(5, dtype=bool), np.zeros((0, 0), bool)], [1, 0, 1], size)
+    instances = scene([RING, np.eye(5, dtype=bool), np.zeros((0, 0), bool)], [1, 0, 1], size)
     Image.new("L", size[::-1]).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("\n".join(yolo_lines(found)))
+    (tmp_path / "a.txt").write_text("\n".join(yolo_lines(instances)))
     problems: list[object] = []
     content = read_yolo([tmp_path / "a.png"], {0: "x", 1: "y"}, tmp_path / "data.yaml", problems.append)
     assert problems == []
     assert [entry["category_id"] for entry in content["annotations"]] == [1, 0]  # the empty one has no line
     for index, entry in enumerate(content["annotations"]):
         read = fill(entry["segmentation"], size)
-        np.testing.assert_array_equal(read, found.masks.dense(index).numpy())
+        np.testing.assert_array_equal(read, instances.masks.dense(index).numpy())
 
 
 @given(st.lists(any_mask, max_size=5), st.integers(0, 99))
 def test_label_image_resolves_overlaps_by_score(masks: list[Bools], seed: int) -> None:
-    found = scene(masks, [0] * len(masks), (15, 14), seed)
-    labels = label_image(found.masks, "a.png")
+    instances = scene(masks, [0] * len(masks), (15, 14), seed)
+    labels = label_image(instances.masks, "a.png")
     assert labels.dtype == np.uint16
     expected = np.zeros((15, 14), np.uint16)
-    for number, mask in enumerate(found.masks.to_dense().numpy(), start=1):
+    for number, mask in enumerate(instances.masks.to_dense().numpy(), start=1):
         expected[mask & (expected == 0)] = number
     np.testing.assert_array_equal(labels, expected)
 
 
 def test_label_image_restores_masks() -> None:
-    found = scene([RING], [0], (30, 20))
-    ((number, read),) = label_objects(label_image(found.masks, "a.png"))
+    instances = scene([RING], [0], (30, 20))
+    ((number, read),) = label_objects(label_image(instances.masks, "a.png"))
     assert number == 1
-    np.testing.assert_array_equal(read.pixels(0, 0, 20, 30), found.masks.dense(0).numpy())
+    np.testing.assert_array_equal(read.pixels(0, 0, 20, 30), instances.masks.dense(0).numpy())
 
 
 def test_label_image_raises_on_too_many_masks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,15 +155,15 @@ def test_label_image_raises_on_too_many_masks(monkeypatch: pytest.MonkeyPatch) -
 def test_labelme_has_one_polygon_per_piece() -> None:
     two = np.zeros((6, 9), bool)
     two[:2, :3] = two[4:, 5:] = True
-    found = scene([two, RING], [1, 0], (40, 50))
-    written = labelme(found, ["cat", "dog"], "../a b.jpg")
+    instances = scene([two, RING], [1, 0], (40, 50))
+    written = labelme(instances, ["cat", "dog"], "../a b.jpg")
     assert (written["imagePath"], written["imageHeight"], written["imageWidth"]) == ("../a b.jpg", 40, 50)
     shapes = written["shapes"]
     assert [(shape["label"], shape["group_id"]) for shape in shapes] == [("dog", 1), ("dog", 1), ("cat", 2)]
     assert shapes[2]["description"] == "score 0.5000"
     for number in (1, 2):
         parts = [np.array(shape["points"]) for shape in shapes if shape["group_id"] == number]
-        np.testing.assert_array_equal(fill(parts, (40, 50)), found.masks.dense(number - 1).numpy())
+        np.testing.assert_array_equal(fill(parts, (40, 50)), instances.masks.dense(number - 1).numpy())
 
 
 def test_outline_filled_by_pillow() -> None:

@@ -30,16 +30,16 @@ from embedmask.weights.checkpoint import save
 
 
 def test_detections_are_in_image_frame(predictor: Predictor, photo: np.ndarray) -> None:
-    found = predictor(photo, score_threshold=0.0)
-    assert len(found) == 20
-    assert isinstance(found.mask, CompactMask)
-    assert found.mask.shape == (20, 90, 131)
-    assert found.xyxy.min() >= 0
-    assert (found.xyxy[:, 2:] <= [131, 90]).all()
-    assert found.confidence is not None
-    assert (np.diff(found.confidence) <= 0).all()
-    assert found.class_id is not None
-    assert found.data["class_name"].tolist() == [NAMES[label] for label in found.class_id]
+    actual = predictor(photo, score_threshold=0.0)
+    assert len(actual) == 20
+    assert isinstance(actual.mask, CompactMask)
+    assert actual.mask.shape == (20, 90, 131)
+    assert actual.xyxy.min() >= 0
+    assert (actual.xyxy[:, 2:] <= [131, 90]).all()
+    assert actual.confidence is not None
+    assert (np.diff(actual.confidence) <= 0).all()
+    assert actual.class_id is not None
+    assert actual.data["class_name"].tolist() == [NAMES[label] for label in actual.class_id]
 
 
 def test_all_image_forms_are_equal(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
@@ -61,33 +61,33 @@ def test_list(predictor: Predictor, photo: np.ndarray) -> None:
 
 
 def test_list_is_checked_first(predictor: Predictor, photo: np.ndarray) -> None:
-    seen: list[ImageBatch] = []
-    watched = changed(predictor, network=seen.append)
+    batches: list[ImageBatch] = []
+    watched = changed(predictor, network=batches.append)
     with pytest.raises(BadInput, match=r"^images\[2\]: .* got int"):
         watched([photo, photo, 7])  # type: ignore[list-item]
     with pytest.raises(BadInput, match=r"^images\[1\]: .* got float32"):
         watched([photo, photo.astype(np.float32)])
     with pytest.raises(BadInput, match=r"^images\[1\]: "):
         watched.find([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
-    assert seen == []
+    assert batches == []
 
 
 def test_embeddings_match_detections(predictor: Predictor, photo: np.ndarray) -> None:
     plain = predictor(photo, 0.0)
     assert set(plain.data) == {"class_name"}
-    found = predictor(photo, 0.0, embeddings=True)
-    assert same(found, plain)
-    embed, margin = found.data["proposal_embed"], found.data["proposal_margin"]
+    actual = predictor(photo, 0.0, embeddings=True)
+    assert same(actual, plain)
+    embed, margin = actual.data["proposal_embed"], actual.data["proposal_margin"]
     assert (embed.dtype, embed.shape) == (np.float32, (20, 4))
     assert (margin.dtype, margin.shape) == (np.float32, (20, 1))
     (instances,) = predictor.find([as_image(photo)])
     np.testing.assert_array_equal(embed, instances.proposal_embed)
     np.testing.assert_array_equal(margin, instances.proposal_margin)
-    assert found.class_id is not None
-    chosen = found[found.class_id == found.class_id[3]]
+    assert actual.class_id is not None
+    chosen = actual[actual.class_id == actual.class_id[3]]
     assert isinstance(chosen, sv.Detections)
-    np.testing.assert_array_equal(chosen.data["proposal_embed"], embed[found.class_id == found.class_id[3]])
-    level = float(np.median(found.confidence))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(chosen.data["proposal_embed"], embed[actual.class_id == actual.class_id[3]])
+    level = float(np.median(actual.confidence))  # type: ignore[arg-type]
     some = predictor(photo, level, embeddings=True)
     np.testing.assert_array_equal(some.data["proposal_embed"], embed[: len(some)])
     none = predictor([photo], 1.0, embeddings=True)[0]
@@ -104,10 +104,10 @@ def test_limits_reach_the_baseline() -> None:
     torch.manual_seed(0)
     model = build_model(small_baseline(score_threshold=0.0, max_detections=7))
     predictor = Predictor(model, NAMES, device="cpu", precision="float32")
-    shown = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert len(predictor(shown, 0.0)) == 7
-    assert len(predictor(shown, 0.0, max_detections=2)) == 2
-    assert predictor(shown, 1.0).is_empty()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(predictor(pixels, 0.0)) == 7
+    assert len(predictor(pixels, 0.0, max_detections=2)) == 2
+    assert predictor(pixels, 1.0).is_empty()
 
 
 def test_masks_are_placed_exactly(predictor: Predictor, photo: np.ndarray) -> None:
@@ -139,25 +139,25 @@ def test_request_config_is_cached(predictor: Predictor, photo: np.ndarray) -> No
 
 def test_tiles(predictor: Predictor) -> None:
     """Check tiles in every method: they are not resized, and limits apply to the whole image."""
-    shown = np.random.default_rng(3).integers(0, 256, (100, 150, 3), dtype=np.uint8)
-    tiled = predictor(shown, 0.0, max_detections=30, tile=64, overlap=16)
+    pixels = np.random.default_rng(3).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    tiled = predictor(pixels, 0.0, max_detections=30, tile=64, overlap=16)
     assert tiled.mask is not None
     assert tiled.mask.shape == (30, 100, 150)
-    assert not np.array_equal(tiled.xyxy, predictor(shown, 0.0, max_detections=30).xyxy)
-    assert len(predictor(shown, 0.0, tile=64, overlap=16)) > 20  # the config's limit applies to each tile
-    assert same(predictor([shown], 0.0, 30, tile=64, overlap=16)[0], tiled)
-    assert same(next(predictor(iter([shown]), 0.0, 30, tile=64, overlap=16)), tiled)
+    assert not np.array_equal(tiled.xyxy, predictor(pixels, 0.0, max_detections=30).xyxy)
+    assert len(predictor(pixels, 0.0, tile=64, overlap=16)) > 20  # the config's limit applies to each tile
+    assert same(predictor([pixels], 0.0, 30, tile=64, overlap=16)[0], tiled)
+    assert same(next(predictor(iter([pixels]), 0.0, 30, tile=64, overlap=16)), tiled)
     assert tiled.confidence is not None
     level = float(np.median(tiled.confidence))
-    above = predictor(shown, level, 30, tile=64, overlap=16)
+    above = predictor(pixels, level, 30, tile=64, overlap=16)
     assert above.confidence is not None
     assert above.confidence.min() >= level
-    few = predictor(shown, 0.0, max_detections=5, tile=64, overlap=16)
-    kept = tiled[:5]
-    assert isinstance(kept, sv.Detections)
-    assert same(few, kept)
-    small = predictor(shown[:40, :50], 0.0, tile=64, overlap=16)
-    assert same(small, predictor(shown[:40, :50], 0.0))
+    few = predictor(pixels, 0.0, max_detections=5, tile=64, overlap=16)
+    subset = tiled[:5]
+    assert isinstance(subset, sv.Detections)
+    assert same(few, subset)
+    small = predictor(pixels[:40, :50], 0.0, tile=64, overlap=16)
+    assert same(small, predictor(pixels[:40, :50], 0.0))
 
 
 def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
@@ -168,9 +168,9 @@ def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
     level = float(np.median(every.confidence))
     some = predictor(photo, level, max_detections=1000)
     assert 0 < len(some) < len(every)
-    kept = every[every.confidence >= level]
-    assert isinstance(kept, sv.Detections)
-    assert same(some, kept)
+    subset = every[every.confidence >= level]
+    assert isinstance(subset, sv.Detections)
+    assert same(some, subset)
     none = predictor(photo, 1.0)
     assert none.is_empty()
     assert none.mask is not None
@@ -186,13 +186,13 @@ def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
     ],
 )  # fmt: skip
 def test_raises_on_bad_options(
-    predictor: Predictor, photo: np.ndarray, options: dict[str, Any], says: str
+    predictor: Predictor, photo: np.ndarray, options: dict[str, Any], message: str
 ) -> None:
     """Check that errors are raised at the call, also for methods that return iterators."""
     for source in (photo, [photo], iter([photo])):
-        with pytest.raises(BadInput, match=says):
+        with pytest.raises(BadInput, match=message):
             predictor(source, **options)
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(BadInput, match=message):
         predictor.stream([], **options)
 
 
@@ -204,15 +204,15 @@ def test_raises_on_batch_size_zero(predictor: Predictor) -> None:
 def test_equals_separate_steps(predictor: Predictor, photo: np.ndarray) -> None:
     """Compare with the separate steps, on an image of the network's size, which is not resized."""
     image = torch.from_numpy(photo[:64, :96].copy()).permute(2, 0, 1)
-    (found,) = predictor.find([image])
+    (actual,) = predictor.find([image])
     with torch.inference_mode():
         batch = predictor.model.preprocess([image])
         predictions = predictor.network(batch)
     config = replace(predictor.model.config, mask_frame="exact")
     expected = Postprocessor.from_config(config)(predictions, [(64, 96)], [(64, 96)])[0]
-    assert len(found) == 20
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.masks.to_dense(), expected.masks.to_dense())
+    assert len(actual) == 20
+    assert torch.equal(actual.boxes, expected.boxes)
+    assert torch.equal(actual.masks.to_dense(), expected.masks.to_dense())
 
 
 def test_exif_orientation(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
@@ -222,17 +222,17 @@ def test_exif_orientation(predictor: Predictor, photo: np.ndarray, tmp_path: Pat
     exif[0x0112] = 6
     Image.fromarray(photo).save(path, exif=exif)
     upright = np.rot90(photo, -1)
-    found = predictor(path, 0.0)
-    assert found.mask is not None
-    assert found.mask.shape[1:] == (131, 90)
-    assert same(found, predictor(upright, 0.0))
+    actual = predictor(path, 0.0)
+    assert actual.mask is not None
+    assert actual.mask.shape[1:] == (131, 90)
+    assert same(actual, predictor(upright, 0.0))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2), (200, 64)])
 def test_odd_sizes(predictor: Predictor, size: tuple[int, int]) -> None:
-    found = predictor(np.full((*size, 3), 120, np.uint8), 0.0)
-    assert found.mask is not None
-    assert found.mask.shape[1:] == size
+    actual = predictor(np.full((*size, 3), 120, np.uint8), 0.0)
+    assert actual.mask is not None
+    assert actual.mask.shape[1:] == size
 
 
 def test_raises_on_truncated_file(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
@@ -263,10 +263,10 @@ def test_bfloat16_is_close_to_float32(photo: np.ndarray) -> None:
     exact = Predictor(model, NAMES, device="cpu", precision="float32")(photo, 0.0, 1000)
     reduced = Predictor(model, NAMES, device="cpu", precision="bfloat16")
     assert reduced.dtype == torch.bfloat16
-    found = reduced(photo, 0.0, 1000)
-    assert found.xyxy.dtype == np.float32
-    assert not np.array_equal(found.xyxy[:20], exact.xyxy[:20])
-    near = [np.abs(exact.xyxy - box).max(1).min() for box in found.xyxy[:20]]
+    actual = reduced(photo, 0.0, 1000)
+    assert actual.xyxy.dtype == np.float32
+    assert not np.array_equal(actual.xyxy[:20], exact.xyxy[:20])
+    near = [np.abs(exact.xyxy - box).max(1).min() for box in actual.xyxy[:20]]
     assert np.median(near) < 2
 
 
@@ -303,8 +303,8 @@ def test_pickle(predictor: Predictor, photo: np.ndarray) -> None:
 
 def test_pickle_to_another_process(predictor: Predictor, photo: np.ndarray) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(predictor, (photo, 0.0))
-    assert np.allclose(found.xyxy, predictor(photo, 0.0).xyxy, atol=1e-3)
+        actual = pool.apply(predictor, (photo, 0.0))
+    assert np.allclose(actual.xyxy, predictor(photo, 0.0).xyxy, atol=1e-3)
 
 
 def test_unpickling_rebuilds_engine(predictor: Predictor) -> None:

@@ -25,7 +25,9 @@ def filled(*boxes: tuple[int, int, int, int]) -> Tensor:
     return masks
 
 
-def found(dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labels: list[int]) -> Instances:
+def make_instances(
+    dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labels: list[int]
+) -> Instances:
     masks = CropMasks(RunCrops.of(list(dense)), [(0, 0)] * len(dense), SIZE)
     return Instances(
         torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(labels), masks
@@ -49,32 +51,34 @@ def twin(dense: Tensor, boxes: Tensor, scores: Tensor, labels: list[int]) -> Ten
 
 def test_full_mask_keeps_score() -> None:
     rectangles = [(2, 2, 10, 12), (10, 2, 20, 12)]
-    kept = rescore_by_masks(found(filled(*rectangles), rectangles, [0.9, 0.5], [0, 0]))
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
+    rescored = rescore_by_masks(make_instances(filled(*rectangles), rectangles, [0.9, 0.5], [0, 0]))
+    assert rescored.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
 def test_duplicate_of_same_class_loses_score() -> None:
     same = (2, 2, 10, 12)
-    results = found(filled(same, same, (12, 2, 20, 12), same), [same, same, (12, 2, 20, 12), same],
+    results = make_instances(filled(same, same, (12, 2, 20, 12), same), [same, same, (12, 2, 20, 12), same],
                     [0.9, 0.8, 0.5, 0.4], [0, 0, 0, 1])  # fmt: skip
-    kept = rescore_by_masks(results)
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.0])
-    assert kept.labels.tolist() == [0, 0, 1, 0]
-    assert kept.boxes[1].tolist() == [12, 2, 20, 12]
-    assert torch.equal(kept.masks.to_dense()[1], filled((12, 2, 20, 12))[0])
+    rescored = rescore_by_masks(results)
+    assert rescored.scores.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.0])
+    assert rescored.labels.tolist() == [0, 0, 1, 0]
+    assert rescored.boxes[1].tolist() == [12, 2, 20, 12]
+    assert torch.equal(rescored.masks.to_dense()[1], filled((12, 2, 20, 12))[0])
 
 
 def test_half_mask_halves_score() -> None:
-    kept = rescore_by_masks(found(filled((2, 2, 6, 12)), [(2, 2, 10, 12)], [0.8], [0]))
-    assert kept.scores.tolist() == pytest.approx([0.4])
+    rescored = rescore_by_masks(make_instances(filled((2, 2, 6, 12)), [(2, 2, 10, 12)], [0.8], [0]))
+    assert rescored.scores.tolist() == pytest.approx([0.4])
 
 
 def test_empty_mask_scores_zero() -> None:
     dense = torch.cat([filled((0, 0, 0, 0)), filled((0, 0, 32, 24))])
-    kept = rescore_by_masks(found(dense, [(2, 2, 6, 6), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))
-    assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
-    kept = rescore_by_masks(found(dense, [(0, 0, 0, 0), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))  # 0 / 0
-    assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
+    rescored = rescore_by_masks(make_instances(dense, [(2, 2, 6, 6), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))
+    assert rescored.scores.tolist() == pytest.approx([0.3, 0.0])
+    rescored = rescore_by_masks(
+        make_instances(dense, [(0, 0, 0, 0), (0, 0, 32, 24)], [0.9, 0.3], [0, 0])
+    )  # 0 / 0
+    assert rescored.scores.tolist() == pytest.approx([0.3, 0.0])
 
 
 @pytest.mark.parametrize("crops", ["runs", "tensors"])
@@ -98,14 +102,16 @@ def test_equals_slow_twin(count: int, seed: int) -> None:
     scores = torch.rand(count, generator=draw).sort(descending=True).values
     labels = torch.randint(0, 2, (count,), generator=draw).tolist()
     expected = twin(dense, boxes, scores, labels)
-    kept = rescore_by_masks(found(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels))
-    assert (kept.scores.diff() <= 0).all()
+    rescored = rescore_by_masks(
+        make_instances(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels)
+    )
+    assert (rescored.scores.diff() <= 0).all()
     before = {tuple(box): i for i, box in enumerate(boxes.tolist())}
-    order = [before[tuple(box)] for box in kept.boxes.tolist()]
+    order = [before[tuple(box)] for box in rescored.boxes.tolist()]
     assert sorted(order) == list(range(count))
-    assert kept.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
-    assert kept.labels.tolist() == [labels[i] for i in order]
-    assert torch.equal(kept.masks.to_dense(), dense[order])
+    assert rescored.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
+    assert rescored.labels.tolist() == [labels[i] for i in order]
+    assert torch.equal(rescored.masks.to_dense(), dense[order])
 
 
 def test_postprocessor_rescores() -> None:

@@ -64,30 +64,30 @@ def test_memory_does_not_grow_with_the_image() -> None:
 
 def test_detections() -> None:
     masks = CropMasks([torch.ones(2, 3, dtype=torch.bool)] * 4, [(1, 2)] * 4, (10, 20))
-    found = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
-    assert len(found) == 3
-    assert found.xyxy.dtype == np.float32
-    assert found.class_id is not None
-    assert found.class_id.dtype == np.int64
-    assert found.class_id.tolist() == [0, 1, 2]
-    assert found.data["class_name"].tolist() == ["a", "b", "c"]
-    assert found.confidence is not None
-    assert found.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3])
-    assert found.mask is not None
-    assert found.mask.shape == (3, 10, 20)
-    assert len(found[found.confidence > 0.5]) == 2
+    actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
+    assert len(actual) == 3
+    assert actual.xyxy.dtype == np.float32
+    assert actual.class_id is not None
+    assert actual.class_id.dtype == np.int64
+    assert actual.class_id.tolist() == [0, 1, 2]
+    assert actual.data["class_name"].tolist() == ["a", "b", "c"]
+    assert actual.confidence is not None
+    assert actual.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3])
+    assert actual.mask is not None
+    assert actual.mask.shape == (3, 10, 20)
+    assert len(actual[actual.confidence > 0.5]) == 2
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_no_detections(count: int) -> None:
     masks = CropMasks([torch.ones(1, 1, dtype=torch.bool)] * count, [(0, 0)] * count, (5, 6))
-    found = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
-    assert found.is_empty()
-    assert found.mask is not None
-    assert found.mask.shape == (0, 5, 6)
-    assert np.asarray(found.mask).shape == (0, 5, 6)
-    assert found.xyxy.shape == (0, 4)
-    assert len(found.data["class_name"]) == 0
+    actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
+    assert actual.is_empty()
+    assert actual.mask is not None
+    assert actual.mask.shape == (0, 5, 6)
+    assert np.asarray(actual.mask).shape == (0, 5, 6)
+    assert actual.xyxy.shape == (0, 4)
+    assert len(actual.data["class_name"]) == 0
 
 
 def test_coco_results() -> None:

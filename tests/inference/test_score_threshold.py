@@ -48,11 +48,11 @@ def predictor(request: pytest.FixtureRequest) -> Predictor:
     spread_scores(model)
     made = Predictor(model, NAMES, device="cpu", precision="float32")
     if isinstance(made.model.config, ModelConfig):
-        made.network = remembered(made.network)
+        made.network = cached(made.network)
     return made
 
 
-def remembered(network: Any) -> Any:
+def cached(network: Any) -> Any:
     """Cache the results of a network by batch, since thresholds apply after it."""
     known: dict[bytes, Any] = {}
 
@@ -65,7 +65,7 @@ def remembered(network: Any) -> Any:
     return run
 
 
-def shown() -> np.ndarray:
+def random_image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (64, 93, 3), dtype=np.uint8)
 
 
@@ -78,22 +78,22 @@ def levels(everything: sv.Detections) -> list[float]:
 
 @pytest.mark.parametrize("options", [{}, {"max_detections": 7}, {"tile": 64, "overlap": 16}], ids=str)
 def test_threshold_filters_final_scores(predictor: Predictor, options: dict[str, Any]) -> None:
-    everything = predictor(shown(), score_threshold=0.0, **options)
+    everything = predictor(random_image(), score_threshold=0.0, **options)
     assert everything.confidence is not None
     assert len(everything) >= 3
     for threshold in levels(everything):
         expected = everything[everything.confidence >= np.float32(threshold)]
-        assert same(predictor(shown(), score_threshold=threshold, **options), expected), threshold
+        assert same(predictor(random_image(), score_threshold=threshold, **options), expected), threshold
 
 
 def test_all_methods_filter_alike(predictor: Predictor) -> None:
-    image = torch.from_numpy(shown()).permute(2, 0, 1)
+    image = torch.from_numpy(random_image()).permute(2, 0, 1)
     threshold = levels(predictor(image, score_threshold=0.0))[0]
     expected = predictor(image, score_threshold=threshold).confidence
-    (found,) = predictor.find([image], score_threshold=threshold)
+    (actual,) = predictor.find([image], score_threshold=threshold)
     (streamed,) = predictor.stream([image], score_threshold=threshold)
     assert streamed.instances is not None
-    np.testing.assert_array_equal(found.scores, expected)
+    np.testing.assert_array_equal(actual.scores, expected)
     np.testing.assert_array_equal(streamed.instances.scores, expected)
 
 

@@ -24,23 +24,23 @@ from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 
 
 def test_iterator_is_lazy_and_bounded(predictor: Predictor, photo: np.ndarray) -> None:
-    shown: list[int] = []
+    taken: list[int] = []
     threads = threading.active_count()
-    results = predictor(camera(photo, shown), 0.0)
+    results = predictor(camera(photo, taken), 0.0)
     assert isinstance(results, Iterator)
-    assert shown == []
+    assert taken == []
     expected = predictor(photo, 0.0)
     for number in range(3):
         assert same(next(results), expected)
-        assert number + 1 <= len(shown) <= number + 20
+        assert number + 1 <= len(taken) <= number + 20
     del results
     assert threading.active_count() == threads
 
 
-def camera(photo: np.ndarray, shown: list[int]) -> Iterator[np.ndarray]:
+def camera(photo: np.ndarray, taken: list[int]) -> Iterator[np.ndarray]:
     """Yield frames without end and record their numbers."""
     for frame in itertools.count():
-        shown.append(frame)
+        taken.append(frame)
         yield photo
 
 
@@ -75,16 +75,16 @@ def test_results_are_in_order(predictor: Predictor, photo: np.ndarray, batch_siz
     images = mixed_images(photo)
     results = list(predictor.stream(images, score_threshold=0.0, batch_size=batch_size))
     assert len(results) == len(images)
-    for result, shown in zip(results, images, strict=True):
-        assert result.source is shown
+    for result, source in zip(results, images, strict=True):
+        assert result.source is source
         assert result.error is None
-        assert torch.equal(result.image, as_image(shown))
-        alone = predictor(shown, 0.0)
+        assert torch.equal(result.image, as_image(source))
+        alone = predictor(source, 0.0)
         assert result.instances is not None
         # sums in another order differ in the last digits
         np.testing.assert_allclose(result.instances.boxes.numpy(), alone.xyxy, atol=0.01)
         np.testing.assert_allclose(result.instances.scores.numpy(), alone.confidence, atol=1e-5)
-        assert result.instances.masks.shape[1:] == shown.shape[:2]
+        assert result.instances.masks.shape[1:] == source.shape[:2]
 
 
 def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.ndarray) -> None:
@@ -100,9 +100,9 @@ def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.
     list(watched.stream(images, batch_size=4))
     assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
     alone: set[tuple[int, ...]] = set()
-    for shown in images:
+    for source in images:
         frames.clear()
-        watched(shown)
+        watched(source)
         alone.update(frames)
     assert alone == {(1, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64)}
 
@@ -123,7 +123,7 @@ def test_large_images_are_not_batched_on_cpu(predictor: Predictor) -> None:
 def test_thousand_small_images(predictor: Predictor) -> None:
     """Check the order of many images in batches and threads, with a stub network."""
 
-    def found(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
+    def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
         """Return one object per image, with its grey value as the score."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
@@ -131,7 +131,7 @@ def test_thousand_small_images(predictor: Predictor) -> None:
             for image, size in zip(resized, sizes, strict=True)
         ]  # fmt: skip
 
-    predictor = changed(predictor, _run=found)
+    predictor = changed(predictor, _run=run)
     greys = np.random.default_rng(0).integers(0, 256, 1000)
     images = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
     results = list(predictor.stream(images, score_threshold=0.0, batch_size=8))

@@ -41,13 +41,13 @@ class Detector:
         self.areas = np.bincount(ids.ravel())
         self.noise, self.apart, self.rng = noise, apart, np.random.default_rng(seed)
         self.sizes: list[tuple[int, ...]] = []
-        self.found: list[Instances] = []
+        self.results: list[Instances] = []
 
     def __call__(self, tiles: Sequence[Tensor]) -> list[Instances]:
         self.sizes += [tuple(tile.shape) for tile in tiles]
-        found = [self.detect(tile) for tile in tiles]
-        self.found += found
-        return found
+        results = [self.detect(tile) for tile in tiles]
+        self.results += results
+        return results
 
     def detect(self, tile: Tensor) -> Instances:
         low, middle, high = tile.numpy().astype(np.int64)
@@ -88,20 +88,20 @@ class Detector:
         return changed
 
 
-def objects_of(found: Instances) -> list[int]:
+def objects_of(actual: Instances) -> list[int]:
     """Return the number of the object of each result."""
-    return [int(number) for number in found.proposal_embed[:, 0].tolist()]
+    return [int(number) for number in actual.proposal_embed[:, 0].tolist()]
 
 
-def check_exact(found: Instances, ids: Ids) -> None:
+def check_exact(actual: Instances, ids: Ids) -> None:
     """Check that every object is detected once and whole, with its class and box."""
-    assert sorted(objects_of(found)) == np.unique(ids[ids > 0]).tolist()
-    assert (found.scores[:-1] >= found.scores[1:]).all()
-    for row, number in enumerate(objects_of(found)):
-        np.testing.assert_array_equal(found.masks.dense(row).numpy(), ids == number)
+    assert sorted(objects_of(actual)) == np.unique(ids[ids > 0]).tolist()
+    assert (actual.scores[:-1] >= actual.scores[1:]).all()
+    for row, number in enumerate(objects_of(actual)):
+        np.testing.assert_array_equal(actual.masks.dense(row).numpy(), ids == number)
         ys, xs = np.nonzero(ids == number)
-        assert found.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        assert int(found.labels[row]) == number % CLASSES
+        assert actual.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert int(actual.labels[row]) == number % CLASSES
 
 
 def paint(height: int, width: int, *masks: Callable[[Ids, Ids], npt.NDArray[np.bool_]]) -> Ids:
@@ -116,7 +116,7 @@ def paint(height: int, width: int, *masks: Callable[[Ids, Ids], npt.NDArray[np.b
 SIDE = 260
 SCENES = {
     "in the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 30) & (y < 40)),
-    "seen by four": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 85) & (y < 95)),
+    "inside four tiles": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 85) & (y < 95)),
     "on a side": paint(SIDE, SIDE, lambda y, x: (x >= 80) & (x < 100) & (y >= 20) & (y < 60)),
     "ends on a side": paint(SIDE, SIDE, lambda y, x: (x >= 60) & (x < 80) & (y >= 20) & (y < 60)),
     "larger than the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 60) & (x < 130) & (y >= 60) & (y < 130)),
@@ -157,9 +157,9 @@ def u_shape(y: Ids, x: Ids) -> npt.NDArray[np.bool_]:
 def test_fragments_are_joined() -> None:
     ids = paint(SIDE, SIDE, u_shape)
     detector = Detector(ids, apart=True)
-    found = tiled_instances(as_image(ids), detector, tile=100, overlap=20)
-    assert max(map(len, detector.found)) == 2
-    check_exact(found, ids)
+    actual = tiled_instances(as_image(ids), detector, tile=100, overlap=20)
+    assert max(map(len, detector.results)) == 2
+    check_exact(actual, ids)
 
 
 def test_cut_piece_does_not_join_cells() -> None:
@@ -169,14 +169,14 @@ def test_cut_piece_does_not_join_cells() -> None:
     detector = Detector(ids)
 
     def detect(tiles: Sequence[Tensor]) -> list[Instances]:
-        (found,) = detector(tiles)
+        (actual,) = detector(tiles)
         if len(detector.sizes) == 2:
             blob = CropMasks([torch.ones(40, 14, dtype=torch.bool)], [(20, 0)], (100, 100))
-            found = Instances(
+            actual = Instances(
                 torch.tensor([[0.0, 20, 14, 60]]), torch.tensor([0.99]), torch.tensor([1]), blob,
                 torch.tensor([[0.0]]), torch.ones(1, 1),
             )  # fmt: skip
-        return [found]
+        return [actual]
 
     check_exact(tiled_instances(as_image(ids), detect, tile=100, overlap=20), ids)
 
@@ -186,20 +186,20 @@ def test_classes_are_not_merged() -> None:
     detector = Detector(ids)
 
     def detect(tiles: Sequence[Tensor]) -> list[Instances]:
-        (found,) = detector(tiles)
-        found.labels += len(detector.sizes)
-        return [found]
+        (actual,) = detector(tiles)
+        actual.labels += len(detector.sizes)
+        return [actual]
 
-    found = tiled_instances(as_image(ids), detect, tile=100, overlap=20)
-    assert sorted(found.labels.tolist()) == [2, 3]
+    actual = tiled_instances(as_image(ids), detect, tile=100, overlap=20)
+    assert sorted(actual.labels.tolist()) == [2, 3]
 
 
 def test_merged_score_and_embedding() -> None:
     ids = paint(100, 180, lambda y, x: (x >= 20) & (x < 120) & (y >= 20) & (y < 60))
     detector = Detector(ids)
-    found = tiled_instances(as_image(ids), detector, tile=100, overlap=20)
-    left, right = detector.found
-    assert found.scores.tolist() == left.scores.tolist()
+    actual = tiled_instances(as_image(ids), detector, tile=100, overlap=20)
+    left, right = detector.results
+    assert actual.scores.tolist() == left.scores.tolist()
     assert left.scores[0] > right.scores[0]
 
 
@@ -236,10 +236,10 @@ def random_scene(rng: np.random.Generator, height: int, width: int, count: int) 
 def test_equals_slow_twin(seed: int, noise: int, apart: bool) -> None:
     ids = random_scene(np.random.default_rng(seed), 110, 150, 14)
     detector = Detector(ids, noise=noise, apart=apart, seed=seed)
-    found = tiled_instances(as_image(ids), detector, tile=64, overlap=24)
-    slow = merged_masks(detector.found, tile_windows(ids.shape, 64, 24), ids.shape)
+    actual = tiled_instances(as_image(ids), detector, tile=64, overlap=24)
+    slow = merged_masks(detector.results, tile_windows(ids.shape, 64, 24), ids.shape)
     assert sorted(map(key_of, slow)) == sorted(
-        key_of((float(found.scores[row]), found.masks.dense(row))) for row in range(len(found))
+        key_of((float(actual.scores[row]), actual.masks.dense(row))) for row in range(len(actual))
     )
 
 
@@ -250,11 +250,11 @@ def key_of(result: tuple[float, Tensor]) -> tuple[float, bytes]:
 
 def test_noisy_masks_of_touching_cells() -> None:
     ids = SCENES["a grid of cells that touch"]
-    found = tiled_instances(as_image(ids), Detector(ids, noise=2), tile=100, overlap=50)
-    numbers = objects_of(found)
+    actual = tiled_instances(as_image(ids), Detector(ids, noise=2), tile=100, overlap=50)
+    numbers = objects_of(actual)
     assert set(numbers) == set(np.unique(ids).tolist())
     assert len(numbers) <= 1.02 * len(set(numbers))
-    assert max(found.masks.areas()) <= 26**2
+    assert max(actual.masks.areas()) <= 26**2
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(64, 1500), st.floats(0, 0.5))
@@ -272,7 +272,7 @@ def test_tiles_cover_the_image(height: int, width: int, tile: int, share: float)
 
 
 def test_small_image_is_one_tile() -> None:
-    ids = SCENES["seen by four"][:90, :100]
+    ids = SCENES["inside four tiles"][:90, :100]
     detector = Detector(ids)
     check_exact(tiled_instances(as_image(ids), detector, tile=100, overlap=20), ids)
     assert detector.sizes == [(3, 90, 100)]
@@ -324,9 +324,9 @@ def test_empty_masks_and_models_without_embeddings() -> None:
         boxes = torch.tensor([[0.0, 0, 3, 3], [40, 40, 44, 44]])
         return [Instances(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks)] * len(tiles)
 
-    found = tiled_instances(torch.zeros(3, 64, 128, dtype=torch.uint8), detect, tile=64, overlap=0)
-    assert found.boxes.tolist() == [[40, 40, 44, 44], [104, 40, 108, 44]]
-    assert found.proposal_embed.shape == (0, 0)
+    actual = tiled_instances(torch.zeros(3, 64, 128, dtype=torch.uint8), detect, tile=64, overlap=0)
+    assert actual.boxes.tolist() == [[40, 40, 44, 44], [104, 40, 108, 44]]
+    assert actual.proposal_embed.shape == (0, 0)
 
 
 def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instances]]]:
@@ -357,11 +357,11 @@ def test_memory_grows_with_objects() -> None:
     """Check 10,000 objects in 23 megapixels, whose dense masks would take 230 GB."""
     image, detect = many(10_000)
     tracemalloc.start()
-    found = tiled_instances(image, detect, tile=1024, overlap=128)
+    actual = tiled_instances(image, detect, tile=1024, overlap=128)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 10_000
-    assert set(found.masks.areas()) == {24 * 24}
+    assert len(actual) == 10_000
+    assert set(actual.masks.areas()) == {24 * 24}
     assert peak < 100e6
 
 
@@ -371,22 +371,22 @@ def test_memory_of_diagonal_lines() -> None:
     windows = iter(tile_windows((side, side), tile, 50))
 
     def detect(tiles: Sequence[Tensor]) -> list[Instances]:
-        (y1, x1, *_), found = next(windows), []
+        (y1, x1, *_), crops = next(windows), []
         y, x = torch.arange(y1, y1 + tile)[:, None], torch.arange(x1, x1 + tile)
         for line in range(count):
             at = (line - count // 2) * width
             if at - tile <= x1 - y1 <= at + tile and (mask := (x - y - at >= 0) & (x - y - at < width)).any():
-                found.append(mask)
-        boxes = torch.tensor([[0.0, 0, tile, tile]]).expand(len(found), 4)
-        masks = CropMasks(found, [(0, 0)] * len(found), (tile, tile))
-        return [Instances(boxes, torch.ones(len(found)), torch.zeros(len(found), dtype=torch.int64), masks)]
+                crops.append(mask)
+        boxes = torch.tensor([[0.0, 0, tile, tile]]).expand(len(crops), 4)
+        masks = CropMasks(crops, [(0, 0)] * len(crops), (tile, tile))
+        return [Instances(boxes, torch.ones(len(crops)), torch.zeros(len(crops), dtype=torch.int64), masks)]
 
     image = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
     tracemalloc.start()
-    found = tiled_instances(image, detect, tile=tile, overlap=50)
+    actual = tiled_instances(image, detect, tile=tile, overlap=50)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == count
+    assert len(actual) == count
     lengths = [side - abs(at + step) for at in range(-400, 400, width) for step in range(width)]
-    assert sum(found.masks.areas()) == sum(lengths)
+    assert sum(actual.masks.areas()) == sum(lengths)
     assert peak < 150e6

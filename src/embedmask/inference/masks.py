@@ -123,7 +123,7 @@ def _spans(pixels: Tensor, proposals: Proposals, threshold: float) -> Tensor:
         torch.split(proposals.embed, count), torch.split(proposals.margin, count), strict=True
     ):
         # phi > threshold where d < -log threshold. The matrix products of `weighted_distance` round relative to the
-        # size of their terms, at most s * (|p| + |q|)^2, so add this much and 1 to be safe: [B, 1]
+        # size of their terms, at most s * (|p| + |q|)^2: allow 1e-6 of it, plus 1, so that no cell is missed; [B, 1]
         farthest = (flat.abs().amax(1) + embed.abs()).square()
         reach = 1 - math.log(threshold) + 1e-6 * (margin * farthest).sum(1, keepdim=True)
         distance = weighted_distance(flat, embed, margin).view(-1, *grid)  # [B, h, w]
