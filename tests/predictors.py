@@ -1,4 +1,4 @@
-"""A small predictor, changed copies of it, and whether two results are the same."""
+"""A small predictor, modified copies of it, and comparison of results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def same(a: sv.Detections, b: sv.Detections) -> bool:
 
 
 def changed(predictor: Predictor, **attributes: Any) -> Predictor:
-    """A twin, for tests that replace a part of it."""
+    """Return a copy of a predictor with other attributes."""
     twin = copy.copy(predictor)
     vars(twin).update(attributes)
     return twin

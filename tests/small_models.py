@@ -19,7 +19,7 @@ STRIDES = (8, 16, 32, 64, 128)
 
 
 def small_config(**changes: Any) -> ModelConfig:
-    """A whole EmbedMask of half a million parameters, mostly backbone; BatchNorm with random weights must adapt."""
+    """Return the config of an EmbedMask with half a million parameters; BatchNorm is trained with random weights."""
     small = {
         "num_classes": 3,
         "backbone": "resnet10t",
@@ -35,7 +35,7 @@ def small_config(**changes: Any) -> ModelConfig:
 
 
 def small_baseline(**changes: Any) -> MaskRCNNConfig:
-    """A whole Mask R-CNN with the same backbone; its heads are torchvision's, so they are not small."""
+    """Return the config of a Mask R-CNN with the same backbone; torchvision's heads are not small."""
     small = {
         "num_classes": 3,
         "backbone": "resnet10t",
@@ -59,35 +59,35 @@ def random_predictions(
     strides: tuple[int, ...] = STRIDES,
     requires_grad: bool = False,
 ) -> Predictions:
-    """Seeded maps for a frame of `size` px; boxes of some cells around each location."""
+    """Generate seeded maps for a frame of `size` px, with boxes of a few cells around each location."""
     rng = torch.Generator().manual_seed(seed)
 
-    def draw(channels: int, stride: int) -> Tensor:
+    def sample(channels: int, stride: int) -> Tensor:
         return torch.randn(images, channels, *(math.ceil(s / stride) for s in size), generator=rng)
 
     def leaf(value: Tensor) -> Tensor:
         return value.requires_grad_(requires_grad)
 
     return Predictions(
-        class_logits=[leaf(draw(classes, s) - 1) for s in strides],
-        box_ltrb=[leaf((draw(4, s).abs() + 0.5) * s * 1.5) for s in strides],
-        centerness_logits=[leaf(draw(1, s)) for s in strides],
-        proposal_embed=[leaf(draw(dims, s)) for s in strides],
-        proposal_margin=[leaf((draw(margins, s) * 0.3 - 1).exp()) for s in strides],
-        pixel_embed=leaf(draw(dims, strides[0])),
+        class_logits=[leaf(sample(classes, s) - 1) for s in strides],
+        box_ltrb=[leaf((sample(4, s).abs() + 0.5) * s * 1.5) for s in strides],
+        centerness_logits=[leaf(sample(1, s)) for s in strides],
+        proposal_embed=[leaf(sample(dims, s)) for s in strides],
+        proposal_margin=[leaf((sample(margins, s) * 0.3 - 1).exp()) for s in strides],
+        pixel_embed=leaf(sample(dims, strides[0])),
         strides=strides,
     )
 
 
 def maps_of(predictions: Predictions) -> list[Tensor]:
-    """Every map, in a fixed order."""
+    """Return every map, in a fixed order."""
     p = predictions
     lists = (p.class_logits, p.box_ltrb, p.centerness_logits, p.proposal_embed, p.proposal_margin)
     return [level for maps in lists for level in maps] + [p.pixel_embed]
 
 
 def no_objects(size: tuple[int, int], image_id: int | None = None) -> Target:
-    """An image with nothing on it."""
+    """Return the target of an image without objects."""
     return Target(
         torch.zeros(0, 4),
         torch.zeros(0, dtype=torch.int64),
@@ -97,7 +97,7 @@ def no_objects(size: tuple[int, int], image_id: int | None = None) -> Target:
 
 
 def rectangles(boxes: list[list[float]], size: tuple[int, int], classes: int = 3) -> Target:
-    """Objects that fill their boxes; labels 0, 1, 2, 0, ..."""
+    """Return objects that fill their boxes, with labels 0, 1, 2, 0, ..."""
     if not boxes:
         return no_objects(size)
     masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
@@ -107,7 +107,7 @@ def rectangles(boxes: list[list[float]], size: tuple[int, int], classes: int = 3
 
 
 def random_rectangles(count: int, size: tuple[int, int], seed: int = 0) -> Target:
-    """Seeded objects of any size that fits."""
+    """Generate seeded objects of any size inside the image."""
     rng = torch.Generator().manual_seed(seed)
     limits = torch.tensor([size[1], size[0]])
     low = torch.rand(count, 2, generator=rng) * (limits - 4)
@@ -116,7 +116,7 @@ def random_rectangles(count: int, size: tuple[int, int], seed: int = 0) -> Targe
 
 
 def forms_of(image: npt.NDArray[np.uint8], folder: Path) -> list[Any]:
-    """An image [H, W, 3] in every form that is taken; one is a file in `folder`."""
+    """Return an image [H, W, 3] in every supported form; one is a file in `folder`."""
     path = folder / "image.png"
     Image.fromarray(image).save(path)
     return [

@@ -1,4 +1,4 @@
-"""A small predictor and a photo for it."""
+"""Fixtures: a small predictor and a photo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every engine gives what the plain network gives, for frames of any size, and leaves the model alone."""
+"""Every engine equals the plain network, for frames of any size, and does not change the model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.structures import ImageBatch
 
 SIZES = {torch.float32: [(64, 96), (160, 32)], torch.bfloat16: [(64, 96), (160, 96)]}
-"""Frames by the type of the network. On narrow ones, small normalized maps of random weights multiply the rounding of
-bfloat16, by how much depends on the processor; autocast is then as far from float32 as our engines."""
+"""Frames by dtype of the network. On narrow frames, normalizing the small maps of random weights amplifies the rounding
+of bfloat16, by a factor that depends on the processor; autocast then differs from float32 as much as the engines."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-"""Largest difference of a map, in its largest value."""
+"""Maximum difference relative to the largest value of a map."""
 
 
 def model_of(seed: int = 0, **changes: Any) -> EmbedMask:
-    """Random weights, and norms that are no identity."""
+    """Create a model with random weights and with norms other than the identity."""
     torch.manual_seed(seed)
     model = EmbedMask(small_config(**changes)).eval()
     for module in model.modules():
@@ -53,9 +53,9 @@ def plain(model: EmbedMask, batch: ImageBatch) -> Predictions:
         return model(batch)
 
 
-def assert_same(found: Predictions, wanted: Predictions, dtype: torch.dtype = torch.float32) -> None:
-    assert (found.strides, found.pixel_stride) == (wanted.strides, wanted.pixel_stride)
-    for one, other in zip(maps_of(found), maps_of(wanted), strict=True):
+def assert_same(actual: Predictions, expected: Predictions, dtype: torch.dtype = torch.float32) -> None:
+    assert (actual.strides, actual.pixel_stride) == (expected.strides, expected.pixel_stride)
+    for one, other in zip(maps_of(actual), maps_of(expected), strict=True):
         assert one.dtype == torch.float32
         assert one.shape == other.shape
         scale = float(other.abs().max()) + 1e-6
@@ -71,7 +71,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("stride", [None, 4, 16])
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
-def test_torch_is_the_plain_network(preset: str, stride: int | None, dtype: torch.dtype) -> None:
+def test_torch_equals_plain_network(preset: str, stride: int | None, dtype: torch.dtype) -> None:
     model = model_of(preset=preset, embed_stride=stride)
     network = make_network(model, "torch", dtype)
     for size in SIZES[dtype]:
@@ -85,11 +85,11 @@ def test_torch_is_the_plain_network(preset: str, stride: int | None, dtype: torc
 def test_any_backbone(backbone: str, norm: str) -> None:
     model = model_of(backbone=backbone, backbone_norm=norm, frozen_stages=0)
     for dtype in TOLERANCE:
-        found = make_network(model, "torch", dtype)(batch_of())
-        assert_same(found, plain(model, batch_of()), dtype)
+        actual = make_network(model, "torch", dtype)(batch_of())
+        assert_same(actual, plain(model, batch_of()), dtype)
 
 
-def test_nothing_of_a_resnet_is_left_unfused() -> None:
+def test_resnet_is_fully_fused() -> None:
     trunk = Trunk(model_of(backbone="resnet50", preset="fused"), torch.bfloat16, portable=False)
     layers = list(trunk.modules())
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
@@ -104,36 +104,36 @@ def test_nothing_of_a_resnet_is_left_unfused() -> None:
 @pytest.mark.skipif(not has_fused_operators(torch.float32), reason="torch without oneDNN")
 @pytest.mark.parametrize("other", [None, (2, 8, 9, 7), (2, 8, 1, 1)])
 @pytest.mark.parametrize("relu", [False, True])
-def test_both_ways_of_a_fused_convolution_agree(other: tuple[int, ...] | None, relu: bool) -> None:
+def test_fused_convolution_equals_portable(other: tuple[int, ...] | None, relu: bool) -> None:
     torch.manual_seed(0)
     conv, norm, x = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8).eval(), torch.randn(2, 4, 9, 7)
     norm.running_mean.normal_()
     added = None if other is None else torch.randn(other)
     with torch.inference_mode():
-        wanted = norm(conv(x)) + (0 if added is None else added)
-        wanted = wanted.relu() if relu else wanted
+        expected = norm(conv(x)) + (0 if added is None else added)
+        expected = expected.relu() if relu else expected
         for portable in (True, False):
             fused = FusedConv2d(conv, norm, relu=relu, portable=portable)
-            given = None if added is None else added.clone()
-            torch.testing.assert_close(fused(x, given), wanted, rtol=1e-4, atol=1e-5)
+            addend = None if added is None else added.clone()
+            torch.testing.assert_close(fused(x, addend), expected, rtol=1e-4, atol=1e-5)
 
 
 class Shared(nn.Module):
-    """What is added is read again later, and one sum is of a view."""
+    """A module that reads the added map again later, also through a view."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any image."""
+        """Apply the module to any image."""
         x = self.first(x)
         half = x[:, :2]
         y = (self.second(x) + x).relu()
         return torch.cat([y, half, x], 1)
 
 
-def test_what_is_read_later_is_not_overwritten() -> None:
+def test_maps_read_later_are_not_overwritten() -> None:
     torch.manual_seed(0)
     module, x = Shared().eval(), torch.randn(1, 3, 8, 8)
     with torch.inference_mode():
@@ -141,20 +141,20 @@ def test_what_is_read_later_is_not_overwritten() -> None:
 
 
 class Branching(nn.Module):
-    """Cannot be traced."""
+    """A module that cannot be traced."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any image."""
+        """Apply the module to any image."""
         return x if x.sum() > 0 else -x
 
 
-def test_what_cannot_be_traced_stays_as_it_is() -> None:
+def test_untraceable_module_is_returned_unchanged() -> None:
     module = Branching()
     assert fuse(module, portable=False) is module
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_the_model_stays_as_it_is(engine: Engine) -> None:
+def test_model_is_not_changed(engine: Engine) -> None:
     model = model_of(preset="fused").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     kinds = [type(module) for module in model.modules()]
@@ -169,7 +169,7 @@ def test_the_model_stays_as_it_is(engine: Engine) -> None:
     model(batch_of().tensors).pixel_embed.sum().backward()
 
 
-def test_a_large_batch_goes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = model_of(), batch_of(images=5)
     network = make_network(model)
     whole = network(batch)
@@ -179,22 +179,22 @@ def test_a_large_batch_goes_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(network(batch), whole)
 
 
-def test_mask_rcnn_runs_in_torch_alone() -> None:
+def test_mask_rcnn_requires_torch() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
-    found = make_network(model)(batch_of(), max_detections=3)
-    assert len(found) == 2
-    assert all(len(one["scores"]) <= 3 for one in found)
-    with pytest.raises(BadInput, match=r"runs EmbedMask alone; use torch for a MaskRCNN"):
+    actual = make_network(model)(batch_of(), max_detections=3)
+    assert len(actual) == 2
+    assert all(len(one["scores"]) <= 3 for one in actual)
+    with pytest.raises(BadInput, match=r"supports EmbedMask only; use torch for a MaskRCNN"):
         make_network(model, "openvino")
 
 
-def test_an_unknown_engine_is_named() -> None:
+def test_raises_on_unknown_engine() -> None:
     with pytest.raises(BadInput, match=r"engine 'tensorrt': use torch, compile, openvino"):
         make_network(model_of(), "tensorrt")  # type: ignore[arg-type]
 
 
-def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(BadInput, match=r"needs a C\+\+ compiler; install g\+\+"):
         make_network(model_of(), "compile")
@@ -202,7 +202,7 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_compiled_is_the_plain_network(dtype: torch.dtype) -> None:
+def test_compiled_equals_plain_network(dtype: torch.dtype) -> None:
     model = model_of()
     network = make_network(model, "compile", dtype)
     for size in SIZES[dtype]:
@@ -218,40 +218,40 @@ class TestOpenvino:
 
     @pytest.fixture
     def converted(self, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The cache, with `model_of()` in it: converted for the first test that asks."""
-        kept = tmp_path_factory.getbasetemp() / "converted"
-        if not kept.exists():
+        """Return the cache with `model_of()` in it, which is converted for the first test only."""
+        template = tmp_path_factory.getbasetemp() / "converted"
+        if not template.exists():
             make_network(model_of(), "openvino")
-            shutil.copytree(cache, kept)
-        return shutil.copytree(kept, cache, dirs_exist_ok=True)
+            shutil.copytree(cache, template)
+        return shutil.copytree(template, cache, dirs_exist_ok=True)
 
     @pytest.mark.parametrize(
         ("preset", "stride", "dtype"),
         [("paper", None, torch.float32), ("ijcai21", 4, torch.bfloat16), ("fused", None, torch.bfloat16)],
     )
-    def test_it_is_the_plain_network(self, preset: str, stride: int | None, dtype: torch.dtype) -> None:
+    def test_equals_plain_network(self, preset: str, stride: int | None, dtype: torch.dtype) -> None:
         model = model_of(preset=preset, embed_stride=stride)
         network = make_network(model, "openvino", dtype)
         for size in [*SIZES[dtype], (288, 320)]:
             assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
     @pytest.mark.usefixtures("converted")
-    def test_results_outlive_the_next_image(self) -> None:
+    def test_results_survive_the_next_image(self) -> None:
         network = make_network(model_of(), "openvino")
         first = network(batch_of())
-        kept = [level.clone() for level in maps_of(first)]
+        copies = [level.clone() for level in maps_of(first)]
         network(ImageBatch(-batch_of().tensors, [(64, 96)] * 2))
-        assert all(torch.equal(one, other) for one, other in zip(maps_of(first), kept, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(maps_of(first), copies, strict=True))
 
     @pytest.mark.usefixtures("converted")
     def test_threads_do_not_share_buffers(self) -> None:
         network = make_network(model_of(), "openvino")
-        wanted = [network(batch_of(size)) for size in SIZES[torch.float32]]
-        found: dict[int, Predictions] = {}
+        expected = [network(batch_of(size)) for size in SIZES[torch.float32]]
+        actual: dict[int, Predictions] = {}
 
         def work(index: int) -> None:
             for _ in range(5):
-                found[index] = network(batch_of(SIZES[torch.float32][index]))
+                actual[index] = network(batch_of(SIZES[torch.float32][index]))
 
         threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
         for thread in threads:
@@ -259,9 +259,9 @@ class TestOpenvino:
         for thread in threads:
             thread.join()
         for index in range(2):
-            assert_same(found[index], wanted[index])
+            assert_same(actual[index], expected[index])
 
-    def test_it_is_converted_once(self, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_network_is_converted_once(self, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         count = _count_conversions(monkeypatch)
         assert_same(make_network(model_of(), "openvino")(batch_of()), plain(model_of(), batch_of()))
         assert count == []
@@ -270,7 +270,7 @@ class TestOpenvino:
         assert len(count) == 2
         assert len(list(converted.iterdir())) == 3
 
-    def test_a_damaged_file_is_replaced(self, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_damaged_cache_file_is_replaced(self, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (file,) = converted.iterdir()
         count = _count_conversions(monkeypatch)
         for damage in (b"", b"no network", file.read_bytes()[:-1] + b"?"):
@@ -281,22 +281,19 @@ class TestOpenvino:
         assert len(count) == 3
         assert list(converted.iterdir()) == [file]
 
-    def test_a_cache_that_cannot_be_written_is_done_without(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_warns_on_unwritable_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").touch()
         monkeypatch.setenv("EMBEDMASK_CACHE", str(tmp_path / "file"))
         model = model_of()
-        with pytest.warns(UserWarning, match="is not kept"):
+        with pytest.warns(UserWarning, match="is not cached"):
             network: Network = make_network(model, "openvino")
         assert_same(network(batch_of()), plain(model, batch_of()))
 
-    def test_a_conversion_that_is_wrong_is_refused(
-        self, monkeypatch: pytest.MonkeyPatch, cache: Path
-    ) -> None:
-        model, convert = model_of(), openvino._convert
-        other = Trunk(model_of(seed=1), torch.float32, portable=True)
-        monkeypatch.setattr(openvino, "_convert", lambda library, trunk: convert(library, other))
+    def test_raises_on_wrong_conversion(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+        library = pytest.importorskip("openvino")
+        model, convert = model_of(), library.convert_model
+        other = openvino._Flat(Trunk(model_of(seed=1), torch.float32, portable=True))
+        monkeypatch.setattr(library, "convert_model", lambda trunk, **options: convert(other, **options))
         with pytest.raises(
             BadInput, match=r"backbone 'resnet10t' cannot be converted to OpenVINO; use engine"
         ):
@@ -304,13 +301,13 @@ class TestOpenvino:
         assert not cache.exists()
 
 
-def test_openvino_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_without_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BadInput, match=r"pip install 'embedmask\[export\]'"):
         make_network(model_of(), "openvino")
 
 
-def test_where_converted_networks_are_kept(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     assert openvino.cache_folder() == cache
     monkeypatch.delenv("EMBEDMASK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
@@ -318,13 +315,14 @@ def test_where_converted_networks_are_kept(monkeypatch: pytest.MonkeyPatch, cach
 
 
 def _count_conversions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows by one a conversion."""
+    """Return a list that grows by one item per conversion."""
     count: list[int] = []
-    convert = openvino._convert
+    library = pytest.importorskip("openvino")
+    convert = library.convert_model
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         count.append(1)
-        return convert(*args)
+        return convert(*args, **options)
 
-    monkeypatch.setattr(openvino, "_convert", counted)
+    monkeypatch.setattr(library, "convert_model", counted)
     return count

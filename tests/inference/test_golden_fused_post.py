@@ -1,4 +1,4 @@
-"""Post-processing of preset `fused`, masks included, against the authors' own numbers."""
+"""Post-processing of preset `fused` with masks against the authors' results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embedmask.locations import resize_aligned
 from embedmask.structures import Instances
 
 DIFFERENT_PIXELS = 2
-"""Of a mask: float32 in another order."""
+"""Pixels per mask that may differ, because float32 sums are computed in another order."""
 
 
 def predictions_of(z: Any) -> Predictions:
@@ -43,40 +43,40 @@ def run() -> tuple[Any, list[Instances]]:
 
 
 @pytest.mark.parametrize("image", [0, 1, 2])
-def test_detections_in_their_order(run: tuple[Any, list[Instances]], image: int) -> None:
-    z, found = run[0], run[1][image]
-    assert_near(found.scores, z[f"im{image}.scores"], 1e-5, "scores")
-    assert found.labels.tolist() == (z[f"im{image}.labels"] - 1).tolist()
-    assert_near(found.boxes, z[f"im{image}.boxes"], 1e-5, "boxes")
-    assert len(found.masks) == len(found)
+def test_detections_and_order(run: tuple[Any, list[Instances]], image: int) -> None:
+    z, actual = run[0], run[1][image]
+    assert_near(actual.scores, z[f"im{image}.scores"], 1e-5, "scores")
+    assert actual.labels.tolist() == (z[f"im{image}.labels"] - 1).tolist()
+    assert_near(actual.boxes, z[f"im{image}.boxes"], 1e-5, "boxes")
+    assert len(actual.masks) == len(actual)
 
 
 @pytest.mark.parametrize("image", [0, 1])
 def test_masks(run: tuple[Any, list[Instances]], image: int) -> None:
-    z, found = run[0], run[1][image]
+    z, actual = run[0], run[1][image]
     expected = unpack(z, f"im{image}.masks_packed", tuple(z[f"im{image}.masks_shape"].tolist()))
-    assert found.masks.to_dense().shape == expected.shape
-    different = (found.masks.to_dense() != expected).flatten(1).sum(1)
+    assert actual.masks.to_dense().shape == expected.shape
+    different = (actual.masks.to_dense() != expected).flatten(1).sum(1)
     assert int(different.max()) <= DIFFERENT_PIXELS
-    areas = torch.tensor(found.masks.areas())
+    areas = torch.tensor(actual.masks.areas())
     assert (areas - torch.tensor(z[f"im{image}.mask_area"])).abs().max() <= DIFFERENT_PIXELS
-    boxes = [row["bbox"] for row in coco_results(found, image, list(range(80)))]
+    boxes = [row["bbox"] for row in coco_results(actual, image, list(range(80)))]
     assert_near(torch.tensor(boxes), z[f"im{image}.coco.bbox_xywh"], 1e-4, "COCO boxes")
 
 
 @pytest.mark.parametrize("image", [0, 1])
-def test_what_the_late_clip_drops(run: tuple[Any, list[Instances]], image: int) -> None:
-    """Detections without area are dropped after the best hundred are chosen; none takes their place."""
+def test_late_clip_drops_detections(run: tuple[Any, list[Instances]], image: int) -> None:
+    """Check that detections without area are dropped after the best hundred are selected, and not replaced."""
     z = run[0]
     cfg = preset("fused")
     options = {"score_threshold": cfg.score_threshold, "nms_threshold": cfg.nms_threshold, "score": cfg.score}
     arguments = predictions_of(z), image, tuple(z["image_sizes_hw"][image].tolist())
-    found = decode_proposals(*arguments, clip_before_nms=False, **options)
-    assert len(found) == len(z[f"im{image}.scores"]) < z[f"im{image}.n_before_clip"]
+    actual = decode_proposals(*arguments, clip_before_nms=False, **options)
+    assert len(actual) == len(z[f"im{image}.scores"]) < z[f"im{image}.n_before_clip"]
 
 
 def test_maps_of_phi(run: tuple[Any, list[Instances]]) -> None:
-    """Coupled on the grid of the embedding, then enlarged: the training's way to stride 4."""
+    """Check phi at stride 4: coupled on the grid of the embedding, then upsampled as in training."""
     z, predictions = run[0], predictions_of(run[0])
     for image in (0, 1):
         cells = [m.shape[2] * m.shape[3] for m in predictions.class_logits]
@@ -94,7 +94,7 @@ def test_maps_of_phi(run: tuple[Any, list[Instances]]) -> None:
 
 @pytest.mark.parametrize("limit", [1, 7])
 def test_fewer_detections(run: tuple[Any, list[Instances]], limit: int) -> None:
-    """The cut comes before the clip: of the best `limit` those that have an area."""
+    """Check that the limit applies before clipping, which then drops boxes without area."""
     z, whole = run
     few = Postprocessor.from_config(preset("fused"), max_detections=limit)(
         predictions_of(z),

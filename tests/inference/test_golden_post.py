@@ -1,4 +1,4 @@
-"""Post-processing with masks against the authors' own numbers."""
+"""Post-processing with masks against the authors' results."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def instances_of(version: str, original: bool, max_detections: int = 100) -> tup
 
 
 def match(
-    z: object, image: int, found: Instances, scale: torch.Tensor | None = None
+    z: object, image: int, actual: Instances, scale: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(row of the fixture, row of ours) for detections that agree in class, box and score."""
+    """Return the rows of the fixture and of `actual` for detections that agree in class, box and score."""
     boxes = torch.tensor(z[f"im{image}.boxes"])
     boxes = boxes if scale is None else boxes * scale
-    same = (torch.tensor(z[f"im{image}.labels"])[:, None] - 1 == found.labels) & (
-        box_iou(boxes, found.boxes) > 0.99
+    same = (torch.tensor(z[f"im{image}.labels"])[:, None] - 1 == actual.labels) & (
+        box_iou(boxes, actual.boxes) > 0.99
     )
-    same &= (torch.tensor(z[f"im{image}.scores"])[:, None] - found.scores).abs() < 1e-3
-    theirs = same.any(1).nonzero()[:, 0]
-    return theirs, same[theirs].float().argmax(1)
+    same &= (torch.tensor(z[f"im{image}.scores"])[:, None] - actual.scores).abs() < 1e-3
+    expected_rows = same.any(1).nonzero()[:, 0]
+    return expected_rows, same[expected_rows].float().argmax(1)
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
@@ -40,23 +40,23 @@ def match(
 @pytest.mark.parametrize("original", [False, True])
 def test_detections_and_masks(version: str, image: int, original: bool) -> None:
     z, results = instances_of(version, original)
-    found = results[image]
+    actual = results[image]
     size = z["original_sizes_hw" if original else "image_sizes_hw"][image]
     scale = torch.tensor(size[::-1].copy()) / torch.tensor(z["image_sizes_hw"][image][::-1].copy())
-    theirs, ours = match(z, image, found, scale.repeat(2).float())
+    expected_rows, rows = match(z, image, actual, scale.repeat(2).float())
     has_area = (torch.tensor(z[f"im{image}.boxes"])[:, 2:] > torch.tensor(z[f"im{image}.boxes"])[:, :2]).all(
         1
     )
-    # Named difference: boxes that clipping leaves without area are dropped
-    assert theirs.tolist() == has_area.nonzero()[:, 0].tolist()
-    assert len(theirs) >= 0.99 * len(has_area)
-    assert_near(found.scores[ours], torch.tensor(z[f"im{image}.scores"])[theirs], 1e-5, "scores")
+    # known difference: boxes that have no area after clipping are dropped
+    assert expected_rows.tolist() == has_area.nonzero()[:, 0].tolist()
+    assert len(expected_rows) >= 0.99 * len(has_area)
+    assert_near(actual.scores[rows], torch.tensor(z[f"im{image}.scores"])[expected_rows], 1e-5, "scores")
     prefix = "coco_raw.masks" if original else "post_masks"
     shape = z[f"im{image}.coco_masks_shape" if original else f"im{image}.post_masks_shape"]
-    expected = unpack(z, f"im{image}.{prefix}_packed", tuple(shape.tolist()))[theirs]
-    different = (found.masks.to_dense()[ours] != expected).flatten(1).sum(1)
+    expected = unpack(z, f"im{image}.{prefix}_packed", tuple(shape.tolist()))[expected_rows]
+    different = (actual.masks.to_dense()[rows] != expected).flatten(1).sum(1)
     assert int(different.max()) <= 2
-    assert (found.scores.diff() <= 0).all()
+    assert (actual.scores.diff() <= 0).all()
 
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
@@ -77,16 +77,16 @@ def test_max_detections(limit: int) -> None:
 
 @pytest.mark.parametrize("case", ["0", "1", "2", "3", "exact"])
 def test_nms(case: str) -> None:
-    """Class-wise NMS with the authors' "+1" is plain NMS on boxes that end one pixel later."""
+    """Check that class-wise NMS with the authors' "+1" equals plain NMS on boxes that end one pixel later."""
     z = fixture("layers.npz")
     boxes = torch.tensor(z[f"nms.{case}.boxes"]) + torch.tensor([0.0, 0, 1, 1])
     scores, labels = torch.tensor(z[f"nms.{case}.scores"]), torch.tensor(z[f"nms.{case}.labels"])
-    kept = batched_nms(boxes, scores, labels, float(z[f"nms.{case}.thresh"]))
-    assert sorted(kept.tolist()) == z[f"nms.{case}.keep"].tolist()
+    keep = batched_nms(boxes, scores, labels, float(z[f"nms.{case}.thresh"]))
+    assert sorted(keep.tolist()) == z[f"nms.{case}.keep"].tolist()
 
 
 @pytest.mark.parametrize(("version", "fill"), [("v1", 0.0), ("v3", OUTSIDE_LOG_PROB)])
-def test_cells_that_their_kernel_fills(version: str, fill: float) -> None:
+def test_cells_filled_by_the_authors_kernel(version: str, fill: float) -> None:
     z = fixture("layers.npz")
     out = torch.tensor(z[f"maskprob.{version}.out"])
     ranges = cell_ranges(torch.tensor(z[f"maskprob.{version}.boxes_stride4"]), out.shape[1:], "log_prob")
@@ -101,6 +101,6 @@ def test_cells_of_the_arxiv_box_mask() -> None:
     expected = torch.tensor(z["crop.boxes_to_masks"]).bool()
     ranges = cell_ranges(torch.tensor(z["crop.boxes"]), expected.shape[1:], "prob")
     for mask, (y1, y2, x1, x2) in zip(expected, ranges.tolist(), strict=True):
-        ours = torch.zeros_like(mask)
-        ours[y1:y2, x1:x2] = True
-        assert torch.equal(ours, mask)
+        rows = torch.zeros_like(mask)
+        rows[y1:y2, x1:x2] = True
+        assert torch.equal(rows, mask)

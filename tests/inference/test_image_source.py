@@ -1,4 +1,4 @@
-"""Every form of an image as uint8 RGB, and what is none."""
+"""Images in every form as uint8 RGB, and objects that are not images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def photo() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 
 
-def test_every_form_gives_the_same(photo: np.ndarray, tmp_path: Path) -> None:
+def test_all_image_forms_are_equal(photo: np.ndarray, tmp_path: Path) -> None:
     for form in forms_of(photo, tmp_path):
         assert torch.equal(as_image(form), torch.from_numpy(photo).permute(2, 0, 1)), type(form)
 
@@ -41,7 +41,7 @@ def test_grey_and_deep_arrays() -> None:
     assert torch.equal(as_image(deep), as_image(grey))
 
 
-def test_the_callers_array_is_not_changed_nor_kept(photo: np.ndarray) -> None:
+def test_input_array_is_copied(photo: np.ndarray) -> None:
     photo.flags.writeable = False
     image = as_image(photo)
     image.zero_()
@@ -57,7 +57,7 @@ NO_IMAGES = [
 
 
 @pytest.mark.parametrize("source", NO_IMAGES, ids=lambda source: type(source).__name__)
-def test_what_is_no_image_is_named(source: Any) -> None:
+def test_raises_on_invalid_image(source: Any) -> None:
     with pytest.raises(BadInput, match=r"^images\[3\]: ") as caught:
         as_image(source, "images[3]")
     assert "\n" not in str(caught.value)
@@ -75,7 +75,7 @@ def test_files_are_named_by_their_path(photo: np.ndarray, tmp_path: Path) -> Non
 
 
 class Upload:
-    """What a web framework hands over: it reads, and that is all."""
+    """An upload of a web framework, with `read` as its only method."""
 
     def __init__(self, content: Any) -> None:
         self.content = content

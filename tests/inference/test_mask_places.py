@@ -1,4 +1,4 @@
-"""Masks of known shapes lie where they should, at every size and scale (`mask_frame: exact`)."""
+"""Position of masks of known shapes at every size and scale (`mask_frame: exact`)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from embedmask.structures import Instances
 Size = tuple[int, int]
 STRIDES = (8, 16, 32, 64, 128)
 UNIT = 16.0
-"""px of the network's frame that are 1 in the embedding."""
+"""px of the network's frame per unit of the embedding."""
 BENT = {"prob": 1.5, "log_prob": 4.0}
-"""Between cells of 4 px values are taken as straight. For log phi that moves the outline of a circle of radius r
-inwards by up to 2 / r px of the network's frame for each axis; phi bends less."""
+"""Deviation from linear interpolation between cells of 4 px. For log phi it moves the outline of a circle of radius r
+inwards by up to 2 / r px of the network's frame for each axis; phi is less curved."""
 
 
 def positions(size: Size) -> Tensor:
-    """p that says where each cell of 8 px lies, `[2, h, w]`; beyond the image by one cell, as padding is."""
+    """Return p with the position of each cell of 8 px, `[2, h, w]`, over the padded frame."""
     height, width = (math.ceil(side / 32) * 32 // 8 for side in size)
     y, x = torch.arange(height) * 8 + 4.0, torch.arange(width) * 8 + 4.0
     return torch.stack(torch.meshgrid(x, y, indexing="xy")) / UNIT
@@ -35,7 +35,7 @@ def positions(size: Size) -> Tensor:
 def one_proposal(
     sizes: list[Size], centers: list[tuple[float, float]], radii: list[float], slack: float
 ) -> Predictions:
-    """In each image a disc (centre x, y and radius, px), whose box is `slack` px larger on each side."""
+    """Create predictions of one disc per image, from centre x, y and radius in px; its box is `slack` px larger."""
     frame = (max(size[0] for size in sizes), max(size[1] for size in sizes))
     pixels = torch.stack([positions(frame)] * len(sizes))
     grids = [tuple(math.ceil(s / 32) * 32 // stride or 1 for s in frame) for stride in STRIDES]
@@ -61,7 +61,7 @@ def one_proposal(
     return Predictions(**maps, pixel_embed=pixels, strides=STRIDES)  # type: ignore[arg-type]
 
 
-def find(
+def postprocess(
     predictions: Predictions, sizes: list[Size], originals: list[Size], interpolation: str, **fields: float
 ) -> list[Instances]:
     cfg = small_config(
@@ -71,7 +71,7 @@ def find(
 
 
 def distances(size: Size, original: Size, center: tuple[float, float]) -> Tensor:
-    """From each pixel's centre to a point, in px of the network's frame, `[H, W]`."""
+    """Return the distance of each pixel's centre to a point, in px of the network's frame, `[H, W]`."""
     y, x = (
         (torch.arange(o) + 0.5) * (s / o) - c
         for o, s, c in zip(original, size, (center[1], center[0]), strict=True)
@@ -80,16 +80,16 @@ def distances(size: Size, original: Size, center: tuple[float, float]) -> Tensor
 
 
 def assert_disc(
-    found: Instances,
+    actual: Instances,
     sizes: tuple[Size, Size],
     center: tuple[float, float],
     radius: float,
     interpolation: str = "prob",
 ) -> None:
-    """`sizes`: the network's and the original one."""
+    """Check the mask of a disc; `sizes` are the network's and the original one."""
     size, original = sizes
-    assert len(found) == 1
-    mask = found.masks.to_dense()[0]
+    assert len(actual) == 1
+    mask = actual.masks.to_dense()[0]
     off = distances(size, original, center) - radius
     pixel = max(s / o for s, o in zip(size, original, strict=True))
     clear = off.abs() > 0.5 * pixel + BENT[interpolation] / radius
@@ -111,14 +111,14 @@ def test_discs(
     size: Size, down: float, across: float, place: tuple[float, float, float], interpolation: str
 ) -> None:
     radius = 10 + 10 * place[2]
-    # away from the border, where a map that says positions has no next cell
+    # away from the border, where the map of positions has no next cell
     x, y = (
         radius + 8 + share * (side - 2 * radius - 16) for share, side in zip(place, size[::-1], strict=False)
     )
     original = (round(size[0] * down), round(size[1] * across))
     predictions = one_proposal([size], [(x, y)], [radius], 0)
-    found = find(predictions, [size], [original], interpolation, mask_threshold=0.5)
-    assert_disc(found[0], (size, original), (x, y), radius, interpolation)
+    actual = postprocess(predictions, [size], [original], interpolation, mask_threshold=0.5)
+    assert_disc(actual[0], (size, original), (x, y), radius, interpolation)
 
 
 @pytest.mark.parametrize("interpolation", ["prob", "log_prob"])
@@ -128,20 +128,20 @@ def test_boxes_that_are_a_little_small_clip_nothing(interpolation: str, box_offs
     masks = []
     for slack in (3.0, 0.0, -2.0, -3.0):
         predictions = one_proposal([size], [center], [radius], slack)
-        found = find(
+        actual = postprocess(
             predictions, [size], [original], interpolation, box_offset=box_offset, mask_threshold=0.5
         )
-        assert_disc(found[0], (size, original), center, radius, interpolation)
-        masks.append(found[0].masks.to_dense())
+        assert_disc(actual[0], (size, original), center, radius, interpolation)
+        masks.append(actual[0].masks.to_dense())
     assert all(torch.equal(masks[0], mask) for mask in masks)
 
 
 def test_images_of_a_batch_have_sizes_of_their_own() -> None:
     sizes, originals = [(133, 97), (90, 160), (64, 64)], [(133, 97), (271, 483), (50, 77)]
     centers, radii = [(47.3, 61.8), (120.0, 44.0), (30.5, 33.0)], [17.0, 12.0, 11.0]
-    results = find(one_proposal(sizes, centers, radii, 1.0), sizes, originals, "prob")
-    for found, *pair, center, radius in zip(results, sizes, originals, centers, radii, strict=True):
-        assert_disc(found, (pair[0], pair[1]), center, radius)
+    results = postprocess(one_proposal(sizes, centers, radii, 1.0), sizes, originals, "prob")
+    for actual, *pair, center, radius in zip(results, sizes, originals, centers, radii, strict=True):
+        assert_disc(actual, (pair[0], pair[1]), center, radius)
 
 
 @settings(max_examples=30, deadline=None)
@@ -150,46 +150,46 @@ def test_images_of_a_batch_have_sizes_of_their_own() -> None:
     st.tuples(st.integers(1, 150), st.integers(1, 150)),
     st.sampled_from([0.0, 1.0]),
 )
-def test_what_fills_the_image_reaches_its_borders(size: Size, original: Size, box_offset: float) -> None:
+def test_full_image_mask_reaches_borders(size: Size, original: Size, box_offset: float) -> None:
     predictions = one_proposal([size], [(size[1] / 2, size[0] / 2)], [1000.0], 0)
     predictions.pixel_embed.zero_()
     predictions.proposal_embed[0].zero_()
-    found = find(predictions, [size], [original], "prob", box_offset=box_offset)[0]
+    actual = postprocess(predictions, [size], [original], "prob", box_offset=box_offset)[0]
     if box_offset and 1 in size:
-        assert len(found) == 0  # such boxes end on their last pixel: here they have no width
+        assert len(actual) == 0  # boxes that end on their last pixel have no width here
     else:
-        assert found.masks.areas() == [original[0] * original[1]]
+        assert actual.masks.areas() == [original[0] * original[1]]
 
 
 @pytest.mark.parametrize("edge", [41.0, 50.25, 62.6])
 @pytest.mark.parametrize("original", [(96, 96), (187, 333), (45, 61)])
-def test_a_straight_edge(edge: float, original: Size) -> None:
-    """All that is left of `edge`: the centre is far away, so that the circle is straight."""
+def test_straight_edge(edge: float, original: Size) -> None:
+    """Check the half-plane left of `edge`: a circle with a distant centre has a straight outline."""
     size, far = (96, 96), 50000.0
     predictions = one_proposal([size], [(48.0, 48.0)], [200.0], 0)
     place = (0, slice(None), 6, 6)
     predictions.proposal_embed[0][place] = torch.tensor([edge - far, 48.0]) / UNIT
     predictions.proposal_margin[0][place] = math.log(2) * (UNIT / far) ** 2
-    mask = find(predictions, [size], [original], "prob")[0].masks.to_dense()[0]
+    mask = postprocess(predictions, [size], [original], "prob")[0].masks.to_dense()[0]
     ends = mask.sum(1).float()
     assert ((ends - edge * original[1] / size[1]).abs() <= 0.6).all()
     assert (mask.long().diff(dim=1) <= 0).all()
 
 
-def test_a_pixel() -> None:
-    """The smallest thing that an image can hold, in the cell at its own place."""
+def test_single_pixel() -> None:
+    """Check the smallest object: one pixel, in the cell at its position."""
     size, original = (64, 64), (64, 64)
     predictions = one_proposal([size], [(34.0, 26.0)], [0.5], 0)
     predictions.proposal_margin[0].fill_(math.log(2) * (UNIT / 1.5) ** 2)
-    found = find(predictions, [size], [original], "prob")[0]
-    inside = found.masks.to_dense()[0].nonzero().double() + 0.5
+    actual = postprocess(predictions, [size], [original], "prob")[0]
+    inside = actual.masks.to_dense()[0].nonzero().double() + 0.5
     assert len(inside) >= 4
     assert inside.mean(0).tolist() == pytest.approx([26.0, 34.0], abs=0.1)
 
 
 @pytest.mark.parametrize(("margin", "reach"), [(0.0, 1.5 * 4), (0.1, 8.0), (0.5, 40.0), (2.0, 80.0)])
-def test_a_mask_reaches_as_far_beyond_its_box_as_its_margin(margin: float, reach: float) -> None:
-    """A bar across the whole image, of which the box holds the middle 80 px."""
+def test_mask_margin_around_box(margin: float, reach: float) -> None:
+    """Check a bar across the whole image whose box covers the middle 80 px only."""
     pixels = torch.full((1, 30, 30), 9.0)
     pixels[0, 10:20] = 0
     proposals = Proposals(
@@ -204,6 +204,6 @@ def test_a_mask_reaches_as_far_beyond_its_box_as_its_margin(margin: float, reach
         interpolation="prob", frame="exact", margin=margin,
     )  # fmt: skip
     columns = masks.to_dense()[0].any(0).nonzero()[:, 0]
-    # cells are 4 px, and one that the margin touches counts
+    # cells are 4 px, and a cell that the margin touches is included
     assert columns[0] == pytest.approx(80 - reach, abs=4)
     assert columns[-1] + 1 == pytest.approx(160 + reach, abs=4)

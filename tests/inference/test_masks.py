@@ -1,4 +1,4 @@
-"""Masks inside boxes against whole maps."""
+"""Masks inside boxes against maps of the whole image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedmask.inference.proposals import Proposals
 
 Size = tuple[int, int]
 NEAR = 2e-4
-"""Pixels whose value is this near the threshold may fall on either side: float32 against float64."""
+"""Distance from the threshold within which pixels may differ between float32 and float64."""
 
 
 def proposals_of(boxes: list[list[float]] | Tensor, embed: Tensor, margin: Tensor) -> Proposals:
@@ -35,7 +35,7 @@ def assert_equal_to_whole_maps(
     *,
     frame: str = "authors",
 ) -> Tensor:
-    """Masks for `sizes` (network's, original), with the version's threshold."""
+    """Compare masks for `sizes` (network's, original) at the version's threshold, and return them."""
     threshold = 0.53 if interpolation == "log_prob" else 0.5
     options = {
         "stride": stride,
@@ -44,14 +44,14 @@ def assert_equal_to_whole_maps(
         "interpolation": interpolation,
         "frame": frame,
     }
-    found = decode_masks(pixel_embed, proposals, threshold=threshold, **options).to_dense()
+    actual = decode_masks(pixel_embed, proposals, threshold=threshold, **options).to_dense()
     values = slow.mask_values(pixel_embed, proposals, **options)
     limit = math.log(threshold) if interpolation == "log_prob" else threshold
-    assert found.shape == values.shape == (len(proposals), *sizes[1])
+    assert actual.shape == values.shape == (len(proposals), *sizes[1])
     clear = (values - limit).abs() > NEAR
-    assert torch.equal(found[clear], values[clear] > limit)
+    assert torch.equal(actual[clear], values[clear] > limit)
     assert clear.sum() >= 0.95 * clear.numel()
-    return found
+    return actual
 
 
 @settings(max_examples=60, deadline=None)
@@ -62,10 +62,10 @@ def assert_equal_to_whole_maps(
     st.tuples(*[st.integers(1, 60)] * 2, *[st.integers(1, 110)] * 2),
     st.sampled_from([1, 700, 1 << 19]),
 )
-def test_any_sizes_up_and_down(
+def test_any_sizes(
     seed: int, way: tuple[str, str], stride: int, sides: tuple[int, int, int, int], block_values: int
 ) -> None:
-    """Also when instances are cut into blocks of columns, or grouped with others."""
+    """Check instances of all sizes, split into blocks of columns or grouped with others."""
     image_size, original_size = sides[:2], sides[2:]
     rng = torch.Generator().manual_seed(seed)
     grid = [math.ceil(side / 32) * 32 // stride for side in image_size]
@@ -97,36 +97,36 @@ def test_boxes_at_borders_and_of_one_pixel(interpolation: str, original_size: Si
     ]
     same = torch.zeros(2, 8, 8)
     proposals = proposals_of(boxes, torch.zeros(8, 2), torch.ones(8, 1))
-    found = assert_equal_to_whole_maps(same, proposals, interpolation, 8, ((45, 61), original_size))
-    # Every pixel is at the centre of every instance: the whole image where the box is the whole image
-    assert found[0].all()
-    # A box of a tenth of a pixel may lie between two rows of a smaller image
-    assert found[:-1].flatten(1).any(1).all()
+    actual = assert_equal_to_whole_maps(same, proposals, interpolation, 8, ((45, 61), original_size))
+    # phi is 1 everywhere, so the mask fills the image if the box does
+    assert actual[0].all()
+    # a box of a tenth of a pixel may lie between two rows of a smaller image
+    assert actual[:-1].flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("interpolation", ["prob", "log_prob", "aligned"])
 def test_no_detections(interpolation: str) -> None:
     none = proposals_of([], torch.zeros(0, 2), torch.zeros(0, 1))
-    found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), none, interpolation, 8, ((25, 20), (50, 40)))
-    assert found.shape == (0, 50, 40)
+    actual = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), none, interpolation, 8, ((25, 20), (50, 40)))
+    assert actual.shape == (0, 50, 40)
 
 
 @pytest.mark.parametrize("original_size", [(1, 1), (7, 3)])
-def test_an_image_of_one_pixel(original_size: Size) -> None:
+def test_image_of_one_pixel(original_size: Size) -> None:
     proposals = proposals_of([[0, 0, 1, 1]], torch.zeros(1, 2), torch.ones(1, 1))
-    found = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), proposals, "prob", 8, ((1, 1), original_size))
-    assert found.all()
+    actual = assert_equal_to_whole_maps(torch.zeros(2, 4, 4), proposals, "prob", 8, ((1, 1), original_size))
+    assert actual.all()
 
 
-def test_aligned_masks_know_no_boxes() -> None:
-    """A mask far from its box, cut to what it spans; and one that is nowhere."""
+def test_aligned_masks_ignore_boxes() -> None:
+    """Check the tight crop of a mask far from its box, and an empty mask."""
     pixels = torch.full((1, 16, 16), 9.0)
     pixels[0, 2:5, 10:14] = 0
     proposals = proposals_of([[0, 0, 8, 8], [0, 0, 8, 8]], torch.tensor([[0.0], [-9.0]]), torch.ones(2, 1))
     sizes = ((120, 128), (240, 256))
-    found = assert_equal_to_whole_maps(pixels, proposals, "aligned", 8, sizes)
-    assert found[0].any()
-    assert not found[0, :, :100].any()
+    actual = assert_equal_to_whole_maps(pixels, proposals, "aligned", 8, sizes)
+    assert actual[0].any()
+    assert not actual[0, :, :100].any()
     masks = decode_masks(
         pixels,
         proposals,
@@ -136,13 +136,13 @@ def test_aligned_masks_know_no_boxes() -> None:
         threshold=0.5,
         interpolation="aligned",
     )
-    # three by four cells and what resizing reaches around them, twice as large
+    # three by four cells with the cells around them that resizing reaches, at twice the size
     assert masks.crops[0].shape[0] <= (3 + 4) * 16
     assert masks.crops[0].shape[1] <= (4 + 4) * 16
     assert masks.crops[1].numel() == 0
 
 
-def test_a_thousand_instances_cost_the_pixels_of_their_boxes() -> None:
+def test_memory_of_a_thousand_instances() -> None:
     rng = torch.Generator().manual_seed(0)
     low = torch.rand(1000, 2, generator=rng) * 240
     proposals = proposals_of(
@@ -159,7 +159,7 @@ def test_a_thousand_instances_cost_the_pixels_of_their_boxes() -> None:
         interpolation="prob",
     )
     assert len(masks) == 1000
-    # A box of 12 px, two cells of 4 px around it and one that resizing reaches, four times as large
+    # a box of 12 px, two cells of 4 px around it and one that resizing reaches, at four times the size
     assert sum(crop.numel() for crop in masks.crops) < 1000 * (4 * (12 + 6 * 4)) ** 2
     some = torch.arange(0, 1000, 250)
     assert_equal_to_whole_maps(pixels, proposals[some], "prob", 8, ((256, 256), (1024, 1024)))

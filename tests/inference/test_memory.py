@@ -1,4 +1,4 @@
-"""Peak memory of what follows the network, each in a process of its own: never instances x image."""
+"""Peak memory of the stages after the network, each in its own process: it must not grow with instances x image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 def scene(preset, count, network, original, share):
-    # `count` ellipses over `share` of the image's sides, in boxes that are as large
+    # `count` ellipses over `share` of the image's sides, in boxes of the same size
     cfg = ModelConfig.preset(preset, num_classes=1, max_detections=count, pre_nms=count, nms_threshold=1.0)
     grids = [tuple(math.ceil(side / stride) for side in network) for stride in cfg.strides]
     def maps(channels, value):
@@ -44,23 +44,23 @@ def refuse(*_):
 CropMasks.to_dense = refuse
 preset, count, share = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 network, original = (tuple(map(int, side.split("x"))) for side in sys.argv[4:6])
-scene(preset, 5, (64, 64), (64, 64), 0.5)()  # what the libraries take when first used is not counted
+scene(preset, 5, (64, 64), (64, 64), 0.5)()  # excludes the memory that libraries allocate at their first use
 decode = scene(preset, count, network, original, share)
 before = peak()
-found = decode()
-assert len(found) == count, len(found)
-assert min(found.masks.areas()) > 0.1 * share ** 2 * original[0] * original[1], "masks are large"
+actual = decode()
+assert len(actual) == count, len(actual)
+assert min(actual.masks.areas()) > 0.1 * share ** 2 * original[0] * original[1], "masks are large"
 if "results" in sys.argv:
     before = peak()
-    detections = to_detections(found, ["thing"])
-    assert len(coco_results(found, 1, [1])) == count
+    detections = to_detections(actual, ["thing"])
+    assert len(coco_results(actual, 1, [1])) == count
     draw_detections(np.zeros((*original, 3), np.uint8), detections, ["thing"])
 print(peak() - before)
 """
 
 
 def measure(*arguments: str) -> float:
-    """MB that the peak grew by."""
+    """Return the increase of peak memory in MB."""
     done = subprocess.run(
         [sys.executable, "-c", SCENE, *arguments],
         capture_output=True, text=True, check=False, timeout=300, env={"OMP_NUM_THREADS": "1"},
@@ -71,7 +71,7 @@ def measure(*arguments: str) -> float:
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
 def test_300_large_instances_on_12_megapixels(preset: str) -> None:
-    """As bool crops they would be 1 GB."""
+    """Check masks that would take 1 GB as bool crops."""
     assert measure(preset, "300", "0.5", "800x1066", "3000x4000") < 400
 
 
@@ -80,5 +80,5 @@ def test_1000_large_instances_on_a_megapixel() -> None:
 
 
 def test_results_and_drawing() -> None:
-    """The drawing itself, its copy and a byte a pixel are 13 MB a million pixels at most."""
+    """Check drawing: the image, its copy and a byte per pixel take at most 13 MB per million pixels."""
     assert measure("paper", "300", "0.1", "800x1066", "3000x4000", "results") < 12 * 13 + 100

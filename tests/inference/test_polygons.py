@@ -1,4 +1,4 @@
-"""Masks in other programs' forms: what readers read back are the same pixels."""
+"""Masks in the formats of other programs: reading them restores the same pixels."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ RING = np.pad(np.zeros((3, 4), bool), 2, constant_values=True)
 
 
 def fill(paths: list[NDArray[np.float64]], size: tuple[int, int]) -> Bools:
-    """The pixels inside polygons, by COCO's own code."""
+    """Fill polygons with COCO's own code."""
     runs = mask_api.frPyObjects([path.ravel().tolist() for path in paths], *size)
     return mask_api.decode(mask_api.merge(runs)).astype(bool)
 
 
 def slow_edges(mask: Bools) -> set[tuple[tuple[int, int], tuple[int, int]]]:
-    """Every edge between a pixel of the mask and one that is not, as its two ends."""
+    """Return every edge between a pixel of the mask and one outside, as its two ends."""
     padded = np.pad(mask, 1)
-    found = set()
+    edges = set()
     for y, x in np.ndindex(*padded.shape):
         if x + 1 < padded.shape[1] and padded[y, x] != padded[y, x + 1]:
-            found.add(((x, y - 1), (x, y)))
+            edges.add(((x, y - 1), (x, y)))
         if y + 1 < padded.shape[0] and padded[y, x] != padded[y + 1, x]:
-            found.add(((x - 1, y), (x, y)))
-    return found
+            edges.add(((x - 1, y), (x, y)))
+    return edges
 
 
 def unit_edges(ring: NDArray[np.int64]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The edges of a ring, one pixel long each."""
-    found = []
+    """Split the edges of a ring into edges of one pixel."""
+    edges = []
     for a, b in zip(ring, np.roll(ring, -1, 0), strict=True):
         step = np.sign(b - a)
         for k in range(int(np.abs(b - a).sum())):
             ends = sorted((tuple((a + k * step).tolist()), tuple((a + (k + 1) * step).tolist())))
-            found.append((ends[0], ends[1]))
-    return found
+            edges.append((ends[0], ends[1]))
+    return edges
 
 
 def scene(masks: list[Bools], labels: list[int], size: tuple[int, int], seed: int = 0) -> Instances:
-    """Masks at places of their own, by descending score."""
+    """Create instances at random positions, by descending score."""
     rng = np.random.default_rng(seed)
     offsets = [tuple(rng.integers(0, np.array(size) - mask.shape + 1).tolist()) for mask in masks]
     count = len(masks)
@@ -69,21 +69,21 @@ def scene(masks: list[Bools], labels: list[int], size: tuple[int, int], seed: in
 
 
 @given(any_mask)
-def test_rings_are_the_edges_of_the_mask_each_once(mask: Bools) -> None:
+def test_rings_equal_mask_edges(mask: Bools) -> None:
     edges = [edge for ring in rings(mask) for edge in unit_edges(ring)]
     assert len(edges) == len(set(edges))
     assert set(edges) == slow_edges(mask)
 
 
 @given(any_mask, st.integers(0, 5), st.integers(0, 5))
-def test_an_outline_holds_exactly_the_mask(mask: Bools, y: int, x: int) -> None:
+def test_outline_restores_mask(mask: Bools, y: int, x: int) -> None:
     size = (mask.shape[0] + y, mask.shape[1] + x)
     expected = np.pad(mask, ((y, 0), (x, 0)))
     np.testing.assert_array_equal(fill([outline(mask) + (x, y)], size), expected)  # noqa: RUF005
 
 
 @given(any_mask)
-def test_pieces_put_together_are_the_mask(mask: Bools) -> None:
+def test_pieces_restore_mask(mask: Bools) -> None:
     whole = np.zeros_like(mask)
     for piece, (top, left) in pieces(mask):
         window = whole[top : top + piece.shape[0], left : left + piece.shape[1]]
@@ -92,58 +92,58 @@ def test_pieces_put_together_are_the_mask(mask: Bools) -> None:
     np.testing.assert_array_equal(whole, mask)
 
 
-def test_an_outline_is_short() -> None:
+def test_outline_has_corners_only() -> None:
     assert outline(np.ones((40, 70), bool)).tolist() == [[0, 0], [70, 0], [70, 40], [0, 40]]
     assert len(outline(RING)) == 4 + 1 + 4 + 1
 
 
 @given(st.lists(any_mask, min_size=1, max_size=4), st.integers(0, 99))
-def test_yolo_reads_back_the_masks(masks: list[Bools], seed: int) -> None:
-    found = scene(masks, [seed % 3] * len(masks), (17, 23), seed)
-    for line, mask in zip(yolo_lines(found), found.masks.to_dense().numpy(), strict=True):
+def test_yolo_restores_masks(masks: list[Bools], seed: int) -> None:
+    instances = scene(masks, [seed % 3] * len(masks), (17, 23), seed)
+    for line, mask in zip(yolo_lines(instances), instances.masks.to_dense().numpy(), strict=True):
         label, *values = line.split()
         assert label == str(seed % 3)
         points = np.array(values, float).reshape(-1, 2) * (23, 17)
         np.testing.assert_array_equal(fill([points.astype(np.float32)], (17, 23)), mask)
 
 
-def test_yolo_on_a_wide_image_through_its_reader(tmp_path: Path) -> None:
+def test_yolo_round_trip_of_wide_image(tmp_path: Path) -> None:
     size = (60, 20_000)
-    found = scene([RING, np.eye(5, dtype=bool), np.zeros((0, 0), bool)], [1, 0, 1], size)
+    instances = scene([RING, np.eye(5, dtype=bool), np.zeros((0, 0), bool)], [1, 0, 1], size)
     Image.new("L", size[::-1]).save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("\n".join(yolo_lines(found)))
+    (tmp_path / "a.txt").write_text("\n".join(yolo_lines(instances)))
     problems: list[object] = []
     content = read_yolo([tmp_path / "a.png"], {0: "x", 1: "y"}, tmp_path / "data.yaml", problems.append)
     assert problems == []
     assert [entry["category_id"] for entry in content["annotations"]] == [1, 0]  # the empty one has no line
     for index, entry in enumerate(content["annotations"]):
         read = fill(entry["segmentation"], size)
-        np.testing.assert_array_equal(read, found.masks.dense(index).numpy())
+        np.testing.assert_array_equal(read, instances.masks.dense(index).numpy())
 
 
 @given(st.lists(any_mask, max_size=5), st.integers(0, 99))
-def test_a_label_image_gives_overlaps_to_the_better_score(masks: list[Bools], seed: int) -> None:
-    found = scene(masks, [0] * len(masks), (15, 14), seed)
-    labels = label_image(found.masks, "a.png")
+def test_label_image_resolves_overlaps_by_score(masks: list[Bools], seed: int) -> None:
+    instances = scene(masks, [0] * len(masks), (15, 14), seed)
+    labels = label_image(instances.masks, "a.png")
     assert labels.dtype == np.uint16
     expected = np.zeros((15, 14), np.uint16)
-    for number, mask in enumerate(found.masks.to_dense().numpy(), start=1):
+    for number, mask in enumerate(instances.masks.to_dense().numpy(), start=1):
         expected[mask & (expected == 0)] = number
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_label_images_read_back_the_masks() -> None:
-    found = scene([RING], [0], (30, 20))
-    ((number, read),) = label_objects(label_image(found.masks, "a.png"))
+def test_label_image_restores_masks() -> None:
+    instances = scene([RING], [0], (30, 20))
+    ((number, read),) = label_objects(label_image(instances.masks, "a.png"))
     assert number == 1
-    np.testing.assert_array_equal(read.pixels(0, 0, 20, 30), found.masks.dense(0).numpy())
+    np.testing.assert_array_equal(read.pixels(0, 0, 20, 30), instances.masks.dense(0).numpy())
 
 
-def test_a_label_image_has_only_so_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_image_raises_on_too_many_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     pixel = np.ones((1, 1), bool)
     many = scene([pixel] * 3, [0] * 3, (4, 4)).masks
     monkeypatch.setattr(polygons, "MAX_LABELS", 2)
-    with pytest.raises(BadInput, match=r"a\.png: 3 objects, but a label image has numbers for 2"):
+    with pytest.raises(BadInput, match=r"a\.png: 3 objects, but a label image holds at most 2"):
         label_image(many, "a.png")
     monkeypatch.undo()
     empty = CropMasks([torch.zeros(0, 0, dtype=torch.bool)] * 65536, [(0, 0)] * 65536, (4, 4))
@@ -152,22 +152,22 @@ def test_a_label_image_has_only_so_many_numbers(monkeypatch: pytest.MonkeyPatch)
     assert label_image(empty.select(range(65535)), "a.png").max() == 0
 
 
-def test_labelme_has_a_polygon_a_piece() -> None:
+def test_labelme_has_one_polygon_per_piece() -> None:
     two = np.zeros((6, 9), bool)
     two[:2, :3] = two[4:, 5:] = True
-    found = scene([two, RING], [1, 0], (40, 50))
-    written = labelme(found, ["cat", "dog"], "../a b.jpg")
+    instances = scene([two, RING], [1, 0], (40, 50))
+    written = labelme(instances, ["cat", "dog"], "../a b.jpg")
     assert (written["imagePath"], written["imageHeight"], written["imageWidth"]) == ("../a b.jpg", 40, 50)
     shapes = written["shapes"]
     assert [(shape["label"], shape["group_id"]) for shape in shapes] == [("dog", 1), ("dog", 1), ("cat", 2)]
     assert shapes[2]["description"] == "score 0.5000"
     for number in (1, 2):
         parts = [np.array(shape["points"]) for shape in shapes if shape["group_id"] == number]
-        np.testing.assert_array_equal(fill(parts, (40, 50)), found.masks.dense(number - 1).numpy())
+        np.testing.assert_array_equal(fill(parts, (40, 50)), instances.masks.dense(number - 1).numpy())
 
 
-def test_an_outline_is_good_for_painters_that_draw_the_line_too() -> None:
-    """Pillow paints the pixels under a polygon's edge: one row and column more, nothing else."""
+def test_outline_filled_by_pillow() -> None:
+    """Check Pillow, which also fills the pixels under a polygon's edge: one more row and column only."""
     canvas = Image.new("1", (20, 12))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in outline(np.ones((5, 7), bool))], fill=1)
     painted = np.asarray(canvas)

@@ -1,4 +1,4 @@
-"""The stages of section 3.6 together."""
+"""All stages of section 3.6 together."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from embedmask.inference.proposals import decode_proposals
 SIZES = [(40, 56), (64, 33)]
 
 
-def test_each_image_is_its_own_stages() -> None:
+def test_equals_separate_stages() -> None:
     cfg = small_config(embed_dim=4, max_detections=20)
     predictions = random_predictions((64, 64), images=2)
     originals = [(80, 112), (31, 17)]
     results = Postprocessor.from_config(cfg)(predictions, SIZES, originals)
     assert len(results) == 2
-    for index, (found, size, original) in enumerate(zip(results, SIZES, originals, strict=True)):
+    for index, (actual, size, original) in enumerate(zip(results, SIZES, originals, strict=True)):
         proposals = decode_proposals(predictions, index, size, max_detections=20, box_offset=cfg.box_offset)
         masks = decode_masks(
             predictions.pixel_embed[index],
@@ -31,13 +31,13 @@ def test_each_image_is_its_own_stages() -> None:
             interpolation="prob",
         )
         scale = torch.tensor([original[1] / size[1], original[0] / size[0]]).repeat(2)
-        assert len(found) == len(proposals) > 0
-        assert torch.allclose(found.boxes, proposals.boxes * scale)
-        assert torch.equal(found.scores, proposals.scores)
-        assert torch.equal(found.proposal_embed, proposals.embed)
-        assert torch.equal(found.masks.to_dense(), masks.to_dense())
-        assert (found.scores.diff() <= 0).all()
-        assert found.masks.to_dense().shape == (len(found), *original)
+        assert len(actual) == len(proposals) > 0
+        assert torch.allclose(actual.boxes, proposals.boxes * scale)
+        assert torch.equal(actual.scores, proposals.scores)
+        assert torch.equal(actual.proposal_embed, proposals.embed)
+        assert torch.equal(actual.masks.to_dense(), masks.to_dense())
+        assert (actual.scores.diff() <= 0).all()
+        assert actual.masks.to_dense().shape == (len(actual), *original)
 
 
 def test_boxes_scale_with_the_image_and_masks_follow() -> None:
@@ -55,34 +55,34 @@ def test_boxes_scale_with_the_image_and_masks_follow() -> None:
 def test_max_detections_is_a_setting(limit: int) -> None:
     cfg = small_config(embed_dim=4, score_threshold=0.0, pre_nms=5000, nms_threshold=1.0)
     predictions = random_predictions((160, 160))
-    found = Postprocessor.from_config(cfg, max_detections=limit)(predictions, [(160, 160)], [(40, 40)])[0]
-    assert len(found) == len(found.masks) == limit
+    actual = Postprocessor.from_config(cfg, max_detections=limit)(predictions, [(160, 160)], [(40, 40)])[0]
+    assert len(actual) == len(actual.masks) == limit
     assert Postprocessor.from_config(cfg).max_detections == cfg.max_detections
 
 
 def test_no_detections() -> None:
     cfg = small_config(embed_dim=4, score_threshold=1.0)
-    found = Postprocessor.from_config(cfg)(random_predictions((32, 32)), [(20, 30)], [(200, 300)])[0]
-    assert len(found) == 0
-    assert found.boxes.shape == (0, 4)
-    assert found.masks.to_dense().shape == (0, 200, 300)
+    actual = Postprocessor.from_config(cfg)(random_predictions((32, 32)), [(20, 30)], [(200, 300)])[0]
+    assert len(actual) == 0
+    assert actual.boxes.shape == (0, 4)
+    assert actual.masks.to_dense().shape == (0, 200, 300)
 
 
 def test_results_carry_no_graph() -> None:
     predictions = random_predictions((32, 32), requires_grad=True)
-    found = Postprocessor.from_config(small_config(embed_dim=4))(predictions, [(32, 32)], [(32, 32)])[0]
-    assert len(found) > 0
-    assert not found.boxes.requires_grad
-    assert not found.scores.requires_grad
+    actual = Postprocessor.from_config(small_config(embed_dim=4))(predictions, [(32, 32)], [(32, 32)])[0]
+    assert len(actual) > 0
+    assert not actual.boxes.requires_grad
+    assert not actual.scores.requires_grad
 
 
-def test_as_many_sizes_as_images() -> None:
+def test_raises_on_missing_sizes() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Postprocessor.from_config(small_config(embed_dim=4))(random_predictions((32, 32)), [(32, 32)], [])
 
 
 def test_boxes_end_with_the_image() -> None:
-    """35 px times 107 / 35 is more than 107 in float32."""
+    """Check that boxes end with the image, although 35 px * (107 / 35) exceeds 107 in float32."""
     cfg = small_config(preset="fused", embed_dim=4)
     predictions = random_predictions((64, 64), margins=4)
     boxes = Postprocessor.from_config(cfg)(predictions, [(35, 35)], [(107, 107)])[0].boxes

@@ -1,4 +1,4 @@
-"""Images of every kind in, detections in the image's own frame out."""
+"""Prediction for images in every form, with detections in the frame of the original image."""
 
 from __future__ import annotations
 
@@ -29,22 +29,20 @@ from embedmask.structures import ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
 
 
-def test_detections_are_in_the_images_frame(predictor: Predictor, photo: np.ndarray) -> None:
-    found = predictor(photo, score_threshold=0.0)
-    assert len(found) == 20
-    assert isinstance(found.mask, CompactMask)
-    assert found.mask.shape == (20, 90, 131)
-    assert found.xyxy.min() >= 0
-    assert (found.xyxy[:, 2:] <= [131, 90]).all()
-    assert found.confidence is not None
-    assert (np.diff(found.confidence) <= 0).all()
-    assert found.class_id is not None
-    assert found.data["class_name"].tolist() == [NAMES[label] for label in found.class_id]
+def test_detections_are_in_image_frame(predictor: Predictor, photo: np.ndarray) -> None:
+    actual = predictor(photo, score_threshold=0.0)
+    assert len(actual) == 20
+    assert isinstance(actual.mask, CompactMask)
+    assert actual.mask.shape == (20, 90, 131)
+    assert actual.xyxy.min() >= 0
+    assert (actual.xyxy[:, 2:] <= [131, 90]).all()
+    assert actual.confidence is not None
+    assert (np.diff(actual.confidence) <= 0).all()
+    assert actual.class_id is not None
+    assert actual.data["class_name"].tolist() == [NAMES[label] for label in actual.class_id]
 
 
-def test_every_form_of_an_image_gives_the_same(
-    predictor: Predictor, photo: np.ndarray, tmp_path: Path
-) -> None:
+def test_all_image_forms_are_equal(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     forms = forms_of(photo, tmp_path)
     expected = predictor(photo, 0.0)
     assert len(expected) > 0
@@ -53,7 +51,7 @@ def test_every_form_of_an_image_gives_the_same(
     assert all(same(one, expected) for one in predictor(forms[:2], 0.0))
 
 
-def test_a_list(predictor: Predictor, photo: np.ndarray) -> None:
+def test_list(predictor: Predictor, photo: np.ndarray) -> None:
     listed = predictor([photo, photo[:50]], 0.0)
     assert isinstance(listed, list)
     assert [one.mask.shape[1:] for one in listed if one.mask is not None] == [(90, 131), (50, 131)]
@@ -62,41 +60,41 @@ def test_a_list(predictor: Predictor, photo: np.ndarray) -> None:
     assert same(predictor((photo,), 0.0)[0], listed[0])
 
 
-def test_a_list_is_checked_before_anything_is_read(predictor: Predictor, photo: np.ndarray) -> None:
-    seen: list[ImageBatch] = []
-    watched = changed(predictor, network=seen.append)
+def test_list_is_checked_first(predictor: Predictor, photo: np.ndarray) -> None:
+    batches: list[ImageBatch] = []
+    watched = changed(predictor, network=batches.append)
     with pytest.raises(BadInput, match=r"^images\[2\]: .* got int"):
         watched([photo, photo, 7])  # type: ignore[list-item]
     with pytest.raises(BadInput, match=r"^images\[1\]: .* got float32"):
         watched([photo, photo.astype(np.float32)])
     with pytest.raises(BadInput, match=r"^images\[1\]: "):
         watched.find([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
-    assert seen == []
+    assert batches == []
 
 
-def test_embeddings_follow_the_detections(predictor: Predictor, photo: np.ndarray) -> None:
+def test_embeddings_match_detections(predictor: Predictor, photo: np.ndarray) -> None:
     plain = predictor(photo, 0.0)
     assert set(plain.data) == {"class_name"}
-    found = predictor(photo, 0.0, embeddings=True)
-    assert same(found, plain)
-    embed, margin = found.data["proposal_embed"], found.data["proposal_margin"]
+    actual = predictor(photo, 0.0, embeddings=True)
+    assert same(actual, plain)
+    embed, margin = actual.data["proposal_embed"], actual.data["proposal_margin"]
     assert (embed.dtype, embed.shape) == (np.float32, (20, 4))
     assert (margin.dtype, margin.shape) == (np.float32, (20, 1))
     (instances,) = predictor.find([as_image(photo)])
     np.testing.assert_array_equal(embed, instances.proposal_embed)
     np.testing.assert_array_equal(margin, instances.proposal_margin)
-    assert found.class_id is not None
-    chosen = found[found.class_id == found.class_id[3]]
+    assert actual.class_id is not None
+    chosen = actual[actual.class_id == actual.class_id[3]]
     assert isinstance(chosen, sv.Detections)
-    np.testing.assert_array_equal(chosen.data["proposal_embed"], embed[found.class_id == found.class_id[3]])
-    level = float(np.median(found.confidence))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(chosen.data["proposal_embed"], embed[actual.class_id == actual.class_id[3]])
+    level = float(np.median(actual.confidence))  # type: ignore[arg-type]
     some = predictor(photo, level, embeddings=True)
     np.testing.assert_array_equal(some.data["proposal_embed"], embed[: len(some)])
     none = predictor([photo], 1.0, embeddings=True)[0]
     assert none.data["proposal_embed"].shape == (0, 4)
 
 
-def test_a_model_without_embeddings() -> None:
+def test_raises_on_model_without_embeddings() -> None:
     predictor = Predictor(build_model(small_baseline()), NAMES, device="cpu", precision="float32")
     with pytest.raises(BadInput, match="embeddings"):
         predictor(np.zeros((64, 64, 3), np.uint8), embeddings=True)
@@ -106,14 +104,14 @@ def test_limits_reach_the_baseline() -> None:
     torch.manual_seed(0)
     model = build_model(small_baseline(score_threshold=0.0, max_detections=7))
     predictor = Predictor(model, NAMES, device="cpu", precision="float32")
-    shown = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    assert len(predictor(shown, 0.0)) == 7
-    assert len(predictor(shown, 0.0, max_detections=2)) == 2
-    assert predictor(shown, 1.0).is_empty()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(predictor(pixels, 0.0)) == 7
+    assert len(predictor(pixels, 0.0, max_detections=2)) == 2
+    assert predictor(pixels, 1.0).is_empty()
 
 
 def test_masks_are_placed_exactly(predictor: Predictor, photo: np.ndarray) -> None:
-    """Whatever the model's config says: it is the authors' frame that published figures are told in."""
+    """Check that prediction overrides `mask_frame: authors`, which is for reproducing published figures."""
     assert predictor.model.config.mask_frame == "authors"
     image = EvalTransform(64, 128).image(as_image(photo))
     with torch.inference_mode():
@@ -123,8 +121,8 @@ def test_masks_are_placed_exactly(predictor: Predictor, photo: np.ndarray) -> No
     assert np.array_equal(exact.masks.to_dense().numpy(), np.asarray(predictor(photo, 0.0).mask))
 
 
-def test_the_config_of_a_request_is_made_once(predictor: Predictor, photo: np.ndarray) -> None:
-    """A video asks for the same at every frame."""
+def test_request_config_is_cached(predictor: Predictor, photo: np.ndarray) -> None:
+    """Check that the frames of a video share one config."""
     configs = []
 
     def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
@@ -140,26 +138,26 @@ def test_the_config_of_a_request_is_made_once(predictor: Predictor, photo: np.nd
 
 
 def test_tiles(predictor: Predictor) -> None:
-    """Wired to the tiles: seen at their own scale, limits for the whole image, the same from every door."""
-    shown = np.random.default_rng(3).integers(0, 256, (100, 150, 3), dtype=np.uint8)
-    tiled = predictor(shown, 0.0, max_detections=30, tile=64, overlap=16)
+    """Check tiles in every method: they are not resized, and limits apply to the whole image."""
+    pixels = np.random.default_rng(3).integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    tiled = predictor(pixels, 0.0, max_detections=30, tile=64, overlap=16)
     assert tiled.mask is not None
     assert tiled.mask.shape == (30, 100, 150)
-    assert not np.array_equal(tiled.xyxy, predictor(shown, 0.0, max_detections=30).xyxy)
-    assert len(predictor(shown, 0.0, tile=64, overlap=16)) > 20  # the config's limit is each tile's
-    assert same(predictor([shown], 0.0, 30, tile=64, overlap=16)[0], tiled)
-    assert same(next(predictor(iter([shown]), 0.0, 30, tile=64, overlap=16)), tiled)
+    assert not np.array_equal(tiled.xyxy, predictor(pixels, 0.0, max_detections=30).xyxy)
+    assert len(predictor(pixels, 0.0, tile=64, overlap=16)) > 20  # the config's limit applies to each tile
+    assert same(predictor([pixels], 0.0, 30, tile=64, overlap=16)[0], tiled)
+    assert same(next(predictor(iter([pixels]), 0.0, 30, tile=64, overlap=16)), tiled)
     assert tiled.confidence is not None
     level = float(np.median(tiled.confidence))
-    above = predictor(shown, level, 30, tile=64, overlap=16)
+    above = predictor(pixels, level, 30, tile=64, overlap=16)
     assert above.confidence is not None
     assert above.confidence.min() >= level
-    few = predictor(shown, 0.0, max_detections=5, tile=64, overlap=16)
-    kept = tiled[:5]
-    assert isinstance(kept, sv.Detections)
-    assert same(few, kept)
-    small = predictor(shown[:40, :50], 0.0, tile=64, overlap=16)
-    assert same(small, predictor(shown[:40, :50], 0.0))
+    few = predictor(pixels, 0.0, max_detections=5, tile=64, overlap=16)
+    subset = tiled[:5]
+    assert isinstance(subset, sv.Detections)
+    assert same(few, subset)
+    small = predictor(pixels[:40, :50], 0.0, tile=64, overlap=16)
+    assert same(small, predictor(pixels[:40, :50], 0.0))
 
 
 def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
@@ -170,9 +168,9 @@ def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
     level = float(np.median(every.confidence))
     some = predictor(photo, level, max_detections=1000)
     assert 0 < len(some) < len(every)
-    kept = every[every.confidence >= level]
-    assert isinstance(kept, sv.Detections)
-    assert same(some, kept)
+    subset = every[every.confidence >= level]
+    assert isinstance(subset, sv.Detections)
+    assert same(some, subset)
     none = predictor(photo, 1.0)
     assert none.is_empty()
     assert none.mask is not None
@@ -187,55 +185,57 @@ def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
         ({"tile": 64, "overlap": 33}, "overlap"), ({"tile": 64, "overlap": -1}, "overlap"),
     ],
 )  # fmt: skip
-def test_bad_options(predictor: Predictor, photo: np.ndarray, options: dict[str, Any], says: str) -> None:
-    """Told at once, also where the images come later."""
+def test_raises_on_bad_options(
+    predictor: Predictor, photo: np.ndarray, options: dict[str, Any], message: str
+) -> None:
+    """Check that errors are raised at the call, also for methods that return iterators."""
     for source in (photo, [photo], iter([photo])):
-        with pytest.raises(BadInput, match=says):
+        with pytest.raises(BadInput, match=message):
             predictor(source, **options)
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(BadInput, match=message):
         predictor.stream([], **options)
 
 
-def test_a_batch_of_none(predictor: Predictor) -> None:
+def test_raises_on_batch_size_zero(predictor: Predictor) -> None:
     with pytest.raises(BadInput, match="batch_size 0"):
         predictor.stream([], batch_size=0)
 
 
-def test_the_steps_one_by_one(predictor: Predictor, photo: np.ndarray) -> None:
-    """The road by hand, on an image that already has the network's size: nothing is resized."""
+def test_equals_separate_steps(predictor: Predictor, photo: np.ndarray) -> None:
+    """Compare with the separate steps, on an image of the network's size, which is not resized."""
     image = torch.from_numpy(photo[:64, :96].copy()).permute(2, 0, 1)
-    (found,) = predictor.find([image])
+    (actual,) = predictor.find([image])
     with torch.inference_mode():
         batch = predictor.model.preprocess([image])
         predictions = predictor.network(batch)
     config = replace(predictor.model.config, mask_frame="exact")
     expected = Postprocessor.from_config(config)(predictions, [(64, 96)], [(64, 96)])[0]
-    assert len(found) == 20
-    assert torch.equal(found.boxes, expected.boxes)
-    assert torch.equal(found.masks.to_dense(), expected.masks.to_dense())
+    assert len(actual) == 20
+    assert torch.equal(actual.boxes, expected.boxes)
+    assert torch.equal(actual.masks.to_dense(), expected.masks.to_dense())
 
 
-def test_a_turned_photo(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
-    """Detections of a photo with an EXIF orientation are in its upright frame."""
+def test_exif_orientation(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
+    """Check that detections of a photo with an EXIF orientation are in its upright frame."""
     path = tmp_path / "turned.png"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(photo).save(path, exif=exif)
     upright = np.rot90(photo, -1)
-    found = predictor(path, 0.0)
-    assert found.mask is not None
-    assert found.mask.shape[1:] == (131, 90)
-    assert same(found, predictor(upright, 0.0))
+    actual = predictor(path, 0.0)
+    assert actual.mask is not None
+    assert actual.mask.shape[1:] == (131, 90)
+    assert same(actual, predictor(upright, 0.0))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 2), (200, 64)])
 def test_odd_sizes(predictor: Predictor, size: tuple[int, int]) -> None:
-    found = predictor(np.full((*size, 3), 120, np.uint8), 0.0)
-    assert found.mask is not None
-    assert found.mask.shape[1:] == size
+    actual = predictor(np.full((*size, 3), 120, np.uint8), 0.0)
+    assert actual.mask is not None
+    assert actual.mask.shape[1:] == size
 
 
-def test_a_cut_file(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
+def test_raises_on_truncated_file(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(photo).save(buffer, "jpeg")
     path = tmp_path / "cut.jpg"
@@ -252,25 +252,25 @@ def test_load(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
     assert same(loaded(photo, 0.0), predictor(photo, 0.0))
 
 
-def test_wrong_number_of_names() -> None:
+def test_raises_on_wrong_number_of_names() -> None:
     with pytest.raises(BadInput, match="2 class names for a model of 3"):
         Predictor(EmbedMask(predictor_config()), ["a", "b"], device="cpu")
 
 
-def test_bfloat16_stays_near_float32(photo: np.ndarray) -> None:
+def test_bfloat16_is_close_to_float32(photo: np.ndarray) -> None:
     torch.manual_seed(0)
     model = EmbedMask(predictor_config())
     exact = Predictor(model, NAMES, device="cpu", precision="float32")(photo, 0.0, 1000)
     reduced = Predictor(model, NAMES, device="cpu", precision="bfloat16")
     assert reduced.dtype == torch.bfloat16
-    found = reduced(photo, 0.0, 1000)
-    assert found.xyxy.dtype == np.float32
-    assert not np.array_equal(found.xyxy[:20], exact.xyxy[:20])
-    near = [np.abs(exact.xyxy - box).max(1).min() for box in found.xyxy[:20]]
+    actual = reduced(photo, 0.0, 1000)
+    assert actual.xyxy.dtype == np.float32
+    assert not np.array_equal(actual.xyxy[:20], exact.xyxy[:20])
+    near = [np.abs(exact.xyxy - box).max(1).min() for box in actual.xyxy[:20]]
     assert np.median(near) < 2
 
 
-def test_without_a_threshold_the_model_decides(photo: np.ndarray) -> None:
+def test_default_score_threshold(photo: np.ndarray) -> None:
     torch.manual_seed(0)
     model = EmbedMask(predictor_config())
     everything = Predictor(model, NAMES, precision="float32")(photo, score_threshold=0.0)
@@ -286,7 +286,7 @@ def test_without_a_threshold_the_model_decides(photo: np.ndarray) -> None:
     assert len(streamed.instances) == len(decided)
 
 
-def test_it_prints_what_it_is(predictor: Predictor) -> None:
+def test_repr(predictor: Predictor) -> None:
     assert repr(predictor) == (
         "Predictor(EmbedMask with resnet18, 3 classes: disc, star, ring; "
         "device=cpu, precision=float32, engine=torch)"
@@ -295,24 +295,24 @@ def test_it_prints_what_it_is(predictor: Predictor) -> None:
     assert "4 classes: a, b, c, ...; " in repr(many)
 
 
-def test_it_can_be_pickled(predictor: Predictor, photo: np.ndarray) -> None:
+def test_pickle(predictor: Predictor, photo: np.ndarray) -> None:
     copied = pickle.loads(pickle.dumps(changed(predictor, batch_size=3)))
     assert (repr(copied), copied.batch_size) == (repr(predictor), 3)
     assert same(copied(photo, 0.0), predictor(photo, 0.0))
 
 
-def test_another_process_can_have_it(predictor: Predictor, photo: np.ndarray) -> None:
+def test_pickle_to_another_process(predictor: Predictor, photo: np.ndarray) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(predictor, (photo, 0.0))
-    assert np.allclose(found.xyxy, predictor(photo, 0.0).xyxy, atol=1e-3)
+        actual = pool.apply(predictor, (photo, 0.0))
+    assert np.allclose(actual.xyxy, predictor(photo, 0.0).xyxy, atol=1e-3)
 
 
-def test_a_pickled_engine_is_built_anew(predictor: Predictor) -> None:
+def test_unpickling_rebuilds_engine(predictor: Predictor) -> None:
     built: list[str] = []
 
     def build(model: EmbedMask, engine: str, dtype: torch.dtype) -> Any:
         built.append(engine)
-        return lambda batch: None  # no pickle can hold it
+        return lambda batch: None  # cannot be pickled
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("embedmask.inference.predictor.make_network", build)

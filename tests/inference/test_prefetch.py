@@ -1,4 +1,4 @@
-"""Items read ahead in order, bounded, without threads left behind; batches of one frame."""
+"""Prefetching in order, within bounds, leaving no threads; batches of one frame."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from embedmask.inference.prefetch import make_batches, prefetch
 
 
 def counted(taken: list[int]) -> Iterator[int]:
-    """0, 1, 2, ... for ever, noting what has been asked for."""
+    """Yield 0, 1, 2, ... without end and record the numbers taken."""
     for number in itertools.count():
         taken.append(number)
         yield number
 
 
 @given(st.lists(st.integers()), st.integers(1, 4), st.integers(1, 5))
-def test_everything_comes_once_in_order(items: list[int], workers: int, ahead: int) -> None:
+def test_prefetch_keeps_order(items: list[int], workers: int, ahead: int) -> None:
     assert list(prefetch(items, lambda item: item + 1, workers=workers, ahead=ahead)) == [
         item + 1 for item in items
     ]
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (1, 2), (3, 5)])
-def test_an_endless_source_is_asked_for_a_bounded_number(workers: int, ahead: int) -> None:
+def test_prefetch_is_bounded(workers: int, ahead: int) -> None:
     taken: list[int] = []
     read = prefetch(counted(taken), str, workers=workers, ahead=ahead)
     assert taken == []
@@ -43,8 +43,8 @@ def test_an_endless_source_is_asked_for_a_bounded_number(workers: int, ahead: in
     assert len(taken) <= 20 + ahead
 
 
-def test_items_are_prepared_while_the_caller_is_busy() -> None:
-    """The second item is ready before it is asked for, and not in the caller's thread."""
+def test_items_are_prepared_in_background() -> None:
+    """Check that the second item is prepared in another thread before the caller takes it."""
     ready = threading.Event()
     threads = set()
 
@@ -61,7 +61,7 @@ def test_items_are_prepared_while_the_caller_is_busy() -> None:
     assert threading.current_thread() not in threads
 
 
-def test_errors_come_in_their_turn() -> None:
+def test_errors_are_raised_in_order() -> None:
     threads = threading.active_count()
     read = prefetch([1, 0, 2], lambda item: 1 // item, workers=2, ahead=3)
     assert next(read) == 1
@@ -80,8 +80,8 @@ def test_errors_come_in_their_turn() -> None:
     assert threading.active_count() == threads
 
 
-def test_the_source_is_asked_by_one_thread_at_a_time() -> None:
-    """A generator that is asked by two threads at once raises."""
+def test_source_is_read_by_one_thread() -> None:
+    """Check with a generator, which raises if two threads use it at once."""
     pause = threading.Event()
 
     def slow() -> Iterator[int]:
@@ -103,49 +103,51 @@ letters = st.lists(st.sampled_from(["wide", "high", "square"]).map(Framed), max_
 
 
 @given(letters, st.integers(1, 5), st.integers(1, 12))
-def test_batches_hold_every_item_once_and_one_frame_each(items: list[Framed], size: int, window: int) -> None:
-    batches = list(make_batches(items, size=lambda item: size, window=window, room=ROOMY))
+def test_batches_have_one_frame(items: list[Framed], size: int, window: int) -> None:
+    batches = list(make_batches(items, batch_size=lambda item: size, max_items=window, max_bytes=ROOMY))
     places = [place for batch in batches for place in batch]
     assert sorted(places) == list(range(len(items)))
     for batch in batches:
         assert len({item.frame for item in batch.values()}) == 1
         assert len(batch) <= size
         assert list(batch) == sorted(batch)
-        assert max(batch) - min(batch) < window * size  # nothing waits for ever
+        assert max(batch) - min(batch) < window * size  # every item is emitted within the window
         assert all(items[place] is item for place, item in batch.items())
     firsts = [min(batch) for batch in batches]
     assert firsts == sorted(firsts)
 
 
 @given(letters, st.integers(1, 5), st.integers(1, 12))
-def test_no_more_is_taken_than_the_window(items: list[Framed], size: int, window: int) -> None:
+def test_window_bounds_buffer(items: list[Framed], size: int, window: int) -> None:
     taken: list[int] = []
     given_out = 0
     source = (items[number] for number in itertools.islice(counted(taken), len(items)))
-    for batch in make_batches(source, size=lambda item: size, window=window, room=ROOMY):
+    for batch in make_batches(source, batch_size=lambda item: size, max_items=window, max_bytes=ROOMY):
         assert len(taken) - given_out <= window
         given_out += len(batch)
     assert given_out == len(items)
 
 
-def test_companions_are_looked_for_ahead() -> None:
+def test_batches_look_ahead() -> None:
     items = [Framed(name) for name in "abaabb"]
-    batches = make_batches(items, size=lambda item: 3, window=6, room=ROOMY)
+    batches = make_batches(items, batch_size=lambda item: 3, max_items=6, max_bytes=ROOMY)
     assert [list(batch) for batch in batches] == [[0, 2, 3], [1, 4, 5]]
-    batches = make_batches(items, size=lambda item: 3, window=2, room=ROOMY)
+    batches = make_batches(items, batch_size=lambda item: 3, max_items=2, max_bytes=ROOMY)
     assert [list(batch) for batch in batches] == [[0], [1], [2, 3], [4, 5]]
 
 
-def test_large_items_are_not_piled_up() -> None:
+def test_bytes_bound_buffer() -> None:
     items = [Framed("a"), Framed("b", 50), Framed("b", 50), Framed("a"), Framed("b", 1)]
-    batches = make_batches(items, size=lambda item: 2, window=5, room=60)
+    batches = make_batches(items, batch_size=lambda item: 2, max_items=5, max_bytes=60)
     assert [list(batch) for batch in batches] == [[0], [1, 2], [3], [4]]
 
 
-def test_what_goes_alone_goes_at_once() -> None:
+def test_single_items_are_not_delayed() -> None:
     taken: list[int] = []
     numbered = (Framed(None if number < 2 else "a") for number in counted(taken))
-    batches = make_batches(numbered, size=lambda item: 1 if item.frame is None else 4, window=8, room=ROOMY)
+    batches = make_batches(
+        numbered, batch_size=lambda item: 1 if item.frame is None else 4, max_items=8, max_bytes=ROOMY
+    )
     assert list(next(batches)) == [0]
     assert taken == [0]
     assert list(next(batches)) == [1]

@@ -19,18 +19,18 @@ from embedmask.locations import flatten_levels
 def assert_equal_to_loop(
     predictions: Predictions, index: int, size: tuple[int, int], **options: Any
 ) -> Proposals:
-    found = decode_proposals(predictions, index, size, **options)
+    actual = decode_proposals(predictions, index, size, **options)
     expected = slow.decode_proposals(predictions, index, size, **options)
-    assert len(found) == len(expected)
-    assert found.scores.tolist() == pytest.approx([e[0] for e in expected], rel=1e-5)
-    assert found.labels.tolist() == [e[1] for e in expected]
-    for box, entry in zip(found.boxes.tolist(), expected, strict=True):
+    assert len(actual) == len(expected)
+    assert actual.scores.tolist() == pytest.approx([e[0] for e in expected], rel=1e-5)
+    assert actual.labels.tolist() == [e[1] for e in expected]
+    for box, entry in zip(actual.boxes.tolist(), expected, strict=True):
         assert box == pytest.approx(entry[2], abs=1e-3)
-    # q and s are those of the very location that the box came from
+    # q and s belong to the location of the box
     for row, (_, _, _, level, cell) in enumerate(expected):
-        assert torch.equal(found.embed[row], predictions.proposal_embed[level][index].flatten(1)[:, cell])
-        assert torch.equal(found.margin[row], predictions.proposal_margin[level][index].flatten(1)[:, cell])
-    return found
+        assert torch.equal(actual.embed[row], predictions.proposal_embed[level][index].flatten(1)[:, cell])
+        assert torch.equal(actual.margin[row], predictions.proposal_margin[level][index].flatten(1)[:, cell])
+    return actual
 
 
 @settings(max_examples=25, deadline=None)
@@ -41,7 +41,7 @@ def assert_equal_to_loop(
     st.sampled_from([0.0, 1.0]),
     st.tuples(st.sampled_from(["product", "root"]), st.booleans()),
 )
-def test_against_the_loop(
+def test_equals_loop(
     seed: int, size: tuple[int, int], score_threshold: float, box_offset: float, version: tuple[str, bool]
 ) -> None:
     predictions = random_predictions(size, images=2, seed=seed, margins=4)
@@ -61,53 +61,53 @@ def test_against_the_loop(
 
 
 @pytest.mark.parametrize("box_offset", [0.0, 1.0])
-def test_boxes_end_at_the_image_and_not_at_the_frame(box_offset: float) -> None:
+def test_boxes_are_clipped_to_image(box_offset: float) -> None:
     predictions = random_predictions((64, 96), seed=2)
-    found = decode_proposals(predictions, 0, (37, 51), score_threshold=0.0, box_offset=box_offset)
-    assert len(found) > 20
-    assert found.boxes.min() == 0
-    assert found.boxes[:, 2].max() == 51 - box_offset
-    assert found.boxes[:, 3].max() == 37 - box_offset
-    assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
-    assert (found.scores.diff() <= 0).all()
+    actual = decode_proposals(predictions, 0, (37, 51), score_threshold=0.0, box_offset=box_offset)
+    assert len(actual) > 20
+    assert actual.boxes.min() == 0
+    assert actual.boxes[:, 2].max() == 51 - box_offset
+    assert actual.boxes[:, 3].max() == 37 - box_offset
+    assert (actual.boxes[:, 2:] > actual.boxes[:, :2]).all()
+    assert (actual.scores.diff() <= 0).all()
 
 
 def test_no_detections() -> None:
-    found = decode_proposals(random_predictions((40, 40)), 0, (40, 40), score_threshold=1.0)
-    assert len(found) == 0
-    assert found.boxes.shape == (0, 4)
-    assert found.embed.shape == (0, 4)
-    assert found.margin.shape == (0, 1)
+    actual = decode_proposals(random_predictions((40, 40)), 0, (40, 40), score_threshold=1.0)
+    assert len(actual) == 0
+    assert actual.boxes.shape == (0, 4)
+    assert actual.embed.shape == (0, 4)
+    assert actual.margin.shape == (0, 1)
 
 
-def test_an_image_of_one_pixel() -> None:
+def test_image_of_one_pixel() -> None:
     predictions = random_predictions((32, 32))
     predictions.box_ltrb = [torch.full_like(level, 200) for level in predictions.box_ltrb]
-    # Boxes that end on their last pixel have no width here
+    # boxes that end on their last pixel have no width here
     assert len(decode_proposals(predictions, 0, (1, 1), score_threshold=0.0, box_offset=1.0)) == 0
-    found = decode_proposals(predictions, 0, (1, 1), score_threshold=0.0)
-    assert len(found) == 3  # one a class: the same box, whatever the location
-    assert found.boxes.tolist() == [[0, 0, 1, 1]] * 3
-    assert sorted(found.labels.tolist()) == [0, 1, 2]
+    actual = decode_proposals(predictions, 0, (1, 1), score_threshold=0.0)
+    assert len(actual) == 3  # one per class: the box is the same at every location
+    assert actual.boxes.tolist() == [[0, 0, 1, 1]] * 3
+    assert sorted(actual.labels.tolist()) == [0, 1, 2]
 
 
 def test_a_thousand_detections() -> None:
     predictions = random_predictions((256, 256), classes=2, seed=4)
     predictions.box_ltrb = [b.clamp(max=3) for b in predictions.box_ltrb]
     options = {"score_threshold": 0.0, "pre_nms": 3000, "max_detections": 1000}
-    found = decode_proposals(predictions, 0, (256, 256), **options)
-    assert len(found) == 1000
+    actual = decode_proposals(predictions, 0, (256, 256), **options)
+    assert len(actual) == 1000
     scores = (
         flatten_levels(predictions.class_logits).sigmoid()
         * flatten_levels(predictions.centerness_logits).sigmoid()
     )
-    assert found.scores[0] == pytest.approx(scores.max().item())
+    assert actual.scores[0] == pytest.approx(scores.max().item())
 
 
-def test_equal_boxes_of_two_classes_both_stay() -> None:
+def test_equal_boxes_of_two_classes() -> None:
     predictions = random_predictions((8, 8), classes=2, strides=(8,))
     predictions.class_logits = [torch.full((1, 2, 1, 1), 3.0)]
     predictions.box_ltrb = [torch.full((1, 4, 1, 1), 3.0)]
-    found = decode_proposals(predictions, 0, (8, 8), nms_threshold=0.0)
-    assert found.boxes.tolist() == [[1, 1, 7, 7]] * 2
-    assert sorted(found.labels.tolist()) == [0, 1]
+    actual = decode_proposals(predictions, 0, (8, 8), nms_threshold=0.0)
+    assert actual.boxes.tolist() == [[1, 1, 7, 7]] * 2
+    assert sorted(actual.labels.tolist()) == [0, 1]

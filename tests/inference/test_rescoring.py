@@ -1,4 +1,4 @@
-"""Scores that know the masks: by hand, against a slow twin, and through the post-processing."""
+"""Rescoring by masks: by hand, against the slow twin, and in the post-processing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ SIZE = (24, 32)
 
 
 def filled(*boxes: tuple[int, int, int, int]) -> Tensor:
-    """Dense masks of rectangles, xyxy."""
+    """Return dense masks of rectangles, xyxy."""
     masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[y1:y2, x1:x2] = True
     return masks
 
 
-def found(dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labels: list[int]) -> Instances:
+def make_instances(
+    dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labels: list[int]
+) -> Instances:
     masks = CropMasks(RunCrops.of(list(dense)), [(0, 0)] * len(dense), SIZE)
     return Instances(
         torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(labels), masks
@@ -33,7 +35,7 @@ def found(dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labe
 
 
 def twin(dense: Tensor, boxes: Tensor, scores: Tensor, labels: list[int]) -> Tensor:
-    """Pixel by pixel, mask by mask."""
+    """Compute the scores pixel by pixel, mask by mask."""
     new = []
     for i, mask in enumerate(dense):
         if not mask.any():
@@ -47,34 +49,36 @@ def twin(dense: Tensor, boxes: Tensor, scores: Tensor, labels: list[int]) -> Ten
     return torch.tensor(new)
 
 
-def test_a_mask_that_fills_its_box_alone_keeps_its_score() -> None:
+def test_full_mask_keeps_score() -> None:
     rectangles = [(2, 2, 10, 12), (10, 2, 20, 12)]
-    kept = rescore_by_masks(found(filled(*rectangles), rectangles, [0.9, 0.5], [0, 0]))
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
+    rescored = rescore_by_masks(make_instances(filled(*rectangles), rectangles, [0.9, 0.5], [0, 0]))
+    assert rescored.scores.tolist() == pytest.approx([0.9, 0.5])
 
 
-def test_a_duplicate_falls_behind_and_one_of_another_class_does_not() -> None:
+def test_duplicate_of_same_class_loses_score() -> None:
     same = (2, 2, 10, 12)
-    results = found(filled(same, same, (12, 2, 20, 12), same), [same, same, (12, 2, 20, 12), same],
+    results = make_instances(filled(same, same, (12, 2, 20, 12), same), [same, same, (12, 2, 20, 12), same],
                     [0.9, 0.8, 0.5, 0.4], [0, 0, 0, 1])  # fmt: skip
-    kept = rescore_by_masks(results)
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.0])
-    assert kept.labels.tolist() == [0, 0, 1, 0]
-    assert kept.boxes[1].tolist() == [12, 2, 20, 12]
-    assert torch.equal(kept.masks.to_dense()[1], filled((12, 2, 20, 12))[0])
+    rescored = rescore_by_masks(results)
+    assert rescored.scores.tolist() == pytest.approx([0.9, 0.5, 0.4, 0.0])
+    assert rescored.labels.tolist() == [0, 0, 1, 0]
+    assert rescored.boxes[1].tolist() == [12, 2, 20, 12]
+    assert torch.equal(rescored.masks.to_dense()[1], filled((12, 2, 20, 12))[0])
 
 
-def test_a_mask_of_half_its_box_scores_half() -> None:
-    kept = rescore_by_masks(found(filled((2, 2, 6, 12)), [(2, 2, 10, 12)], [0.8], [0]))
-    assert kept.scores.tolist() == pytest.approx([0.4])
+def test_half_mask_halves_score() -> None:
+    rescored = rescore_by_masks(make_instances(filled((2, 2, 6, 12)), [(2, 2, 10, 12)], [0.8], [0]))
+    assert rescored.scores.tolist() == pytest.approx([0.4])
 
 
-def test_an_empty_mask_scores_nothing() -> None:
+def test_empty_mask_scores_zero() -> None:
     dense = torch.cat([filled((0, 0, 0, 0)), filled((0, 0, 32, 24))])
-    kept = rescore_by_masks(found(dense, [(2, 2, 6, 6), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))
-    assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
-    kept = rescore_by_masks(found(dense, [(0, 0, 0, 0), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))  # 0 / 0
-    assert kept.scores.tolist() == pytest.approx([0.3, 0.0])
+    rescored = rescore_by_masks(make_instances(dense, [(2, 2, 6, 6), (0, 0, 32, 24)], [0.9, 0.3], [0, 0]))
+    assert rescored.scores.tolist() == pytest.approx([0.3, 0.0])
+    rescored = rescore_by_masks(
+        make_instances(dense, [(0, 0, 0, 0), (0, 0, 32, 24)], [0.9, 0.3], [0, 0])
+    )  # 0 / 0
+    assert rescored.scores.tolist() == pytest.approx([0.3, 0.0])
 
 
 @pytest.mark.parametrize("crops", ["runs", "tensors"])
@@ -88,7 +92,7 @@ def test_no_results(crops: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**31))
-def test_equals_its_slow_twin(count: int, seed: int) -> None:
+def test_equals_slow_twin(count: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=draw) * torch.tensor([24.0, 16])
     boxes = torch.cat([low, low + 1 + 7 * torch.rand(count, 2, generator=draw)], 1)
@@ -98,23 +102,25 @@ def test_equals_its_slow_twin(count: int, seed: int) -> None:
     scores = torch.rand(count, generator=draw).sort(descending=True).values
     labels = torch.randint(0, 2, (count,), generator=draw).tolist()
     expected = twin(dense, boxes, scores, labels)
-    kept = rescore_by_masks(found(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels))
-    assert (kept.scores.diff() <= 0).all()
+    rescored = rescore_by_masks(
+        make_instances(dense, [tuple(b) for b in boxes.tolist()], scores.tolist(), labels)
+    )
+    assert (rescored.scores.diff() <= 0).all()
     before = {tuple(box): i for i, box in enumerate(boxes.tolist())}
-    order = [before[tuple(box)] for box in kept.boxes.tolist()]
+    order = [before[tuple(box)] for box in rescored.boxes.tolist()]
     assert sorted(order) == list(range(count))
-    assert kept.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
-    assert kept.labels.tolist() == [labels[i] for i in order]
-    assert torch.equal(kept.masks.to_dense(), dense[order])
+    assert rescored.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
+    assert rescored.labels.tolist() == [labels[i] for i in order]
+    assert torch.equal(rescored.masks.to_dense(), dense[order])
 
 
-def test_the_post_processing_rescores_where_it_is_asked_to() -> None:
+def test_postprocessor_rescores() -> None:
     predictions = random_predictions((64, 64))
     plain, rescored = (
-        Postprocessor(small_config(embed_dim=4, rescore_masks=asked), max_detections=1000)(
+        Postprocessor(small_config(embed_dim=4, rescore_masks=rescore), max_detections=1000)(
             predictions, [(64, 64)], [(64, 64)]
         )[0]
-        for asked in (False, True)
+        for rescore in (False, True)
     )
     expected = rescore_by_masks(plain)
     assert len(rescored) == len(plain) > 0
@@ -123,14 +129,14 @@ def test_the_post_processing_rescores_where_it_is_asked_to() -> None:
     assert (rescored.proposal_embed == expected.proposal_embed).all()
 
 
-@pytest.mark.parametrize("most", [1, 3, 7])
-def test_the_best_are_kept_however_few_are_asked_for(most: int) -> None:
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_best_results_with_few_detections(limit: int) -> None:
     predictions = random_predictions((96, 96))
     config = small_config(embed_dim=4, rescore_masks=True, score_threshold=0.0)
     whole, few = (
         Postprocessor(config, max_detections=count)(predictions, [(96, 96)], [(96, 96)])[0]
-        for count in (50, most)
+        for count in (50, limit)
     )
-    assert len(few) == most
-    assert torch.equal(few.scores, whole.scores[:most])
-    assert torch.equal(few.boxes, whole.boxes[:most])
+    assert len(few) == limit
+    assert torch.equal(few.scores, whole.scores[:limit])
+    assert torch.equal(few.boxes, whole.boxes[:limit])

@@ -1,4 +1,4 @@
-"""Instances to `sv.Detections` and COCO results: the same masks, whatever their place and shape."""
+"""Conversion of instances to `sv.Detections` and COCO results, for masks of any position and shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedmask.structures import CropMasks, Instances
 
 @st.composite
 def crop_masks(draw: st.DrawFn) -> CropMasks:
-    """Up to five masks in an image of any small size; crops may be empty, and may fill the image."""
+    """Generate up to five masks in a small image; crops may be empty or fill the image."""
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
     crops, offsets = [], []
     for _ in range(draw(st.integers(0, 5))):
@@ -37,7 +37,7 @@ def instances(masks: CropMasks) -> Instances:
 
 @given(crop_masks())
 @settings(deadline=None)
-def test_compact_masks_read_as_the_dense_ones(masks: CropMasks) -> None:
+def test_compact_masks_equal_dense(masks: CropMasks) -> None:
     compact = compact_masks(masks)
     dense = masks.to_dense().numpy()
     assert compact.shape == dense.shape
@@ -49,14 +49,14 @@ def test_compact_masks_read_as_the_dense_ones(masks: CropMasks) -> None:
 
 @given(crop_masks())
 @settings(deadline=None)
-def test_coco_rles_are_those_of_the_dense_masks(masks: CropMasks) -> None:
+def test_coco_rles_equal_dense(masks: CropMasks) -> None:
     for rle, dense in zip(coco_rles(masks), masks.to_dense().numpy(), strict=True):
         expected = mask_api.encode(np.asfortranarray(dense.astype(np.uint8)))
         assert rle == {"size": list(masks.image_size), "counts": expected["counts"].decode()}
 
 
 def test_memory_does_not_grow_with_the_image() -> None:
-    """A thousand dense masks of this image would be 100 GB."""
+    """Check a thousand masks of an image, which would take 100 GB as dense masks."""
     masks = CropMasks([torch.ones(3, 3, dtype=torch.bool)] * 1000, [(9000, 9000)] * 1000, (10_000, 10_000))
     assert compact_masks(masks).area.tolist() == [9] * 1000
     assert mask_api.area(coco_rles(masks.select([0]))).tolist() == [9]
@@ -64,30 +64,30 @@ def test_memory_does_not_grow_with_the_image() -> None:
 
 def test_detections() -> None:
     masks = CropMasks([torch.ones(2, 3, dtype=torch.bool)] * 4, [(1, 2)] * 4, (10, 20))
-    found = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
-    assert len(found) == 3
-    assert found.xyxy.dtype == np.float32
-    assert found.class_id is not None
-    assert found.class_id.dtype == np.int64
-    assert found.class_id.tolist() == [0, 1, 2]
-    assert found.data["class_name"].tolist() == ["a", "b", "c"]
-    assert found.confidence is not None
-    assert found.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3])
-    assert found.mask is not None
-    assert found.mask.shape == (3, 10, 20)
-    assert len(found[found.confidence > 0.5]) == 2
+    actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
+    assert len(actual) == 3
+    assert actual.xyxy.dtype == np.float32
+    assert actual.class_id is not None
+    assert actual.class_id.dtype == np.int64
+    assert actual.class_id.tolist() == [0, 1, 2]
+    assert actual.data["class_name"].tolist() == ["a", "b", "c"]
+    assert actual.confidence is not None
+    assert actual.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3])
+    assert actual.mask is not None
+    assert actual.mask.shape == (3, 10, 20)
+    assert len(actual[actual.confidence > 0.5]) == 2
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_no_detections(count: int) -> None:
     masks = CropMasks([torch.ones(1, 1, dtype=torch.bool)] * count, [(0, 0)] * count, (5, 6))
-    found = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
-    assert found.is_empty()
-    assert found.mask is not None
-    assert found.mask.shape == (0, 5, 6)
-    assert np.asarray(found.mask).shape == (0, 5, 6)
-    assert found.xyxy.shape == (0, 4)
-    assert len(found.data["class_name"]) == 0
+    actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
+    assert actual.is_empty()
+    assert actual.mask is not None
+    assert actual.mask.shape == (0, 5, 6)
+    assert np.asarray(actual.mask).shape == (0, 5, 6)
+    assert actual.xyxy.shape == (0, 4)
+    assert len(actual.data["class_name"]) == 0
 
 
 def test_coco_results() -> None:

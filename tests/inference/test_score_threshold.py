@@ -1,4 +1,4 @@
-"""A requested score threshold is one on finished scores: it equals filtering the results of the lowest one."""
+"""A requested score threshold applies to final scores: it equals filtering the results of the lowest threshold."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def predictor(request: pytest.FixtureRequest) -> Predictor:
     spread_scores(model)
     made = Predictor(model, NAMES, device="cpu", precision="float32")
     if isinstance(made.model.config, ModelConfig):
-        made.network = remembered(made.network)
+        made.network = cached(made.network)
     return made
 
 
-def remembered(network: Any) -> Any:
-    """The network, asked once for each batch: thresholds come after it."""
+def cached(network: Any) -> Any:
+    """Cache the results of a network by batch, since thresholds apply after it."""
     known: dict[bytes, Any] = {}
 
     def run(batch: ImageBatch) -> Any:
@@ -65,46 +65,46 @@ def remembered(network: Any) -> Any:
     return run
 
 
-def shown() -> np.ndarray:
+def random_image() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (64, 93, 3), dtype=np.uint8)
 
 
 def levels(everything: sv.Detections) -> list[float]:
-    """Thresholds between the scores and on some of them; a score on the threshold is kept."""
+    """Return thresholds between the scores and equal to some of them; an equal score passes."""
     assert everything.confidence is not None
     on = everything.confidence[[len(everything) // 4, len(everything) // 2]].tolist()
     return [*on, *np.quantile(everything.confidence, (0.6, 0.9)).tolist(), 0.3, 1.0]
 
 
 @pytest.mark.parametrize("options", [{}, {"max_detections": 7}, {"tile": 64, "overlap": 16}], ids=str)
-def test_a_threshold_filters_finished_scores(predictor: Predictor, options: dict[str, Any]) -> None:
-    everything = predictor(shown(), score_threshold=0.0, **options)
+def test_threshold_filters_final_scores(predictor: Predictor, options: dict[str, Any]) -> None:
+    everything = predictor(random_image(), score_threshold=0.0, **options)
     assert everything.confidence is not None
     assert len(everything) >= 3
     for threshold in levels(everything):
         expected = everything[everything.confidence >= np.float32(threshold)]
-        assert same(predictor(shown(), score_threshold=threshold, **options), expected), threshold
+        assert same(predictor(random_image(), score_threshold=threshold, **options), expected), threshold
 
 
-def test_every_door_filters_alike(predictor: Predictor) -> None:
-    image = torch.from_numpy(shown()).permute(2, 0, 1)
+def test_all_methods_filter_alike(predictor: Predictor) -> None:
+    image = torch.from_numpy(random_image()).permute(2, 0, 1)
     threshold = levels(predictor(image, score_threshold=0.0))[0]
     expected = predictor(image, score_threshold=threshold).confidence
-    (found,) = predictor.find([image], score_threshold=threshold)
+    (actual,) = predictor.find([image], score_threshold=threshold)
     (streamed,) = predictor.stream([image], score_threshold=threshold)
     assert streamed.instances is not None
-    np.testing.assert_array_equal(found.scores, expected)
+    np.testing.assert_array_equal(actual.scores, expected)
     np.testing.assert_array_equal(streamed.instances.scores, expected)
 
 
 @pytest.mark.parametrize(("score", "expected"), [("product", 0.35), ("root", 0.35**2)])
-def test_candidates_are_compared_with_their_own_quantity(score: str, expected: float) -> None:
-    """High enough to save time, low enough to lose nothing."""
+def test_candidate_threshold(score: str, expected: float) -> None:
+    """Check that the threshold saves time and loses no result."""
     threshold = ModelConfig.preset("paper", score=score).candidate_threshold(0.35)
     assert expected * (1 - 1e-5) < threshold < expected
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), True, "0.5"])
-def test_an_impossible_threshold(value: Any) -> None:
+def test_raises_on_invalid_threshold(value: Any) -> None:
     with pytest.raises(BadInput, match="score_threshold must be"):
         ModelConfig.preset("fused").candidate_threshold(value)

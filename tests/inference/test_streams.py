@@ -1,4 +1,4 @@
-"""Images one after the other: lazily, in batches, in order, some of them broken."""
+"""Streams of images: lazy, in batches, in order, with broken images."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from embedmask.inference.image_source import as_image
 from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 
 
-def test_an_iterator_is_lazy_and_bounded(predictor: Predictor, photo: np.ndarray) -> None:
-    shown: list[int] = []
+def test_iterator_is_lazy_and_bounded(predictor: Predictor, photo: np.ndarray) -> None:
+    taken: list[int] = []
     threads = threading.active_count()
-    results = predictor(camera(photo, shown), 0.0)
+    results = predictor(camera(photo, taken), 0.0)
     assert isinstance(results, Iterator)
-    assert shown == []
+    assert taken == []
     expected = predictor(photo, 0.0)
     for number in range(3):
         assert same(next(results), expected)
-        assert number + 1 <= len(shown) <= number + 20
+        assert number + 1 <= len(taken) <= number + 20
     del results
     assert threading.active_count() == threads
 
 
-def camera(photo: np.ndarray, shown: list[int]) -> Iterator[np.ndarray]:
-    """Never ends; notes how many it has given."""
+def camera(photo: np.ndarray, taken: list[int]) -> Iterator[np.ndarray]:
+    """Yield frames without end and record their numbers."""
     for frame in itertools.count():
-        shown.append(frame)
+        taken.append(frame)
         yield photo
 
 
@@ -65,32 +65,30 @@ def test_stopping_early_leaves_no_threads(predictor: Predictor, photo: np.ndarra
 
 
 def mixed_images(photo: np.ndarray) -> list[np.ndarray]:
-    """Of three frames, in no order, some of one frame but of other sizes."""
+    """Return images of three frames, mixed, some of one frame with different sizes."""
     shapes = [(90, 131), (131, 90), (90, 131), (70, 70), (90, 125), (131, 88), (70, 71), (90, 131), (90, 131)]
     return [np.ascontiguousarray(np.resize(photo, (*shape, 3))) for shape in shapes]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_results_come_in_order_however_they_are_batched(
-    predictor: Predictor, photo: np.ndarray, batch_size: int
-) -> None:
+def test_results_are_in_order(predictor: Predictor, photo: np.ndarray, batch_size: int) -> None:
     images = mixed_images(photo)
     results = list(predictor.stream(images, score_threshold=0.0, batch_size=batch_size))
     assert len(results) == len(images)
-    for result, shown in zip(results, images, strict=True):
-        assert result.source is shown
+    for result, source in zip(results, images, strict=True):
+        assert result.source is source
         assert result.error is None
-        assert torch.equal(result.image, as_image(shown))
-        alone = predictor(shown, 0.0)
+        assert torch.equal(result.image, as_image(source))
+        alone = predictor(source, 0.0)
         assert result.instances is not None
-        # the same sums in another order: the last digits
+        # sums in another order differ in the last digits
         np.testing.assert_allclose(result.instances.boxes.numpy(), alone.xyxy, atol=0.01)
         np.testing.assert_allclose(result.instances.scores.numpy(), alone.confidence, atol=1e-5)
-        assert result.instances.masks.shape[1:] == shown.shape[:2]
+        assert result.instances.masks.shape[1:] == source.shape[:2]
 
 
 def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.ndarray) -> None:
-    """What the network is given; each frame is what the image would be padded to if it were alone."""
+    """Check the batches of the network; each frame equals that of the image alone."""
     frames = []
 
     def network(batch: ImageBatch) -> Predictions:
@@ -102,14 +100,14 @@ def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.
     list(watched.stream(images, batch_size=4))
     assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
     alone: set[tuple[int, ...]] = set()
-    for shown in images:
+    for source in images:
         frames.clear()
-        watched(shown)
+        watched(source)
         alone.update(frames)
     assert alone == {(1, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 64)}
 
 
-def test_large_images_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
+def test_large_images_are_not_batched_on_cpu(predictor: Predictor) -> None:
     sizes = []
 
     def run(resized: list[Tensor], *rest: Any) -> list[Instances]:
@@ -122,18 +120,18 @@ def test_large_images_go_one_by_one_on_a_cpu(predictor: Predictor) -> None:
     assert sizes == [1, 1, 1, 4, 4]
 
 
-def test_a_thousand_small_images(predictor: Predictor) -> None:
-    """With a network that costs nothing: the order of many, in batches, by threads."""
+def test_thousand_small_images(predictor: Predictor) -> None:
+    """Check the order of many images in batches and threads, with a stub network."""
 
-    def found(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
-        """One object, whose score is the image's grey."""
+    def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
+        """Return one object per image, with its grey value as the score."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
                     masks=CropMasks([torch.ones(1, 1).bool()], [(0, 0)], size))
             for image, size in zip(resized, sizes, strict=True)
         ]  # fmt: skip
 
-    predictor = changed(predictor, _run=found)
+    predictor = changed(predictor, _run=run)
     greys = np.random.default_rng(0).integers(0, 256, 1000)
     images = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
     results = list(predictor.stream(images, score_threshold=0.0, batch_size=8))
@@ -141,8 +139,8 @@ def test_a_thousand_small_images(predictor: Predictor) -> None:
     np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
 
 
-def test_a_broken_image_among_others(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
-    """It is passed over and told of, or raised when its turn has come."""
+def test_broken_image(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:
+    """Check that a broken image is skipped and reported, or raised at its position."""
     path = tmp_path / "broken.png"
     path.write_bytes(b"no image")
     images = [photo, path, photo, b"", photo]

@@ -1,4 +1,4 @@
-"""Tiles of images whose objects are known: an image's pixels are the numbers of its objects."""
+"""Tiles of images with known objects: pixels hold the numbers of objects."""
 
 from __future__ import annotations
 
@@ -27,30 +27,32 @@ def as_image(ids: Ids) -> Tensor:
     return torch.from_numpy(np.stack([ids & 255, ids >> 8 & 255, ids >> 16]).astype(np.uint8))
 
 
-class Finder:
-    """Sees in a tile what is in it, each object as far as the tile shows it; what is cut scores less.
+class Detector:
+    """A detector that returns the objects in a tile; cut objects score less.
 
     Args:
-        noise: masks grow or shrink by up to so many px, at random.
-        apart: unconnected parts of an object in a tile are found each on its own.
+        ids: the whole image.
+        noise: maximum number of px by which masks grow or shrink, at random.
+        apart: whether unconnected parts of an object in a tile are separate detections.
+        seed: of the noise.
     """
 
     def __init__(self, ids: Ids, *, noise: int = 0, apart: bool = False, seed: int = 0) -> None:
         self.areas = np.bincount(ids.ravel())
         self.noise, self.apart, self.rng = noise, apart, np.random.default_rng(seed)
         self.sizes: list[tuple[int, ...]] = []
-        self.found: list[Instances] = []
+        self.results: list[Instances] = []
 
     def __call__(self, tiles: Sequence[Tensor]) -> list[Instances]:
         self.sizes += [tuple(tile.shape) for tile in tiles]
-        found = [self.find(tile) for tile in tiles]
-        self.found += found
-        return found
+        results = [self.detect(tile) for tile in tiles]
+        self.results += results
+        return results
 
-    def find(self, tile: Tensor) -> Instances:
+    def detect(self, tile: Tensor) -> Instances:
         low, middle, high = tile.numpy().astype(np.int64)
         ids = low + 256 * middle + 65536 * high
-        rows = [row for number in np.unique(ids[ids > 0]) for row in self.views(ids, int(number))]
+        rows = [row for number in np.unique(ids[ids > 0]) for row in self.pieces(ids, int(number))]
         rows.sort(key=lambda row: -row[0])
         crops = [torch.from_numpy(mask) for _, _, mask, _ in rows]
         ends = [(x, y, x + mask.shape[1], y + mask.shape[0]) for _, _, mask, (y, x) in rows]
@@ -63,17 +65,19 @@ class Finder:
             torch.ones(len(rows), 1),
         )
 
-    def views(self, ids: Ids, number: int) -> list[tuple[float, int, npt.NDArray[np.bool_], tuple[int, int]]]:
+    def pieces(
+        self, ids: Ids, number: int
+    ) -> list[tuple[float, int, npt.NDArray[np.bool_], tuple[int, int]]]:
         whole = ids == number
         labelled, count = ndimage.label(whole)
         masks = [labelled == part for part in range(1, count + 1)] if self.apart else [whole]
-        views = []
+        pieces = []
         for mask in map(self.disturbed, masks):
             if mask.any():
                 (rows, columns), score = ndimage.find_objects(mask.astype(np.int8))[0], 0.9
                 score *= min(1.0, float(mask.sum() / self.areas[number]))
-                views.append((score, number, mask[rows, columns], (rows.start, columns.start)))
-        return views
+                pieces.append((score, number, mask[rows, columns], (rows.start, columns.start)))
+        return pieces
 
     def disturbed(self, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         steps = int(self.rng.integers(-self.noise, self.noise + 1))
@@ -84,20 +88,20 @@ class Finder:
         return changed
 
 
-def objects_of(found: Instances) -> list[int]:
-    """The number of the object that each result is of."""
-    return [int(number) for number in found.proposal_embed[:, 0].tolist()]
+def objects_of(actual: Instances) -> list[int]:
+    """Return the number of the object of each result."""
+    return [int(number) for number in actual.proposal_embed[:, 0].tolist()]
 
 
-def check_exact(found: Instances, ids: Ids) -> None:
-    """Every object once, whole, of its class, with its box."""
-    assert sorted(objects_of(found)) == np.unique(ids[ids > 0]).tolist()
-    assert (found.scores[:-1] >= found.scores[1:]).all()
-    for row, number in enumerate(objects_of(found)):
-        np.testing.assert_array_equal(found.masks.dense(row).numpy(), ids == number)
+def check_exact(actual: Instances, ids: Ids) -> None:
+    """Check that every object is detected once and whole, with its class and box."""
+    assert sorted(objects_of(actual)) == np.unique(ids[ids > 0]).tolist()
+    assert (actual.scores[:-1] >= actual.scores[1:]).all()
+    for row, number in enumerate(objects_of(actual)):
+        np.testing.assert_array_equal(actual.masks.dense(row).numpy(), ids == number)
         ys, xs = np.nonzero(ids == number)
-        assert found.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        assert int(found.labels[row]) == number % CLASSES
+        assert actual.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert int(actual.labels[row]) == number % CLASSES
 
 
 def paint(height: int, width: int, *masks: Callable[[Ids, Ids], npt.NDArray[np.bool_]]) -> Ids:
@@ -112,7 +116,7 @@ def paint(height: int, width: int, *masks: Callable[[Ids, Ids], npt.NDArray[np.b
 SIDE = 260
 SCENES = {
     "in the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 30) & (y < 40)),
-    "seen by four": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 85) & (y < 95)),
+    "inside four tiles": paint(SIDE, SIDE, lambda y, x: (x >= 85) & (x < 95) & (y >= 85) & (y < 95)),
     "on a side": paint(SIDE, SIDE, lambda y, x: (x >= 80) & (x < 100) & (y >= 20) & (y < 60)),
     "ends on a side": paint(SIDE, SIDE, lambda y, x: (x >= 60) & (x < 80) & (y >= 20) & (y < 60)),
     "larger than the overlap": paint(SIDE, SIDE, lambda y, x: (x >= 60) & (x < 130) & (y >= 60) & (y < 130)),
@@ -141,71 +145,71 @@ SCENES = {
 
 @pytest.mark.parametrize("name", SCENES)
 @pytest.mark.parametrize(("tile", "overlap"), [(100, 20), (100, 50), (128, 7)])
-def test_each_object_comes_out_once_and_whole(name: str, tile: int, overlap: int) -> None:
+def test_objects_are_detected_once(name: str, tile: int, overlap: int) -> None:
     ids = SCENES[name]
-    check_exact(tiled_instances(as_image(ids), Finder(ids), tile=tile, overlap=overlap), ids)
+    check_exact(tiled_instances(as_image(ids), Detector(ids), tile=tile, overlap=overlap), ids)
 
 
 def u_shape(y: Ids, x: Ids) -> npt.NDArray[np.bool_]:
     return (x >= 10) & (x < 75) & (y >= 10) & (y < 150) & ~((x >= 30) & (x < 60) & (y < 130))
 
 
-def test_arms_that_a_tile_sees_apart_are_joined_where_another_sees_them_meet() -> None:
+def test_fragments_are_joined() -> None:
     ids = paint(SIDE, SIDE, u_shape)
-    finder = Finder(ids, apart=True)
-    found = tiled_instances(as_image(ids), finder, tile=100, overlap=20)
-    assert max(map(len, finder.found)) == 2
-    check_exact(found, ids)
+    detector = Detector(ids, apart=True)
+    actual = tiled_instances(as_image(ids), detector, tile=100, overlap=20)
+    assert max(map(len, detector.results)) == 2
+    check_exact(actual, ids)
 
 
-def test_a_view_cut_in_the_midst_of_two_cells_does_not_join_them() -> None:
-    """The right tile takes for one what it sees of two cells that the left one sees whole."""
+def test_cut_piece_does_not_join_cells() -> None:
+    """Check two cells that the left tile contains, while the right tile detects their parts as one object."""
     ids = paint(100, 180, lambda y, x: (x >= 70) & (x < 94) & (y >= 20) & (y < 40),
                 lambda y, x: (x >= 70) & (x < 94) & (y >= 40) & (y < 60))  # fmt: skip
-    finder = Finder(ids)
+    detector = Detector(ids)
 
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
-        (found,) = finder(tiles)
-        if len(finder.sizes) == 2:
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
+        (actual,) = detector(tiles)
+        if len(detector.sizes) == 2:
             blob = CropMasks([torch.ones(40, 14, dtype=torch.bool)], [(20, 0)], (100, 100))
-            found = Instances(
+            actual = Instances(
                 torch.tensor([[0.0, 20, 14, 60]]), torch.tensor([0.99]), torch.tensor([1]), blob,
                 torch.tensor([[0.0]]), torch.ones(1, 1),
             )  # fmt: skip
-        return [found]
+        return [actual]
 
-    check_exact(tiled_instances(as_image(ids), find, tile=100, overlap=20), ids)
+    check_exact(tiled_instances(as_image(ids), detect, tile=100, overlap=20), ids)
 
 
-def test_classes_are_not_joined() -> None:
+def test_classes_are_not_merged() -> None:
     ids = paint(100, 180, lambda y, x: (x >= 70) & (x < 120) & (y >= 20) & (y < 60))
-    finder = Finder(ids)
+    detector = Detector(ids)
 
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
-        (found,) = finder(tiles)
-        found.labels += len(finder.sizes)
-        return [found]
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
+        (actual,) = detector(tiles)
+        actual.labels += len(detector.sizes)
+        return [actual]
 
-    found = tiled_instances(as_image(ids), find, tile=100, overlap=20)
-    assert sorted(found.labels.tolist()) == [2, 3]
+    actual = tiled_instances(as_image(ids), detect, tile=100, overlap=20)
+    assert sorted(actual.labels.tolist()) == [2, 3]
 
 
-def test_joined_pieces_take_score_and_embedding_of_the_best() -> None:
+def test_merged_score_and_embedding() -> None:
     ids = paint(100, 180, lambda y, x: (x >= 20) & (x < 120) & (y >= 20) & (y < 60))
-    finder = Finder(ids)
-    found = tiled_instances(as_image(ids), finder, tile=100, overlap=20)
-    left, right = finder.found
-    assert found.scores.tolist() == left.scores.tolist()
+    detector = Detector(ids)
+    actual = tiled_instances(as_image(ids), detector, tile=100, overlap=20)
+    left, right = detector.results
+    assert actual.scores.tolist() == left.scores.tolist()
     assert left.scores[0] > right.scores[0]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(64, 120), st.floats(0, 0.5))
-def test_random_shapes_come_out_as_they_are(seed: int, tile: int, share: float) -> None:
-    """Rectangles, discs and rings of any class over each other; those left in one piece."""
+def test_random_shapes(seed: int, tile: int, share: float) -> None:
+    """Check rectangles, discs and rings of any class that overlap and remain in one piece."""
     ids = random_scene(np.random.default_rng(seed), 180, 230, 40)
     overlap = max(int(share * tile), 3)
-    check_exact(tiled_instances(as_image(ids), Finder(ids), tile=tile, overlap=overlap), ids)
+    check_exact(tiled_instances(as_image(ids), Detector(ids), tile=tile, overlap=overlap), ids)
 
 
 def random_scene(rng: np.random.Generator, height: int, width: int, count: int) -> Ids:
@@ -229,13 +233,13 @@ def random_scene(rng: np.random.Generator, height: int, width: int, count: int) 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 3), st.booleans())
-def test_equals_the_slow_twin(seed: int, noise: int, apart: bool) -> None:
+def test_equals_slow_twin(seed: int, noise: int, apart: bool) -> None:
     ids = random_scene(np.random.default_rng(seed), 110, 150, 14)
-    finder = Finder(ids, noise=noise, apart=apart, seed=seed)
-    found = tiled_instances(as_image(ids), finder, tile=64, overlap=24)
-    slow = merged_masks(finder.found, tile_windows(ids.shape, 64, 24), ids.shape)
+    detector = Detector(ids, noise=noise, apart=apart, seed=seed)
+    actual = tiled_instances(as_image(ids), detector, tile=64, overlap=24)
+    slow = merged_masks(detector.results, tile_windows(ids.shape, 64, 24), ids.shape)
     assert sorted(map(key_of, slow)) == sorted(
-        key_of((float(found.scores[row]), found.masks.dense(row))) for row in range(len(found))
+        key_of((float(actual.scores[row]), actual.masks.dense(row))) for row in range(len(actual))
     )
 
 
@@ -244,13 +248,13 @@ def key_of(result: tuple[float, Tensor]) -> tuple[float, bytes]:
     return score, np.packbits(mask.numpy()).tobytes()
 
 
-def test_noise_neither_joins_cells_nor_doubles_them() -> None:
+def test_noisy_masks_of_touching_cells() -> None:
     ids = SCENES["a grid of cells that touch"]
-    found = tiled_instances(as_image(ids), Finder(ids, noise=2), tile=100, overlap=50)
-    numbers = objects_of(found)
+    actual = tiled_instances(as_image(ids), Detector(ids, noise=2), tile=100, overlap=50)
+    numbers = objects_of(actual)
     assert set(numbers) == set(np.unique(ids).tolist())
     assert len(numbers) <= 1.02 * len(set(numbers))
-    assert max(found.masks.areas()) <= 26**2
+    assert max(actual.masks.areas()) <= 26**2
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(64, 1500), st.floats(0, 0.5))
@@ -267,35 +271,36 @@ def test_tiles_cover_the_image(height: int, width: int, tile: int, share: float)
     assert len(windows) == len(np.unique(windows[:, 0])) * len(np.unique(windows[:, 1]))
 
 
-def test_an_image_that_fits_is_one_tile() -> None:
-    ids = SCENES["seen by four"][:90, :100]
-    finder = Finder(ids)
-    check_exact(tiled_instances(as_image(ids), finder, tile=100, overlap=20), ids)
-    assert finder.sizes == [(3, 90, 100)]
+def test_small_image_is_one_tile() -> None:
+    ids = SCENES["inside four tiles"][:90, :100]
+    detector = Detector(ids)
+    check_exact(tiled_instances(as_image(ids), detector, tile=100, overlap=20), ids)
+    assert detector.sizes == [(3, 90, 100)]
 
 
 def test_batches_and_limit() -> None:
     ids = SCENES["a grid of cells that touch"]
     one, three = (
-        tiled_instances(as_image(ids), Finder(ids), tile=100, overlap=20, batch_size=size) for size in (1, 3)
+        tiled_instances(as_image(ids), Detector(ids), tile=100, overlap=20, batch_size=size)
+        for size in (1, 3)
     )
     assert torch.equal(one.boxes, three.boxes)
-    best = tiled_instances(as_image(ids), Finder(ids), tile=100, overlap=20, max_detections=7)
+    best = tiled_instances(as_image(ids), Detector(ids), tile=100, overlap=20, max_detections=7)
     assert torch.equal(best.boxes, one.boxes[:7])
     assert len(best.masks) == 7
 
 
-def test_tiles_are_views_of_the_image() -> None:
+def test_tiles_share_image_memory() -> None:
     image = as_image(SCENES["all of it"])
     place = image.untyped_storage().data_ptr()
 
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
         assert all(tile.untyped_storage().data_ptr() == place for tile in tiles)
-        return finder(tiles)
+        return detector(tiles)
 
-    finder = Finder(SCENES["all of it"])
-    tiled_instances(image, find, tile=100, overlap=0, batch_size=2)
-    assert len(finder.sizes) == 9
+    detector = Detector(SCENES["all of it"])
+    tiled_instances(image, detect, tile=100, overlap=0, batch_size=2)
+    assert len(detector.sizes) == 9
 
 
 @pytest.mark.parametrize(
@@ -307,31 +312,31 @@ def test_tiles_are_views_of_the_image() -> None:
         (100.5, 10, "tile 100.5: use a whole number"),
     ],
 )
-def test_tiles_are_checked(tile: int, overlap: int, message: str) -> None:
+def test_raises_on_bad_tiles(tile: int, overlap: int, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         check_tiles(tile, overlap)
 
 
 def test_empty_masks_and_models_without_embeddings() -> None:
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
         masks = CropMasks([torch.zeros(0, 3, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)],
                           [(0, 0), (40, 40)], (64, 64))  # fmt: skip
         boxes = torch.tensor([[0.0, 0, 3, 3], [40, 40, 44, 44]])
         return [Instances(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks)] * len(tiles)
 
-    found = tiled_instances(torch.zeros(3, 64, 128, dtype=torch.uint8), find, tile=64, overlap=0)
-    assert found.boxes.tolist() == [[40, 40, 44, 44], [104, 40, 108, 44]]
-    assert found.proposal_embed.shape == (0, 0)
+    actual = tiled_instances(torch.zeros(3, 64, 128, dtype=torch.uint8), detect, tile=64, overlap=0)
+    assert actual.boxes.tolist() == [[40, 40, 44, 44], [104, 40, 108, 44]]
+    assert actual.proposal_embed.shape == (0, 0)
 
 
 def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instances]]]:
-    """An image whose size is pretended, and what its tiles show: `count` squares of 24 px, 48 px apart."""
+    """Return an image without memory and a detector of `count` squares of 24 px, 48 px apart."""
     columns = int(count**0.5)
     side = 48 * columns
     image = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
     windows = iter(tile_windows((side, side), 1024, 128))
 
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
         results = []
         for _ in tiles:
             y1, x1, y2, x2 = next(windows)
@@ -345,43 +350,43 @@ def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instance
             results.append(Instances(boxes, scores, torch.zeros(len(cells), dtype=torch.int64), masks))
         return results
 
-    return image, find
+    return image, detect
 
 
-def test_memory_grows_with_objects_not_with_the_image() -> None:
-    """10,000 objects in 23 megapixels: their dense masks would take 230 GB."""
-    image, find = many(10_000)
+def test_memory_grows_with_objects() -> None:
+    """Check 10,000 objects in 23 megapixels, whose dense masks would take 230 GB."""
+    image, detect = many(10_000)
     tracemalloc.start()
-    found = tiled_instances(image, find, tile=1024, overlap=128)
+    actual = tiled_instances(image, detect, tile=1024, overlap=128)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == 10_000
-    assert set(found.masks.areas()) == {24 * 24}
+    assert len(actual) == 10_000
+    assert set(actual.masks.areas()) == {24 * 24}
     assert peak < 100e6
 
 
-def test_lines_across_the_image_take_no_memory() -> None:
-    """40 diagonals of 9 megapixels: their crops would take 360 MB."""
+def test_memory_of_diagonal_lines() -> None:
+    """Check 40 diagonals of 9 megapixels, whose crops would take 360 MB."""
     side, tile, count, width = 3000, 250, 40, 20
     windows = iter(tile_windows((side, side), tile, 50))
 
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
-        (y1, x1, *_), found = next(windows), []
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
+        (y1, x1, *_), crops = next(windows), []
         y, x = torch.arange(y1, y1 + tile)[:, None], torch.arange(x1, x1 + tile)
         for line in range(count):
             at = (line - count // 2) * width
             if at - tile <= x1 - y1 <= at + tile and (mask := (x - y - at >= 0) & (x - y - at < width)).any():
-                found.append(mask)
-        boxes = torch.tensor([[0.0, 0, tile, tile]]).expand(len(found), 4)
-        masks = CropMasks(found, [(0, 0)] * len(found), (tile, tile))
-        return [Instances(boxes, torch.ones(len(found)), torch.zeros(len(found), dtype=torch.int64), masks)]
+                crops.append(mask)
+        boxes = torch.tensor([[0.0, 0, tile, tile]]).expand(len(crops), 4)
+        masks = CropMasks(crops, [(0, 0)] * len(crops), (tile, tile))
+        return [Instances(boxes, torch.ones(len(crops)), torch.zeros(len(crops), dtype=torch.int64), masks)]
 
     image = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)
     tracemalloc.start()
-    found = tiled_instances(image, find, tile=tile, overlap=50)
+    actual = tiled_instances(image, detect, tile=tile, overlap=50)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == count
+    assert len(actual) == count
     lengths = [side - abs(at + step) for at in range(-400, 400, width) for step in range(width)]
-    assert sum(found.masks.areas()) == sum(lengths)
+    assert sum(actual.masks.areas()) == sum(lengths)
     assert peak < 150e6

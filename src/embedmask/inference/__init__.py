@@ -1,1 +1,1 @@
-"""From predictions to finished instances (section 3.6), and from an image in any form to detections."""
+"""Inference: decoding of predictions (section 3.6), and prediction for images in any form."""

@@ -1,4 +1,4 @@
-"""What runs the network: torch as it is, torch compiled, or OpenVINO."""
+"""Engines that run the network: torch, compiled torch, or OpenVINO."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from embedmask.model.head import Head
 from embedmask.structures import ImageBatch, Predictions
 
 Network = Callable[..., Any]
-"""A preprocessed batch in, what the model's own `forward` gives out (`Predictions`, all maps float32); its keywords
-are that `forward`'s too."""
+"""Maps a preprocessed batch to the output of the model's `forward` (`Predictions`, all maps float32), and takes the
+keyword arguments of `forward`."""
 
 STEP_PIXELS = 2**20
-"""A CPU is at its full rate with an image of this many px: more at a time take more memory, which the allocator then
-asks of the system anew, and are slower."""
+"""Pixels per call on a CPU, which already run it at full rate; larger calls are slower, because the allocator requests
+their memory from the system each time."""
 LEVEL_MAPS = ("class_logits", "box_ltrb", "centerness_logits", "proposal_embed", "proposal_margin")
 
 
 def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype = torch.float32) -> Network:
-    """The network of `model`, ready to be called for inference; `model` itself stays as it is.
+    """Build the network of `model` for inference; `model` is not changed.
 
     Args:
-        model: in evaluation mode, on its device; later changes to it do not reach the network.
-        engine: `torch` runs at once; `compile` spends up to minutes on the first image, then takes any size (a
-            second time for the first batch of more than one); `openvino` converts the network once (CPU).
-        dtype: of the convolutions; embeddings and what is built from them stay float32.
+        model: in evaluation mode, on its device; later changes do not affect the network.
+        engine: `torch` starts at once; `compile` takes up to minutes for the first image, and again for the first batch
+            of several images, then accepts any size; `openvino` converts the network once (CPU).
+        dtype: of the convolutions; embeddings and distances stay float32.
 
     Raises:
-        BadInput: no such engine, or one that cannot run this model here.
+        BadInput: the engine does not exist or cannot run this model here.
     """
     if engine not in get_args(Engine):
         raise BadInput(f"engine {engine!r}: use {', '.join(get_args(Engine))}")
@@ -50,49 +50,43 @@ def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype =
     if engine == "openvino":
         return _with_head(copy.deepcopy(model.head).eval(), openvino_trunk(model, dtype))
     trunk = Trunk(model, dtype, portable=False)
-    return _with_head(trunk.head, trunk if engine == "torch" else _compiled(trunk))
+    if engine == "torch":
+        return _with_head(trunk.head, trunk)
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if not any(shutil.which(name) for name in compilers if name):
+        raise BadInput("engine 'compile' needs a C++ compiler; install g++ or clang++, or use engine torch")
+    return _with_head(trunk.head, torch.compile(trunk, dynamic=True))
 
 
 def _with_head(head: Head, trunk: Callable[[Tensor], Maps]) -> Network:
+    """Return the network of a trunk and `head.predict`; on a CPU it runs in steps of `STEP_PIXELS`."""
+
+    @torch.inference_mode()
     def network(batch: ImageBatch) -> Predictions:
         images = batch.tensors
         step = max(1, STEP_PIXELS // (images.shape[2] * images.shape[3]))
-        parts = [images] if images.device.type != "cpu" else torch.split(images, step)
-        with torch.inference_mode():
-            return _joined([_predict(head, *trunk(part)) for part in parts])
+        parts = []
+        for part in [images] if images.device.type != "cpu" else torch.split(images, step):
+            pixels, logits, box_features = trunk(part)
+            # `predict` returns the logits as they are, but an engine may reuse their memory for the next image
+            logits = [level.to(torch.float32, copy=True) for level in logits]
+            parts.append(head.predict(pixels, logits, box_features))
+        if len(parts) == 1:
+            return parts[0]
+        # concatenate the images of each map, level by level
+        maps: dict[str, Any] = {
+            name: [torch.cat(level) for level in zip(*(getattr(part, name) for part in parts), strict=True)]
+            for name in LEVEL_MAPS
+        }
+        return replace(parts[0], **maps, pixel_embed=torch.cat([part.pixel_embed for part in parts]))
 
     return network
 
 
-def _predict(head: Head, pixels: Tensor, logits: list[Tensor], box_features: list[Tensor]) -> Predictions:
-    # the logits alone come out as they are, and an engine may use its memory again for the next image
-    return head.predict(pixels, [level.to(torch.float32, copy=True) for level in logits], box_features)
-
-
-def _joined(parts: list[Predictions]) -> Predictions:
-    """Predictions of one frame size as those of one batch."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    levels = {name: [getattr(part, name) for part in parts] for name in LEVEL_MAPS}
-    joined: dict[str, Any] = {
-        name: [torch.cat(level) for level in zip(*maps, strict=True)] for name, maps in levels.items()
-    }
-    return replace(first, **joined, pixel_embed=torch.cat([part.pixel_embed for part in parts]))
-
-
-def _compiled(trunk: Trunk) -> Callable[[Tensor], Maps]:
-    compilers = (os.environ.get("CXX"), "g++", "clang++", "cl")
-    if not any(shutil.which(name) for name in compilers if name):
-        raise BadInput("engine 'compile' needs a C++ compiler; install g++ or clang++, or use engine torch")
-    compiled: Callable[[Tensor], Maps] = torch.compile(trunk, dynamic=True)
-    return compiled
-
-
 def _under_autocast(model: Detector, engine: Engine, dtype: torch.dtype) -> Network:
-    """Any other kind of model: as it is, whole."""
+    """Return the network of any other type of model: the model itself under autocast."""
     if engine != "torch":
-        raise BadInput(f"engine {engine!r}: runs EmbedMask alone; use torch for a {type(model).__name__}")
+        raise BadInput(f"engine {engine!r} supports EmbedMask only; use torch for a {type(model).__name__}")
     device, reduced = next(model.parameters()).device, dtype != torch.float32
 
     def run(batch: ImageBatch, **limits: Any) -> Any:

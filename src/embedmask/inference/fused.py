@@ -1,4 +1,4 @@
-"""A copy of a network for inference alone: norms folded into convolutions, which also add and apply ReLU."""
+"""A copy of the network for inference: norms are folded into convolutions, which also add and apply ReLU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedmask.model.embedmask import EmbedMask
 from embedmask.model.layers import ConvNormReLU
 
 Maps = tuple[Tensor, list[Tensor], list[Tensor]]
-"""What `Head.trunk` gives and `Head.predict` takes."""
+"""Outputs of `Head.trunk`, inputs of `Head.predict`."""
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)
 RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -25,19 +25,19 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 class Trunk(nn.Module):
-    """An EmbedMask up to `Head.predict`, which stays as it is.
+    """An EmbedMask without `Head.predict`, fused for inference.
 
     Attributes:
-        head: gives `Predictions` of what `forward` gives.
+        head: its `predict` turns the output of `forward` into `Predictions`.
     """
 
     def __init__(self, model: EmbedMask, dtype: torch.dtype, *, portable: bool) -> None:
-        """Copy `model`, which stays as it is.
+        """Copy and fuse `model`, which is not changed.
 
         Args:
             model: on its device; the copy is in evaluation mode.
             dtype: of the convolutions, norms and maps.
-            portable: public operators of torch alone, for those who translate the network further.
+            portable: use public operators of torch only, for the conversion to another runtime.
         """
         super().__init__()
         own = copy.deepcopy(model).eval().requires_grad_(False)
@@ -52,17 +52,17 @@ class Trunk(nn.Module):
         own.to(memory_format=torch.channels_last)
         self.dtype, self.backbone, self.neck, self.head = dtype, own.backbone, own.neck, own.head
         for part in (self.backbone, self.head):
-            for layer in filter(_takes_any_format, part.modules()):
+            for layer in filter(_takes_any_dtype, part.modules()):
                 layer.to(dtype)
         self.neck.to(dtype)
-        # a backbone with other layers, which may need float32, decides under autocast
+        # other layers of a backbone may need float32: autocast decides for each operator
         self.mixed = dtype != torch.float32 and not all(
-            _takes_any_format(layer) or not [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+            _takes_any_dtype(layer) or not [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
             for layer in self.backbone.modules()
         )
 
     def forward(self, images: Tensor) -> Maps:
-        """Normalised `[N, 3, H, W]` -> the maps that `head.predict` takes, in the trunk's format."""
+        """Compute the inputs of `head.predict` from normalised images `[N, 3, H, W]`, in the trunk's dtype."""
         images = images.to(self.dtype, memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.dtype if self.mixed else None, enabled=self.mixed):
             maps = self.backbone(images)
@@ -71,23 +71,28 @@ class Trunk(nn.Module):
 
 
 class FusedConv2d(nn.Module):
-    """A convolution that adds another map, if it is given one, and applies ReLU, if asked to, as it writes.
+    """A convolution with a folded norm that can add another map and apply ReLU as it writes its result.
 
-    On the CPU by oneDNN, through the operators that torch's compiler uses.
+    On the CPU it runs on oneDNN, through the operators that torch's compiler uses.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, *, relu: bool, portable: bool) -> None:
-        """`conv`, then `norm` in evaluation, then ReLU."""
+        """Fold `norm`, as in evaluation mode, into `conv`."""
         super().__init__()
         weight, bias = conv.weight, conv.bias
         if norm is not None:
-            scale, shift = _affine(norm)
-            weight = weight * scale.view(-1, 1, 1, 1)
+            # norm(y) = scale * y + shift per channel, with scale = weight / sqrt(var + eps)
+            layer: Any = norm
+            scale = (layer.running_var + layer.eps).rsqrt()
+            shift = -layer.running_mean * scale
+            if layer.weight is not None:
+                scale, shift = scale * layer.weight, layer.bias + shift * layer.weight
+            weight = weight * scale.view(-1, 1, 1, 1)  # [C_out, C_in, k, k]
             bias = shift if bias is None else bias * scale + shift
         self.register_buffer("weight", weight.detach())
         self.register_buffer("bias", None if bias is None else bias.detach())
         assert isinstance(conv.padding, tuple)
-        self.how = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.relu, self.portable = relu, portable
         steps = zip(conv.kernel_size, conv.padding, conv.stride, conv.dilation, strict=True)
         self.keeps_size = all(s == 1 and 2 * p == d * (k - 1) for k, p, s, d in steps)
@@ -96,14 +101,20 @@ class FusedConv2d(nn.Module):
     bias: Tensor | None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """`[N, C, H, W]`; `other`, which has the result's shape or is broadcast to it, may be overwritten."""
-        fused, (padding, stride, dilation, groups) = torch.ops.mkldnn, self.how
+        """Compute the convolution of `x` `[N, C, H, W]`, add `other` and apply ReLU.
+
+        Args:
+            other: broadcast to the shape of the result; it may be overwritten.
+        """
+        fused, (padding, stride, dilation, groups) = torch.ops.mkldnn, self.geometry
         layer = (x, self.weight, self.bias, padding, stride, dilation, groups)
         if not self.portable and x.dtype == self.weight.dtype:
             if other is None:
                 result: Tensor = fused._convolution_pointwise(*layer, "relu" if self.relu else "none", [], "")
                 return result
-            if self._can_write_on(other, x):
+            # the sum is accumulated in place: `other` must have the shape and dtype of the result
+            shape = (x.shape[0], self.weight.shape[0], *x.shape[2:])
+            if self.keeps_size and other.dtype == x.dtype and other.shape == shape:
                 after: tuple[Any, ...] = ("add", 1.0, "relu" if self.relu else None, [], "")
                 fused._convolution_pointwise_.binary(other, *layer, *after)
                 return other
@@ -111,13 +122,9 @@ class FusedConv2d(nn.Module):
         result = result if other is None else result + other
         return result.relu_() if self.relu else result
 
-    def _can_write_on(self, other: Tensor, x: Tensor) -> bool:
-        shape = (x.shape[0], self.weight.shape[0], *x.shape[2:])
-        return self.keeps_size and other.dtype == x.dtype and other.shape == shape
-
 
 def has_fused_operators(dtype: torch.dtype) -> bool:
-    """Whether torch has oneDNN's fused convolutions (private, so a version may lack them) and they take `dtype`."""
+    """Return whether torch has oneDNN's fused convolutions, which are private operators, and they accept `dtype`."""
     known = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     known = known and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
     if dtype == torch.bfloat16:
@@ -126,20 +133,23 @@ def has_fused_operators(dtype: torch.dtype) -> bool:
 
 
 def fuse(module: nn.Module, *, portable: bool) -> nn.Module:
-    """The same function with `FusedConv2d` wherever a convolution is followed by what it can do itself.
+    """Replace each convolution and the norm, sum and ReLU after it by a `FusedConv2d`.
 
     Args:
-        module: in evaluation mode; its layers are reused. One whose code depends on its input is given back as it is.
+        module: in evaluation mode; its layers are reused.
         portable: see `Trunk`.
+
+    Returns:
+        A module that computes the same, or `module` itself where it cannot be traced.
     """
     try:
         graph = _Tracer().trace(module)
-    except Exception:  # tracing runs foreign code with stand-ins for tensors: anything may come of it
+    except Exception:  # tracing runs code of other libraries on proxies, which may raise anything
         return module
     info = getattr(module, "feature_info", None)
     (results,) = graph.output_node().args
     if info is not None and not (isinstance(results, Sequence) and len(results) == len(info.channels())):
-        return module  # hooks gather the maps, which tracing does not see
+        return module  # the maps are collected by hooks, which tracing does not record
     traced = fx.GraphModule(module, graph)
     for node in list(graph.nodes):
         if isinstance(_layer(traced, node), nn.Identity | nn.Dropout):
@@ -160,25 +170,24 @@ class _Tracer(fx.Tracer):
 
 
 def _fuse_from(traced: fx.GraphModule, node: fx.Node, name: str, portable: bool) -> None:
-    """Replace a convolution and what follows it by one `FusedConv2d`, called `name`."""
+    """Replace a convolution and the operators after it by one `FusedConv2d` called `name`."""
     conv, chain = _layer(traced, node), [node]
     assert isinstance(conv, nn.Conv2d)
     if len(node.args) != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return
-    norm, other = _only_user(node), None
-    activation: nn.Module = nn.Identity()
+    norm = _only_user(node)
     norm_layer = _layer(traced, norm)
-    if norm is not None and _is_foldable(norm_layer):
+    activation: nn.Module = nn.Identity()
+    # a norm folds where it is a fixed affine map of each channel
+    is_fixed = isinstance(norm_layer, NORMS) and getattr(norm_layer, "running_mean", None) is not None
+    if norm is not None and is_fixed and isinstance(getattr(norm_layer, "drop", activation), nn.Identity):
         chain.append(norm)
-        # timm has norms that end with an activation
-        activation = getattr(norm_layer, "act", activation)
+        activation = getattr(norm_layer, "act", activation)  # some norms of timm end with one
     else:
         norm_layer = None
-    relu = isinstance(activation, nn.ReLU)
-    if isinstance(activation, nn.Identity):
-        other, after = _sum_and_relu(traced, chain[-1])
-        chain += after
-        relu = bool(after)
+    other, after = _sum_and_relu(traced, chain[-1]) if isinstance(activation, nn.Identity) else (None, [])
+    chain += after
+    relu = bool(after) or isinstance(activation, nn.ReLU)
     if len(chain) == 1:
         return
     traced.add_submodule(name, FusedConv2d(conv, norm_layer, relu=relu, portable=portable))
@@ -188,36 +197,41 @@ def _fuse_from(traced: fx.GraphModule, node: fx.Node, name: str, portable: bool)
             traced.add_submodule(f"{name}_activation", activation)
             new = traced.graph.call_module(f"{name}_activation", (new,))
     chain[-1].replace_all_uses_with(new)
-    for old in reversed(chain):
+    for old in reversed(chain):  # a node with users cannot be erased
         traced.graph.erase_node(old)
 
 
 def _sum_and_relu(traced: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
-    """What is added to a node's result before ReLU, if anything, and the nodes that do both; none without ReLU."""
+    """Match `relu(node)` or `relu(node + other)`.
+
+    Returns:
+        `other`, None without a sum; the nodes of sum and ReLU, empty without a match.
+    """
+    # relu(node): each intermediate result must have a single user, because fusing removes it
     user = _only_user(node)
-    if _is_one_of(user, traced, RELUS):
+    if _calls_one_of(user, traced, RELUS):
         return None, [user]
+    # relu(node + other), in either order of the arguments
     relu = _only_user(user)
-    if _is_one_of(user, traced, SUMS) and _is_one_of(relu, traced, RELUS):
-        others = [other for other in user.args if other is not node]
-        if len(user.args) == 2 and len(others) == 1 and _may_be_overwritten(others[0], traced, user):
-            return others[0], [user, relu]
-    return None, []
+    if not (_calls_one_of(user, traced, SUMS) and _calls_one_of(relu, traced, RELUS)):
+        return None, []
+    others = [other for other in user.args if other is not node]
+    # torch.add(node, other, alpha) has a third argument, `node + node` no other, `node + 1` no node
+    if len(user.args) != 2 or len(others) != 1 or not isinstance(other := others[0], fx.Node):
+        return None, []
+    # the convolution writes its result into the memory of `other`, so no operator may read that memory afterwards.
+    # `other` must own its memory (its producer makes a new tensor), and each of its users must either be this sum,
+    # or run before it and make a new tensor: a view that it returned could be read later
+    is_unread = all(u is user or (u < user and _makes_new_tensor(traced, u)) for u in other.users)
+    return (other, [user, relu]) if _makes_new_tensor(traced, other) and is_unread else (None, [])
 
 
-def _may_be_overwritten(other: object, traced: fx.GraphModule, at: fx.Node) -> TypeGuard[fx.Node]:
-    """Whether nobody reads a result after the node `at`, neither itself nor through a view of it."""
-    if not isinstance(other, fx.Node) or not _is_fresh(traced, other):
-        return False
-    return all(user is at or (user < at and _is_fresh(traced, user)) for user in other.users)
-
-
-def _is_fresh(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node's result shares no memory with what it was made from."""
+def _makes_new_tensor(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether the result of a node shares no memory with its inputs."""
     return isinstance(_layer(traced, node), FusedConv2d | nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d)
 
 
-def _is_one_of(
+def _calls_one_of(
     node: fx.Node | None, traced: fx.GraphModule, functions: Sequence[object]
 ) -> TypeGuard[fx.Node]:
     is_function = (
@@ -232,23 +246,9 @@ def _only_user(node: fx.Node | None) -> fx.Node | None:
 
 
 def _layer(traced: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
-    """The layer that a node calls, if it calls one."""
+    """Return the layer that a node calls; None for other operators."""
     return traced.get_submodule(str(node.target)) if node is not None and node.op == "call_module" else None
 
 
-def _is_foldable(layer: nn.Module | None) -> bool:
-    """Whether a layer is a fixed affine map of each channel."""
-    fixed = isinstance(layer, NORMS) and getattr(layer, "running_mean", None) is not None
-    return fixed and isinstance(getattr(layer, "drop", nn.Identity()), nn.Identity)
-
-
-def _affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Factor and shift of each channel."""
-    scale = (norm.running_var + norm.eps).rsqrt()
-    if norm.weight is None:
-        return scale, -norm.running_mean * scale
-    return scale * norm.weight, norm.bias - norm.running_mean * scale * norm.weight
-
-
-def _takes_any_format(layer: nn.Module) -> bool:
+def _takes_any_dtype(layer: nn.Module) -> bool:
     return type(layer) in (nn.Conv2d, nn.Linear, nn.GroupNorm, FusedConv2d)

@@ -1,9 +1,8 @@
-"""An image in any form that users have one in, as uint8 RGB."""
+"""Conversion of images in any form to uint8 RGB."""
 
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from embedmask.config.reading import DEFAULT_READING, Depth, ReadOptions
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.images import read_image
 from embedmask.data.pages import UnreadPages
@@ -22,10 +21,10 @@ from embedmask.errors import BadInput
 
 @runtime_checkable
 class BinaryFile(Protocol):
-    """A file opened in binary mode, or whatever gives bytes as one does."""
+    """A file opened in binary mode, or any object with its `read`."""
 
     def read(self) -> bytes:
-        """Return all that is left."""
+        """Return the remaining bytes."""
         ...
 
 
@@ -34,18 +33,19 @@ IMAGE_SOURCE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Ten
 
 
 def check_image_source(source: Any, name: str = "image") -> None:
-    """Whether `source` is a form of an image at all; files and bytes are not looked into.
+    """Check the type of an image, and shape and dtype of an array or tensor; files and bytes are not read.
 
     Args:
-        name: what messages call the image.
+        source: any object.
+        name: name of the image in messages.
 
     Raises:
-        BadInput: of another type, or an array or tensor of another shape or number format.
+        BadInput: another type, shape or dtype.
     """
     if not isinstance(source, IMAGE_SOURCE_TYPES):
         raise BadInput(
             f"{name}: expected a path, bytes, file, image, array or tensor, got {type(source).__name__}; "
-            "several images go into a list"
+            "pass several images as a list"
         )
     if isinstance(source, Tensor) and not (
         source.dtype == torch.uint8 and source.ndim == 3 and source.shape[0] == 3 and source.numel()
@@ -54,7 +54,11 @@ def check_image_source(source: Any, name: str = "image") -> None:
             f"{name}: a tensor must be uint8 RGB [3, H, W], got {source.dtype} {tuple(source.shape)}; "
             "convert it, pixels 0..255"
         )
-    if isinstance(source, np.ndarray) and not _is_image_array(source):
+    if isinstance(source, np.ndarray) and not (
+        source.dtype in (np.uint8, np.uint16)
+        and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3, 4)))
+        and source.size > 0
+    ):
         raise BadInput(
             f"{name}: an array must be uint8 or uint16, RGB [H, W, 3] or grey [H, W], "
             f"got {source.dtype} {source.shape}; convert it, pixels 0..255"
@@ -68,14 +72,14 @@ def as_image(
     any_size: bool = False,
     options: ReadOptions = DEFAULT_READING,
 ) -> Tensor:
-    """Return an image of any form as uint8 RGB [3, H, W]; a tensor as it is.
+    """Convert an image in any form to a tensor uint8 RGB [3, H, W]; a tensor is returned unchanged.
 
     Args:
         source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3] (or
             RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
-        name: what messages call the image, if it has no path.
-        any_size: also files that Pillow takes for decompression bombs, which are read one at a time.
-        options: page and channels of files, and how 16 bits become 8.
+        name: name of the image in messages, if it has no path.
+        any_size: accept files that Pillow rejects as decompression bombs; these are read one at a time.
+        options: page and channels of files, and conversion of 16 bits to 8.
 
     Raises:
         BadInput: not an image, unreadable, or too large.
@@ -84,43 +88,34 @@ def as_image(
     if isinstance(source, Tensor):
         return source
     if isinstance(source, np.ndarray):
-        return _from_array(source, options.depth)
+        # copy: the caller's array may be read-only or have negative strides
+        pixels = np.empty((*source.shape[:2], 3), np.uint8)
+        reduce_depth(strips_of(source.reshape(*source.shape[:2], -1)[..., :3]), pixels, options.depth)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
     path = (
         source
         if isinstance(source, (str, Path))
         else getattr(source, "filename", getattr(source, "name", ""))
     )
     own = str(path or name)
-    content = source if isinstance(source, (str, Path, bytes, Image.Image)) else _content(source, own)
-    return read_image(content, name=own, any_size=any_size, options=options, notice=partial(_warn, own))
+    content = source if isinstance(source, (str, Path, bytes, Image.Image)) else _read_bytes(source, own)
+
+    def notice(line: str) -> None:
+        warnings.warn(f"{own}: {line}", UnreadPages, stacklevel=2)
+
+    return read_image(content, name=own, any_size=any_size, options=options, notice=notice)
 
 
-def _warn(name: str, line: str) -> None:
-    warnings.warn(f"{name}: {line}", UnreadPages, stacklevel=2)
-
-
-def _content(source: Any, name: str) -> bytes:
-    """What is left to read of a file."""
+def _read_bytes(source: Any, name: str) -> bytes:
+    """Read the rest of a file."""
     try:
         content = source.read()
     except (OSError, ValueError) as error:
         raise BadInput(f"{name}: cannot be read ({error}); open it again") from None
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise BadInput(
-            f"{name}: a file gives {type(content).__name__} instead of bytes; open it in binary mode, 'rb'"
+            f"{name}: read() returned {type(content).__name__}, not bytes; open it in binary mode, 'rb'"
         )
     if not content:
-        raise BadInput(f"{name}: a file with nothing left to read; go back to its beginning, seek(0)")
+        raise BadInput(f"{name}: the file is at its end; rewind it with seek(0)")
     return bytes(content)
-
-
-def _is_image_array(source: npt.NDArray[Any]) -> bool:
-    shaped = source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3, 4))
-    return source.dtype in (np.uint8, np.uint16) and shaped and source.size > 0
-
-
-def _from_array(source: npt.NDArray[Any], depth: Depth) -> Tensor:
-    # a copy: the caller's array may be read-only, or run backwards
-    pixels = np.empty((*source.shape[:2], 3), np.uint8)
-    reduce_depth(strips_of(source.reshape(*source.shape[:2], -1)[..., :3]), pixels, depth)
-    return torch.from_numpy(pixels).permute(2, 0, 1)

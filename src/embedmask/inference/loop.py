@@ -1,4 +1,4 @@
-"""Walk a data set and give finished instances, image by image: what evaluation and training share."""
+"""Prediction for batches and data sets, shared by evaluation and training."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def predict_batch(
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> list[Instances]:
-    """Instances of each image, in its original frame.
+    """Return the instances of each image, in its original frame.
 
     Args:
-        config: the model's own, or with other thresholds or `max_detections`.
-        images: uint8 `[3, h, w]` RGB, already in the network's frame; any device.
-        original_sizes: `(height, width)` of each image's file.
-        memory_format: layout of the images; channels_last where the weights are.
+        model: in evaluation mode.
+        config: the model's own, or one with other thresholds or `max_detections`.
+        images: uint8 RGB `[3, h, w]`, already resized for the network; any device.
+        original_sizes: `(height, width)` of each original image.
+        memory_format: memory format of the images, equal to that of the weights.
     """
     batch = model.preprocess(images)
     batch.tensors = batch.tensors.contiguous(memory_format=memory_format)
@@ -43,16 +44,22 @@ def predict_batch(
 def detect(
     network: Network, config: DetectorConfig, batch: ImageBatch, original_sizes: Sequence[Size]
 ) -> list[Instances]:
-    """What a network of any kind, or a model itself, finds in a preprocessed batch; the rest as in `predict_batch`.
+    """Run a network on a preprocessed batch and post-process its output.
 
-    Autocast, where it is on, reaches the network alone: boxes and masks are decoded in float32.
+    Autocast, if enabled, applies to the network only: boxes and masks are decoded in float32.
+
+    Args:
+        network: of `make_network`, or a model itself.
+        config: of the model, as in `predict_batch`.
+        batch: output of `Detector.preprocess`.
+        original_sizes: `(height, width)` of each original image.
     """
     in_float32 = torch.autocast(batch.tensors.device.type, enabled=False)
     if isinstance(config, ModelConfig):
         predictions = network(batch)
         with in_float32:
             return Postprocessor.from_config(config)(predictions, batch.sizes, original_sizes)
-    found = network(
+    detections = network(
         batch,
         score_threshold=config.score_threshold,
         nms_threshold=config.nms_threshold,
@@ -61,7 +68,7 @@ def detect(
     with in_float32:
         return [
             postprocess_mask_rcnn(one, *sizes, mask_threshold=config.mask_threshold)
-            for one, *sizes in zip(found, batch.sizes, original_sizes, strict=True)
+            for one, *sizes in zip(detections, batch.sizes, original_sizes, strict=True)
         ]
 
 
@@ -72,13 +79,13 @@ def predict_dataset(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[int, Instances]]:
-    """`(image_id, instances)` of every image that `batches` gives; memory holds one batch at a time.
+    """Yield `(image_id, instances)` of every image; one batch is in memory at a time.
 
     Args:
-        model: in evaluation mode, on its device; moved to channels_last where `dtype` is not float32.
-        config: the model's own, or with other thresholds or `max_detections`.
-        batches: from `eval_loader`.
-        dtype: bfloat16 or float16 run the convolutions under autocast; what needs float32 stays float32.
+        model: in evaluation mode, on its device; it is moved to channels_last if `dtype` is not float32.
+        config: the model's own, or one with other thresholds or `max_detections`.
+        batches: of `eval_loader`.
+        dtype: bfloat16 or float16 run the convolutions under autocast.
     """
     device = next(model.parameters()).device
     reduced = dtype != torch.float32
@@ -86,13 +93,13 @@ def predict_dataset(
     model.to(memory_format=memory_format)
     for images, image_ids, original_sizes in batches:
         with torch.inference_mode(), torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
-            found = predict_batch(model, config, images, original_sizes, memory_format=memory_format)
-        yield from zip(image_ids, found, strict=True)
+            results = predict_batch(model, config, images, original_sizes, memory_format=memory_format)
+        yield from zip(image_ids, results, strict=True)
 
 
-def choose_workers(wanted: int | None) -> int:
-    """Loading processes: as many as wanted; None: one fewer than the cores that we may use, at most 8."""
-    if wanted is not None:
-        return wanted
+def choose_workers(requested: int | None) -> int:
+    """Return the number of loading processes; None selects one fewer than the available cores, at most 8."""
+    if requested is not None:
+        return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores - 1, MAX_WORKERS)

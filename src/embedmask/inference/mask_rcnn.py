@@ -1,4 +1,4 @@
-"""Mask R-CNN's detections -> finished instances in the image's own frame."""
+"""Post-processing of Mask R-CNN: detections to instances in the frame of the original image."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from embedmask.structures import CropMasks, Instances, RunCrops, Runs, Size
 
 
 def postprocess_mask_rcnn(
-    found: Detections, image_size: Size, original_size: Size, *, mask_threshold: float
+    detections: Detections, image_size: Size, original_size: Size, *, mask_threshold: float
 ) -> Instances:
-    """Instances of one image.
+    """Convert the detections of one image to instances in the frame of the original image.
 
     Args:
-        found: as `MaskRCNN` gives it.
+        detections: output of `MaskRCNN` for one image.
         image_size: `(height, width)` of the image inside the network's frame.
-        original_size: `(height, width)` of the image; results are in this frame.
+        original_size: `(height, width)` of the original image.
         mask_threshold: probability above which a pixel belongs to the instance.
     """
-    boxes = resize_boxes(found["boxes"], list(image_size), list(original_size))
-    # scaling rounds, at the border by a last digit out of the image
+    boxes = resize_boxes(detections["boxes"], list(image_size), list(original_size))
+    # rounding may move a box on the border out of the image
     boxes = clip_boxes_to_image(boxes, original_size)
-    masks = paste(found["masks"], boxes, original_size, mask_threshold)
-    return Instances(boxes, found["scores"], found["labels"], masks)
+    masks = paste(detections["masks"], boxes, original_size, mask_threshold)
+    return Instances(boxes, detections["scores"], detections["labels"], masks)
 
 
 def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -> CropMasks:
-    """torchvision's `paste_masks_in_image`, each mask into a crop of its own instead of a whole image.
+    """Paste masks as torchvision's `paste_masks_in_image` does, each into its own crop instead of a whole image.
 
     Args:
         grids: probabilities `[R, 1, S, S]`.
         boxes: `[R, 4]` xyxy px, inside the image.
+        original_size: `(height, width)` of the image.
         threshold: probability above which a pixel belongs to the mask.
     """
     height, width = original_size
@@ -47,10 +48,11 @@ def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -
         padded, expand_boxes(boxes, scale).to(torch.int64).tolist(), strict=True
     ):
         left, top = max(x1, 0), max(y1, 0)
+        # the box in the frame of its crop; it may begin before the crop, which the image limits
         inside = (x1 - left, y1 - top, x2 - left, y2 - top)
         crop = paste_mask_in_image(grid[0], inside, min(y2 + 1, height) - top, min(x2 + 1, width) - left)
-        kept = RunCrops.of([crop > threshold])
-        runs += kept.runs
-        shapes += kept.shapes
+        encoded = RunCrops.of([crop > threshold])
+        runs += encoded.runs
+        shapes += encoded.shapes
         offsets.append((top, left))
     return CropMasks(RunCrops(runs, shapes), offsets, original_size)

@@ -1,7 +1,7 @@
-"""Masks in the forms that other programs read: label images, LabelMe's and YOLO's polygons.
+"""Export of masks as label images and as polygons of LabelMe and YOLO.
 
-All are made from crops, one object at a time, and lose nothing: an outline runs along the edges of pixels, so whoever
-fills it by the even-odd rule, as COCO's code does, gets the same pixels back.
+All formats are written from crops, one object at a time, without loss: outlines run along the edges of pixels, so
+filling them by the even-odd rule, as COCO's code does, restores the same pixels.
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ Bools = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.int64]
 MAX_LABELS = 2**16 - 1
 TOUCHING = np.ones((3, 3), int)
-"""Pixels that meet at a corner belong to one piece: outlines cross there."""
+"""8-connectivity: pixels that meet at a corner belong to one piece, because outlines cross there."""
 
 
 def label_image(masks: CropMasks, name: str) -> npt.NDArray[np.uint16]:
-    """One number a pixel: 0 background, k the k-th mask; where masks overlap, the first of them.
+    """Render masks as a label image.
 
     Args:
         masks: of one image, by descending score.
-        name: of the image, for messages.
+        name: name of the image in messages.
 
     Returns:
-        uint16 `[H, W]`.
+        uint16 `[H, W]`: 0 for the background, k for the k-th mask; the first of overlapping masks wins.
 
     Raises:
-        BadInput: more masks than there are numbers.
+        BadInput: more masks than labels of 16 bits.
     """
     if len(masks) > MAX_LABELS:
         raise BadInput(
-            f"{name}: {len(masks)} objects, but a label image has numbers for {MAX_LABELS}; "
+            f"{name}: {len(masks)} objects, but a label image holds at most {MAX_LABELS}; "
             "lower --max-detections or choose another --format"
         )
     labels = np.zeros(masks.image_size, np.uint16)
+    # in reverse order: the best mask is written last
     for number, crop, (y, x) in _numbered(masks, range(len(masks), 0, -1)):
         labels[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = number
     return labels
 
 
 def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -> dict[str, Any]:
-    """The image's objects as LabelMe stores them: a polygon a piece, `group_id` k for the k-th object.
+    """Return the content of a LabelMe file: one polygon per piece, with `group_id` k for the k-th object.
 
     Args:
         instances: of one image, on any device.
         class_names: name of each label.
-        image_path: the image, relative to the file that is written.
+        image_path: path of the image, relative to the LabelMe file.
     """
     height, width = instances.masks.image_size
     labels, scores = instances.labels.tolist(), instances.scores.tolist()
@@ -81,9 +82,9 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
 
 
 def yolo_lines(instances: Instances) -> list[str]:
-    """`class x1 y1 x2 y2 ...` for each object that has pixels, as fractions of the image's width and height.
+    """Return a line of YOLO per object: `class x1 y1 x2 y2 ...`, relative to width and height; empty masks are skipped.
 
-    Pieces and holes are joined to one polygon by lines that are walked there and back.
+    Pieces and holes are joined to one polygon by connecting lines, which are traversed in both directions.
     """
     size = instances.masks.image_size[::-1]
     labels = instances.labels.tolist()
@@ -96,14 +97,14 @@ def yolo_lines(instances: Instances) -> list[str]:
 
 
 def outline(mask: Bools) -> Points:
-    """All outlines of a mask as one closed path along the edges of its pixels, for the even-odd rule.
+    """Return all outlines of a mask as one closed path along pixel edges, for the even-odd rule.
 
     Args:
         mask: bool `[h, w]` with at least one pixel.
 
     Returns:
-        int64 `[P, 2]`, x, y of the corners; from the first outline's first corner a line leads to each further outline
-        and back.
+        x, y of the corners, int64 `[P, 2]`. A line connects the first corner of the first outline to each further
+        outline and back.
     """
     first, *others = rings(mask)
     start = first[:1]
@@ -111,39 +112,39 @@ def outline(mask: Bools) -> Points:
 
 
 def rings(mask: Bools) -> list[Points]:
-    """The outlines of a mask, holes included: x, y of the corners of each, int64 `[P, 2]`.
+    """Return the outlines of a mask, holes included: x, y of the corners of each, int64 `[P, 2]`.
 
-    A point of the pixel grid is a corner where an odd number of its four pixels is inside. In every row and every
-    column of the grid corners come in pairs with an edge between them; a ring follows these edges in turns.
+    A point of the pixel grid is a corner if an odd number of its four pixels is inside. In every row and every column
+    of the grid, corners come in pairs with an edge between them; a ring follows horizontal and vertical edges in turn.
     """
     padded = np.pad(mask, 1)
     y, x = np.nonzero(padded[1:, 1:] ^ padded[:-1, 1:] ^ padded[1:, :-1] ^ padded[:-1, :-1])
+    # corners are sorted by row, so corners 2 k and 2 k + 1 are the ends of a horizontal edge: i ^ 1 is the other end.
+    # sorted by column, the same holds for vertical edges: `across[i]` is the other end of the vertical edge of i
     by_column = np.lexsort((y, x))
     place = np.argsort(by_column)
-    across = by_column[
-        place ^ 1
-    ].tolist()  # the other end of a corner's vertical edge; i ^ 1 is its horizontal one's
-    found, seen = [], bytearray(len(x))
+    across = by_column[place ^ 1].tolist()
+    outlines, is_visited = [], bytearray(len(x))
     for start in range(0, len(x), 2):
         ring, corner = [], start
-        while not seen[corner]:
-            seen[corner] = seen[corner ^ 1] = True
+        while not is_visited[corner]:
+            is_visited[corner] = is_visited[corner ^ 1] = True
             ring += [corner, corner ^ 1]
             corner = across[corner ^ 1]
         if ring:
-            found.append(np.stack((x[ring], y[ring]), 1))
-    return found
+            outlines.append(np.stack((x[ring], y[ring]), 1))
+    return outlines
 
 
 def pieces(mask: Bools) -> Iterator[tuple[Bools, tuple[int, int]]]:
-    """The connected parts of a mask, each cropped, with its first row and column."""
+    """Yield the connected pieces of a mask, each as a crop with its first row and column."""
     numbers, _ = ndimage.label(mask, TOUCHING)
     for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), start=1):
         yield numbers[rows, columns] == number, (rows.start, columns.start)
 
 
 def _numbered(masks: CropMasks, numbers: Iterable[int]) -> Iterator[tuple[int, Bools, tuple[int, int]]]:
-    """Number, crop and offset of those of the masks, counted from 1, that have pixels; one crop at a time."""
+    """Yield number, crop and offset of the non-empty masks among `numbers`, counted from 1; one crop at a time."""
     for number in numbers:
         crop = masks.crops[number - 1].cpu().numpy()
         if crop.any():

@@ -1,4 +1,4 @@
-"""Predictions of a batch -> finished instances in each image's own frame."""
+"""Post-processing of EmbedMask: predictions of a batch to instances in the frame of each original image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedmask.structures import Instances, Predictions, Size
 
 
 class Postprocessor:
-    """Section 3.6: decode, class-wise NMS, masks inside boxes, restored to the original size, thresholded last."""
+    """Inference of section 3.6: decoding, class-wise NMS, masks inside boxes, resizing, thresholding."""
 
     def __init__(self, cfg: ModelConfig, max_detections: int | None = None) -> None:
         self.cfg = cfg
@@ -24,19 +24,19 @@ class Postprocessor:
 
     @classmethod
     def from_config(cls, cfg: ModelConfig, max_detections: int | None = None) -> Self:
-        """The post-processing of a model's configuration; `max_detections` overrides the configuration's."""
+        """Return the post-processing of a model's config; `max_detections` overrides that of the config."""
         return cls(cfg, max_detections)
 
     @torch.no_grad()
     def __call__(
         self, predictions: Predictions, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Instances]:
-        """Instances of each image.
+        """Return the instances of each image, in its original frame.
 
         Args:
             predictions: of N images.
-            image_sizes: `(height, width)` of each inside the padded frame.
-            original_sizes: `(height, width)` of each image; results are in this frame.
+            image_sizes: `(height, width)` of each image inside the padded frame.
+            original_sizes: `(height, width)` of each original image.
         """
         sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
         return [
@@ -45,9 +45,8 @@ class Postprocessor:
         ]
 
     def propose(self, predictions: Predictions, index: int, image_size: Size) -> Proposals:
-        """First half, for image `index`: what survives the NMS."""
-        cfg = self.cfg
-        most = self.max_detections
+        """Decode the proposals of image `index` that NMS keeps: the first half of the post-processing."""
+        cfg, limit = self.cfg, self.max_detections
         return decode_proposals(
             predictions,
             index,
@@ -55,7 +54,7 @@ class Postprocessor:
             score_threshold=cfg.score_threshold,
             pre_nms=cfg.pre_nms,
             nms_threshold=cfg.nms_threshold,
-            max_detections=max(most, MIN_RESCORED) if cfg.rescore_masks else most,
+            max_detections=max(limit, MIN_RESCORED) if cfg.rescore_masks else limit,
             box_offset=cfg.box_offset,
             score=cfg.score,
             clip_before_nms=cfg.clip_before_nms,
@@ -69,7 +68,7 @@ class Postprocessor:
         image_size: Size,
         original_size: Size,
     ) -> Instances:
-        """Second half: masks of its proposals, and boxes, in the image's frame."""
+        """Decode masks and rescale boxes to the frame of the original image: the second half."""
         cfg = self.cfg
         masks = decode_masks(
             predictions.pixel_embed[index],
@@ -84,7 +83,7 @@ class Postprocessor:
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        # scaling rounds, at the border by a last digit out of the image
+        # rounding may move a box on the border out of the image
         boxes = clip_boxes_to_image(boxes, original_size)
         embed, margin = proposals.embed, proposals.margin
         instances = Instances(boxes, proposals.scores, proposals.labels, masks, embed, margin)

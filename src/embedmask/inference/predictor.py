@@ -1,4 +1,4 @@
-"""From images in any form to finished detections in each image's own frame."""
+"""Prediction from images in any form to detections in the frame of each image."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from embedmask.structures import Instances, Size
 from embedmask.weights.checkpoint import load_checkpoint
 
 BATCH_SIZE = {"cuda": 8}
-"""Images a batch by the kind of device; elsewhere 1."""
+"""Images per batch by type of device; 1 for all others."""
 CPU_BATCH_PIXELS = 2**18
-"""A CPU is slower, each image, at batches of more: they leave its cache."""
+"""Maximum pixels of a batch on a CPU; larger batches leave its cache and take longer per image."""
 WINDOW = 4
-"""Batches' worth of images held while companions of one frame are looked for ..."""
+"""Batches of images to buffer while collecting images of one frame ..."""
 WINDOW_BYTES = 2**28
-"""... unless they take more memory than this."""
+"""... up to this total size."""
 
 
 class Options(TypedDict, total=False):
-    """Keywords of `Predictor.__call__`, explained there."""
+    """Keyword arguments of `Predictor.__call__`, described there."""
 
     tile: int | None
     overlap: int
@@ -51,9 +51,9 @@ class Options(TypedDict, total=False):
 
 
 class Predictor:
-    """A model ready to be shown images.
+    """A model with its device, precision and engine, ready to predict.
 
-    Masks are placed exactly at every size (`mask_frame: exact`), whatever the model's config says for evaluation.
+    Masks are always placed exactly (`mask_frame: exact`); the setting in the model's config is for evaluation.
 
     Example:
         >>> predictor = Predictor.load("model.safetensors")
@@ -69,18 +69,23 @@ class Predictor:
         precision: Precision = "auto",
         engine: Engine = "torch",
     ) -> None:
-        """Take over `model`: it is moved to `device` and put into evaluation mode.
+        """Move `model` to `device` and put it into evaluation mode.
 
         Args:
-            engine: what runs the network; later changes of the model's weights need not reach it.
+            model: the model itself is changed, not a copy.
+            class_names: name of each class.
+            device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+            precision: number format of the convolutions.
+            engine: runtime of the network; it may not notice later changes of the model's weights.
 
         Raises:
-            BadInput: the number of names does not fit the model, or there is no such device, precision or engine.
+            BadInput: the number of names differs from the number of classes, or the device, precision or engine does
+                not exist.
         """
         count = model.config.num_classes
         if len(class_names) != count:
             raise BadInput(
-                f"{len(class_names)} class names for a model of {count} classes; give one name a class"
+                f"{len(class_names)} class names for a model of {count} classes; pass one name per class"
             )
         self.class_names = list(class_names)
         self.device = choose_device(device)
@@ -95,17 +100,17 @@ class Predictor:
     def __repr__(self) -> str:
         more = ", ..." if len(self.class_names) > 3 else ""
         names = ", ".join(self.class_names[:3]) + more
-        how = ", ".join(f"{name}={value}" for name, value in self._how.items())
+        settings = ", ".join(f"{name}={value}" for name, value in self._settings.items())
         model = f"{type(self.model).__name__} with {self.model.config.backbone}"
-        return f"Predictor({model}, {len(self.class_names)} classes: {names}; {how})"
+        return f"Predictor({model}, {len(self.class_names)} classes: {names}; {settings})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the model on the CPU; unpickling builds the engine's network anew, on a device of the same name."""
+        """Pickle the model on the CPU; unpickling rebuilds the engine's network, on a device of the same name."""
         arguments = (copy.deepcopy(self.model).cpu(), self.class_names)
-        return partial(type(self), **self._how), arguments, {"batch_size": self.batch_size}
+        return partial(type(self), **self._settings), arguments, {"batch_size": self.batch_size}
 
     @property
-    def _how(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         precision = str(self.dtype).removeprefix("torch.")
         return {"device": str(self.device), "precision": precision, "engine": self.engine}
 
@@ -117,10 +122,10 @@ class Predictor:
         precision: Precision = "auto",
         engine: Engine = "torch",
     ) -> Self:
-        """The model of a checkpoint file.
+        """Load the model of a checkpoint file.
 
         Raises:
-            BadInput: not a checkpoint, or there is no such device, precision or engine.
+            BadInput: not a checkpoint, or the device, precision or engine does not exist.
         """
         checkpoint = load_checkpoint(path)
         return cls(
@@ -163,40 +168,47 @@ class Predictor:
         page: int | None = None,
         channels: Sequence[int] | None = None,
     ) -> sv.Detections | list[sv.Detections] | Iterator[sv.Detections]:
-        """Find the objects in an image, in each of a list, or in each that an iterator gives.
+        """Detect the objects in an image, in each image of a list, or in each image of an iterator.
 
-        Images of a list or an iterator are read in the background. An iterator is asked for a bounded number of
-        images ahead, the results come as it gives them; for a live camera call with one image at a time.
+        The images of a list or an iterator are read in the background. A limited number of images is taken from an
+        iterator in advance, and results are yielded in its order; for a live camera, pass one image at a time.
 
         Args:
             source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
                 (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
-            score_threshold: results that score less are left out, 0..1; a sequence holds one per class, a mapping one
-                by class name. None: the model's `decision_threshold`.
-            max_detections: at most so many an image; None: what the model's config says.
-            tile: look at squares of so many px, one after the other, and join what is found; for large
-                images. Each tile is resized as an image would be. `max_detections` then holds for the whole image,
-                None: no limit; each tile gives at least as many as the model's config says. None: no tiles.
-            overlap: px that neighbouring tiles share.
-            embeddings: also give `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
+            score_threshold: minimum score, 0..1; a sequence has one per class, a mapping one by class name. None: the
+                model's `decision_threshold`.
+            max_detections: maximum number of detections per image; None: as in the model's config.
+            tile: side of the tiles, px, in which a large image is processed before the results are merged. Each tile is
+                resized like an image. `max_detections` then applies to the whole image (None: no limit), and each tile
+                returns at least as many detections as the model's config allows. None: no tiles.
+            overlap: overlap of neighbouring tiles, px.
+            embeddings: add `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
                 [R, 1 or D].
-            page: page of a TIFF stack or frame of an animation, from 0; None: what the model's config says, else the
-                first. Of files and their bytes, not of images that are open already.
-            channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: likewise, else the
-                colours of an image in colour or the first channel.
+            page: page of a TIFF stack or frame of an animation, from 0; None: as in the model's config, else the first.
+                It applies to files and their bytes, not to open images.
+            channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: as in the model's
+                config, else the colours of a colour image or the first channel.
 
         Returns:
-            Detections by descending score, boxes and masks in the image's own upright frame.
+            Detections by descending score, with boxes and masks in the upright frame of the original image.
 
         Raises:
-            BadInput: not an image, which is named, a threshold beyond 0..1, less than one detection, tiles that are
-                too small or overlap too much, or embeddings of a model that has none.
+            BadInput: not an image (the message names it), a threshold outside 0..1, `max_detections` below 1, tiles
+                that are too small or overlap too much, or embeddings of a model without any.
         """
         if embeddings and not isinstance(self.model.config, ModelConfig):
-            raise BadInput("embeddings: a Mask R-CNN has none; leave them out")
+            raise BadInput("embeddings: Mask R-CNN has none; pass embeddings=False")
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
-        finish = partial(self._detections, embeddings=embeddings)
+
+        def finish(result: ImageResult) -> sv.Detections:
+            assert result.instances is not None
+            detections = to_detections(result.instances, self.class_names)
+            for name in ("proposal_embed", "proposal_margin") if embeddings else ():
+                detections.data[name] = getattr(result.instances, name).float().cpu().numpy()
+            return detections
+
         if isinstance(source, IMAGE_SOURCE_TYPES) or not isinstance(source, Iterable):
             image = as_image(source, any_size=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
@@ -221,17 +233,17 @@ class Predictor:
         page: int | None = None,
         channels: Sequence[int] | None = None,
     ) -> Iterator[ImageResult]:
-        """Finished instances of many images, in their order, read and resized in the background.
+        """Yield the instances of many images in order; images are read and resized in the background.
 
         Args:
-            images: of any forms; asked for a bounded number ahead, by another thread.
+            images: in any form; another thread takes a limited number in advance.
             score_threshold, max_detections, tile, overlap, page, channels: as in `__call__`.
-            batch_size: images that the network sees at once; None: what suits the device. Only images that the
-                network's frame pads alike share a batch: padding changes what GroupNorm sees.
-            skip_broken: an image that cannot be read becomes a result with an `error`; else it is raised in its turn.
+            batch_size: images per batch; None: the default of the device. Only images that are padded to the same frame
+                share a batch, because padding changes the statistics of GroupNorm.
+            skip_broken: whether an unreadable image becomes a result with an `error` instead of raising it.
 
         Raises:
-            BadInput: as `__call__`, or a batch of less than one image.
+            BadInput: as `__call__`, or a batch size below 1.
         """
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
@@ -243,15 +255,15 @@ class Predictor:
         max_detections: int | None = None,
         score_threshold: ScoreThreshold | None = None,
     ) -> list[Instances]:
-        """Everything found in each image, in its own frame; the tensors stay on the device.
+        """Return the instances of each image, in its original frame, with tensors on the device.
 
         Args:
-            images: uint8 RGB [3, H, W], of any sizes; those of one frame share a batch.
-            max_detections: at most so many an image; None: what the model's config says.
-            score_threshold: as in `__call__`; None: everything above the config's threshold of candidates.
+            images: uint8 RGB [3, H, W], of any sizes; images of one frame share a batch.
+            max_detections: maximum number of instances per image; None: as in the model's config.
+            score_threshold: as in `__call__`; None: the candidate threshold of the model's config.
 
         Raises:
-            BadInput: not such an image, a threshold beyond 0..1, or less than one detection.
+            BadInput: not such an image, a threshold outside 0..1, or `max_detections` below 1.
         """
         for index, image in enumerate(images):
             check_image_source(image, f"images[{index}]")
@@ -260,8 +272,8 @@ class Predictor:
 
     def _find(self, images: Sequence[Tensor], request: Request) -> list[Instances]:
         items = (self._prepare(image, image, request) for image in images)
-        done = self._in_order(items, request)
-        return [item.result.instances for item in done if item.result.instances is not None]
+        solved = self._in_order(items, request)
+        return [item.result.instances for item in solved if item.result.instances is not None]
 
     def _decision(self, score_threshold: ScoreThreshold | None) -> tuple[float, ...]:
         return self.model.config.decision(score_threshold, self.class_names)
@@ -296,7 +308,7 @@ class Predictor:
             except BadInput as error:
                 return LoadedImage(ImageResult(source, error=error))
 
-        # what is worth tiles may be large: one is read while another is looked at
+        # images that need tiles may be large: read only one while another is processed
         workers = 1 if tiled else max(choose_workers(None), 1)
         ahead = 1 if tiled else workers + 1
         items = prefetch(enumerate(images), read, workers=workers, ahead=ahead)
@@ -312,34 +324,48 @@ class Predictor:
         return LoadedImage(ImageResult(source, image), resized)
 
     def _in_order(self, items: Iterable[LoadedImage], request: Request) -> Iterator[LoadedImage]:
-        """The items with their instances; batches are made of those that are near each other."""
-        done: dict[int, LoadedImage] = {}
+        """Yield the items with their instances; each batch holds items of one frame that are close in order."""
+
+        def batch_size(item: LoadedImage) -> int:
+            if item.frame is None:  # goes through the network in tiles
+                return 1
+            if self.device.type != "cpu":
+                return request.batch_size
+            height, width = item.frame
+            return max(min(request.batch_size, CPU_BATCH_PIXELS // (height * width)), 1)
+
+        solved: dict[int, LoadedImage] = {}
         place = 0
-        size = partial(self._batch_size, most=request.batch_size)
         window = WINDOW * request.batch_size
-        for batch in make_batches(items, size=size, window=window, room=WINDOW_BYTES):
-            done |= zip(batch, self._solve(list(batch.values()), request), strict=True)
-            while place in done:
-                yield done.pop(place)
+        for batch in make_batches(items, batch_size=batch_size, max_items=window, max_bytes=WINDOW_BYTES):
+            solved |= zip(batch, self._solve(list(batch.values()), request), strict=True)
+            # a batch may finish items out of order: hold them back until all earlier ones are out
+            while place in solved:
+                yield solved.pop(place)
                 place += 1
 
-    def _batch_size(self, item: LoadedImage, most: int) -> int:
-        if item.frame is None:
-            return 1
-        height, width = item.frame
-        return most if self.device.type != "cpu" else max(min(most, CPU_BATCH_PIXELS // (height * width)), 1)
-
     def _solve(self, items: list[LoadedImage], request: Request) -> list[LoadedImage]:
-        """The items of a batch with their instances; none where there is no image."""
+        """Add instances to the items of a batch, except to those without an image."""
         images = [item.result.image for item in items if item.result.image is not None]
         if not images:
             return items
         resized = [item.resized for item in items if item.resized is not None]
         if resized:
-            found = self._run(resized, list(map(size_of, images)), request.config)
+            results = self._run(resized, list(map(size_of, images)), request.config)
         else:
-            found = [self._tiled(image, request) for image in images]
-        for item, instances in zip(items, found, strict=True):
+            whole = replace(request, tile=None, score_thresholds=())
+            results = [
+                tiled_instances(
+                    image,
+                    lambda tiles: self._find(tiles, whole),
+                    tile=request.tile or 0,
+                    overlap=request.overlap,
+                    max_detections=request.max_detections,
+                    batch_size=request.batch_size,
+                )
+                for image in images
+            ]
+        for item, instances in zip(items, results, strict=True):
             item.result.instances = passing(instances, request.score_thresholds)
             item.resized = None
         return items
@@ -349,25 +375,6 @@ class Predictor:
     ) -> list[Instances]:
         with torch.inference_mode():
             return detect(self.network, config, self.model.preprocess(resized), original_sizes)
-
-    def _tiled(self, image: Tensor, request: Request) -> Instances:
-        whole = replace(request, tile=None, score_thresholds=())
-        return tiled_instances(
-            image,
-            lambda tiles: self._find(tiles, whole),
-            tile=request.tile or 0,
-            overlap=request.overlap,
-            max_detections=request.max_detections,
-            batch_size=request.batch_size,
-        )
-
-    def _detections(self, result: ImageResult, *, embeddings: bool) -> sv.Detections:
-        assert result.instances is not None
-        detections = to_detections(result.instances, self.class_names)
-        if embeddings:
-            for name in ("proposal_embed", "proposal_margin"):
-                detections.data[name] = getattr(result.instances, name).float().cpu().numpy()
-        return detections
 
 
 def _name(index: int) -> str:

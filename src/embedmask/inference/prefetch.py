@@ -1,4 +1,4 @@
-"""Images on their way to the network: read in the background, put into batches of one frame."""
+"""Prefetching of images in background threads, and batching of images of one frame."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Ready = TypeVar("Ready")
 
 @dataclass
 class ImageResult:
-    """What became of one image of `Predictor.stream`.
+    """Result of one image of `Predictor.stream`.
 
     Attributes:
-        source: as it was given.
-        image: uint8 RGB `[3, H, W]`, upright; None where it cannot be read.
-        instances: in the image's own frame, on the device; None likewise.
+        source: the image as it was passed.
+        image: uint8 RGB `[3, H, W]`, upright; None if it cannot be read.
+        instances: in the frame of the original image, on the device; None if it cannot be read.
         error: why it cannot be read.
     """
 
@@ -39,14 +39,14 @@ class ImageResult:
 
 @dataclass
 class LoadedImage:
-    """An image on its way; `resized` where it goes to the network whole."""
+    """Image to predict; `resized` is its input to the network, None for an image that is processed in tiles."""
 
     result: ImageResult
     resized: Tensor | None = None
 
     @property
     def frame(self) -> Size | None:
-        """What it is padded to when it is alone."""
+        """Return the size that the resized image alone is padded to."""
         return None if self.resized is None else frame_of([size_of(self.resized)])
 
     @property
@@ -57,59 +57,66 @@ class LoadedImage:
 def prefetch(
     source: Iterable[Item], prepare: Callable[[Item], Ready], *, workers: int, ahead: int
 ) -> Generator[Ready, None, None]:
-    """`prepare` of every item, in order, done in threads while the caller is busy with those before.
+    """Yield `prepare(item)` for every item in order, computed in threads while the caller is busy.
 
-    The source is asked for items by one thread, one at a time. What it or `prepare` raises is raised here, when its
-    turn has come. Closing the iterator early waits for what has begun, then no thread is left.
+    One thread iterates the source, one item at a time. Exceptions of the source and of `prepare` are raised here, at
+    the position of their item. Closing the generator early waits for running calls and leaves no thread.
 
     Args:
-        workers: threads that prepare.
-        ahead: items that are asked for before the caller wants them: the bound of memory.
+        workers: threads that run `prepare`.
+        ahead: maximum number of items in progress, which bounds memory.
     """
     items = iter(source)
-    with ThreadPoolExecutor(workers) as preparing, ThreadPoolExecutor(1) as asking:
+    with ThreadPoolExecutor(workers) as preparing, ThreadPoolExecutor(1) as reading:
 
-        def ask() -> Future[Ready] | None:
+        def take() -> Future[Ready] | None:
             for item in items:
                 return preparing.submit(prepare, item)
             return None
 
-        asked = deque(asking.submit(ask) for _ in range(ahead))
+        # futures of `take`, each of which returns the future of its prepared item, in the order of the source:
+        # the single thread of `reading` never runs two at once
+        pending = deque(reading.submit(take) for _ in range(ahead))
         try:
-            while (begun := asked.popleft().result()) is not None:
-                asked.append(asking.submit(ask))
-                yield begun.result()
+            while (prepared := pending.popleft().result()) is not None:
+                # refill before waiting, so that `ahead` items stay in progress
+                pending.append(reading.submit(take))
+                yield prepared.result()
         finally:
-            asking.shutdown(cancel_futures=True)
+            reading.shutdown(cancel_futures=True)
             preparing.shutdown(cancel_futures=True)
 
 
 def make_batches(
-    items: Iterable[LoadedImage], *, size: Callable[[LoadedImage], int], window: int, room: int
+    items: Iterable[LoadedImage],
+    *,
+    batch_size: Callable[[LoadedImage], int],
+    max_items: int,
+    max_bytes: int,
 ) -> Iterator[dict[int, LoadedImage]]:
-    """Batches of one frame each, numbered from 0 by their places in `items`.
+    """Yield batches of items of one frame, keyed by their position in `items`.
 
-    Every batch begins with the first item that is in none yet and takes along those of its frame that come soon after.
-    What is in a batch depends on the items alone, never on how fast they come.
+    A batch starts with the first item that is not in a batch yet and adds later items of the same frame. It depends
+    on the items only, not on their timing.
 
     Args:
-        size: how many of this item's frame a batch may hold; 1: it goes alone.
-        window: items held at most while companions are looked for.
-        room: bytes beyond which no more are looked for.
+        batch_size: maximum size of a batch that starts with this item.
+        max_items: maximum number of items to buffer.
+        max_bytes: size of the buffered images from which on no further items are collected.
     """
-    held: dict[int, LoadedImage] = {}
+    buffer: dict[int, LoadedImage] = {}
 
-    def batch() -> tuple[list[int], bool]:
-        """Places of the first item and its companions, and whether to look for more."""
-        head = next(iter(held.values()))
-        most = size(head)
-        places = [place for place, item in held.items() if item.frame == head.frame][:most]
-        wanting = len(places) < most and len(held) < window
-        return places, wanting and sum(item.num_bytes for item in held.values()) < room
+    def next_batch() -> tuple[list[int], bool]:
+        """Return the positions of the next batch, and whether it may still grow."""
+        head = next(iter(buffer.values()))
+        size = batch_size(head)
+        places = [place for place, item in buffer.items() if item.frame == head.frame][:size]
+        has_room = len(places) < size and len(buffer) < max_items
+        return places, has_room and sum(item.num_bytes for item in buffer.values()) < max_bytes
 
     for place, item in enumerate(items):
-        held[place] = item
-        while held and not (found := batch())[1]:
-            yield {place: held.pop(place) for place in found[0]}
-    while held:
-        yield {place: held.pop(place) for place in batch()[0]}
+        buffer[place] = item
+        while buffer and not (batch := next_batch())[1]:
+            yield {place: buffer.pop(place) for place in batch[0]}
+    while buffer:
+        yield {place: buffer.pop(place) for place in next_batch()[0]}

@@ -1,4 +1,4 @@
-"""From predictions to surviving proposals: candidates, boxes, class-wise NMS (section 3.6)."""
+"""Decoding of predictions to proposals: candidates, boxes, class-wise NMS (section 3.6)."""
 
 from __future__ import annotations
 
@@ -51,38 +51,50 @@ def decode_proposals(
     score: Literal["product", "root"] = "product",
     clip_before_nms: bool = True,
 ) -> Proposals:
-    """Proposals of image `index` after NMS.
+    """Decode the proposals of image `index` and apply class-wise NMS.
 
-    A (location, class) pair is a candidate when its class score is above the threshold; its final score is class
-    score times centerness. With `root` it is a candidate when that product is, and its final score is the root of it.
-    Boxes are clipped to the image and those without area dropped: before the NMS, or after the best
-    `max_detections` are chosen, which may leave fewer.
+    A pair of location and class is a candidate if its class score is above the threshold; its final score is the
+    product of class score and centerness. With `root`, the product is compared with the threshold and the final score
+    is its square root. Boxes are clipped to the image, and boxes without area are dropped: before NMS, or after the
+    best `max_detections` are selected, which may leave fewer.
 
     Args:
+        predictions: of a batch.
+        index: image of the batch.
         image_size: `(height, width)` of the image inside the padded frame.
-        pre_nms: candidates kept a level.
-        box_offset: added to box sides in the IoU of the NMS; 1 means that boxes end on their last pixel, so
-            the image ends there, too.
+        score_threshold: see above.
+        pre_nms: maximum number of candidates per level.
+        nms_threshold: maximum IoU of two proposals of one class.
+        max_detections: maximum number of proposals.
+        box_offset: added to the sides of boxes in the IoU of NMS; 1 if boxes and the image end on their last pixel.
+        score: definition of the final score.
+        clip_before_nms: whether boxes are clipped before NMS.
     """
     levels = [
         _level_candidates(predictions, level, index, score_threshold, pre_nms, root=score == "root")
         for level in range(len(predictions.strides))
     ]
-    found = _Candidates(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
+    candidates = _Candidates(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
     if clip_before_nms:
-        found = _clip(found, image_size, box_offset)
-    ends = found.boxes.new_tensor([0, 0, box_offset, box_offset])
-    kept = class_wise_nms(found.boxes + ends, found.scores, found.labels, nms_threshold)[:max_detections]
-    found = found[kept] if clip_before_nms else _clip(found[kept], image_size, box_offset)
-    embed, margin = (
-        _at_places(maps, index, found) for maps in (predictions.proposal_embed, predictions.proposal_margin)
-    )
-    return Proposals(found.boxes, found.scores, found.labels, embed, margin)
+        candidates = _clip(candidates, image_size, box_offset)
+    ends = candidates.boxes.new_tensor([0, 0, box_offset, box_offset])
+    keep = class_wise_nms(candidates.boxes + ends, candidates.scores, candidates.labels, nms_threshold)
+    best = candidates[keep[:max_detections]]
+    best = best if clip_before_nms else _clip(best, image_size, box_offset)
+    # q and s at the level and cell of each of the R proposals: maps [D, Hl * Wl] per level -> [R, D]
+    embeddings = []
+    for maps in (predictions.proposal_embed, predictions.proposal_margin):
+        values = best.boxes.new_zeros(len(best.cell), maps[0].shape[1])
+        for level, level_map in enumerate(maps):
+            rows = (best.level == level).nonzero()[:, 0]
+            values[rows] = level_map[index].flatten(1)[:, best.cell[rows]].T.float()
+        embeddings.append(values)
+    return Proposals(best.boxes, best.scores, best.labels, *embeddings)
 
 
 @dataclass
 class _Candidates:
-    """P boxes, scores and labels, as in `Proposals`, and the level and cell that they come from, int64 `[P]`."""
+    """P boxes, scores and labels, as in `Proposals`, with the level and cell of each, int64 `[P]`."""
 
     boxes: Tensor
     scores: Tensor
@@ -94,46 +106,39 @@ class _Candidates:
         return _Candidates(*(value[index] for value in vars(self).values()))
 
 
-def _at_places(maps: list[Tensor], index: int, places: _Candidates) -> Tensor:
-    """What the maps of image `index` say there, float32 `[P, D]`."""
-    found = places.boxes.new_zeros(len(places.cell), maps[0].shape[1])
-    for level, values in enumerate(maps):
-        there = (places.level == level).nonzero()[:, 0]
-        found[there] = values[index].flatten(1)[:, places.cell[there]].T.float()
-    return found
-
-
-def _clip(found: _Candidates, image_size: Size, box_offset: float) -> _Candidates:
-    """Boxes inside the image; those that have an area there."""
+def _clip(candidates: _Candidates, image_size: Size, box_offset: float) -> _Candidates:
+    """Clip boxes to the image and drop those without area."""
     height, width = image_size
-    limits = found.boxes.new_tensor([width, height, width, height]) - box_offset
-    boxes = torch.minimum(found.boxes.clamp(min=0), limits)
-    return replace(found, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    limits = candidates.boxes.new_tensor([width, height, width, height]) - box_offset
+    boxes = torch.minimum(candidates.boxes.clamp(min=0), limits)
+    return replace(candidates, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
 
 
 def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Survivors by descending score; boxes of different classes never suppress each other.
+    """Return the boxes that NMS keeps, by descending score; boxes of different classes never suppress each other.
 
-    Each class on its own: torchvision's `batched_nms` moves classes apart by adding to their coordinates, which
-    costs float32 its last digits and with them some decisions near the threshold.
+    Each class is processed separately. torchvision's `batched_nms` adds an offset per class to the coordinates instead,
+    and the rounding of float32 then changes some decisions near the threshold.
 
     Args:
         boxes: `[P, 4]` xyxy.
         scores: `[P]`.
         labels: int64 `[P]`.
-        threshold: a box whose IoU with a better one is above this is suppressed.
+        threshold: IoU with a better box above which a box is suppressed.
 
     Returns:
-        int64 `[R]`.
+        Indices of the boxes, int64 `[R]`.
     """
+    # group boxes by class
     order = labels.argsort(stable=True)
     counts = labels.bincount().tolist()
     parts = zip(
         *(torch.split(values, counts) for values in (boxes[order], scores[order], order)), strict=True
     )
     survivors = [part if len(part) < 2 else part[nms(box, score, threshold)] for box, score, part in parts]
-    kept = torch.cat([order[:0], *survivors]).sort().values
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+    # sort by index first: boxes of equal score keep their order
+    keep = torch.cat([order[:0], *survivors]).sort().values
+    return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
 def _level_candidates(
@@ -145,17 +150,19 @@ def _level_candidates(
     *,
     root: bool,
 ) -> _Candidates:
-    """The best candidates of one level, boxes not yet clipped.
+    """Select the best candidates of one level; boxes are not clipped yet.
 
-    A location is looked at as a whole first: only where its best class can be among them are all classes.
+    The best class of each location is checked first, so that all classes are computed only where they can matter.
     """
     logits = predictions.class_logits[level][index].flatten(1)  # [C, K]
     centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
-    best = logits.amax(0).sigmoid()
+    best = logits.amax(0).sigmoid()  # [K]
     cells = ((best * centerness if root else best) > score_threshold).nonzero()[:, 0]
     if len(cells) > pre_nms:
+        # the `pre_nms` best pairs lie in the `pre_nms` best cells, ties included
         best = best[cells] * centerness[cells]
         cells = cells[best >= best.topk(pre_nms).values[-1]]
+    # pairs of class and cell above the threshold: [C, cells] -> [P]
     probs = logits[:, cells].sigmoid()
     products = probs * centerness[cells]
     labels, at = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)

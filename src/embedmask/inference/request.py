@@ -1,4 +1,4 @@
-"""Options of a prediction: the config that answers them, and the results that pass the score thresholds."""
+"""Options of a prediction, the config for them, and filtering by score thresholds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from embedmask.structures import Instances
 
 @dataclass(frozen=True)
 class Request:
-    """The options of a prediction, checked.
+    """Validated options of a prediction.
 
     Attributes:
-        config: answers the request, see `config_of_request`.
-        score_thresholds: of finished scores, one per class, C; empty: none.
-        max_detections: of a whole image; None: as the config says.
-        tile, overlap: px; None: no tiles.
-        batch_size: images that the network sees at once.
-        reading: how image files are read.
+        config: see `config_of_request`.
+        score_thresholds: minimum final score of each class, C values; empty: no thresholds.
+        max_detections: of a whole image; None: as in the config.
+        tile, overlap: px; `tile` is None without tiles.
+        batch_size: images per batch.
+        reading: options for reading image files.
     """
 
     config: DetectorConfig
@@ -44,10 +44,17 @@ def passing(instances: Instances, thresholds: tuple[float, ...]) -> Instances:
 def config_of_request(
     config: DetectorConfig, score_threshold: float | None, max_detections: int | None, *, parts: bool
 ) -> DetectorConfig:
-    """Return the config that answers a request; it is kept, since every frame of a video asks for the same.
+    """Return the config for a request; it is cached, because all frames of a video share a request.
 
-    The requested threshold applies to finished scores: it reaches the candidates only as far as no result is lost.
-    With `parts`, for tiles, the request holds for whole objects only: their parts may score less and be more.
+    The requested threshold applies to final scores. It raises the threshold of candidates only as far as no result is
+    lost.
+
+    Args:
+        config: of the model.
+        score_threshold: smallest requested threshold; None: that of the config.
+        max_detections: None: that of the config.
+        parts: whether images are tiles. The request then applies to whole objects only, whose parts may have lower
+            scores and be more numerous.
     """
     changes: dict[str, object] = {}
     if score_threshold is not None:

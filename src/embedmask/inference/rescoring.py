@@ -1,4 +1,4 @@
-"""Scores that know the masks: a score from the detector alone says nothing of the mask that came out of it."""
+"""Rescoring of instances by their masks, which the detector's score does not take into account."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from torchvision.ops import box_iou
 from embedmask.structures import CropMasks, Instances
 
 MIN_RESCORED = 1000
-"""As many proposals get masks and new scores, however few results are asked for: the best of them may come from far
-down the detector's order."""
+"""Minimum number of proposals to rescore, because the best results may have a low rank before."""
 
 
 def rescore_by_masks(instances: Instances) -> Instances:
-    """Multiply each score by two shares in 0..1, and put the results in their new order.
+    """Multiply each score by two factors in 0..1 and sort the instances again.
 
-    - The IoU of the proposal's box and the box around its mask: they are two answers to one question, and where the
-      embeddings took a neighbour along, or only a part, they differ.
-    - The share of the mask that no better result of its class holds: where two proposals found one object, their masks
-      agree, however little their boxes do.
+    - IoU of the proposal's box and the tight box of its mask. They differ if the embeddings include a neighbour or only
+      a part of the object.
+    - Fraction of the mask that no better instance of its class covers. Two proposals of one object have similar masks,
+      even if their boxes differ.
 
-    Nothing is left out, and no score grows: who wants results without duplicates takes those above a threshold. An
-    empty mask scores 0.
+    All instances are returned, and no score increases: duplicates are removed by a score threshold. An empty mask
+    scores 0.
 
     Args:
-        instances: by descending score, in the image's frame; they are not changed.
+        instances: by descending score, in the frame of the image; they are not changed.
     """
     around, free = mask_boxes(instances.masks), free_shares(instances.masks, instances.labels.tolist())
     agreement = box_iou(instances.boxes.cpu(), around).diagonal()
-    factor = torch.where(free > 0, agreement * free, 0)  # of two boxes without area the IoU is no number
+    factor = torch.where(free > 0, agreement * free, 0)  # the IoU of two boxes without area is nan
     scores = instances.scores * factor.to(instances.scores)
     order = scores.argsort(descending=True, stable=True).tolist()
     return replace(instances, scores=scores).select(order)
 
 
 def mask_boxes(masks: CropMasks) -> Tensor:
-    """The box that just holds each mask, float32 `[R, 4]` xyxy px on the CPU; all 0 where it is empty."""
+    """Return the tight box of each mask, float32 `[R, 4]` xyxy px on the CPU; 0 for empty masks."""
     boxes = torch.zeros(len(masks), 4)
     for index, (crop, (y, x)) in enumerate(zip(masks.crops, masks.offsets, strict=True)):
         rows, columns = (crop.any(axis).nonzero() for axis in (1, 0))
@@ -49,9 +48,9 @@ def mask_boxes(masks: CropMasks) -> Tensor:
 
 
 def free_shares(masks: CropMasks, labels: list[int]) -> Tensor:
-    """The part of each mask that no earlier mask of the same label holds, float32 `[R]`; of an empty one 0.
+    """Return the fraction of each mask that no earlier mask of its label covers, float32 `[R]`; 0 for empty masks.
 
-    One image is held, and one crop at a time.
+    Memory holds one dense mask of the image and one crop at a time.
     """
     shares = torch.zeros(len(masks))
     for label in set(labels):

@@ -1,4 +1,4 @@
-"""Instances -> what leaves the package, `sv.Detections` and COCO results: masks become run lengths."""
+"""Conversion of `Instances` to `sv.Detections` and to COCO results, with masks as run lengths."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ import torch
 from faster_coco_eval.core import mask as mask_api
 
 from embedmask._supervision import CompactMask, sv
-from embedmask.structures import CropMasks, Instances, RunCrops, Runs
+from embedmask.structures import CropMasks, Instances, RunCrops
 
 MAX_RUNS = 1 << 18
-"""Runs of several masks that are worked on at once."""
+"""Runs of several masks processed at once, which bounds memory."""
 
 
 def to_detections(
     instances: Instances, class_names: Sequence[str], score_threshold: float = 0.0
 ) -> sv.Detections:
-    """Results of one image for a user's hands, in the image's own frame, by descending score.
+    """Convert the instances of one image to supervision's detections.
 
     Args:
         instances: of one image, on any device.
         class_names: name of each label.
-        score_threshold: what scores below is left out.
+        score_threshold: minimum score of a detection.
 
     Returns:
-        `xyxy` float32 [R, 4] px, `confidence` float32 [R], `class_id` int64 [R], str `data["class_name"]` [R]
-        and `mask`, which reads as bool [R, H, W] but is a `CompactMask`: run lengths. R may be 0.
+        Detections by descending score, in the frame of the original image: `xyxy` float32 [R, 4] px, `confidence`
+        float32 [R], `class_id` int64 [R], `data["class_name"]` str [R], and `mask`, a `CompactMask` of run lengths
+        that reads as bool [R, H, W]. R may be 0.
     """
     scores = instances.scores.detach().float().cpu().numpy()
-    kept = np.flatnonzero(scores >= score_threshold)
-    labels = instances.labels.detach().cpu().numpy().astype(np.int64)[kept]
+    keep = np.flatnonzero(scores >= score_threshold)
+    labels = instances.labels.detach().cpu().numpy().astype(np.int64)[keep]
     return sv.Detections(
-        xyxy=instances.boxes.detach().float().cpu().numpy().reshape(-1, 4)[kept],
-        confidence=scores[kept],
+        xyxy=instances.boxes.detach().float().cpu().numpy().reshape(-1, 4)[keep],
+        confidence=scores[keep],
         class_id=labels,
-        mask=compact_masks(instances.masks.select(kept.tolist())),
+        mask=compact_masks(instances.masks.select(keep.tolist())),
         data={"class_name": np.array([class_names[label] for label in labels], dtype=str)},
     )
 
 
 def coco_results(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Results of one image in COCO's result format, ready for JSON, by descending score.
+    """Convert the instances of one image to COCO's result format, ready for JSON.
 
     Args:
         instances: of one image, on any device.
-        image_id: the data set's id of the image.
-        category_ids: the data set's category id of each label.
+        image_id: id of the image in the data set.
+        category_ids: category id of each label in the data set.
 
     Returns:
-        `image_id`, `category_id`, `bbox` (xywh px), `score` and `segmentation` of each result, a compressed
-        RLE of the whole image with `counts` as text.
+        A dictionary per instance, by descending score: `image_id`, `category_id`, `bbox` (xywh px), `score` and
+        `segmentation`, a compressed RLE of the whole image with `counts` as text.
     """
     boxes = instances.boxes.detach().cpu().double().reshape(-1, 4)
     xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
@@ -74,15 +75,15 @@ def coco_results(instances: Instances, image_id: int, category_ids: Sequence[int
 
 
 def compact_masks(masks: CropMasks) -> CompactMask:
-    """The same masks as supervision keeps them: run lengths, column by column, of each crop."""
+    """Convert masks to supervision's `CompactMask`: run lengths of each crop, column by column."""
     crops = RunCrops.of(masks.crops)
-    # supervision knows no crop without pixels: one pixel outside the mask stands for it
+    # supervision supports no crop without pixels: use one pixel of background instead
     shapes = [shape if min(shape) else (1, 1) for shape in crops.shapes]
     corners = [
         (x, y) if min(shape) else (0, 0) for shape, (y, x) in zip(crops.shapes, masks.offsets, strict=True)
     ]
     return CompactMask(
-        _lengths(crops.runs, [h * w for h, w in shapes]),
+        _run_lengths(crops.runs, [h * w for h, w in shapes]),
         np.array(shapes, np.int32).reshape(-1, 2),
         np.array(corners, np.int32).reshape(-1, 2),
         masks.image_size,
@@ -90,49 +91,51 @@ def compact_masks(masks: CropMasks) -> CompactMask:
 
 
 def coco_rles(masks: CropMasks) -> list[dict[str, Any]]:
-    """Compressed RLE of each mask in its whole image: `{"size": [H, W], "counts": text}`."""
+    """Return the compressed RLE of each mask in its whole image: `{"size": [H, W], "counts": text}`."""
     height, width = masks.image_size
     crops = RunCrops.of(masks.crops)
-    placed = zip(crops.runs, crops.shapes, masks.offsets, strict=True)
-    runs = [_in_image(own, shape[0], offset, height) for own, shape, offset in placed]
+    runs = []
+    for crop_runs, (crop_height, _), (y, x) in zip(crops.runs, crops.shapes, masks.offsets, strict=True):
+        # pixels are counted column by column, and no run crosses a column: pixel c * crop_height + r of the crop
+        # is (x + c) * height + (y + r) of the image, so each run shifts by an offset of its column
+        column = crop_runs[:, :1].astype(np.int64) // max(crop_height, 1)  # [T, 1]
+        runs.append(crop_runs + column * (height - crop_height) + x * height + y)
     rles: Any = [
         mask_api.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
-        for counts in _lengths(runs, [height * width] * len(runs))
+        for counts in _run_lengths(runs, [height * width] * len(runs))
     ]
     return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
-def _in_image(runs: Runs, crop_height: int, offset: tuple[int, int], height: int) -> npt.NDArray[np.int64]:
-    """Runs of a crop, counted in its image. None leaves its column: each moves by what the columns are longer."""
-    column = runs[:, :1].astype(np.int64) // max(crop_height, 1)
-    moved: npt.NDArray[np.int64] = runs + column * (height - crop_height) + offset[1] * height + offset[0]
-    return moved
-
-
-def _lengths(runs: Sequence[npt.NDArray[Any]], pixels: Sequence[int]) -> list[npt.NDArray[Any]]:
-    """Lengths of alternating runs, the first of False, of many masks at once; runs that touch are one.
+def _run_lengths(runs: Sequence[npt.NDArray[Any]], pixels: Sequence[int]) -> list[npt.NDArray[Any]]:
+    """Return the lengths of the alternating runs of each mask, background first; adjacent runs are merged.
 
     Args:
-        runs: of each mask, `[T, 2]`: first pixel of each run of True and the one after its last.
-        pixels: of each mask, whole.
+        runs: of each mask, `[T, 2]`: first pixel of each foreground run and the pixel after its last, ascending.
+        pixels: number of pixels of each mask.
     """
     if not runs:
         return []
     if len(runs) > 1 and sum(map(len, runs)) > MAX_RUNS:
         middle = len(runs) // 2
-        return _lengths(runs[:middle], pixels[:middle]) + _lengths(runs[middle:], pixels[middle:])
+        return _run_lengths(runs[:middle], pixels[:middle]) + _run_lengths(runs[middle:], pixels[middle:])
+    # all runs in one array [T, 2]; those of mask r are rows stops[r] - counts[r] .. stops[r] - 1
     joined = np.concatenate(runs)
     counts = np.array([len(own) for own in runs])
     stops = np.cumsum(counts)
-    some = counts > 0
+    nonempty = counts > 0
+    # where the next run begins, or where the mask ends: a run that ends there has no background after it
     following = np.append(joined[1:, 0], 0)
-    following[stops[some] - 1] = np.array(pixels)[some]
-    apart = joined[:, 1] != following
-    kept = np.stack([np.append(True, apart)[:-1], apart], 1)
-    kept[(stops - counts)[some], 0] = True
-    ends = np.append(0, np.cumsum(kept.sum(1)))[stops]
-    flat = np.insert(joined[kept], ends, pixels)
+    following[stops[nonempty] - 1] = np.array(pixels)[nonempty]
+    has_gap = joined[:, 1] != following
+    # boundaries to keep [T, 2]: an end before a gap, a start after one or at the first run of a mask
+    keep = np.stack([np.append(True, has_gap)[:-1], has_gap], 1)
+    keep[(stops - counts)[nonempty], 0] = True
+    # append to the boundaries of each mask its number of pixels, where its last run ends
+    ends = np.append(0, np.cumsum(keep.sum(1)))[stops]
+    flat = np.insert(joined[keep], ends, pixels)
     first = np.append(0, ends + np.arange(1, len(runs) + 1))
+    # differences of neighbouring boundaries are lengths; the first of each mask is counted from 0
     lengths = np.diff(flat, prepend=flat.dtype.type(0))
     lengths[first[:-1]] = flat[first[:-1]]
     return [lengths[begin:end] for begin, end in itertools.pairwise(first.tolist())]
