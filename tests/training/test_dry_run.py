@@ -19,7 +19,7 @@ from embedmask.errors import BadInput, TrainingStopped
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.training import fit, rehearsal
 from embedmask.training.dry_run import Estimate, largest_views, run_dry
-from embedmask.training.engine import told_when_memory_ends
+from embedmask.training.engine import explain_out_of_memory
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.step_log import duration
 
@@ -204,16 +204,16 @@ def test_views_at_their_largest() -> None:
 
 def test_the_processors_memory_ends_too() -> None:
     config = tiny(batch_size=16).train
-    with pytest.raises(BadInput, match="or lower "), told_when_memory_ends(config):
+    with pytest.raises(BadInput, match="or lower "), explain_out_of_memory(config):
         raise RuntimeError(
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"
         )
-    with pytest.raises(RuntimeError, match="shapes"), told_when_memory_ends(config):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(config):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_memory_that_ends_is_told_with_the_mend() -> None:
     mend = pytest.raises(BadInput, match=r"16 images in 2 part.*--train.accumulate 4")
-    with mend as caught, told_when_memory_ends(tiny(batch_size=16, accumulate=2).train):
+    with mend as caught, explain_out_of_memory(tiny(batch_size=16, accumulate=2).train):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
     assert "\n" not in str(caught.value)

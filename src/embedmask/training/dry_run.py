@@ -23,7 +23,7 @@ from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
 from embedmask.inference.loop import choose_workers
 from embedmask.training.data_module import TrainValDataModule
-from embedmask.training.engine import Hardware, quiet, told_when_memory_ends
+from embedmask.training.engine import Hardware, explain_out_of_memory, quiet
 from embedmask.training.fit import (
     Report,
     check_folder,
@@ -91,7 +91,7 @@ def try_run(
     module.recipe = replace(recipe, model=replace(recipe.model, score_threshold=0.0))
     watch = Stopwatch()
     near = temporary_folder(out or Path(gettempdir())) if is_rank_zero() else nullcontext(Path(gettempdir()))
-    with quiet(), told_when_memory_ends(recipe.train), near as folder:
+    with quiet(), explain_out_of_memory(recipe.train), near as folder:
         results = make_results(folder, recipe, splits, lambda line: None)
         if is_rank_zero():
             write_identity(folder, recipe, splits)

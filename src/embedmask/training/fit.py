@@ -25,7 +25,7 @@ from embedmask.training.batch_norm import synchronize_batch_norms
 from embedmask.training.callbacks import MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.data_module import TrainValDataModule
-from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
+from embedmask.training.engine import Hardware, explain_out_of_memory, make_trainer, quiet
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_rank_zero
@@ -99,7 +99,7 @@ def train(
     if not resumed:
         set_first_weights(module.model, recipe.train, tell)
     results = make_results(out, recipe, splits, tell)
-    with results_folder(out), quiet(), told_when_memory_ends(recipe.train):
+    with results_folder(out), quiet(), explain_out_of_memory(recipe.train):
         if is_rank_zero() and not resumed:
             write_identity(out, recipe, splits)
             results.write_recipe()  # at once: what has a recipe can be resumed
