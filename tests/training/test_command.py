@@ -43,7 +43,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_dry_run_says_how_long_and_writes_nothing(typed: list[str], here: Path, capsys: Any) -> None:
     assert main([*typed, "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert "the whole takes about" in printed.out
+    assert "the run takes about" in printed.out
     assert "4 steps, 2 evaluations of 2 images" in printed.out
     assert printed.err == ""
     assert list(here.iterdir()) == []

@@ -17,8 +17,8 @@ from embedmask.config import DataConfig
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.training import fit, rehearsal
-from embedmask.training.dry_run import Estimate, largest_views, run_dry
+from embedmask.training import dry_run, fit
+from embedmask.training.dry_run import Estimate, at_largest_scale, run_dry
 from embedmask.training.engine import explain_out_of_memory
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.step_log import duration
@@ -59,7 +59,7 @@ def test_it_counts_the_whole_run_and_writes_nothing(
     assert found.image_seconds > 0
     assert found.peak_bytes is None or found.peak_bytes > 2**20
     assert len(lines) == 3
-    assert "the whole takes about" in lines[-1]
+    assert "the run takes about" in lines[-1]
 
 
 def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_largest_batch_has_the_image_with_most_objects(
 def test_what_stops_a_run_stops_it_too(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
-    with pytest.raises(BadInput, match="already holds something"):
+    with pytest.raises(BadInput, match="not an empty folder"):
         run_dry(tiny(), shapes, tmp_path / "kept", report=nothing)
     with pytest.raises(BadInput, match="no such data folder"):
         run_dry(tiny(), tmp_path / "absent", report=nothing)
@@ -134,7 +134,7 @@ def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
 ) -> None:
     counts: list[int] = []
     left: set[str] = set()
-    compute, check = CocoEvaluator.compute, rehearsal.check_room
+    compute, check = CocoEvaluator.compute, dry_run.check_disk_space
 
     def count(self: CocoEvaluator, *args: Any, **kwargs: Any) -> dict[str, float]:
         counts.append(len(self.results))
@@ -146,7 +146,7 @@ def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
         check(folder, out)
 
     monkeypatch.setattr(CocoEvaluator, "compute", count)
-    monkeypatch.setattr(rehearsal, "check_room", look)
+    monkeypatch.setattr(dry_run, "check_disk_space", look)
     run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
     assert len(counts) == 1
     assert counts[0] > 0
@@ -176,8 +176,8 @@ def test_a_folder_that_cannot_be_written_is_found(shapes: Path, tmp_path: Path) 
 
 
 def test_a_disk_without_room_is_found(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(BadInput, match=r"out: its disk has room for \d+ MB, the run needs \d+ MB"):
+    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match=r"out: the disk has \d+ MB free, the run needs \d+ MB"):
         run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
 
 
@@ -198,8 +198,8 @@ def test_durations_are_for_people(seconds: float, text: str) -> None:
 
 def test_views_at_their_largest() -> None:
     config = DataConfig(short_sides=(640, 800), scale_range=(0.5, 2.0), flip_vertical=0.5)
-    assert largest_views(config) == replace(config, short_sides=(800,), scale_range=(2.0, 2.0))
-    assert largest_views(DataConfig(short_sides=())).short_sides == ()
+    assert at_largest_scale(config) == replace(config, short_sides=(800,), scale_range=(2.0, 2.0))
+    assert at_largest_scale(DataConfig(short_sides=())).short_sides == ()
 
 
 def test_the_processors_memory_ends_too() -> None:

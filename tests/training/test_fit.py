@@ -113,7 +113,7 @@ def test_weights_of_other_classes_leave_the_class_layer_random(
     model = build_model(replace(checkpoint.config, num_classes=2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lines: list[str] = []
-    fit.set_first_weights(model, tiny(init=str(run[0] / "model.safetensors")).train, lines.append)
+    fit.initialize_weights(model, tiny(init=str(run[0] / "model.safetensors")).train, lines.append)
     after, held = model.state_dict(), checkpoint.model.state_dict()
     kept = {name for name, value in after.items() if value.shape != held[name].shape}
     assert {name.rpartition(".")[2] for name in kept} == {"weight", "bias"}
@@ -127,7 +127,7 @@ def test_weights_of_another_backbone_are_refused(
     other = build_model(override(tiny().model, {"backbone": "resnet10t"}, where="test"))
     config = tiny(init=str(run[0] / "model.safetensors")).train
     with pytest.raises(BadInput, match="its backbone is test_resnet, the recipe's resnet10t"):
-        fit.set_first_weights(other, config, print)
+        fit.initialize_weights(other, config, print)
 
 
 def test_classes_follow_the_data(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:

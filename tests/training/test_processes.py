@@ -163,7 +163,7 @@ def test_impossible_numbers_are_refused(devices: int, nodes: int, name: str) -> 
 
 
 def test_one_card_is_one_process() -> None:
-    with pytest.raises(BadInput, match="is one card"):
+    with pytest.raises(BadInput, match="is one device"):
         choose_processes(torch.device("cuda:0"), 2, 1)
 
 

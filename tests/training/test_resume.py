@@ -176,5 +176,5 @@ def test_a_run_without_its_recipe_does_not_go_on_with_other_batches(
     straight: Path, shapes: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes((straight / "last.ckpt").read_bytes())
-    with pytest.raises(BadInput, match="begun with 4 batches an epoch and cannot go on with 7"):
+    with pytest.raises(BadInput, match="began with 4 batches per epoch and cannot be resumed with 7"):
         fit.train(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True)
