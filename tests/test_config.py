@@ -319,11 +319,11 @@ def test_embedmask_is_the_kind_where_none_is_named() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "maskrcn"}, "unknown kind of model 'maskrcn' (did you mean 'maskrcnn'?)"),
-        ({"model": {"kind": 3}}, "unknown kind of model 3"),
+        ({"model": "maskrcn"}, "unknown model type 'maskrcn' (did you mean 'maskrcnn'?)"),
+        ({"model": {"kind": 3}}, "unknown model type 3"),
         ({"model": {"kind": "maskrcnn", "anchors": [1]}}, "did you mean 'anchor_sizes'?"),
         ({"model": {"kind": "maskrcnn", "embed_dim": 8}}, "unknown field 'embed_dim'"),
-        ({"model": "maskrcnn", "preset": "paper"}, "leave it out"),
+        ({"model": "maskrcnn", "preset": "paper"}, "omit preset"),
     ],
 )
 def test_mistakes_in_a_kind_are_named(values: dict[str, Any], message: str) -> None:
@@ -344,7 +344,7 @@ def test_the_baseline_has_the_images_and_the_solver_of_ours(name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: [", "not YAML"),
+        (b"model: [", "not valid YAML"),
         (b"- 1", "expected a mapping"),
         (b"text", "expected a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),

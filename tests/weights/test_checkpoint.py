@@ -78,7 +78,7 @@ def test_a_kind_of_model_from_the_future_is_named(path: Path) -> None:
     tensors, metadata = parts(path)
     config = {**json.loads(metadata["config"]), "kind": "yolo"}
     save_file(tensors, path, metadata={**metadata, "config": json.dumps(config)})
-    assert "unknown kind of model 'yolo'" in refused(load, path)
+    assert "unknown model type 'yolo'" in refused(load, path)
     assert "upgrade embedmask" in refused(load, path)
 
 

@@ -16,6 +16,7 @@ Engine = Literal["torch", "compile", "openvino"]
 class TrainConfig:
     """Settings of the solver (section 4.1; defaults: R-50 1x) and of the training engine."""
 
+    # Length and batch
     batch_size: int = 16
     """Images per optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
@@ -29,11 +30,15 @@ class TrainConfig:
     """Time limit in minutes, followed by a last evaluation; null: none. Time before a `--resume` counts."""
     early_stop: int | None = None
     """Number of evaluations without a better mask AP after which training stops; null: never."""
+
+    # Checkpoints
     checkpoint_minutes: float | None = 10
     """Minutes between checkpoints (`last.ckpt`) within an epoch; null: none within epochs. The end of an epoch writes
     one too, at most once a minute; with null every epoch does."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints within an epoch; null: by `checkpoint_minutes` alone."""
+
+    # Solver (section 4.1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimizer: SGD with momentum, or AdamW."""
     lr: float = 0.01
@@ -50,8 +55,8 @@ class TrainConfig:
     bias_weight_decay: float = 0.0
     """Weight decay of biases."""
     norm_weight_decay: float | None = None
-    """Weight decay of the weights of normalization layers; null: `weight_decay`. The authors' second repository uses
-    0. Biases of these layers follow `bias_weight_decay`."""
+    """Weight decay of the weights of normalization layers; null: `weight_decay`. The authors' second repository uses 0.
+    Biases of these layers follow `bias_weight_decay`."""
     schedule: Literal["step", "cosine"] = "step"
     """Learning-rate schedule: drops at `milestones`, or a half cosine to zero."""
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
@@ -68,23 +73,30 @@ class TrainConfig:
     """Maximum norm of the gradient; null: no clipping."""
     ema_decay: float | None = None
     """Decay of a moving average of the weights, which is evaluated and saved; null: no average."""
+
+    # Initial weights
     pretrained: bool | str = True
     """Initial backbone weights: timm's ImageNet weights (true), random (false), or a file. A file may hold names of
     timm or of torchvision's ResNets, or be a Detectron pickle such as R-50.pkl. Random weights are not frozen."""
     init: str | None = None
     """Model to fine-tune, instead of `pretrained`: a file or a released name (`nuclei`). Tensors whose shape differs
     stay random, such as the class layer for another number of classes; class names are not compared."""
+
+    # Engine
     precision: Precision = "auto"
     """Precision of the convolutions; `auto`: bfloat16 on devices that are fast at it. Embeddings, distances and losses
     stay float32."""
     workers: int | None = None
     """Processes that load images; null: one fewer than the cores, at most 8."""
+
+    # Evaluation and saved weights
     eval_every: int = 1
     """Epochs between evaluations on val."""
     class_thresholds: bool = False
     """Choose `decision_threshold` on val for each class instead of one for all; only if the recipe leaves it null."""
     keep: Literal["best", "last"] = "best"
     """Weights to save as `model.safetensors`: the best on val by mask AP, or the last, as in published results."""
+
     seed: int = 0
     """Seed of all random numbers."""
 

@@ -11,7 +11,7 @@ from embedmask.training.processes import is_distributed
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum over the processes. An input reaches the losses of all, so its gradient is the sum of theirs."""
+    """Sum over all processes, with a gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -21,6 +21,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # y = sum over ranks of x, and every rank has a loss of y: dL/dx is the sum of dL/dy over the ranks
         return _AllReduceSum.forward(ctx, grads[0])
 
 

@@ -78,6 +78,7 @@ class ResultsFolder(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a checkpoint stores."""
         self._stop_clock()
+        # plain values only, since checkpoints are read with weights_only=True
         return {
             "history": self.history,
             "best": self.best,
@@ -115,7 +116,7 @@ class ResultsFolder(Callback):
         self.epoch.add(outputs["losses"], outputs["lr"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear the results of the previous evaluation."""
+        """Drop the results of the previous evaluation."""
         self._results = []
 
     def on_validation_batch_end(
@@ -134,6 +135,7 @@ class ResultsFolder(Callback):
         by_image = dict(gather(self._results))
         results = [row for rows in by_image.values() for row in rows]
         self._results = []
+        # `_measure` returns no metrics on other ranks, which need them to stop early together
         self._metrics = trainer.strategy.broadcast(self._measure(results))
         self.evaluated_step = trainer.global_step
         improved = not self.best or _rank(self._metrics) > _rank(self.best)
@@ -145,6 +147,7 @@ class ResultsFolder(Callback):
         _log(trainer, self._metrics)
         if trainer.is_global_zero:
             self._save_weights(pl_module, improved)
+        # an evaluation within training is followed by `on_train_epoch_end`, which adds the row
         if trainer.state.fn == TrainerFn.FITTING:
             self._stop_early(trainer)
         elif self.epoch.batches:

@@ -105,6 +105,7 @@ def check_checkpoint(path: Path) -> None:
         BadInput: the file is damaged, or unpickling it would run code.
     """
     try:
+        # "meta" reads the structure without allocating the tensors
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__

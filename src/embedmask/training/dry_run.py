@@ -240,7 +240,7 @@ class Stopwatch(Callback):
         return Estimate(
             # worker processes load while the device computes
             step_seconds=max(computing, loading / workers) if workers else computing + loading,
-            image_seconds=min(self.images),
+            image_seconds=min(self.images),  # the others include the warm-up
             steps=steps,
             evaluations=math.ceil(epochs / config.eval_every),
             images=math.ceil(len(splits.val_set) / trainer.world_size),

@@ -82,6 +82,7 @@ def make_trainer(
         "precision": LIGHTNING_PRECISION[hardware.dtype],
         "plugins": [AtomicCheckpointIO()],
         "callbacks": list(callbacks),
+        # -1: no limit, with `max_steps` the callback `StopAfter` ends the training
         "max_epochs": config.epochs if config.epochs is not None else -1,
         "max_time": None if config.max_minutes is None else timedelta(minutes=config.max_minutes),
         "check_val_every_n_epoch": config.eval_every,
@@ -91,7 +92,7 @@ def make_trainer(
         "log_every_n_steps": 10,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "use_distributed_sampler": False,
+        "use_distributed_sampler": False,  # our loaders share the batches themselves
     }
     return Trainer(**{**settings, **changes})
 

@@ -106,6 +106,7 @@ def train(
             results.write_recipe()  # before the first step, since `--resume` requires it
         trainer = make_run(recipe, out, hardware, results)
         trainer.fit(module, datamodule=splits, ckpt_path=last if resumed else None, weights_only=True)
+        # training may have ended between two evaluations
         if results.evaluated_step != trainer.global_step:
             trainer.validate(module, datamodule=splits, verbose=False)
         if trainer.is_global_zero:
@@ -151,6 +152,7 @@ def with_required_settings(recipe: Recipe, resumed: Path | None, report: Report)
     """
     if resumed is not None and (resumed / "recipe.yaml").is_file():
         began = Recipe.from_yaml(resumed / "recipe.yaml").model
+        # the recipe of the run has the settings already, and its weights file may be gone
         if all(getattr(began, name) == getattr(recipe.model, name) for name in SETTINGS):
             return recipe
     model = adapt_config(recipe.model, recipe.train, report if resumed is None else lambda line: None)
@@ -170,6 +172,7 @@ def initialize_weights(model: Detector, config: TrainConfig, report: Report) -> 
             raise BadInput(f"train.init {error}") from None
         check_same_backbone(model.config.backbone, source.config.backbone, config.init)
         state = model.state_dict()
+        # layers that depend on the number of classes differ in shape and stay random
         matching = {
             name: value
             for name, value in source.state_dict().items()

@@ -54,6 +54,7 @@ class EmbedMaskModule(LightningModule):
     def compute_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch, as scalars by name."""
         images, targets = batch
+        # images: uint8 [3, h, w] of several sizes -> inputs.tensors: float32 [N, 3, Hp, Wp];
         # padding affects GroupNorm and the background locations: all processes pad to the same size
         inputs = self.model.preprocess(
             images, all_reduce_max_size([image.shape[1:] for image in images], self.device)

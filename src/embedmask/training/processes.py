@@ -51,6 +51,7 @@ def choose_processes(device: torch.device, devices: int | None, nodes: int) -> P
     for name, value in (("--devices", devices), ("--nodes", nodes)):
         if value is not None and value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}")
+    # torchrun sets WORLD_SIZE to processes per machine x machines
     if distributed.is_available() and distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         if devices not in (None, local):
@@ -85,6 +86,7 @@ def gather(items: list[T]) -> list[T]:
     """Return the items of all processes, in the order of ranks, on every process."""
     if not is_distributed():
         return items
+    # the lists may differ in length, so they are pickled: one list per rank
     parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]

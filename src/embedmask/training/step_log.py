@@ -48,12 +48,14 @@ class StepLog(Callback):
         if not trainer.is_global_zero:
             return
         rows = []
+        # a new run starts an empty file; a resumed one drops rows of steps that it will repeat
         if trainer.global_step and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
         head, rows = rows[:1], [row for row in rows[1:] if int(row[0]) <= trainer.global_step]
         self._columns = head[0] if head else ()
         write_text(self.path, "".join(",".join(row) + "\n" for row in (*head, *rows)))
+        # line-buffered, so that the file can be followed and a killed run loses no complete row
         self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)
 
     def on_train_batch_end(
@@ -62,6 +64,7 @@ class StepLog(Callback):
         """Write the row of a complete step."""
         self._parts.append(outputs["losses"])
         parts = trainer.accumulate_grad_batches
+        # Lightning also steps after the last batch of an epoch, with fewer parts
         if self._file is None or ((batch_idx + 1) % parts and not trainer.is_last_batch):
             return
         now = time.monotonic()
@@ -94,7 +97,7 @@ class StepLog(Callback):
         self.on_train_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restart the clock, so that evaluations do not count in the seconds of a step."""
+        """Start the clock again, so that evaluations do not count in the seconds of a step."""
         self._clock = time.monotonic()
 
     def _write(self, row: Row) -> None:
@@ -108,7 +111,7 @@ class StepLog(Callback):
     def _line(self, row: Row, trainer: Trainer, now: float) -> str:
         steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
         first, start = self._start
-        rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, including evaluations
+        rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, evaluations included
         terms = ", ".join(
             f"{name[5:]} {value:.3f}"
             for name, value in row.items()
