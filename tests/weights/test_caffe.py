@@ -144,7 +144,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path, function: Any, names: str, 
     argument = f"mkdir {target}" if function is os.system else f"__import__('os').mkdir({str(target)!r})"
     run = Runs(function, str(target) if function is os.makedirs else argument)
     path = write(tmp_path / "R-50.pkl", {"blobs": {"conv1_w": np.ones(1), "x": run}}, protocol)
-    with pytest.raises(BadInput, match=r"R-50\.pkl: refused, it asks for .*, which could run code") as caught:
+    with pytest.raises(BadInput, match=r"R-50\.pkl: refused, since .* could run code") as caught:
         read_backbone_file(path)
     assert "\n" not in str(caught.value)
     assert any(name in str(caught.value).replace("nt.system", "posix.system") for name in names.split("|"))
@@ -156,8 +156,8 @@ def test_code_is_refused_and_not_run(tmp_path: Path, function: Any, names: str, 
     [
         ({"blobs": {"fpn_w": np.zeros(1, np.float32)}}, "no tensor 'conv1_w'"),
         ([1, 2], "no tensor 'conv1_w'"),
-        ({"conv1_w": "text"}, "'conv1_w' is no array of floats"),
-        ({"conv1_w": np.array([None])}, "'conv1_w' is no array of floats"),
+        ({"conv1_w": "text"}, "'conv1_w' is not a float array"),
+        ({"conv1_w": np.array([None])}, "'conv1_w' is not a float array"),
     ],
 )
 def test_other_pickles_are_refused(tmp_path: Path, content: object, says: str) -> None:
@@ -168,7 +168,7 @@ def test_other_pickles_are_refused(tmp_path: Path, content: object, says: str) -
 def test_a_file_that_ends_early(tmp_path: Path) -> None:
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"conv1_w": np.ones((64, 3, 7, 7), np.float32)}, 2)[:10_000])
-    with pytest.raises(BadInput, match="cut short, damaged"):
+    with pytest.raises(BadInput, match="truncated, damaged"):
         read_caffe_file(path)
 
 
@@ -184,7 +184,7 @@ def test_a_deeper_network_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "R-101.pkl", blobs)
     with pytest.raises(
         BadInput,
-        match=r"not weights of resnet50: tensor 'layer3.6.conv1.weight' \[256, 1024, 1, 1\] has no place",
+        match=r"not weights of resnet50: unexpected tensor 'layer3.6.conv1.weight' \[256, 1024, 1, 1\]",
     ):
         load_pretrained(Backbone("resnet50", finest_stride=8), str(path))
 

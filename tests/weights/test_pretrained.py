@@ -169,7 +169,7 @@ def test_order_alone_is_not_enough(tmp_path: Path) -> None:
         ),
         (
             lambda s: s.update({"layer9.0.bn1.bias": torch.zeros(3)}),
-            "'layer9.0.bn1.bias' [3] has no place in it",
+            "unexpected tensor 'layer9.0.bn1.bias' [3]",
         ),
         (
             lambda s: [s.pop(n) for n in list(s) if n != "fc.bias"],
@@ -202,15 +202,15 @@ def test_what_is_no_file_of_weights(tmp_path: Path) -> None:
     assert "--model.backbone" in missing
     assert "a folder" in refusal(lambda: read_backbone_file(tmp_path))
     (tmp_path / "text.pth").write_text("hello")
-    assert "text.pth: cut short, damaged or not a torch file" in refusal(
+    assert "text.pth: truncated, damaged or not a torch file" in refusal(
         lambda: read_backbone_file(tmp_path / "text.pth")
     )
     save_file(random_state(), tmp_path / "short.safetensors")
     content = (tmp_path / "short.safetensors").read_bytes()
     (tmp_path / "short.safetensors").write_bytes(content[: len(content) // 2])
-    assert "cut short or damaged" in refusal(lambda: read_backbone_file(tmp_path / "short.safetensors"))
+    assert "truncated or damaged" in refusal(lambda: read_backbone_file(tmp_path / "short.safetensors"))
     torch.save({"epoch": 3}, tmp_path / "no.pth")
-    assert "holds no state dict" in refusal(lambda: read_backbone_file(tmp_path / "no.pth"))
+    assert "contains no state dict" in refusal(lambda: read_backbone_file(tmp_path / "no.pth"))
 
 
 def test_a_whole_model_is_for_init(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_without_a_connection_one_line_names_the_file(
     message = refusal(lambda: load_pretrained(model))
     assert time.monotonic() - start < 5
     assert session.asked == 1
-    assert f"weights of 'resnet50.tv_in1k' could not be fetched ({reason}" in message
+    assert f"weights of 'resnet50.tv_in1k' could not be downloaded ({reason}" in message
     assert "https://huggingface.co/timm/resnet50.tv_in1k/resolve/main/model.safetensors" in message
     assert "--train.pretrained FILE" in message
     assert "false" not in message
