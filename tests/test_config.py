@@ -1,4 +1,4 @@
-"""Recipes say only what differs, mistakes are named with their mend, and every field is read."""
+"""Configs and recipes: presets, validation, round trips, and use of every field."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_presets_can_be_overridden(name: Any) -> None:
     )
 
 
-def test_margins_follow_from_the_switch() -> None:
-    """Table 2 (a)."""
-    found = {m: ModelConfig(margin=m) for m in ("predicted", "constant", "hinge")}
-    assert [c.fixed_margin_distance for c in found.values()] == [None, 2.0, config_module.HINGE_MARGIN]
+def test_fixed_margin_distance() -> None:
+    """Check the margins of Table 2 (a)."""
+    configs = {m: ModelConfig(margin=m) for m in ("predicted", "constant", "hinge")}
+    assert [c.fixed_margin_distance for c in configs.values()] == [None, 2.0, config_module.HINGE_MARGIN]
 
 
 def test_level_ranges_cover_every_size_once() -> None:
@@ -98,13 +98,13 @@ def test_level_ranges_cover_every_size_once() -> None:
     assert [high for _, high in ranges[:-1]] == [low for low, _ in ranges[1:]] == [64, 128, 256, 512]
 
 
-def test_configs_cannot_be_changed() -> None:
+def test_configs_are_immutable() -> None:
     for cls in CONFIGS:
         with pytest.raises(dataclasses.FrozenInstanceError):
             cls().seed = 1
 
 
-# --- mistakes ---------------------------------------------------------------
+# --- validation -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -117,17 +117,17 @@ def test_configs_cannot_be_changed() -> None:
         (TrainConfig, "warmup_step", "warmup_steps"),
     ],
 )
-def test_unknown_fields_name_the_nearest(cls: Any, name: str, nearest: str) -> None:
+def test_unknown_field_message_suggests_the_nearest(cls: Any, name: str, nearest: str) -> None:
     message = refused(from_dict, cls, {name: 1}, where="recipe.yaml: part")
     assert message == f"recipe.yaml: part: unknown field {name!r} (did you mean {nearest!r}?)"
 
 
-def test_far_off_names_get_no_guess() -> None:
+def test_no_suggestion_without_a_similar_name() -> None:
     message = refused(from_dict, ModelConfig, {"zzz": 1}, where="here")
     assert message == "here: unknown field 'zzz'"
 
 
-def test_unknown_presets_and_sections() -> None:
+def test_raises_on_unknown_presets_and_sections() -> None:
     assert "did you mean 'paper'?" in refused(ModelConfig.preset, "papers")
     assert "did you mean 'ijcai21'?" in refused(Recipe.from_mapping, {"preset": "ijcai"}, where="a.yaml")
     message = refused(Recipe.from_mapping, {"modle": {}}, where="a.yaml")
@@ -189,7 +189,7 @@ def test_unknown_presets_and_sections() -> None:
         (TrainConfig, "precision", "int8", "one of auto, float32"),
     ],
 )
-def test_impossible_values_name_field_and_rule(cls: Any, name: str, value: Any, rule: str) -> None:
+def test_invalid_value_message_contains_field_and_rule(cls: Any, name: str, value: Any, rule: str) -> None:
     message = refused(from_dict, cls, {name: value}, where="a.yaml: part")
     assert message.startswith("a.yaml: part: ")
     assert name in message or {name} == {"epochs"}
@@ -207,11 +207,11 @@ def test_impossible_values_name_field_and_rule(cls: Any, name: str, value: Any, 
         {"mask_interpolation": "aligned", "min_prob": 0.5},
     ],
 )
-def test_fields_that_do_not_go_together(changes: dict[str, Any]) -> None:
+def test_raises_on_incompatible_fields(changes: dict[str, Any]) -> None:
     assert set(changes) & set(refused(ModelConfig.preset, **changes).split())
 
 
-def test_plain_values_become_the_fields_types() -> None:
+def test_plain_values_take_the_type_of_the_field() -> None:
     train = from_dict(TrainConfig, {"lr": "1e-3", "milestones": [0.5, 1], "clip_norm": 10}, where="")
     assert (train.lr, train.milestones, train.clip_norm) == (0.001, (0.5, 1.0), 10.0)
     assert isinstance(train.clip_norm, float)
@@ -227,7 +227,7 @@ def test_plain_values_become_the_fields_types() -> None:
         ("batch_size: '8'", 8), ("lr_batch_size: 1.6e1", 16),
     ],
 )  # fmt: skip
-def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
+def test_number_formats_of_yaml(text: str, value: Any) -> None:
     name = text.partition(":")[0]
     found = getattr(Recipe.from_mapping(yaml.safe_load(f"train: {{{text}}}"), where="").train, name)
     assert found == value
@@ -235,7 +235,7 @@ def test_numbers_are_read_as_people_write_them(text: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", CONFIGS)
-def test_configs_come_back_from_json(cls: Any) -> None:
+def test_json_round_trip(cls: Any) -> None:
     config = cls()
     assert from_dict(cls, json.loads(json.dumps(to_dict(config))), where="") == config
 
@@ -246,16 +246,14 @@ def test_configs_come_back_from_json(cls: Any) -> None:
     clip=st.none() | st.floats(1e-3, 1e3),
     seed=st.integers(0, 2**40),
 )
-def test_any_values_come_back_from_yaml(
-    lr: float, milestones: list[float], clip: float | None, seed: int
-) -> None:
-    """YAML writes 1e-05 and reads it as text."""
+def test_yaml_round_trip(lr: float, milestones: list[float], clip: float | None, seed: int) -> None:
+    """Check any values, among them 1e-05, which YAML reads as text."""
     train = TrainConfig(lr=lr, milestones=tuple(milestones), clip_norm=clip, seed=seed)
     text = yaml.safe_dump(Recipe(train=train).to_dict())
     assert Recipe.from_mapping(yaml.safe_load(text), where="").train == train
 
 
-def test_override_changes_and_checks() -> None:
+def test_override_changes_and_validates() -> None:
     train = override(TrainConfig(), {"epochs": 3, "max_steps": None}, where="--train")
     assert (train.epochs, train.max_steps, train.lr) == (3, None, TrainConfig().lr)
     assert "--train" in refused(override, TrainConfig(), {"epochs": 3}, where="--train")
@@ -270,8 +268,8 @@ def test_recipes_exist() -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_load_and_come_back(path: Path, tmp_path: Path) -> None:
-    assert path.read_text().startswith("# ")  # what `embedmask recipes` says of it
+def test_recipes_round_trip(path: Path, tmp_path: Path) -> None:
+    assert path.read_text().startswith("# ")  # the summary in `embedmask recipes`
     recipe = Recipe.from_yaml(path)
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
@@ -279,7 +277,7 @@ def test_recipes_load_and_come_back(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_say_only_what_differs(path: Path) -> None:
+def test_recipes_list_only_differences_from_the_defaults(path: Path) -> None:
     values = read_yaml(path)
     model = values.get("model") or {}
     model = {"kind": model} if isinstance(model, str) else model
@@ -292,24 +290,24 @@ def test_recipes_say_only_what_differs(path: Path) -> None:
         assert same == [], f"{section}: already the default"
 
 
-def test_a_preset_is_the_base_of_a_recipe() -> None:
+def test_recipe_starts_from_its_preset() -> None:
     recipe = Recipe.from_mapping({"preset": "ijcai21", "model": {"num_classes": 3}, "train": None}, where="")
     assert recipe.model == ModelConfig.preset("ijcai21", num_classes=3)
     assert (recipe.data, recipe.train) == (DataConfig(), TrainConfig())
 
 
-# --- kinds of model -----------------------------------------------------------
+# --- model types --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["maskrcnn", {"kind": "maskrcnn"}])
-def test_a_recipe_names_the_kind_of_its_model(model: Any) -> None:
+def test_recipe_selects_the_model_type(model: Any) -> None:
     recipe = Recipe.from_mapping({"model": model}, where="")
     assert recipe.model == MaskRCNNConfig()
     assert recipe.train == TrainConfig()
     assert Recipe.from_mapping(yaml.safe_load(yaml.safe_dump(recipe.to_dict())), where="") == recipe
 
 
-def test_embedmask_is_the_kind_where_none_is_named() -> None:
+def test_embedmask_is_the_default_model_type() -> None:
     assert Recipe.from_mapping({"model": "embedmask"}, where="") == Recipe()
     assert "kind" not in Recipe().to_dict()["model"]
     chosen = Recipe.from_mapping({"preset": "ijcai21", "model": {"kind": "embedmask"}}, where="")
@@ -319,39 +317,41 @@ def test_embedmask_is_the_kind_where_none_is_named() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "maskrcn"}, "unknown kind of model 'maskrcn' (did you mean 'maskrcnn'?)"),
-        ({"model": {"kind": 3}}, "unknown kind of model 3"),
+        ({"model": "maskrcn"}, "unknown model type 'maskrcn' (did you mean 'maskrcnn'?)"),
+        ({"model": {"kind": 3}}, "unknown model type 3"),
         ({"model": {"kind": "maskrcnn", "anchors": [1]}}, "did you mean 'anchor_sizes'?"),
         ({"model": {"kind": "maskrcnn", "embed_dim": 8}}, "unknown field 'embed_dim'"),
-        ({"model": "maskrcnn", "preset": "paper"}, "leave it out"),
+        ({"model": "maskrcnn", "preset": "paper"}, "omit preset"),
     ],
 )
-def test_mistakes_in_a_kind_are_named(values: dict[str, Any], message: str) -> None:
+def test_raises_on_invalid_model_type(values: dict[str, Any], message: str) -> None:
     found = refused(Recipe.from_mapping, values, where="a.yaml")
     assert "a.yaml" in found
     assert message in found
 
 
 @pytest.mark.parametrize("name", ["shapes", "nuclei"])
-def test_the_baseline_has_the_images_and_the_solver_of_ours(name: str) -> None:
+def test_baseline_recipes_share_data_and_solver(name: str) -> None:
     folder = Path(__file__).parents[1] / "configs"
-    ours, baseline = (Recipe.from_yaml(folder / part / f"{name}.yaml") for part in ("", "maskrcnn"))
-    assert (baseline.data, baseline.train) == (ours.data, ours.train)
+    embedmask_recipe, baseline = (
+        Recipe.from_yaml(folder / part / f"{name}.yaml") for part in ("", "maskrcnn")
+    )
+    assert (baseline.data, baseline.train) == (embedmask_recipe.data, embedmask_recipe.train)
     shared = ("backbone", "backbone_norm", "channels", "image_short_side", "image_norm", "max_detections")
-    assert all(getattr(baseline.model, field) == getattr(ours.model, field) for field in shared)
+    assert all(getattr(baseline.model, field) == getattr(embedmask_recipe.model, field) for field in shared)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"model: [", "not YAML"),
+        (b"model: [", "not valid YAML"),
         (b"- 1", "expected a mapping"),
         (b"text", "expected a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"model: {nmu_classes: 3}", "did you mean 'num_classes'?"),
     ],
 )
-def test_bad_recipe_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_raises_on_invalid_recipe_files(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     found = refused(Recipe.from_yaml, path)
@@ -366,14 +366,14 @@ def test_missing_and_empty_recipe_files(tmp_path: Path) -> None:
     assert Recipe.from_yaml(tmp_path / "empty.yaml") == Recipe()
 
 
-# --- no field that nothing reads ---------------------------------------------
+# --- use of every field --------------------------------------------------------
 
 HOLDERS = {"cfg", "config", "model", "data", "train"}
-"""Names under which the code keeps a config; an attribute of anything else is not a field."""
+"""Names of variables and attributes that contain a config."""
 
 
 def _attributes(source: str, holders: set[str]) -> set[str]:
-    """Attributes read from a name, or an attribute, called like a holder."""
+    """Return the attributes that are read from names or attributes in `holders`."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
     return {node.attr for node in nodes if ast.unparse(node.value).split(".")[-1] in holders}
 
@@ -385,7 +385,7 @@ def _read_outside_config() -> set[str]:
 
 
 def _derived_of(cls: type) -> dict[str, set[str]]:
-    """Property or public method of a config or its bases -> the fields it is made of."""
+    """Return the fields that each property or public method of a config uses, by its name."""
     members = {name: value for base in reversed(cls.__mro__[:-1]) for name, value in vars(base).items()}
     found = {name: value.fget if isinstance(value, property) else value for name, value in members.items()}
     return {
@@ -400,7 +400,7 @@ def test_every_field_is_read(cls: Any) -> None:
     read = _read_outside_config()
     derived = [fields for name, fields in _derived_of(cls).items() if name in read]
     unread = {field.name for field in dataclasses.fields(cls)} - read - set().union(*derived)
-    assert unread == set(), "a setting that nothing reads"
+    assert unread == set(), "unused setting"
 
 
 def test_every_derived_value_is_read() -> None:

@@ -1,4 +1,4 @@
-"""A reader meets the old file or the new one, never half of one."""
+"""Atomic writes: a reader sees the old file or the new one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from embedmask.files import (
 )
 
 
-def test_new_content_takes_the_name(tmp_path: Path) -> None:
+def test_write_replaces_content(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.txt"
     write_text(path, "one")
     write_text(path, "zwölf")
@@ -29,7 +29,7 @@ def test_new_content_takes_the_name(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["a.txt"]
 
 
-def test_the_old_file_stands_until_the_end(tmp_path: Path) -> None:
+def test_old_file_remains_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
     with atomic_write(path) as temporary:
@@ -40,7 +40,7 @@ def test_the_old_file_stands_until_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt(), BadInput("no")])
-def test_a_failure_leaves_no_trace(tmp_path: Path, error: BaseException) -> None:
+def test_failure_leaves_no_trace(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -55,7 +55,7 @@ def test_a_failure_leaves_no_trace(tmp_path: Path, error: BaseException) -> None
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+def test_full_disk_preserves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
+def test_error_of_another_file_is_reraised(tmp_path: Path) -> None:
     def read_another() -> None:
         with atomic_write(tmp_path / "a.txt"):
             (tmp_path / "missing.txt").read_text()
@@ -80,7 +80,7 @@ def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_or_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_raises_on_folder_or_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "folder", tmp_path / "file" / "a.txt"):
@@ -91,7 +91,7 @@ def test_a_folder_or_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_the_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+def test_file_has_the_default_permissions(tmp_path: Path) -> None:
     (tmp_path / "usual").touch()
     with atomic_write(tmp_path / "a") as temporary:
         temporary.unlink()
@@ -107,14 +107,14 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [{"a": 1}], [{"a": "ö"}, 2, None]])
-def test_rows_are_a_list_with_an_item_a_line(tmp_path: Path, rows: list[object]) -> None:
+def test_rows_are_written_one_per_line(tmp_path: Path, rows: list[object]) -> None:
     write_json_rows(tmp_path / "a.json", iter(rows))
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == rows
     assert text.count("\n") == max(len(rows), 1)
 
 
-def test_rows_that_fail_leave_the_old_file(tmp_path: Path) -> None:
+def test_failing_rows_preserve_the_old_file(tmp_path: Path) -> None:
     write_json_rows(tmp_path / "a.json", [1])
     with pytest.raises(ZeroDivisionError):
         write_json_rows(tmp_path / "a.json", (1 // k for k in (1, 0)))
@@ -122,18 +122,18 @@ def test_rows_that_fail_leave_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_what_a_killed_writer_leaves_is_known_and_removed(tmp_path: Path) -> None:
-    kept = [
+def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    paths = [
         tmp_path / name for name in ("last.ckpt", ".hidden", ".last.0123456789ab.d", "a.0123456789ab.ckpt")
     ]
-    for path in kept:
+    for path in paths:
         path.touch()
     with atomic_write(tmp_path / "last.ckpt") as temporary:
         assert is_temporary(temporary)
         copy = temporary.read_bytes()
     temporary.write_bytes(copy)
-    assert not any(is_temporary(path) for path in (kept[0], kept[1], kept[3]))
+    assert not any(is_temporary(path) for path in (paths[0], paths[1], paths[3]))
     remove_temporary(tmp_path)
     assert not temporary.exists()
-    assert kept[0].exists()
-    assert kept[1].exists()
+    assert paths[0].exists()
+    assert paths[1].exists()

@@ -1,4 +1,4 @@
-"""A training so small that a test can afford it, and what is left of it in one mapping."""
+"""A tiny recipe for tests of the training, and helpers to compare runs."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ TORCHRUN = {
     "MASTER_ADDR": "127.0.0.1",
     "TORCHELASTIC_RUN_ID": "test",
 }
-"""What torchrun tells both of two processes."""
+"""Environment that torchrun sets in both of two processes."""
 
 
 def free_port() -> int:
-    """Where two processes can meet."""
+    """Return a free port on which two processes can connect."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             return int(server.getsockname()[1])
@@ -58,13 +58,13 @@ def free_port() -> int:
 
 
 def tiny(model: dict[str, Any] | None = None, **train: Any) -> Recipe:
-    """The recipe, with changes."""
+    """Return the tiny recipe with changes to its model and its training."""
     sections = {"data": TINY["data"], "model": {**TINY["model"], **(model or {})}}
     return Recipe.from_mapping({**sections, "train": {**TINY["train"], **train}}, where="test")
 
 
 def left_behind(out: Path) -> dict[str, Any]:
-    """Every value of `last.ckpt` that a clock did not write, by its path."""
+    """Return the values of `last.ckpt` by their paths, except those that depend on the clock."""
     values: dict[str, Any] = {}
 
     def walk(value: Any, path: str) -> None:
@@ -81,7 +81,7 @@ def left_behind(out: Path) -> dict[str, Any]:
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two runs left the same, bit for bit."""
+    """Return whether the results of two runs are identical."""
 
     def equal(x: Any, y: Any) -> bool:
         return torch.equal(x, y) if isinstance(x, torch.Tensor) else repr(x) == repr(y)
@@ -90,7 +90,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
-    """Run a function in a new process that has everything imported already."""
+    """Start a function in a new process with all modules imported."""
     if sys.platform == "win32":
         pytest.skip("no quick way to start processes here")
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""`python -m embedmask`."""
+"""Entry point of `python -m embedmask`."""
 
 import sys
 

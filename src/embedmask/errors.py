@@ -1,16 +1,16 @@
-"""The errors that have a line of their own for the user."""
+"""Errors with a message for the user."""
 
 
 class BadInput(ValueError):
-    """A file, value or option given by the user that cannot be used.
+    """Error in a file, value or option of the user.
 
-    The message is a single line: what is wrong, where, and how to mend it. The command line prints it and
-    exits with code 2; everything else that goes wrong is a defect and exits with code 1.
+    The message is one line with the cause, the location and a fix. The command line prints it and exits with code 2;
+    other errors are defects and exit with code 1.
     """
 
 
 class TrainingStopped(RuntimeError):
-    """A run that must not go on, such as one whose loss is no longer a number.
+    """Error of a run that cannot continue, such as a non-finite loss.
 
-    The message is a single line: the step, what happened, in which images, and what to try. Exit code 1.
+    The message is one line with the step, the cause, the images and a fix. The command line exits with code 1.
     """

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Atomic writes of files and folders, and JSON and text files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from embedmask.errors import BadInput
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path` (made if need be) to write to, of the same suffix.
+    """Yield a temporary path to write to, which replaces `path` on success.
 
-    On success the file is flushed to the disk and takes the name `path`; on any failure it is removed and
-    what stood under that name stays as it was.
+    The temporary file has the suffix of `path` and lies in its folder, which is created if necessary. On success it is
+    flushed to the disk and renamed. On failure it is removed and an existing file at `path` stays unchanged.
 
     Raises:
         BadInput: the folder or the file cannot be written (permissions, a full disk, a folder of that name).
@@ -34,16 +34,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # some writers make files that nobody else may read
-        _flush(temporary)
+        temporary.chmod(mode)  # some writers restrict it to the owner
+        # the content must be on the disk before the rename; Windows flushes writable descriptors only
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        # an error that names another file is about that file: the caller read something
-        ours = (None, *map(str, (temporary, target, *target.parents)))
-        if error.filename not in ours:
+        # an error that names another file comes from the caller, who may read files within the block
+        if error.filename not in (None, *map(str, (temporary, target, *target.parents))):
             raise
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        fix = "; make room on that disk, or choose another" if is_full else ""
         raise BadInput(
-            f"{target}: cannot be written ({error.strerror or error}); nothing was changed{_mend(error)}"
+            f"{target}: cannot be written ({error.strerror or error}); nothing was changed{fix}"
         ) from error
     finally:
         if temporary.exists():
@@ -52,27 +55,28 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to fill; on success it becomes `path`, on any failure it is removed.
+    """Yield a temporary folder beside `path`, which becomes `path` on success and is removed on failure.
 
     Raises:
-        BadInput: `path` is a file or a folder that holds something, or the folder cannot be written.
+        BadInput: `path` is a file or a folder that is not empty, or the folder cannot be written.
     """
-    given, target = Path(path), Path(path).resolve()
-    if given.exists() and not given.is_dir():
-        raise BadInput(f"{given}: is a file; name a folder to make")
-    if given.is_dir() and any(given.iterdir()):
-        raise BadInput(f"{given}: the folder is not empty; name another one or empty it")
+    requested, target = Path(path), Path(path).resolve()
+    if requested.exists() and not requested.is_dir():
+        raise BadInput(f"{requested}: is a file; choose a new folder")
+    if requested.is_dir() and any(requested.iterdir()):
+        raise BadInput(f"{requested}: the folder is not empty; choose another one or empty it")
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if target.exists():  # an empty folder is filled: its permissions may be someone's own
+        if target.exists():  # fill an existing empty folder, to preserve its permissions
             for part in list(unfinished.iterdir()):
                 part.replace(target / part.name)
         else:
             unfinished.replace(target)
     except OSError as error:
-        raise BadInput(f"{given}: cannot be written ({error.strerror or error}); nothing was kept") from error
+        reason = error.strerror or error
+        raise BadInput(f"{requested}: cannot be written ({reason}); nothing was written") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -82,18 +86,19 @@ def read_text(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        UnicodeDecodeError: it is in another encoding, or no text.
+        UnicodeDecodeError: it has another encoding, or is not text.
     """
     content = path.read_bytes()
+    # recognizes UTF-16 and UTF-32 by their byte order mark or zero bytes
     return content.decode(json.detect_encoding(content))
 
 
 @contextmanager
 def temporary_folder(near: Path) -> Iterator[Path]:
-    """Give a new folder on the disk of `near`, inside it or the nearest folder above that exists, and remove it.
+    """Yield a new folder in `near` or its nearest existing parent, so on the same disk, and remove it afterwards.
 
     Raises:
-        BadInput: nothing can be written there.
+        BadInput: the folder cannot be created.
     """
     parent = next(folder for folder in (near.absolute(), *near.absolute().parents) if folder.exists())
     temporary = parent / f".{near.name}.{uuid.uuid4().hex[:12]}"
@@ -105,13 +110,14 @@ def temporary_folder(near: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path, name: Path | None = None) -> None:
-    """Make a folder and those above it, where they are missing.
+    """Make a folder and its missing parents.
 
     Args:
-        name: named in the message instead of `path`.
+        path: folder to make.
+        name: path for the error message; None: `path`.
 
     Raises:
-        BadInput: it cannot be made.
+        BadInput: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -127,12 +133,12 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON by `atomic_write`; nan and infinities, which JSON has no word for, become null."""
+    """Write JSON by `atomic_write`; nan and infinities, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write a JSON list by `atomic_write`, an item a line, as the items come."""
+    """Write an iterable as a JSON list by `atomic_write`, one item per line."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "["
         for row in rows:
@@ -142,28 +148,17 @@ def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a name is one that `atomic_write` or `temporary_folder` gives."""
+    """Return whether a path has a name of `atomic_write` or `temporary_folder`."""
     return re.fullmatch(r"\..+\.[0-9a-f]{12}(\.\w+)?", path.name) is not None
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what writers that were killed have left in a folder; nobody may be writing there."""
+    """Remove the temporary files that killed writers left in a folder; no other process may be writing there."""
     for path in filter(is_temporary, list(folder.iterdir())):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink()
-
-
-def _mend(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "; make room on that disk, or choose another" if full else ""
-
-
-def _flush(path: Path) -> None:
-    # Windows flushes only through a descriptor that may write
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _finite(value: Any) -> Any:

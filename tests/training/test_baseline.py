@@ -1,4 +1,4 @@
-"""The baseline on our engine: trained, evaluated and shown an image by the same commands as EmbedMask."""
+"""Training, evaluation and prediction of the baseline by the same commands as EmbedMask."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of one image, for training and evaluation alike: a red and a green rectangle."""
+    """Write a data set whose train and val have one image, of a red and a green rectangle."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "images").mkdir()
     pixels = np.full((*SIZE, 3), 30, np.uint8)
@@ -80,7 +80,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "run"
 
 
-def test_it_learns_the_image(run: Path) -> None:
+def test_training_fits_the_image(run: Path) -> None:
     rows = list(csv.DictReader((run / "metrics.csv").open()))
     terms = ("classification", "box", "mask", "objectness", "rpn_box")
     totals = [float(row["loss/total"]) for row in rows]
@@ -89,7 +89,7 @@ def test_it_learns_the_image(run: Path) -> None:
     assert json.loads((run / "metrics.json").read_text())["segm/AP"] > 0.2
 
 
-def test_the_run_can_be_repeated_from_its_recipe(run: Path) -> None:
+def test_recipe_of_the_run_reproduces_it(run: Path) -> None:
     recipe = Recipe.from_yaml(run / "recipe.yaml")
     checkpoint = load_checkpoint(run / "model.safetensors")
     built = build_model(replace(MODEL, max_detections=7)).config  # with the pixels that the backbone expects
@@ -99,18 +99,18 @@ def test_the_run_can_be_repeated_from_its_recipe(run: Path) -> None:
     assert checkpoint.class_names == ["red", "green"]
 
 
-def test_the_weights_give_the_same_ap_again(run: Path, folder: Path, tmp_path: Path) -> None:
+def test_eval_reproduces_the_ap_of_training(run: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "metrics.json"
     words = ["eval", "--weights", str(run / "model.safetensors"), "--data", str(folder), "--json", str(out)]
     assert main([*words, "--device", "cpu", "--precision", "float32"]) == 0
     trained = json.loads((run / "metrics.json").read_text())
-    found = json.loads(out.read_text())
-    assert {name: found[name] for name in ("segm/AP", "bbox/AP", "boundary/AP")} == {
+    evaluated = json.loads(out.read_text())
+    assert {name: evaluated[name] for name in ("segm/AP", "bbox/AP", "boundary/AP")} == {
         name: trained[name] for name in ("segm/AP", "bbox/AP", "boundary/AP")
     }
 
 
-def test_it_draws_images(run: Path, folder: Path, tmp_path: Path) -> None:
+def test_predict_writes_results(run: Path, folder: Path, tmp_path: Path) -> None:
     words = ["predict", str(folder / "images" / "one.png"), "--weights", str(run / "model.safetensors")]
     assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
@@ -118,14 +118,14 @@ def test_it_draws_images(run: Path, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", [64, 128])
-def test_masks_are_the_rectangles(run: Path, folder: Path, side: int) -> None:
-    """A larger file is resized on the way in (`image_short_side` 64), and results are in the file's frame."""
+def test_predicted_masks_match_the_rectangles(run: Path, folder: Path, side: int) -> None:
+    """Check files of the network's size and larger ones, which are resized (`image_short_side` 64)."""
     predictor = Predictor.load(run / "model.safetensors", device="cpu", precision="float32")
     image = Image.open(folder / "images" / "one.png").resize((side, side), Image.Resampling.NEAREST)
-    (found,) = predictor.find([torch.from_numpy(np.array(image)).permute(2, 0, 1)])
+    (instances,) = predictor.find([torch.from_numpy(np.array(image)).permute(2, 0, 1)])
     scale = side / SIZE[0]
-    truth = rectangles([[scale * x for x in box] for box in BOXES], (side, side), classes=2).masks
-    masks = found.masks.to_dense()
-    overlaps = (masks[:, None] & truth).flatten(2).sum(2) / (masks[:, None] | truth).flatten(2).sum(2)
+    expected = rectangles([[scale * x for x in box] for box in BOXES], (side, side), classes=2).masks
+    masks = instances.masks.to_dense()
+    overlaps = (masks[:, None] & expected).flatten(2).sum(2) / (masks[:, None] | expected).flatten(2).sum(2)
     assert overlaps.max(0).values.min() > 0.5
-    assert found.labels[overlaps.argmax(0)].tolist() == [0, 1]
+    assert instances.labels[overlaps.argmax(0)].tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""The results folder's rows and lines, and the moving average's rule."""
+"""Rows and lines of the results folder, and the decay of the moving average."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedmask.training import callbacks
 from embedmask.training.callbacks import ResultsFolder, RisingDecay, summary_line, write_csv
 
 
-def test_csv_keeps_columns_that_come_late(tmp_path: Path) -> None:
+def test_csv_includes_columns_of_later_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     write_csv([{"epoch": 1, "loss/total": 2.5}, {"epoch": 2, "loss/total": 2.0, "segm/AP": 0.25}], path)
     rows = list(csv.DictReader(path.open()))
@@ -25,7 +25,7 @@ def test_csv_keeps_columns_that_come_late(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_summary_line_is_one_line_with_loss_and_ap() -> None:
+def test_summary_line_contains_loss_and_ap() -> None:
     row = {
         "epoch": 3.0,
         "step": 30.0,
@@ -40,11 +40,13 @@ def test_summary_line_is_one_line_with_loss_and_ap() -> None:
         assert part in line
 
 
-def test_summary_line_without_evaluation_names_no_ap() -> None:
+def test_summary_line_without_evaluation_has_no_ap() -> None:
     assert "AP" not in summary_line({"epoch": 1.0, "step": 1.0, "seconds": 1.0, "loss/total": 1.0})
 
 
-def test_an_image_that_two_processes_saw_counts_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_image_evaluated_by_two_processes_counts_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     added: list[dict[str, Any]] = []
     evaluator: Any = SimpleNamespace(reset=added.clear, add=added.extend, compute=lambda: {"segm/AP": 0.5})
     trainer: Any = SimpleNamespace(
@@ -66,7 +68,7 @@ def test_an_image_that_two_processes_saw_counts_once(monkeypatch: pytest.MonkeyP
     assert results.best == {"segm/AP": 0.5}
 
 
-def test_decay_rises_to_its_bound() -> None:
+def test_decay_rises_to_its_maximum() -> None:
     early, late, current = [torch.zeros(1)], [torch.zeros(1), torch.zeros(2)], [torch.ones(1), torch.ones(2)]
     RisingDecay(0.9)(early, current[:1], 1)
     RisingDecay(0.9)(late, current, torch.tensor(10_000))
@@ -74,7 +76,7 @@ def test_decay_rises_to_its_bound() -> None:
     assert torch.cat(late).tolist() == pytest.approx([0.1] * 3)
 
 
-def test_average_of_counters_is_the_newest() -> None:
+def test_integer_buffers_are_copied() -> None:
     newest = [torch.tensor(3)]
     RisingDecay(0.9)(newest, [torch.tensor(8)], 5)
     assert newest[0].item() == 8

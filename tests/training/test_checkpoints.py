@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and never of a model that is beyond help."""
+"""Checkpoints are written atomically, and never with non-finite weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def no_room() -> Iterator[None]:
-    """The system refuses to let any file grow beyond `LIMIT` bytes."""
+    """Limit the size of files to `LIMIT` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
     try:
@@ -40,7 +40,7 @@ def no_room() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_full_disk_is_named_and_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_full_disk_raises_and_preserves_the_previous_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(10)}, path)
     before = path.read_bytes()
@@ -54,7 +54,7 @@ def test_full_disk_is_named_and_leaves_the_previous_checkpoint(tmp_path: Path) -
 
 
 def train_without_room(data: Path, out: Path, message: Path) -> None:
-    """In a process of its own: go on with a run on a full disk."""
+    """Resume a run on a full disk; called in a process of its own."""
     with no_room():
         try:
             fit.train(tiny(epochs=2), data, out, resume=True)
@@ -63,7 +63,7 @@ def train_without_room(data: Path, out: Path, message: Path) -> None:
             message.write_text(str(error))
 
 
-def test_run_on_a_full_disk_can_go_on_when_there_is_room(shapes: Path, tmp_path: Path) -> None:
+def test_run_stopped_by_a_full_disk_can_be_resumed(shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit.train(tiny(epochs=1), shapes, out)
     before = {name: (out / name).read_bytes() for name in ("last.ckpt", "best.safetensors", "metrics.csv")}
@@ -77,7 +77,7 @@ def test_run_on_a_full_disk_can_go_on_when_there_is_room(shapes: Path, tmp_path:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, number: int, value: float) -> None:
-    """Make the box loss of that step something else."""
+    """Multiply the box loss of a step by a value."""
     compute, calls = EmbedMaskModule.compute_losses, [0]
 
     def spoiled(self: EmbedMaskModule, batch: Any) -> dict[str, torch.Tensor]:
@@ -89,17 +89,17 @@ def spoil(monkeypatch: pytest.MonkeyPatch, number: int, value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_loss_that_is_no_number_stops_the_run(
+def test_non_finite_loss_stops_training(
     value: float, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, seen, out = tiny(checkpoint_steps=1), [], tmp_path / "run"
+    recipe, batches, out = tiny(checkpoint_steps=1), [], tmp_path / "run"
     step = EmbedMaskModule.training_step
 
-    def remember(self: EmbedMaskModule, batch: Any, batch_idx: int) -> dict[str, Any]:
-        seen.append([target.image_id for target in batch[1]])
+    def record(self: EmbedMaskModule, batch: Any, batch_idx: int) -> dict[str, Any]:
+        batches.append([target.image_id for target in batch[1]])
         return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(EmbedMaskModule, "training_step", remember)
+    monkeypatch.setattr(EmbedMaskModule, "training_step", record)
     with monkeypatch.context() as patch:
         spoil(patch, 4, value)
         with pytest.raises(TrainingStopped) as caught:
@@ -109,17 +109,17 @@ def test_loss_that_is_no_number_stops_the_run(
     assert message.startswith("step 4: ")
     for name in ("total", "classification", f"box {value}", "centerness", "mask", "smooth"):
         assert name in message
-    assert f"images {', '.join(map(str, seen[-1]))};" in message
+    assert f"images {', '.join(map(str, batches[-1]))};" in message
     state = torch.load(out / "last.ckpt", weights_only=True)
     assert state["global_step"] == 3
     assert all(value.isfinite().all() for value in state["state_dict"].values())
     assert fit.train(recipe, shapes, out, resume=True)["steps"] == 4  # the step is taken again
 
 
-def test_weights_that_are_no_numbers_are_not_kept(
+def test_non_finite_weights_are_not_saved(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A finite loss may have a gradient that is not: the next loss would tell, but the checkpoint comes first."""
+    """Check the weights, since a finite loss may have a non-finite gradient."""
     step = torch.optim.SGD.step
     calls = [0]
 
@@ -137,17 +137,17 @@ def test_weights_that_are_no_numbers_are_not_kept(
     assert state["global_step"] == 2
 
 
-def test_checkpoints_are_written_by_the_clock(
+def test_checkpoint_minutes_sets_the_interval(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
     save = AtomicCheckpointIO.save_checkpoint
 
-    def note(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
+    def record(self: AtomicCheckpointIO, checkpoint: dict[str, Any], path: Path, **options: Any) -> None:
         written.append(checkpoint["global_step"])
         save(self, checkpoint, path, **options)
 
-    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", record)
     cases = [
         ({"epochs": 1, "checkpoint_minutes": 1e-9}, [1, 2]),
         ({"epochs": 1, "checkpoint_minutes": 60.0}, [2]),

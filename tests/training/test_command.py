@@ -1,4 +1,4 @@
-"""`embedmask train` as it is typed: what it prints, where, and its exit code."""
+"""Output and exit codes of `embedmask train`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from embedmask.training.module import EmbedMaskModule
 
 
 @pytest.fixture(scope="module")
-def typed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command without a results folder."""
+def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command without a results folder."""
     folder = tmp_path_factory.mktemp("command")
     make_shapes(folder / "shapes", train=6, val=2, size=64, seed=0)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -35,15 +35,15 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
+    """Change to an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_dry_run_says_how_long_and_writes_nothing(typed: list[str], here: Path, capsys: Any) -> None:
-    assert main([*typed, "--dry-run"]) == 0
+def test_dry_run_prints_the_duration_and_writes_nothing(command: list[str], here: Path, capsys: Any) -> None:
+    assert main([*command, "--dry-run"]) == 0
     printed = capsys.readouterr()
-    assert "the whole takes about" in printed.out
+    assert "the run takes about" in printed.out
     assert "4 steps, 2 evaluations of 2 images" in printed.out
     assert printed.err == ""
     assert list(here.iterdir()) == []
@@ -59,23 +59,23 @@ def test_dry_run_says_how_long_and_writes_nothing(typed: list[str], here: Path, 
         (["--out", "new", "--resume"], "no run to resume"),
     ],
 )
-def test_what_cannot_be_is_one_line(
-    typed: list[str], more: list[str], message: str, here: Path, capsys: Any
+def test_invalid_options_print_one_line(
+    command: list[str], more: list[str], message: str, here: Path, capsys: Any
 ) -> None:
-    assert main([*typed, *more]) == 2
+    assert main([*command, *more]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert list(here.iterdir()) == []
 
 
-def test_a_stopped_training_is_one_line_and_code_1(
-    typed: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+def test_non_finite_loss_prints_one_line_and_exits_with_1(
+    command: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         EmbedMaskModule, "compute_losses", lambda self, batch: {"box": torch.tensor(math.nan)}
     )
-    assert main([*typed, "--out", str(tmp_path / "run")]) == 1
+    assert main([*command, "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("embedmask: step 1: the loss is not finite (total nan, box nan); images ")
     assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""A dry run finds out what a run would, and leaves nothing."""
+"""Dry runs: the same errors as a run, an estimate, and no files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.training import dry_run, fit
-from embedmask.training.dry_run import Estimate, largest_views, run_dry
-from embedmask.training.engine import told_when_memory_ends
+from embedmask.training.dry_run import Estimate, at_largest_scale, run_dry
+from embedmask.training.engine import explain_out_of_memory
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.step_log import duration
 
@@ -45,26 +45,26 @@ def nothing(line: str) -> None:
     del line
 
 
-def test_it_counts_the_whole_run_and_writes_nothing(
+def test_dry_run_estimates_the_whole_run_and_writes_nothing(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     lines: list[str] = []
     before = sorted(shapes.rglob("*"))
-    found = run_dry(tiny(epochs=5, eval_every=2), shapes, tmp_path / "out", report=lines.append)
+    estimate = run_dry(tiny(epochs=5, eval_every=2), shapes, tmp_path / "out", report=lines.append)
     assert list(tmp_path.iterdir()) == []
     assert sorted(shapes.rglob("*")) == before
-    assert (found.steps, found.evaluations, found.images) == (15, 3, 6)
-    assert found.step_seconds > 0
-    assert found.image_seconds > 0
-    assert found.peak_bytes is None or found.peak_bytes > 2**20
+    assert (estimate.steps, estimate.evaluations, estimate.images) == (15, 3, 6)
+    assert estimate.step_seconds > 0
+    assert estimate.image_seconds > 0
+    assert estimate.peak_bytes is None or estimate.peak_bytes > 2**20
     assert len(lines) == 3
-    assert "the whole takes about" in lines[-1]
+    assert "the run takes about" in lines[-1]
     paused = run_dry(tiny(epochs=5, eval_minutes=60), shapes, report=nothing)
     assert paused.evaluations == 1
 
 
-def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Path) -> None:
+def test_doubtful_annotations_of_both_splits_are_reported(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "images").symlink_to(shapes / "images", target_is_directory=True)
     for split, area in (("train", 1e9), ("val", None)):
         content = json.loads((shapes / f"{split}.json").read_text())
@@ -85,7 +85,7 @@ def test_doubtful_annotations_of_both_splits_are_told(shapes: Path, tmp_path: Pa
     assert "have an 'area' that is no number above 0" in warnings[2]
 
 
-def test_parts_of_a_step_are_counted_as_one(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulated_parts_count_as_one_step(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     train = EmbedMaskModule.training_step
 
@@ -94,13 +94,13 @@ def test_parts_of_a_step_are_counted_as_one(shapes: Path, monkeypatch: pytest.Mo
         return train(self, batch, batch_idx)
 
     monkeypatch.setattr(EmbedMaskModule, "training_step", note)
-    found = run_dry(tiny(accumulate=2, epochs=None, max_steps=70), shapes, report=nothing)
+    estimate = run_dry(tiny(accumulate=2, epochs=None, max_steps=70), shapes, report=nothing)
     assert steps == [2, 2, 2, 2]  # two steps of two parts of two images
-    assert found.steps == 70
-    assert found.evaluations == 24  # an epoch has 5 parts, 3 steps
+    assert estimate.steps == 70
+    assert estimate.evaluations == 24  # an epoch has 5 parts, 3 steps
 
 
-def test_the_largest_batch_has_the_image_with_most_objects(
+def test_first_batch_contains_the_image_with_most_objects(
     shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
@@ -117,10 +117,12 @@ def test_the_largest_batch_has_the_image_with_most_objects(
     assert counts[0] == max(images.count(image) for image in images)
 
 
-def test_what_stops_a_run_stops_it_too(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_raises_the_errors_of_a_run(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
-    with pytest.raises(BadInput, match="already holds something"):
+    with pytest.raises(BadInput, match="not an empty folder"):
         run_dry(tiny(), shapes, tmp_path / "kept", report=nothing)
     with pytest.raises(BadInput, match="no such data folder"):
         run_dry(tiny(), tmp_path / "absent", report=nothing)
@@ -131,34 +133,34 @@ def test_what_stops_a_run_stops_it_too(shapes: Path, tmp_path: Path, monkeypatch
         run_dry(tiny(), shapes, report=nothing)
 
 
-def test_it_evaluates_results_and_writes_all_that_a_run_leaves(
+def test_dry_run_evaluates_and_writes_all_files_of_a_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
-    left: set[str] = set()
-    compute, check = CocoEvaluator.compute, dry_run.check_room
+    written: set[str] = set()
+    compute, check = CocoEvaluator.compute, dry_run.check_disk_space
 
     def count(self: CocoEvaluator, *args: Any, **kwargs: Any) -> dict[str, float]:
         counts.append(len(self.results))
         return compute(self, *args, **kwargs)
 
-    def look(folder: Path, out: Path | None) -> None:
-        assert folder.parent == tmp_path  # on the disk of the results, not on that of temporary files
-        left.update(path.name for path in folder.iterdir())
+    def record(folder: Path, out: Path | None) -> None:
+        assert folder.parent == tmp_path  # on the disk of the results, not in the system's temporary folder
+        written.update(path.name for path in folder.iterdir())
         check(folder, out)
 
     monkeypatch.setattr(CocoEvaluator, "compute", count)
-    monkeypatch.setattr(dry_run, "check_room", look)
+    monkeypatch.setattr(dry_run, "check_disk_space", record)
     run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
     assert len(counts) == 1
     assert counts[0] > 0
     weights = {"model.safetensors", "best.safetensors", "last.safetensors", "last.ckpt"}
-    assert left >= {*weights, "recipe.yaml", "metrics.csv", "metrics.json", "curves.png", "samples"}
+    assert written >= {*weights, "recipe.yaml", "metrics.csv", "metrics.json", "curves.png", "samples"}
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("part", ["CocoEvaluator", "plot_curves", "write_samples", "write_json"])
-def test_what_would_stop_the_end_stops_the_beginning(
+def test_dry_run_raises_errors_of_the_final_steps(
     part: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
@@ -170,20 +172,22 @@ def test_what_would_stop_the_end_stops_the_beginning(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_found(shapes: Path, tmp_path: Path) -> None:
+def test_raises_on_unwritable_folder(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for run in (run_dry, fit.train):
         with pytest.raises(BadInput, match=r"file/deep/run: cannot be written \(Not a directory\)"):
             run(tiny(), shapes, tmp_path / "file" / "deep" / "run", report=nothing)
 
 
-def test_a_disk_without_room_is_found(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_on_insufficient_disk_space(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(BadInput, match=r"out: its disk has room for \d+ MB, the run needs \d+ MB"):
+    with pytest.raises(BadInput, match=r"out: the disk has \d+ MB free, the run needs \d+ MB"):
         run_dry(tiny(), shapes, tmp_path / "out", report=nothing)
 
 
-def test_the_estimate_adds_steps_and_evaluations() -> None:
+def test_estimate_adds_steps_and_evaluations() -> None:
     assert ESTIMATE.total_seconds == pytest.approx(45_000 + 6_000)
     assert "14 h 10 min" in ESTIMATE.lines()[1]
     assert "3 GiB" in ESTIMATE.lines()[0]
@@ -194,28 +198,28 @@ def test_the_estimate_adds_steps_and_evaluations() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(7.6, "8 s"), (61, "1 min"), (7_260, "2 h 1 min"), (90_000, "1 d 1 h")]
 )
-def test_durations_are_for_people(seconds: float, text: str) -> None:
+def test_duration_formatting(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_views_at_their_largest() -> None:
+def test_at_largest_scale() -> None:
     config = DataConfig(short_sides=(640, 800), scale_range=(0.5, 2.0), flip_vertical=0.5)
-    assert largest_views(config) == replace(config, short_sides=(800,), scale_range=(2.0, 2.0))
-    assert largest_views(DataConfig(short_sides=())).short_sides == ()
+    assert at_largest_scale(config) == replace(config, short_sides=(800,), scale_range=(2.0, 2.0))
+    assert at_largest_scale(DataConfig(short_sides=())).short_sides == ()
 
 
-def test_the_processors_memory_ends_too() -> None:
+def test_cpu_out_of_memory_is_explained() -> None:
     config = tiny(batch_size=16).train
-    with pytest.raises(BadInput, match="or lower "), told_when_memory_ends(config):
+    with pytest.raises(BadInput, match="or lower "), explain_out_of_memory(config):
         raise RuntimeError(
             "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2 bytes"
         )
-    with pytest.raises(RuntimeError, match="shapes"), told_when_memory_ends(config):
+    with pytest.raises(RuntimeError, match="shapes"), explain_out_of_memory(config):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def test_memory_that_ends_is_told_with_the_mend() -> None:
-    mend = pytest.raises(BadInput, match=r"16 images in 2 part.*--train.accumulate 4")
-    with mend as caught, told_when_memory_ends(tiny(batch_size=16, accumulate=2).train):
+def test_out_of_memory_message_contains_a_fix() -> None:
+    raises = pytest.raises(BadInput, match=r"16 images in 2 part.*--train.accumulate 4")
+    with raises as caught, explain_out_of_memory(tiny(batch_size=16, accumulate=2).train):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""A whole training on ten tiny images: what it leaves behind, and that it goes on where it stopped."""
+"""Training runs on ten tiny images: results, options, resume and errors."""
 
 from __future__ import annotations
 
@@ -40,22 +40,30 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     return out, metrics, lines
 
 
-def test_run_leaves_its_results(run: tuple[Path, dict[str, float], list[str]]) -> None:
+def test_run_writes_its_results(run: tuple[Path, dict[str, float], list[str]]) -> None:
     out, metrics, lines = run
-    wanted = {"recipe.yaml", "run.json", "metrics.csv", "steps.csv", "metrics.json", "curves.png", "samples"}
-    wanted |= {"last.ckpt", "model.safetensors", "best.safetensors", "last.safetensors", "tensorboard"}
-    assert {path.name for path in out.iterdir()} == wanted
-    kept = json.loads((out / "metrics.json").read_text())
-    assert kept["segm/AP"] == metrics["segm/AP"]
-    assert 0 <= kept["segm/AP"] <= 1
-    assert (kept["steps"], kept["epochs"]) == (6, 2)
+    expected = {
+        "recipe.yaml",
+        "run.json",
+        "metrics.csv",
+        "steps.csv",
+        "metrics.json",
+        "curves.png",
+        "samples",
+    }
+    expected |= {"last.ckpt", "model.safetensors", "best.safetensors", "last.safetensors", "tensorboard"}
+    assert {path.name for path in out.iterdir()} == expected
+    written = json.loads((out / "metrics.json").read_text())
+    assert written["segm/AP"] == metrics["segm/AP"]
+    assert 0 <= written["segm/AP"] <= 1
+    assert (written["steps"], written["epochs"]) == (6, 2)
     begins = [" ".join(line.split()[:2]) for line in lines[1:]]
     assert begins == ["epoch 1", "epoch 2", "score threshold", "mask AP"]
     assert lines[0].endswith("train.json beside images/")
     assert all("\n" not in line for line in lines)
 
 
-def test_warnings_of_both_splits_are_told_in_a_line_each(tmp_path: Path) -> None:
+def test_warnings_of_both_splits_are_one_line_each(tmp_path: Path) -> None:
     make_shapes(tmp_path / "shapes", train=4, val=2, size=64, seed=0)
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -68,13 +76,13 @@ def test_warnings_of_both_splits_are_told_in_a_line_each(tmp_path: Path) -> None
     assert lines[0] == f"{folder}: train.json beside images/"
     assert [line.rpartition(" (and ")[2].split()[0] for line in lines[1:]] == ["3", "1"]
     assert all("EXIF orientation 3" in line for line in lines[1:])
-    said = override(tiny().data, {"exif": "stored"}, where="data")
-    splits = TrainValDataModule(folder, replace(tiny(), data=said))
+    stored = override(tiny().data, {"exif": "stored"}, where="data")
+    splits = TrainValDataModule(folder, replace(tiny(), data=stored))
     assert len(splits.report_lines(folder)) == 1
     assert (splits.train_set.exif, splits.val_set.exif) == ("stored", "stored")
 
 
-def test_csv_has_a_row_an_epoch(run: tuple[Path, dict[str, float], list[str]]) -> None:
+def test_csv_has_a_row_per_epoch(run: tuple[Path, dict[str, float], list[str]]) -> None:
     rows = list(csv.DictReader((run[0] / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["step"] for row in rows] == ["3", "6"]
@@ -85,7 +93,7 @@ def test_csv_has_a_row_an_epoch(run: tuple[Path, dict[str, float], list[str]]) -
         assert row["segm/AP"]
 
 
-def test_images_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -> None:
+def test_written_images_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -> None:
     out = run[0]
     for path in [out / "curves.png", *(out / "samples").iterdir()]:
         with Image.open(path) as image:
@@ -93,44 +101,46 @@ def test_images_can_be_opened(run: tuple[Path, dict[str, float], list[str]]) -> 
     assert len(list((out / "samples").iterdir())) == 3
 
 
-def test_a_run_can_start_from_the_weights_of_another(
+def test_init_loads_the_weights_of_another_run(
     run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
 ) -> None:
     weights = run[0] / "model.safetensors"
     lines: list[str] = []
-    still = tiny(init=str(weights), epochs=1, lr=1e-12, weight_decay=0.0, ema_decay=None)
-    fit.train(still, shapes, tmp_path / "on", report=lines.append)
+    recipe = tiny(init=str(weights), epochs=1, lr=1e-12, weight_decay=0.0, ema_decay=None)
+    fit.train(recipe, shapes, tmp_path / "on", report=lines.append)
     before, after = load_file(weights), load_file(tmp_path / "on" / "last.safetensors")
     learned = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in learned)
     assert lines[1] == f"starts from {weights}: {len(before)} of {len(before)} tensors"
 
 
-def test_weights_of_other_classes_leave_the_class_layer_random(
+def test_init_with_other_classes_leaves_the_class_layer_random(
     run: tuple[Path, dict[str, float], list[str]],
 ) -> None:
     checkpoint = load_checkpoint(run[0] / "model.safetensors")
     model = build_model(replace(checkpoint.config, num_classes=2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     lines: list[str] = []
-    fit.set_first_weights(model, tiny(init=str(run[0] / "model.safetensors")).train, lines.append)
-    after, held = model.state_dict(), checkpoint.model.state_dict()
-    kept = {name for name, value in after.items() if value.shape != held[name].shape}
-    assert {name.rpartition(".")[2] for name in kept} == {"weight", "bias"}
-    assert all(torch.equal(after[name], before[name] if name in kept else held[name]) for name in after)
+    fit.initialize_weights(model, tiny(init=str(run[0] / "model.safetensors")).train, lines.append)
+    after, source = model.state_dict(), checkpoint.model.state_dict()
+    random = {name for name, value in after.items() if value.shape != source[name].shape}
+    assert {name.rpartition(".")[2] for name in random} == {"weight", "bias"}
+    assert all(torch.equal(after[name], before[name] if name in random else source[name]) for name in after)
     assert lines[0].endswith(f"{len(after) - 2} of {len(after)} tensors")
 
 
-def test_weights_of_another_backbone_are_refused(
+def test_init_raises_on_another_backbone(
     run: tuple[Path, dict[str, float], list[str]],
 ) -> None:
     other = build_model(override(tiny().model, {"backbone": "resnet10t"}, where="test"))
     config = tiny(init=str(run[0] / "model.safetensors")).train
     with pytest.raises(BadInput, match="its backbone is test_resnet, the recipe's resnet10t"):
-        fit.set_first_weights(other, config, print)
+        fit.initialize_weights(other, config, print)
 
 
-def test_classes_follow_the_data(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:
+def test_number_of_classes_follows_the_data(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path
+) -> None:
     names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
     checkpoint = load_checkpoint(run[0] / "model.safetensors")
     assert sorted(checkpoint.class_names) == sorted(names)
@@ -139,7 +149,7 @@ def test_classes_follow_the_data(run: tuple[Path, dict[str, float], list[str]], 
     assert Recipe.from_yaml(run[0] / "recipe.yaml").train == tiny().train
 
 
-def test_finished_run_can_be_resumed_to_nothing_new(
+def test_resuming_a_finished_run_changes_nothing(
     run: tuple[Path, dict[str, float], list[str]], shapes: Path
 ) -> None:
     out, metrics, _ = run
@@ -148,7 +158,7 @@ def test_finished_run_can_be_resumed_to_nothing_new(
     assert again["segm/AP"] == metrics["segm/AP"]
 
 
-def test_averaged_weights_are_the_ones_that_are_saved(run: tuple[Path, dict[str, float], list[str]]) -> None:
+def test_averaged_weights_are_saved(run: tuple[Path, dict[str, float], list[str]]) -> None:
     out = run[0]
     state = torch.load(out / "last.ckpt", weights_only=True)
     saved = load_file(out / "last.safetensors")
@@ -157,7 +167,7 @@ def test_averaged_weights_are_the_ones_that_are_saved(run: tuple[Path, dict[str,
     assert not torch.equal(state["current_model_state"][f"model.{name}"], saved[name])
 
 
-def test_evaluation_comes_at_the_end_where_no_epoch_had_one(shapes: Path, tmp_path: Path) -> None:
+def test_run_is_evaluated_at_the_end_if_no_epoch_was(shapes: Path, tmp_path: Path) -> None:
     recipe = tiny(epochs=None, max_steps=2, eval_every=5, ema_decay=None)
     lines: list[str] = []
     metrics = fit.train(recipe, shapes, tmp_path / "run", report=lines.append)
@@ -165,7 +175,7 @@ def test_evaluation_comes_at_the_end_where_no_epoch_had_one(shapes: Path, tmp_pa
     assert "segm/AP" in metrics
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert row["segm/AP"]
-    assert [line.split()[0] for line in lines[1:]] == ["epoch", "score", "mask"]  # the epoch is told once
+    assert [line.split()[0] for line in lines[1:]] == ["epoch", "score", "mask"]  # the epoch is reported once
     assert "the only evaluated, step 2" in lines[-1]
 
 
@@ -181,13 +191,13 @@ def test_evaluations_wait_for_the_clock(
     assert [int(row["epoch"]) for row in rows if row["segm/AP"]] == evaluated
 
 
-def test_time_limit_stops_the_run_and_still_evaluates(shapes: Path, tmp_path: Path) -> None:
+def test_time_limit_stops_the_run_after_an_evaluation(shapes: Path, tmp_path: Path) -> None:
     metrics = fit.train(tiny(epochs=500, max_minutes=0.001), shapes, tmp_path / "run")
     assert metrics["steps"] < 100
     assert "segm/AP" in metrics
 
 
-def test_run_stopped_by_its_time_goes_on_to_the_same_end(
+def test_run_stopped_by_the_time_limit_resumes_identically(
     run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -202,10 +212,10 @@ def test_run_stopped_by_its_time_goes_on_to_the_same_end(
 
 
 @pytest.mark.parametrize(
-    ("keep", "ap", "said"), [("best", 0.3, "best of 3 evaluations, step 6"), ("last", 0.2, "last, step 9")]
+    ("keep", "ap", "origin"), [("best", 0.3, "best of 3 evaluations, step 6"), ("last", 0.2, "last, step 9")]
 )
-def test_the_weights_that_are_kept_are_named(
-    keep: str, ap: float, said: str, *, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_origin_of_the_saved_weights_is_reported(
+    keep: str, ap: float, origin: str, *, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aps = iter([0.1, 0.3, 0.2])
     monkeypatch.setattr(
@@ -216,11 +226,11 @@ def test_the_weights_that_are_kept_are_named(
     assert (out / "model.safetensors").read_bytes() == (out / f"{keep}.safetensors").read_bytes()
     assert (out / "best.safetensors").read_bytes() != (out / "last.safetensors").read_bytes()
     assert metrics[BEST_METRIC] == json.loads((out / "metrics.json").read_text())[BEST_METRIC] == ap
-    assert f"{metrics['kept']}, step {metrics['kept_step']}" == said
-    assert f" · {said} · " in lines[-1]
+    assert f"{metrics['kept']}, step {metrics['kept_step']}" == origin
+    assert f" · {origin} · " in lines[-1]
 
 
-def test_equal_runs_leave_equal_files(
+def test_equal_runs_write_equal_files(
     run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
 ) -> None:
     fit.train(tiny(), shapes, tmp_path / "again")
@@ -228,7 +238,7 @@ def test_equal_runs_leave_equal_files(
         assert (tmp_path / "again" / name).read_bytes() == (run[0] / name).read_bytes(), name
 
 
-def test_early_stop_counts_evaluations_without_a_better_one(
+def test_early_stop_counts_evaluations_without_improvement(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aps = iter([0.1, 0.3, 0.2, 0.3, 0.5])
@@ -241,42 +251,44 @@ def test_early_stop_counts_evaluations_without_a_better_one(
     assert fit.train(recipe, shapes, tmp_path / "run", resume=True)["epochs"] == 4
 
 
-def test_parts_of_a_step_and_reduced_precision_train(shapes: Path, tmp_path: Path) -> None:
+def test_accumulation_with_reduced_precision_trains(shapes: Path, tmp_path: Path) -> None:
     recipe = tiny(accumulate=2, precision="bfloat16", epochs=1, clip_norm=1.0)
     assert fit.train(recipe, shapes, tmp_path / "run")["steps"] == 3
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert 0 < float(row["loss/total"]) < 20
 
 
-def test_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
+def test_gradient_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:
     for name, norm in (("free", None), ("bound", 1e-12)):
         fit.train(tiny(epochs=1, ema_decay=None, weight_decay=0, clip_norm=norm), shapes, tmp_path / name)
     free, bound = (load_file(tmp_path / name / "last.safetensors") for name in ("free", "bound"))
-    name = "head.class_logits.bias"  # as it was set, where nothing has moved it
+    name = "head.class_logits.bias"  # initialized to one value
     assert bound[name].unique().numel() == 1
     assert free[name].unique().numel() > 1
 
 
-def test_float16_is_refused_where_it_cannot_train(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="training on the CPU has bfloat16 and float32"):
+def test_raises_on_float16_on_the_cpu(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="use bfloat16 or float32"):
         fit.train(tiny(precision="float16"), shapes, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_never_overwritten(run: tuple[Path, dict[str, float], list[str]], shapes: Path) -> None:
+def test_raises_instead_of_overwriting_a_run(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in run[0].rglob("*")}
     with pytest.raises(BadInput, match="--resume"):
         fit.train(tiny(), shapes, run[0])
     assert before == {path: path.stat().st_mtime_ns for path in run[0].rglob("*")}
 
 
-def test_resume_without_a_run_says_so(shapes: Path, tmp_path: Path) -> None:
+def test_resume_raises_without_a_run(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no run to resume"):
         fit.train(tiny(), shapes, tmp_path / "nothing", resume=True)
     assert not (tmp_path / "nothing").exists()
 
 
-def test_resume_from_half_a_checkpoint_is_refused(
+def test_resume_raises_on_truncated_checkpoint(
     run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
 ) -> None:
     half = (run[0] / "last.ckpt").read_bytes()
@@ -285,7 +297,7 @@ def test_resume_from_half_a_checkpoint_is_refused(
         fit.train(tiny(), shapes, tmp_path, resume=True)
 
 
-def test_a_broken_image_leaves_no_folder(tmp_path: Path) -> None:
+def test_broken_image_leaves_no_folder(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     make_shapes(data, train=4, val=1, size=64, seed=1)
     name = json.loads((data / "train.json").read_text())["images"][0]["file_name"]
@@ -300,42 +312,46 @@ FROZEN = {"backbone_norm": "frozen", "frozen_stages": 2}
 
 
 @pytest.mark.parametrize("again", ["own recipe", "same recipe"])
-def test_random_weights_are_told_not_to_be_frozen(shapes: Path, tmp_path: Path, again: str) -> None:
+def test_random_weights_are_not_frozen_and_reported(shapes: Path, tmp_path: Path, again: str) -> None:
     lines: list[str] = []
     out, recipe = tmp_path / "run", tiny(FROZEN, epochs=1)
     fit.train(recipe, shapes, out, report=lines.append)
     assert lines[0] == (
         "random weights cannot be frozen: sets model.backbone_norm to batch, model.frozen_stages to 0"
     )
-    kept = Recipe.from_yaml(out / "recipe.yaml")
-    assert (kept.model.backbone_norm, kept.model.frozen_stages) == ("batch", 0)
+    written = Recipe.from_yaml(out / "recipe.yaml")
+    assert (written.model.backbone_norm, written.model.frozen_stages) == ("batch", 0)
     model = load_checkpoint(out / "model.safetensors").model
     assert all(p.requires_grad for p in model.parameters())
     assert model.backbone.body["conv1"][1].num_batches_tracked > 0
-    more = replace(kept if again == "own recipe" else recipe, train=replace(recipe.train, epochs=2))
+    more = replace(written if again == "own recipe" else recipe, train=replace(recipe.train, epochs=2))
     lines.clear()
     fit.train(more, shapes, out, resume=True, report=lines.append)
     assert not any("frozen" in line for line in lines)
-    assert Recipe.from_yaml(out / "recipe.yaml").model == kept.model
+    assert Recipe.from_yaml(out / "recipe.yaml").model == written.model
 
 
-def test_a_run_that_began_frozen_goes_on_so(
+def test_resumed_run_retains_frozen_weights(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As those of versions that did not look."""
+    """Resume a run of an earlier version, which did not adapt these settings."""
     recipe, out = tiny(FROZEN, epochs=1), tmp_path / "run"
     monkeypatch.setattr(fit, "adapt_config", lambda model, *_: model)
     fit.train(recipe, shapes, out, report=lambda line: None)
     monkeypatch.undo()
-    kept = Recipe.from_yaml(out / "recipe.yaml")
+    written = Recipe.from_yaml(out / "recipe.yaml")
     fit.train(
-        replace(kept, train=replace(kept.train, epochs=2)), shapes, out, resume=True, report=lambda line: None
+        replace(written, train=replace(written.train, epochs=2)),
+        shapes,
+        out,
+        resume=True,
+        report=lambda line: None,
     )
     assert load_checkpoint(out / "model.safetensors").config.backbone_norm == "frozen"
 
 
-def test_pretrained_weights_from_a_file_stay_where_they_are_frozen(shapes: Path, tmp_path: Path) -> None:
-    """A run on them goes on without the file, with the pixels that the backbone expects in its recipe and its model."""
+def test_pretrained_weights_from_a_file_stay_frozen(shapes: Path, tmp_path: Path) -> None:
+    """Check that such a run is resumed without the file, and stores the normalization that the backbone expects."""
     torch.manual_seed(5)
     first = timm.create_model("test_resnet").state_dict()
     file, out, lines = tmp_path / "first.safetensors", tmp_path / "run", list[str]()
@@ -343,14 +359,18 @@ def test_pretrained_weights_from_a_file_stay_where_they_are_frozen(shapes: Path,
     recipe = tiny(FROZEN, epochs=1, pretrained=str(file), ema_decay=None)
     fit.train(recipe, shapes, out, report=lines.append)
     assert lines[1].startswith(f"backbone test_resnet: 75 of 75 tensors from {file}; missing: none")
-    held = load_file(out / "last.safetensors")
-    assert torch.equal(held["backbone.body.conv1.0.weight"], first["conv1.0.weight"])
-    assert not torch.equal(held["backbone.body.layer4.0.conv1.weight"], first["layer4.0.conv1.weight"])
-    kept = Recipe.from_yaml(out / "recipe.yaml")
+    saved = load_file(out / "last.safetensors")
+    assert torch.equal(saved["backbone.body.conv1.0.weight"], first["conv1.0.weight"])
+    assert not torch.equal(saved["backbone.body.layer4.0.conv1.weight"], first["layer4.0.conv1.weight"])
+    written = Recipe.from_yaml(out / "recipe.yaml")
     config = load_checkpoint(out / "model.safetensors").config
-    assert kept.model.image_mean == config.image_mean == (127.5, 127.5, 127.5)
-    assert kept.model.backbone_norm_eps == config.backbone_norm_eps == 1e-5
+    assert written.model.image_mean == config.image_mean == (127.5, 127.5, 127.5)
+    assert written.model.backbone_norm_eps == config.backbone_norm_eps == 1e-5
     file.unlink()
     fit.train(
-        replace(kept, train=replace(kept.train, epochs=2)), shapes, out, resume=True, report=lines.append
+        replace(written, train=replace(written.train, epochs=2)),
+        shapes,
+        out,
+        resume=True,
+        report=lines.append,
     )

@@ -1,4 +1,4 @@
-"""A resumed run goes on with the recipe and the data that it began with."""
+"""Comparison of a resumed run's recipe and data with those that it began with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(shapes: Path, tmp_path: Path) -> Path:
-    """What a run leaves of its beginning."""
+    """Write the files of a run that has just begun."""
     folder = tmp_path / "run"
     folder.mkdir()
     recipe, splits = opened(tiny(), shapes)
@@ -43,7 +43,7 @@ def opened(recipe: Recipe, data: Path) -> tuple[Recipe, TrainValDataModule]:
 
 
 def changed(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any], *splits: str) -> Path:
-    """The data set with the annotations of these splits changed."""
+    """Write a copy of the data set with the annotations of some splits changed."""
     (folder / "images").symlink_to(shapes / "images", target_is_directory=True)
     for split in ("train", "val"):
         content = json.loads((shapes / f"{split}.json").read_text())
@@ -53,14 +53,14 @@ def changed(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any],
     return folder
 
 
-def test_the_same_run_goes_on_wherever_its_data_lies(shapes: Path, out: Path, tmp_path: Path) -> None:
+def test_same_data_in_another_folder_is_accepted(shapes: Path, out: Path, tmp_path: Path) -> None:
     data = tmp_path / "moved"
     data.mkdir()
     check_identity(out, *opened(tiny(), changed(shapes, data, lambda content: None)))
 
 
 @pytest.mark.parametrize(
-    ("splits", "change", "said"),
+    ("splits", "change", "message"),
     [
         (("train", "val"), lambda c: c["categories"].append({"id": 99, "name": "third"}), "class 'third' is new"),
         (("train", "val"), lambda c: c["categories"][0].update(name="other"), "class 'other' is new"),
@@ -71,24 +71,24 @@ def test_the_same_run_goes_on_wherever_its_data_lies(shapes: Path, out: Path, tm
         (("train",), lambda c: c["annotations"][0].update(c["annotations"][1] | {"id": 1}), "train has other annot"),
     ],
 )  # fmt: skip
-def test_other_data_is_refused_and_named(
-    splits: tuple[str, ...], change: Any, said: str, *, shapes: Path, out: Path, tmp_path: Path
+def test_raises_on_other_data(
+    splits: tuple[str, ...], change: Any, message: str, *, shapes: Path, out: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     data.mkdir()
 
-    def whole(content: dict[str, Any]) -> None:
+    def change_consistently(content: dict[str, Any]) -> None:
         change(content)
         known = {image["id"] for image in content["images"]}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in known]
 
-    with pytest.raises(BadInput, match=said) as caught:
-        check_identity(out, *opened(tiny(), changed(shapes, data, whole, *splits)))
+    with pytest.raises(BadInput, match=message) as caught:
+        check_identity(out, *opened(tiny(), changed(shapes, data, change_consistently, *splits)))
     assert "\n" not in str(caught.value)
     assert str(out) in str(caught.value)
 
 
-def test_swapped_classes_are_another_order(shapes: Path, out: Path) -> None:
+def test_raises_on_reordered_classes(shapes: Path, out: Path) -> None:
     content = json.loads((out / RUN_FILE).read_text())
     content["data"]["classes"].reverse()
     (out / RUN_FILE).write_text(json.dumps(content))
@@ -98,7 +98,7 @@ def test_swapped_classes_are_another_order(shapes: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("version", ["with run.json", "of an earlier version"])
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "message"),
     [
         (tiny(lr=0.5), "train.lr is 0.5, began with 0.002"),
         (tiny(seed=3), "train.seed is 3, began with 0"),
@@ -106,12 +106,12 @@ def test_swapped_classes_are_another_order(shapes: Path, out: Path) -> None:
         (Recipe.from_mapping({"model": "maskrcnn"}, "test"), "model.kind is maskrcnn, began with embedmask"),
     ],
 )
-def test_another_recipe_is_refused_and_named(
-    version: str, recipe: Recipe, said: str, shapes: Path, out: Path
+def test_raises_on_another_recipe(
+    version: str, recipe: Recipe, message: str, shapes: Path, out: Path
 ) -> None:
     if version != "with run.json":
         (out / RUN_FILE).unlink()
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(BadInput, match=message):
         check_identity(out, *opened(recipe, shapes))
 
 
@@ -122,7 +122,7 @@ def test_length_engine_and_thresholds_may_change(shapes: Path, out: Path) -> Non
     check_identity(out, *opened(recipe, shapes))
 
 
-def test_a_run_of_an_earlier_version_goes_on(shapes: Path, out: Path) -> None:
+def test_run_of_an_earlier_version_is_accepted(shapes: Path, out: Path) -> None:
     (out / RUN_FILE).unlink()
     older = yaml.safe_load((out / "recipe.yaml").read_text())
     del older["train"]["lr"], older["model"]["channels"]  # fields that it did not have

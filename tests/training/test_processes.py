@@ -1,4 +1,4 @@
-"""Two processes learn what one would learn from their joined batches."""
+"""Training in two processes equals training in one with the joint batch."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from embedmask.training.processes import Processes, choose_processes, gather, is
 WITHOUT_OBJECTS = 4
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-# images of several sizes, so that shares would be padded differently; trained BatchNorm
+# images of several sizes, which the processes would pad differently, and trained BatchNorm
 VARIED = tiny(batch_size=4, lr=0.02, ema_decay=None, eval_every=2)
 VARIED = replace(VARIED, data=replace(VARIED.data, short_sides=(48, 64, 96)))
 
 
 def one_of_two(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None:
-    """What torchrun starts; the second process must neither write nor speak."""
+    """Train as one of two processes of torchrun, and write the reported lines to a file."""
     os.environ.update(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", MASTER_PORT=str(port))
     lines: list[str] = []
     fit.train(recipe, data, out, report=lines.append)
-    (out.parent / f"said {rank}").write_text(json.dumps(lines))
+    (out.parent / f"lines {rank}").write_text(json.dumps(lines))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven images, four of them without objects: batches of 4 and 3, some shares without any object."""
+    """Write seven images, four of them without objects, for batches of 4 and 3."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     make_shapes(folder, train=7, val=2, size=64, seed=0)
     content = json.loads((folder / "train.json").read_text())
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Results of one process and of two."""
+    """Train in one process and in two, and return the results folders."""
     folder = tmp_path_factory.mktemp("runs")
     port = free_port()
     ranks = [start(one_of_two, rank, port, VARIED, data, folder / "two") for rank in range(2)]
@@ -64,7 +64,7 @@ def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pa
     return folder / "one", folder / "two"
 
 
-def test_some_steps_have_a_process_without_objects(data: Path) -> None:
+def test_some_batches_have_no_objects(data: Path) -> None:
     splits = TrainValDataModule(data, VARIED)
     counts = []
     for epoch in range(2):
@@ -77,7 +77,7 @@ def test_some_steps_have_a_process_without_objects(data: Path) -> None:
     assert any(counts)
 
 
-def test_losses_are_those_of_the_joined_batch(both: tuple[Path, Path]) -> None:
+def test_losses_equal_those_of_the_joint_batch(both: tuple[Path, Path]) -> None:
     one, two = (list(csv.DictReader((out / "metrics.csv").open())) for out in both)
     assert [row["step"] for row in two] == ["2", "4"]
     for a, b in zip(one, two, strict=True):
@@ -85,25 +85,25 @@ def test_losses_are_those_of_the_joined_batch(both: tuple[Path, Path]) -> None:
             assert float(b[name]) == pytest.approx(float(a[name]), rel=1e-5, abs=1e-5)
 
 
-def test_weights_are_those_of_the_joined_batch(both: tuple[Path, Path]) -> None:
+def test_weights_equal_those_of_the_joint_batch(both: tuple[Path, Path]) -> None:
     one, two = (load_file(out / "last.safetensors") for out in both)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
     momentum = torch.load(both[0] / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
     moved = max(float(state["momentum_buffer"].abs().max()) for state in momentum.values())
-    assert moved * 0.02 > 1e-3  # steps large enough for equality to say something
+    assert moved * 0.02 > 1e-3  # the steps are large enough for the comparison to be meaningful
 
 
-def test_the_first_process_alone_writes_and_speaks(both: tuple[Path, Path]) -> None:
+def test_only_rank_zero_writes_and_reports(both: tuple[Path, Path]) -> None:
     folder = both[1].parent
-    assert len(json.loads((folder / "said 0").read_text())) == 5  # layout, two epochs, threshold, result
-    assert json.loads((folder / "said 1").read_text()) == []
+    assert len(json.loads((folder / "lines 0").read_text())) == 5  # layout, two epochs, threshold, result
+    assert json.loads((folder / "lines 1").read_text()) == []
     assert {path.name for path in both[0].iterdir()} == {path.name for path in both[1].iterdir()}
     assert len(list((both[1] / "tensorboard").glob("events*"))) == 1
 
 
 def spoiled(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None:
-    """One of two, of which the second finds a loss that is no number in the second step."""
+    """Train as one of two processes, the second of which has a non-finite loss in the second step."""
     if rank == 1:
         compute, calls = EmbedMaskModule.compute_losses, [0]
 
@@ -120,19 +120,19 @@ def spoiled(rank: int, port: int, recipe: Recipe, data: Path, out: Path) -> None
         (out.parent / f"stopped {rank}").write_text(str(error))
 
 
-def test_a_loss_that_is_no_number_in_one_process_stops_both(data: Path, tmp_path: Path) -> None:
+def test_non_finite_loss_in_one_process_stops_both(data: Path, tmp_path: Path) -> None:
     port = free_port()
     ranks = [start(spoiled, rank, port, VARIED, data, tmp_path / "run") for rank in range(2)]
     for process in ranks:
         process.join(120)
-    said = [(tmp_path / f"stopped {rank}").read_text() for rank in range(2)]
-    assert said[0] == said[1]
-    assert said[0].startswith("step 2: the loss is not finite")
-    images = said[0].partition("images ")[2].partition(";")[0].split(", ")
+    messages = [(tmp_path / f"stopped {rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 2: the loss is not finite")
+    images = messages[0].partition("images ")[2].partition(";")[0].split(", ")
     assert len(images) == 3  # of both processes: the second batch has three
 
 
-def test_evaluation_sees_the_images_of_all_processes(both: tuple[Path, Path]) -> None:
+def test_evaluation_uses_the_images_of_all_processes(both: tuple[Path, Path]) -> None:
     one, two = (json.loads((out / "metrics.json").read_text()) for out in both)
     assert two["segm/AP"] == pytest.approx(one["segm/AP"], abs=1e-3)
 
@@ -157,18 +157,18 @@ def test_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("devices", "nodes", "name"), [(0, 1, "--devices"), (1, 0, "--nodes")])
-def test_impossible_numbers_are_refused(devices: int, nodes: int, name: str) -> None:
+def test_raises_on_invalid_numbers(devices: int, nodes: int, name: str) -> None:
     with pytest.raises(BadInput, match=f"{name} must be at least 1"):
         choose_processes(CPU, devices, nodes)
 
 
-def test_one_card_is_one_process() -> None:
-    with pytest.raises(BadInput, match="is one card"):
+def test_raises_on_two_processes_for_one_device() -> None:
+    with pytest.raises(BadInput, match="is one device"):
         choose_processes(torch.device("cuda:0"), 2, 1)
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
-def test_any_launcher_names_the_first_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_zero_of_any_launcher(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_rank_zero()
     monkeypatch.setenv(name, "0")
     assert is_rank_zero()
@@ -176,6 +176,6 @@ def test_any_launcher_names_the_first_process(name: str, monkeypatch: pytest.Mon
     assert not is_rank_zero()
 
 
-def test_one_process_gathers_its_own() -> None:
+def test_gather_in_one_process_returns_its_items() -> None:
     items: list[Any] = [1, "a"]
     assert gather(items) == items

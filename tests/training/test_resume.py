@@ -1,4 +1,4 @@
-"""A run that is killed and goes on leaves, bit for bit, what one leaves that was never stopped."""
+"""A run that is killed and resumed has results identical to those of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two epochs of four steps that nobody stops."""
+    """Train two epochs of four steps without an interruption."""
     out = tmp_path_factory.mktemp("runs") / "straight"
     fit.train(tiny(**EVERY_TWO), shapes, out)
     return out
@@ -43,7 +43,7 @@ def die() -> None:
 
 
 def die_at_call(owner: Any, name: str, number: int, *, after: bool = False) -> None:
-    """Make the function kill its process when it is called for that time, before or after its work."""
+    """Make a function kill its process in a given call, at its start or at its end."""
     work, calls = getattr(owner, name), [0]
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ def die_at_call(owner: Any, name: str, number: int, *, after: bool = False) -> N
 
 
 def die_at_checkpoint(number: int) -> None:
-    """Make the process die before that checkpoint takes its name."""
+    """Make the process die before a checkpoint is renamed."""
     replace, calls = os.replace, [0]
 
     def deadly(source: Any, target: Any) -> None:
@@ -72,7 +72,7 @@ def die_at_checkpoint(number: int) -> None:
 
 
 def write_half(number: int) -> None:
-    """Make the process die in the middle of writing that checkpoint."""
+    """Make the process die while it writes a checkpoint."""
     save, calls = torch.save, [0]
 
     def half(value: Any, file: Any) -> None:
@@ -96,13 +96,13 @@ MOMENTS = {
 
 
 def killed_run(moment: str, recipe: Recipe, data: Path, out: Path) -> None:
-    """In a process of its own."""
+    """Train until the moment; called in a process of its own."""
     MOMENTS[moment]()
     fit.train(recipe, data, out)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_run_goes_on_as_if_it_had_not_been(
+def test_resumed_run_equals_an_uninterrupted_one(
     moment: str, straight: Path, shapes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -110,7 +110,7 @@ def test_killed_run_goes_on_as_if_it_had_not_been(
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert not (out / "metrics.json").exists()
-    torch.rand(100)  # what happened between must not matter
+    torch.rand(100)  # the random state of this process must have no effect
     fit.train(tiny(**EVERY_TWO), shapes, out, resume=True)
     assert same(left_behind(straight), left_behind(out))
     assert rows(straight) == rows(out)
@@ -118,9 +118,9 @@ def test_killed_run_goes_on_as_if_it_had_not_been(
 
 
 def rows(out: Path) -> list[dict[str, str]]:
-    """metrics.csv without what the clock says."""
-    found = csv.DictReader((out / "metrics.csv").open())
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+    """Return the rows of metrics.csv without seconds."""
+    reader = csv.DictReader((out / "metrics.csv").open())
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in reader]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def rows(out: Path) -> list[dict[str, str]]:
     ],
     ids=["steps", "accumulate"],
 )
-def test_every_checkpoint_leads_to_the_same_end(
+def test_every_checkpoint_resumes_to_the_same_result(
     changes: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, kept = tiny(**{**EVERY_TWO, **changes}), []
@@ -155,14 +155,14 @@ def test_every_checkpoint_leads_to_the_same_end(
         assert rows(tmp_path / "straight") == rows(out)
 
 
-def test_a_seed_is_a_run(straight: Path, shapes: Path, tmp_path: Path) -> None:
+def test_seed_determines_the_run(straight: Path, shapes: Path, tmp_path: Path) -> None:
     for name, seed in (("same", 0), ("other", 1)):
         fit.train(tiny(**EVERY_TWO, seed=seed), shapes, tmp_path / name)
     assert same(left_behind(straight), left_behind(tmp_path / "same"))
     assert not same(left_behind(straight), left_behind(tmp_path / "other"))
 
 
-def test_a_run_does_not_go_on_with_another_recipe(straight: Path, shapes: Path, tmp_path: Path) -> None:
+def test_resume_raises_on_another_recipe(straight: Path, shapes: Path, tmp_path: Path) -> None:
     for name in ("last.ckpt", "recipe.yaml", "run.json"):
         (tmp_path / name).write_bytes((straight / name).read_bytes())
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -172,9 +172,9 @@ def test_a_run_does_not_go_on_with_another_recipe(straight: Path, shapes: Path, 
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_run_without_its_recipe_does_not_go_on_with_other_batches(
+def test_resume_raises_on_other_batches_without_a_recipe(
     straight: Path, shapes: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "last.ckpt").write_bytes((straight / "last.ckpt").read_bytes())
-    with pytest.raises(BadInput, match="begun with 4 batches an epoch and cannot go on with 7"):
+    with pytest.raises(BadInput, match="began with 4 batches per epoch and cannot be resumed with 7"):
         fit.train(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True)

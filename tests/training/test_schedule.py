@@ -1,4 +1,4 @@
-"""The schedule against the authors' rates; the parameter groups against their rule."""
+"""Learning rates and parameter groups compared with the authors'."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_rates_of_weights_and_biases_equal_the_authors(
     config = schedule_config(total, milestones, warmup=warmup)
     factors = np.array([lr_factor(int(step), total, config) for step in figures["lr.iteration"]])
     groups = parameter_groups(nn.Linear(2, 2), config)
-    ours = np.stack([group["lr"] * factors for group in groups], axis=1)
-    np.testing.assert_allclose(ours, figures[key], rtol=1e-6)
+    rates = np.stack([group["lr"] * factors for group in groups], axis=1)
+    np.testing.assert_allclose(rates, figures[key], rtol=1e-6)
 
 
 def test_rates_of_a_stepped_scheduler_equal_the_authors() -> None:
@@ -66,7 +66,7 @@ def test_default_milestones_are_60k_and_80k_exactly() -> None:
     assert factors == pytest.approx([1, 0.1, 0.1, 0.01])
 
 
-def test_cosine_goes_from_one_to_almost_zero() -> None:
+def test_cosine_decays_from_one_to_almost_zero() -> None:
     config = TrainConfig(schedule="cosine", warmup_steps=10)
     assert lr_factor(10, 110, config) == 1
     assert lr_factor(60, 110, config) == pytest.approx(0.5)
@@ -89,7 +89,7 @@ def test_factor_stays_between_zero_and_one(
     assert math.isfinite(factor)
 
 
-def test_every_name_with_bias_gets_the_bias_rate() -> None:
+def test_parameters_named_bias_get_the_bias_rate() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 1, bias=False))
     net.add_module("bias_scale", nn.Linear(2, 2, bias=False))  # the rule is the name, not the role
     config = TrainConfig(lr=0.1, bias_lr_factor=2, bias_weight_decay=0, weight_decay=1e-4)
@@ -113,13 +113,13 @@ def test_frozen_parameters_are_left_out_and_no_group_is_empty() -> None:
 @pytest.mark.parametrize(
     ("batch", "meant", "rate"), [(16, 16, 0.01), (8, 16, 0.005), (64, 16, 0.04), (8, None, 0.01)]
 )
-def test_rates_follow_the_batch(batch: int, meant: int | None, rate: float) -> None:
+def test_rates_scale_with_the_batch_size(batch: int, meant: int | None, rate: float) -> None:
     config = TrainConfig(lr=0.01, batch_size=batch, lr_batch_size=meant, accumulate=2)
     weights, biases = parameter_groups(nn.Linear(2, 2), config)
     assert weights["lr"] == pytest.approx(rate)
     assert biases["lr"] == pytest.approx(2 * rate)
 
 
-def test_parts_must_divide_the_batch() -> None:
+def test_raises_if_accumulate_does_not_divide_the_batch_size() -> None:
     with pytest.raises(BadInput, match="accumulate must be a divisor of batch_size 16"):
         TrainConfig(accumulate=3)

@@ -1,4 +1,4 @@
-"""A row for each step, also over a resume, and a line about every minute without a terminal."""
+"""Rows of `steps.csv`, also of a resumed run, and lines of progress."""
 
 from __future__ import annotations
 
@@ -47,31 +47,31 @@ def test_each_step_has_a_row(shapes: Path, tmp_path: Path) -> None:
     assert not any(line.startswith("step ") for line in lines)  # it took less than a minute
 
 
-def test_a_resumed_run_goes_on_with_its_rows(shapes: Path, tmp_path: Path) -> None:
+def test_resumed_run_appends_to_its_rows(shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(recipe(epochs=1, eval_every=1), shapes, out, device="cpu", report=lambda line: None)
     text = (out / "steps.csv").read_text()
     (out / "steps.csv").write_text(
         text + text.splitlines()[-1].replace("3,", "4,", 1) + "\n"
-    )  # it was killed later
+    )  # a step after the checkpoint
     train(recipe(), shapes, out, resume=True, device="cpu", report=lambda line: None)
     rows = rows_of(out)
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     assert (out / "steps.csv").read_text().startswith(text)
 
 
-def test_parts_of_a_step_share_a_row(shapes: Path, tmp_path: Path) -> None:
+def test_accumulated_parts_share_a_row(shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train(recipe(epochs=1, accumulate=2), shapes, out, device="cpu", report=lambda line: None)
     assert [row["step"] for row in rows_of(out)] == ["1", "2", "3"]
 
 
-def test_a_line_tells_how_far_it_is(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_line(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_log, "LINE_SECONDS", 0.0)
     lines: list[str] = []
     train(recipe(epochs=1), shapes, tmp_path / "run", device="cpu", report=lines.append)
-    told = [line.split(" · ") for line in lines if line.startswith("step ")]
-    assert [parts[0] for parts in told] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
-    assert told[0][1].startswith("loss ")
-    assert told[0][3].endswith(" images/s")
-    assert told[2][-1] == "0 s left"
+    parts = [line.split(" · ") for line in lines if line.startswith("step ")]
+    assert [line[0] for line in parts] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    assert parts[0][1].startswith("loss ")
+    assert parts[0][3].endswith(" images/s")
+    assert parts[2][-1] == "0 s left"

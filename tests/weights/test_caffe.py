@@ -1,4 +1,4 @@
-"""Detectron's pickles: the network that Caffe2 computed, and nothing in the file is run."""
+"""Detectron's pickles: the same outputs as in Caffe2, and no code is run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def timm_shapes(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def blob_name(key: str) -> str | None:
-    """Detectron's name of a tensor of timm's ResNet; None: it has none."""
+    """Return Detectron's name of a tensor of timm's ResNet; None if it has none."""
     *block, layer, kind = key.split(".")
     if layer == "fc":
         return f"fc1000_{kind[0]}"
@@ -49,7 +49,7 @@ def blob_name(key: str) -> str | None:
 
 
 def detectron_blobs(name: str = "resnet50", make: Callable[[tuple[int, ...]], Any] = np.zeros) -> Blobs:
-    """A file's content: the names and shapes of Detectron's model zoo, with biases that its ResNet-50 has."""
+    """Return blobs with the names and shapes of Detectron's model zoo, with the biases of its ResNet-50."""
     blobs: Blobs = {}
     for key, shape in timm_shapes(name).items():
         blob = blob_name(key)
@@ -67,7 +67,7 @@ def write(path: Path, content: object, protocol: int = 2) -> Path:
 
 
 def caffe_stem_and_first_block(blobs: Blobs, images: Tensor) -> Tensor:
-    """The slow twin: convolution, bias, scale, shift, by the blobs' own names, to the end of res2_0."""
+    """Compute the reference up to res2_0 from the blobs: convolution, bias, scale, shift."""
 
     def conv(x: Tensor, name: str, norm: str, stride: int, padding: int) -> Tensor:
         x = nn.functional.conv2d(x, *(torch.from_numpy(blobs[f"{name}_{k}"]) for k in "wb"), stride, padding)
@@ -82,7 +82,7 @@ def caffe_stem_and_first_block(blobs: Blobs, images: Tensor) -> Tensor:
     return (y + conv(x, "res2_0_branch1", "res2_0_branch1", 1, 0)).relu()
 
 
-def test_the_backbone_computes_what_caffe_computed(tmp_path: Path) -> None:
+def test_backbone_matches_caffe(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     blobs = detectron_blobs(make=lambda shape: random.random(shape, np.float32) / 5 - 0.1)
     path = write(tmp_path / "R-50.pkl", {"blobs": blobs})
@@ -101,7 +101,7 @@ def test_the_backbone_computes_what_caffe_computed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrap", [dict, OrderedDict, lambda blobs: {"blobs": blobs, "cfg": "text"}])
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_forms_of_the_file(tmp_path: Path, wrap: Callable[[Blobs], object], protocol: int) -> None:
+def test_file_formats(tmp_path: Path, wrap: Callable[[Blobs], object], protocol: int) -> None:
     values = {
         "conv1_w": np.ones((2, 3, 7, 7), np.float32), "res_conv1_bn_s": np.array([1, 2], np.float64),
         "res_conv1_bn_b": np.array([3, 4], np.float32), "fc1000_w": np.ones((5, 2)),
@@ -115,7 +115,7 @@ def test_forms_of_the_file(tmp_path: Path, wrap: Callable[[Blobs], object], prot
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
-def test_every_name_has_its_place(tmp_path: Path, name: str) -> None:
+def test_every_name_is_converted(tmp_path: Path, name: str) -> None:
     blobs = {blob: np.zeros(1, np.float32) for blob in map(blob_name, timm_shapes(name)) if blob}
     state = read_caffe_file(write(tmp_path / "R.pkl", blobs))
     assert state.keys() == {
@@ -124,7 +124,7 @@ def test_every_name_has_its_place(tmp_path: Path, name: str) -> None:
 
 
 class Runs:
-    """Asks the unpickler to call a function."""
+    """Object whose unpickling would call a function."""
 
     def __init__(self, function: Any, *args: object) -> None:
         self.call = (function, args)
@@ -139,12 +139,12 @@ class Runs:
     [(os.system, "posix.system"), (eval, "builtins.eval|__builtin__.eval"), (np.load, "numpy.load"),
      (os.makedirs, "os.makedirs"), (nn.Linear, "torch.nn.modules.linear.Linear")],
 )  # fmt: skip
-def test_code_is_refused_and_not_run(tmp_path: Path, function: Any, names: str, protocol: int) -> None:
+def test_code_is_rejected_and_not_run(tmp_path: Path, function: Any, names: str, protocol: int) -> None:
     target = tmp_path / "ran"
     argument = f"mkdir {target}" if function is os.system else f"__import__('os').mkdir({str(target)!r})"
     run = Runs(function, str(target) if function is os.makedirs else argument)
     path = write(tmp_path / "R-50.pkl", {"blobs": {"conv1_w": np.ones(1), "x": run}}, protocol)
-    with pytest.raises(BadInput, match=r"R-50\.pkl: refused, it asks for .*, which could run code") as caught:
+    with pytest.raises(BadInput, match=r"R-50\.pkl: refused, since .* could run code") as caught:
         read_backbone_file(path)
     assert "\n" not in str(caught.value)
     assert any(name in str(caught.value).replace("nt.system", "posix.system") for name in names.split("|"))
@@ -156,41 +156,41 @@ def test_code_is_refused_and_not_run(tmp_path: Path, function: Any, names: str, 
     [
         ({"blobs": {"fpn_w": np.zeros(1, np.float32)}}, "no tensor 'conv1_w'"),
         ([1, 2], "no tensor 'conv1_w'"),
-        ({"conv1_w": "text"}, "'conv1_w' is no array of floats"),
-        ({"conv1_w": np.array([None])}, "'conv1_w' is no array of floats"),
+        ({"conv1_w": "text"}, "'conv1_w' is not a float array"),
+        ({"conv1_w": np.array([None])}, "'conv1_w' is not a float array"),
     ],
 )
-def test_other_pickles_are_refused(tmp_path: Path, content: object, says: str) -> None:
+def test_raises_on_other_pickles(tmp_path: Path, content: object, says: str) -> None:
     with pytest.raises(BadInput, match=says):
         read_caffe_file(write(tmp_path / "x.pkl", content))
 
 
-def test_a_file_that_ends_early(tmp_path: Path) -> None:
+def test_raises_on_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "R-50.pkl"
     path.write_bytes(pickle.dumps({"conv1_w": np.ones((64, 3, 7, 7), np.float32)}, 2)[:10_000])
-    with pytest.raises(BadInput, match="cut short, damaged"):
+    with pytest.raises(BadInput, match="truncated, damaged"):
         read_caffe_file(path)
 
 
-def test_a_grouped_network_is_refused(tmp_path: Path) -> None:
-    """ResNeXt's files need other settings, of which the file says nothing."""
+def test_raises_on_grouped_convolutions(tmp_path: Path) -> None:
+    """Reject ResNeXt, whose file does not contain the settings that it needs."""
     blobs = {"conv1_w": np.ones((64, 3, 7, 7)), "res2_0_branch2b_w": np.ones((128, 4, 3, 3))}
     with pytest.raises(BadInput, match=r"X-101\.pkl: grouped convolutions"):
         read_caffe_file(write(tmp_path / "X-101.pkl", blobs))
 
 
-def test_a_deeper_network_is_refused(tmp_path: Path) -> None:
+def test_raises_on_deeper_network(tmp_path: Path) -> None:
     blobs = {**detectron_blobs(), "res4_6_branch2a_w": np.zeros((256, 1024, 1, 1), np.float32)}
     path = write(tmp_path / "R-101.pkl", blobs)
     with pytest.raises(
         BadInput,
-        match=r"not weights of resnet50: tensor 'layer3.6.conv1.weight' \[256, 1024, 1, 1\] has no place",
+        match=r"not weights of resnet50: unexpected tensor 'layer3.6.conv1.weight' \[256, 1024, 1, 1\]",
     ):
         load_pretrained(Backbone("resnet50", finest_stride=8), str(path))
 
 
-def test_a_blob_that_is_no_part_of_a_resnet_keeps_its_name(tmp_path: Path) -> None:
-    """So that it is refused as one that has no place in the backbone."""
+def test_unknown_blobs_keep_their_names(tmp_path: Path) -> None:
+    """Check the names, by which `load_pretrained` rejects them as unexpected tensors."""
     values = {
         "conv1_w": np.ones((2, 3, 7, 7)),
         "conv_rpn_w": np.zeros((4, 4)),

@@ -1,4 +1,4 @@
-"""Checkpoints carry all that is needed, and whatever is not one is refused in one line."""
+"""Round trips of checkpoints, and errors on other files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def refused(action: Callable[[Path], object], path: Path) -> str:
 # --- round trip -------------------------------------------------------------
 
 
-def test_the_baseline_comes_back_too(tmp_path: Path) -> None:
+def test_baseline_round_trip(tmp_path: Path) -> None:
     model = MaskRCNN(small_baseline(max_detections=17))
     save(model, tmp_path / "model.safetensors", class_names=NAMES)
     checkpoint = load_checkpoint(tmp_path / "model.safetensors")
@@ -74,16 +74,16 @@ def test_the_baseline_comes_back_too(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
-def test_a_kind_of_model_from_the_future_is_named(path: Path) -> None:
+def test_raises_on_unknown_model_type(path: Path) -> None:
     tensors, metadata = parts(path)
     config = {**json.loads(metadata["config"]), "kind": "yolo"}
     save_file(tensors, path, metadata={**metadata, "config": json.dumps(config)})
-    assert "unknown kind of model 'yolo'" in refused(load, path)
+    assert "unknown model type 'yolo'" in refused(load, path)
     assert "upgrade embedmask" in refused(load, path)
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21"])
-def test_everything_comes_back(tmp_path: Path, preset: str) -> None:
+def test_round_trip(tmp_path: Path, preset: str) -> None:
     unusual = {"box_expansion": None, "mask_threshold": 0.4, "image_mean": (1.0, 2.0, 3.5)}
     model = make(preset, strides=(4, 8, 16, 32), size_ranges=(32, 64, 128), **unusual)
     path = tmp_path / "model.safetensors"
@@ -106,7 +106,7 @@ def test_loaded_model_predicts_the_same(path: Path) -> None:
     assert all(map(torch.equal, expected.class_logits, found.class_logits))
 
 
-def test_saving_again_changes_nothing(path: Path, tmp_path: Path) -> None:
+def test_saving_a_loaded_model_changes_nothing(path: Path, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(path)
     again = tmp_path / "again.safetensors"
     save(checkpoint.model, again, class_names=checkpoint.class_names)
@@ -117,13 +117,13 @@ def test_saving_again_changes_nothing(path: Path, tmp_path: Path) -> None:
 
 
 def test_equal_models_give_equal_files(path: Path, tmp_path: Path) -> None:
-    """The library writes metadata in an order of its own, anew each time."""
+    """Check the order of the metadata, which the library writes at random."""
     for number in range(4):
         save(make(), tmp_path / "again.safetensors", class_names=NAMES)
         assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes(), number
 
 
-def test_saving_replaces_and_leaves_nothing_else(path: Path) -> None:
+def test_saving_replaces_the_file_and_leaves_no_others(path: Path) -> None:
     model = make()
     with torch.no_grad():
         next(model.head.parameters()).add_(1)
@@ -133,13 +133,13 @@ def test_saving_replaces_and_leaves_nothing_else(path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [[], ["a", "b"], ["a"] * 4, "abc"])
-def test_class_names_must_fit(tmp_path: Path, names: Any) -> None:
+def test_raises_on_wrong_class_names(tmp_path: Path, names: Any) -> None:
     with pytest.raises(BadInput, match="class names for a model of 3 classes"):
         save(make(), tmp_path / "model.safetensors", class_names=names)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
+def test_full_disk_preserves_the_old_file(path: Path) -> None:
     resource = pytest.importorskip("resource", reason="limits on file sizes are a matter of POSIX")
     before = path.read_bytes()
     model = make(channels=64)
@@ -157,36 +157,36 @@ def test_a_full_disk_leaves_the_old_file(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-# --- what is not a checkpoint ------------------------------------------------
+# --- invalid files ------------------------------------------------------------
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
+def test_raises_on_missing_file_and_folder(tmp_path: Path) -> None:
     for action in (load, read_torch_file):
         assert "no such weights file" in refused(action, tmp_path / "none.safetensors")
         assert "a folder" in refused(action, tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.00001, 0.001, 0.5, 0.999999])
-def test_cut_short(path: Path, keep: float) -> None:
+def test_raises_on_truncated_file(path: Path, keep: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    assert "cut short or damaged" in refused(load, path)
+    assert "truncated or damaged" in refused(load, path)
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\xff" * 100, bytes(1000), struct.pack("<Q", 2) + b"{}"])
-def test_anything_else(path: Path, content: bytes) -> None:
+def test_raises_on_other_content(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert refused(load, path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_torch_file_is_to_be_converted(path: Path, zipped: bool) -> None:
+def test_torch_file_message_suggests_convert(path: Path, zipped: bool) -> None:
     torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
     assert "convert it: embedmask convert" in refused(load, path)
 
 
-def test_a_header_of_any_length_is_not_taken_for_a_torch_file(path: Path) -> None:
-    """0x80, with which a pickle begins, may also be the first byte of the header's length."""
+def test_header_length_is_not_mistaken_for_a_pickle(path: Path) -> None:
+    """Check a header length whose first byte is 0x80, as in pickles."""
     tensors, metadata = parts(path)
     for extra in range(0, 256, 8):
         save_file(tensors, path, metadata={**metadata, "padding": "x" * extra})
@@ -196,7 +196,7 @@ def test_a_header_of_any_length_is_not_taken_for_a_torch_file(path: Path) -> Non
     assert load_checkpoint(path).class_names == NAMES
 
 
-def test_foreign_safetensors(path: Path) -> None:
+def test_raises_on_foreign_safetensors(path: Path) -> None:
     save_file({"a": torch.zeros(3)}, path)
     assert "not an EmbedMask checkpoint" in refused(load, path)
 
@@ -215,7 +215,7 @@ def test_foreign_safetensors(path: Path) -> None:
         ("format", "other", "not an EmbedMask checkpoint"),
     ],
 )
-def test_headers_are_checked(path: Path, key: str, value: str | None, message: str) -> None:
+def test_raises_on_damaged_header(path: Path, key: str, value: str | None, message: str) -> None:
     tensors, metadata = parts(path)
     changed = {**metadata, key: value}
     save_file(tensors, path, metadata={k: v for k, v in changed.items() if v is not None})
@@ -231,14 +231,14 @@ def test_headers_are_checked(path: Path, key: str, value: str | None, message: s
         ({"margin": "learned"}, "margin must be one of"),
     ],
 )
-def test_configs_are_checked(path: Path, change: dict[str, Any], message: str) -> None:
+def test_raises_on_invalid_config(path: Path, change: dict[str, Any], message: str) -> None:
     tensors, metadata = parts(path)
     config = json.dumps({**json.loads(metadata["config"]), **change})
     save_file(tensors, path, metadata={**metadata, "config": config})
     assert message in refused(load, path)
 
 
-def test_a_config_of_an_older_version_takes_the_defaults(path: Path) -> None:
+def test_missing_config_fields_take_their_defaults(path: Path) -> None:
     tensors, metadata = parts(path)
     config = json.loads(metadata["config"])
     del config["max_detections"]
@@ -246,12 +246,12 @@ def test_a_config_of_an_older_version_takes_the_defaults(path: Path) -> None:
     assert load_checkpoint(path).config == make().config
 
 
-def test_tensors_must_be_those_of_the_config(path: Path) -> None:
+def test_raises_if_tensors_differ_from_the_config(path: Path) -> None:
     tensors, metadata = parts(path)
     name, value = list(tensors.items())[5]
     changes = {
         f"tensor {name!r} is missing": {k: v for k, v in tensors.items() if k != name},
-        "tensor 'extra.weight' has no place": {**tensors, "extra.weight": value.clone()},
+        "unexpected tensor 'extra.weight'": {**tensors, "extra.weight": value.clone()},
         f"tensor {name!r} is [7], expected {list(value.shape)}": {**tensors, name: torch.zeros(7)},
     }
     for message, changed in changes.items():
@@ -263,7 +263,7 @@ def test_tensors_must_be_those_of_the_config(path: Path) -> None:
 
 
 class Command:
-    """Unpickled, it would run."""
+    """Object whose unpickling would make a folder."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -302,14 +302,14 @@ def test_code_is_never_run(tmp_path: Path, protocol: str | int) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_objects_are_refused_by_name(tmp_path: Path, zipped: bool) -> None:
+def test_rejected_objects_are_listed_by_name(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.pth"
     torch.save({"model": torch.nn.Linear(2, 2)}, path, _use_new_zipfile_serialization=zipped)
     assert "torch.nn.modules.linear.Linear" in refused(read_torch_file, path)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_cut_anywhere(tmp_path: Path, zipped: bool) -> None:
+def test_raises_on_torch_files_truncated_anywhere(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.pth"
     torch.save({"model": {"a": torch.zeros(500)}}, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
@@ -317,16 +317,16 @@ def test_torch_files_cut_anywhere(tmp_path: Path, zipped: bool) -> None:
         path.write_bytes(content[:keep])
         assert refused(read_torch_file, path)
     path.write_bytes(content[: len(content) // 2])
-    assert "cut short, damaged" in refused(read_torch_file, path)
+    assert "truncated, damaged" in refused(read_torch_file, path)
 
 
 @pytest.mark.parametrize(
     "content", [{}, {"model": {}}, {"a": 1}, torch.zeros(3), [torch.zeros(3)], {"model": 3}]
 )
-def test_no_state_dict(tmp_path: Path, content: object) -> None:
+def test_raises_on_missing_state_dict(tmp_path: Path, content: object) -> None:
     path = tmp_path / "model.pth"
     torch.save(content, path)
-    assert "holds no state dict" in refused(read_torch_file, path)
+    assert "contains no state dict" in refused(read_torch_file, path)
 
 
 def test_config_in_the_file_is_plain_json(path: Path) -> None:

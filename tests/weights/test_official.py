@@ -1,4 +1,4 @@
-"""Conversion of the authors' files: every tensor placed, versions told apart, nothing guessed."""
+"""Conversion of the authors' files: all tensors, versions and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedmask.weights.official import CAFFE_MEAN_BGR, DETECTRON_MEAN_BGR, UNUSE
 
 @pytest.mark.parametrize("version", ["v1", "v3"])
 @pytest.mark.parametrize("depth", ["r50", "r101"])
-def test_every_tensor_has_its_place(version: str, depth: str) -> None:
+def test_every_tensor_is_converted(version: str, depth: str) -> None:
     official = official_state(version, depth, seed=3)
     config, state = convert(official)
     assert config.backbone == {"r50": "resnet50", "r101": "resnet101"}[depth]
@@ -38,7 +38,7 @@ def test_every_tensor_has_its_place(version: str, depth: str) -> None:
 
 
 @pytest.mark.parametrize(("depth", "backbone"), [("r50", "resnet50"), ("r101", "resnet101")])
-def test_every_tensor_of_the_second_repository_has_its_place(depth: str, backbone: str) -> None:
+def test_every_tensor_of_the_second_repository_is_converted(depth: str, backbone: str) -> None:
     official = official_state("fused", depth, seed=3)
     config, state = convert(official)
     expected = ModelConfig.preset(
@@ -50,8 +50,8 @@ def test_every_tensor_of_the_second_repository_has_its_place(depth: str, backbon
         image_std=(1.0, 1.0, 1.0),
     )
     assert config == expected
-    left_out = {name: official.pop(name) for name in UNUSED}
-    assert set(left_out) == {"mask_pred._iter", "mask_pred.sizes_of_interest"}
+    unused = {name: official.pop(name) for name in UNUSED}
+    assert set(unused) == {"mask_pred._iter", "mask_pred.sizes_of_interest"}
     assert sum(t.numel() for t in state.values()) == sum(t.numel() for t in official.values())
     model = EmbedMask(config)
     model.load_state_dict(state, strict=True)
@@ -62,18 +62,18 @@ def test_every_tensor_of_the_second_repository_has_its_place(depth: str, backbon
     assert model.backbone.body["layer2"][0].bn1.eps == 1e-5
 
 
-def test_a_file_of_the_second_repository_that_is_cut_short() -> None:
+def test_raises_on_incomplete_file_of_the_second_repository() -> None:
     official = official_state("fused", "r50")
     del official["proposal_head.embed_conv.bias"]
     with pytest.raises(BadInput, match=r"no tensor 'proposal_head\.embed_conv\.bias'"):
         convert(official)
     official = official_state("fused", "r50")
     del official["pixel_head.spatial_embed_head.weight"]
-    with pytest.raises(BadInput, match=r"has no place|no tensor"):
+    with pytest.raises(BadInput, match=r"unexpected tensor|no tensor"):
         convert(official)
 
 
-def test_caffe_backbone_is_honoured() -> None:
+def test_caffe_backbone_settings() -> None:
     config, _ = convert(official_state("v1", "r50"))
     model = EmbedMask(config)
     block = model.backbone.body["layer2"][0]
@@ -96,7 +96,7 @@ def test_module_prefix_is_stripped() -> None:
     assert config.coordinates
 
 
-def test_dim_and_classes_follow_the_file() -> None:
+def test_embed_dim_and_classes_are_inferred() -> None:
     official = official_state("v1", "r50")
     for name in ("proposal_embed_pred", "pixel_embed_pred"):
         for kind in ("weight", "bias"):
@@ -116,7 +116,7 @@ def test_dim_and_classes_follow_the_file() -> None:
         (lambda s: s.pop("rpn.head.proposal_margin_pred.weight"), "not a file of the authors'"),
     ],
 )
-def test_other_files_are_refused(spoil: object, words: str) -> None:
+def test_raises_on_other_files(spoil: object, words: str) -> None:
     official = official_state("v1", "r50")
     spoil(official)  # type: ignore[operator]
     with pytest.raises(BadInput) as caught:

@@ -1,4 +1,4 @@
-"""The models that come with the package."""
+"""Released models by name, and weights in half precision."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_name_is_a_released_model(models: Path) -> None:
+def test_released_model_by_name(models: Path) -> None:
     assert released_names() == ["cells"]
     assert find_weights("cells") == find_weights("cells.safetensors") == models / "cells.safetensors"
     assert load_checkpoint("cells").class_names == ["a", "b", "c"]
     assert isinstance(load("cells"), EmbedMask)
 
 
-def test_a_file_of_that_name_comes_first_and_a_folder_does_not(models: Path) -> None:
+def test_file_takes_precedence_over_released_model(models: Path) -> None:
     Path("cells").mkdir()
     assert find_weights("cells") == models / "cells.safetensors"
     Path("cells").rmdir()
@@ -42,17 +42,17 @@ def test_a_file_of_that_name_comes_first_and_a_folder_does_not(models: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["cell", "elsewhere/cells", "../models/cells"])
-def test_what_is_neither_is_refused(models: Path, name: str) -> None:
-    with pytest.raises(BadInput, match=r"no such weights file.*come with the package: cells$"):
+def test_raises_on_unknown_name(models: Path, name: str) -> None:
+    with pytest.raises(BadInput, match=r"no such weights file.*released models: cells$"):
         find_weights(name)
 
 
-def test_the_nearest_name_is_given(models: Path) -> None:
+def test_message_suggests_the_nearest_name(models: Path) -> None:
     with pytest.raises(BadInput, match="did you mean 'cells'"):
         load("cell")
 
 
-def test_half_precision_is_half_the_size_and_loads_as_float32(tmp_path: Path) -> None:
+def test_half_precision_halves_the_size_and_loads_as_float32(tmp_path: Path) -> None:
     model = EmbedMask(small_config())
     paths = [tmp_path / name for name in ("whole.safetensors", "half.safetensors")]
     for path, dtype in zip(paths, (None, torch.float16), strict=True):
@@ -65,16 +65,16 @@ def test_half_precision_is_half_the_size_and_loads_as_float32(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.bool, "float16"])
-def test_a_format_that_holds_no_weights_is_refused(tmp_path: Path, dtype: Any) -> None:
-    with pytest.raises(BadInput, match="holds no weights"):
+def test_raises_on_dtype_that_is_not_floating_point(tmp_path: Path, dtype: Any) -> None:
+    with pytest.raises(BadInput, match="is not a dtype of weights"):
         save(EmbedMask(small_config()), tmp_path / "m.safetensors", class_names=["a", "b", "c"], dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_do_not_fit_the_format_are_refused(tmp_path: Path) -> None:
+def test_raises_on_weights_outside_the_range_of_dtype(tmp_path: Path) -> None:
     model = EmbedMask(small_config())
     name = next(name for name in model.state_dict() if name.endswith("running_var"))
     model.state_dict()[name].fill_(1e6)
-    with pytest.raises(BadInput, match=f"{name} has values beyond torch.float16"):
+    with pytest.raises(BadInput, match=f"{name} has values outside the range of torch.float16"):
         save(model, tmp_path / "m.safetensors", class_names=["a", "b", "c"], dtype=torch.float16)
     save(model, tmp_path / "m.safetensors", class_names=["a", "b", "c"], dtype=torch.bfloat16)

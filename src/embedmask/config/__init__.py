@@ -1,9 +1,9 @@
 """Typed configuration: the only place that holds defaults.
 
-`ModelConfig`, or `MaskRCNNConfig` for the baseline, is what a checkpoint carries: all that is needed to rebuild the
-network and to turn images into instances. `DataConfig` and `TrainConfig` matter in training only. A recipe
-(`configs/*.yaml`) is `{preset: NAME, model: {...}, data: {...}, train: {...}}` and says only what differs from the
-defaults; `model: maskrcnn` makes it one of the baseline.
+Checkpoints store a `ModelConfig`, or a `MaskRCNNConfig` for the baseline: everything needed to rebuild the network and
+to predict. `DataConfig` and `TrainConfig` apply to training only. A recipe (`configs/*.yaml`) is
+`{preset: NAME, model: {...}, data: {...}, train: {...}}` and lists only fields that differ from the defaults;
+`model: maskrcnn` selects the baseline.
 """
 
 from embedmask.config.convert import from_dict, override, to_dict

@@ -1,4 +1,4 @@
-"""Configs to and from plain values."""
+"""Conversion between configs and plain values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """Build a config from plain values (lists become tuples, integers floats where the field says so)."""
+    """Build a config from plain values of YAML, JSON or the command line.
+
+    Args:
+        cls: config dataclass.
+        values: field name -> value; lists become tuples, and numbers take the type of the field.
+        where: source of the values, for error messages.
+
+    Raises:
+        BadInput: a field is unknown (the message suggests the nearest) or a value is invalid.
+    """
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]
     built: dict[str, Any] = {}
@@ -33,13 +42,13 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values for JSON or YAML: tuples become lists."""
+    """Return the fields as plain values for JSON or YAML, with lists for tuples."""
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()
     }
 
 
 def override(config: Config, values: Mapping[str, Any], where: str) -> Config:
-    """A copy with some fields changed, checked like a new one."""
+    """Return a copy with some fields changed, validated as in `from_dict`."""
     changed = {f.name: getattr(config, f.name) for f in fields(config)}
     return from_dict(type(config), {**changed, **values}, where=where)

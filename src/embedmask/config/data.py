@@ -1,4 +1,4 @@
-"""`DataConfig`: which images training sees, and how they are changed before."""
+"""`DataConfig`: selection of the training images and their augmentation."""
 
 from __future__ import annotations
 
@@ -15,51 +15,61 @@ Exif = Literal["auto", "upright", "stored"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images training sees, and how they are changed before. The defaults are section 4.1."""
+    """Selection of the training images and their augmentation (defaults: section 4.1)."""
 
+    # Size
     short_sides: tuple[int, ...] = (800,)
-    """The short side is drawn from these, px; empty: images keep their size. (Inference: `image_short_side`.)"""
+    """Short sides to resize images to, px, one sampled per image; empty: images keep their size. Prediction uses
+    `model.image_short_side`."""
     long_side: int = 1333
+    """Maximum long side of resized images, px."""
     scale_range: tuple[float, float] = (1.0, 1.0)
-    """Further random scale."""
+    """Range of an additional random scale."""
     scale_draw: Literal["log", "linear"] = "log"
-    """Law of the scale: uniform in its logarithm, or in itself (large-scale jitter)."""
+    """Distribution of the random scale: uniform in its logarithm, or uniform (large-scale jitter)."""
     crop_size: int | None = None
-    """Side of a random square crop, px, after scaling; None: the whole image."""
+    """Side of a random square crop after scaling, px; null: the whole image."""
     crop_pad: bool = False
-    """Pad shorter images to the crop, right and bottom; else they stay as they are and the batch is padded."""
+    """Pad images smaller than the crop to its size, right and bottom. Otherwise only batches are padded."""
+
+    # Orientation
     flip_horizontal: float = 0.5
-    """Probability."""
+    """Probability of a horizontal flip."""
     flip_vertical: float = 0.0
+    """Probability of a vertical flip."""
     rotate90: bool = False
-    """Draw one of the four right-angle rotations (microscopy has no up and down)."""
+    """Rotate by a random multiple of 90 degrees, for images without a preferred direction."""
     rotate: float = 0.0
-    """Largest angle of a rotation by any angle, either way, degrees; 180: all directions."""
+    """Maximum angle of a random rotation in either direction, degrees; 180: all directions."""
+
+    # Content and colors
     copy_paste: float = 0.0
-    """Probability that some objects of another training image are pasted over this one."""
+    """Probability of pasting objects of another training image into an image."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast, saturation and hue, 0..1."""
     invert: float = 0.0
-    """Probability of inverting all colours."""
+    """Probability of inverting all colors."""
     gamma: float = 0.0
-    """Strength of a random gamma: the exponent lies in 1 / (1 + gamma) .. 1 + gamma."""
+    """Strength of a random gamma, whose exponent lies in 1 / (1 + gamma) .. 1 + gamma."""
     blur: float = 0.0
-    """Largest standard deviation of a random Gaussian blur, px."""
+    """Maximum standard deviation of a random Gaussian blur, px."""
     noise: float = 0.0
-    """Largest standard deviation of random noise, as a part of white, 0..1."""
+    """Maximum standard deviation of random noise, as a fraction of white, 0..1."""
+
+    # Selection of images and objects
     where: str | None = None
-    """`KEY=VALUE`: train and evaluate only on images whose record in the annotation file says so."""
+    """Filter `KEY=VALUE` on the image records of the annotation file, for training and evaluation."""
     val_fraction: float = 0.0
-    """Hold out this fraction of train as val, by the content of the images; 0: the data set has a val split."""
+    """Fraction of train to use as val, split by image content; 0: the data set has a val split."""
     min_box_side: float = 1.0
-    """Objects whose visible part is narrower or lower are left out of the targets, px."""
+    """Minimum width and height of the visible part of an object, px; smaller objects are dropped."""
     repeat: int = 1
-    """Times the training set is walked in one epoch (small sets: fewer, longer epochs)."""
+    """Passes over the training set per epoch; small data sets benefit from longer epochs."""
     degenerate: Degenerate = "refuse"
-    """Objects with an empty mask, a polygon or a box without area: stop, or leave them out of train and val."""
+    """Treatment of objects with an empty mask, or a polygon or box without area: stop with an error, or drop them."""
     exif: Exif = "auto"
-    """Frame of the annotations where an image carries an EXIF orientation and its size does not tell: `upright`, as
-    `stored`, or `auto`, upright with a warning."""
+    """Frame of the annotations of images with an EXIF orientation: `upright`, `stored`, or by the image size (`auto`).
+    Where the size is ambiguous, `auto` means upright, with a warning."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -77,4 +87,4 @@ class DataConfig:
         crop_ok = self.crop_size is None or self.crop_size >= 32
         require(self, "crop_size", crop_ok, "at least 32, or null")
         pad_ok = self.crop_size is not None or not self.crop_pad
-        require(self, "crop_pad", pad_ok, "false where crop_size is null: there is nothing to pad to")
+        require(self, "crop_pad", pad_ok, "false if crop_size is null")

@@ -1,4 +1,4 @@
-"""The kinds of model, by the name that recipes and model files give them."""
+"""Registry of the types of model, by their names in recipes and model files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ DEFAULT_KIND = "embedmask"
 
 
 def model_from_dict(values: Mapping[str, Any], where: str) -> DetectorConfig:
-    """The config of the kind that `values["kind"]` names (EmbedMask where it names none).
+    """Build the config of the model type `values["kind"]`, by default EmbedMask.
+
+    Args:
+        values: field name -> plain value, and `kind`.
+        where: source of the values, for error messages.
 
     Raises:
-        BadInput: no such kind, an unknown field (the nearest is named) or an impossible value.
+        BadInput: the type or a field is unknown (the message suggests the nearest), or a value is invalid.
     """
     kind = values.get("kind", DEFAULT_KIND)
     if not isinstance(kind, str) or kind not in KINDS:
         raise BadInput(
-            f"{where}: unknown kind of model {kind!r}{nearest(str(kind), KINDS)}; use {' or '.join(KINDS)}"
+            f"{where}: unknown model type {kind!r}{nearest(str(kind), KINDS)}; use {' or '.join(KINDS)}"
         )
     return from_dict(KINDS[kind], {k: v for k, v in values.items() if k != "kind"}, where=where)
 
 
 def model_to_dict(config: DetectorConfig) -> dict[str, Any]:
-    """Plain values that `model_from_dict` takes back; EmbedMask's name no kind."""
+    """Return the plain values that `model_from_dict` reads; those of EmbedMask have no `kind`."""
     kind = next(name for name, cls in KINDS.items() if type(config) is cls)
     return to_dict(config) if kind == DEFAULT_KIND else {"kind": kind, **to_dict(config)}

@@ -1,4 +1,4 @@
-"""`Recipe`: a whole experiment, as a YAML file says it."""
+"""`Recipe`: the full configuration of an experiment, read from YAML."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from embedmask.fields import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole experiment: what `embedmask train --config` reads and what a results folder keeps."""
+    """Full configuration of an experiment, as in the files of `embedmask train --config` and in results folders."""
 
     model: DetectorConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -29,7 +29,15 @@ class Recipe:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> Self:
-        """`{preset, model, data, train}`, each part optional; `model: maskrcnn` alone names a kind of model."""
+        """Build a recipe from `{preset, model, data, train}`, each optional.
+
+        Args:
+            values: sections of plain values; `model` may be the name of a model type instead.
+            where: source of the values, for error messages.
+
+        Raises:
+            BadInput: a key, field, preset or model type is unknown, or a value is invalid.
+        """
         known = ("preset", "model", "data", "train")
         unknown = set(values) - set(known)
         if unknown:
@@ -50,19 +58,23 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
-        """Read a recipe file; raises `BadInput` on anything that is not one."""
+        """Read a recipe file.
+
+        Raises:
+            BadInput: the file cannot be read or is not a valid recipe.
+        """
         return cls.from_mapping(read_yaml(path), where=str(path))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain mapping that `from_mapping` takes back."""
+        """Return plain values that `from_mapping` reads."""
         return {"model": model_to_dict(self.model), "data": to_dict(self.data), "train": to_dict(self.train)}
 
 
 def _preset(values: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the version of EmbedMask that a recipe starts from; of another kind there is one version."""
+    """Return the fields of the recipe's preset of EmbedMask; other model types have none."""
     if model.get("kind", DEFAULT_KIND) != DEFAULT_KIND:
         if "preset" in values:
-            raise BadInput(f"{where}: a preset is a version of EmbedMask; leave it out for {model['kind']!r}")
+            raise BadInput(f"{where}: presets exist for EmbedMask only; omit preset for {model['kind']!r}")
         return {}
     preset = values.get("preset", "paper")
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -71,7 +83,11 @@ def _preset(values: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> 
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from disk; an empty file is an empty mapping."""
+    """Read a YAML file that holds a mapping; an empty file gives an empty one.
+
+    Raises:
+        BadInput: the file is missing, unreadable, not YAML, or not a mapping.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -79,7 +95,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error.__class__.__name__})") from None
     except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        raise BadInput(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""`TrainConfig`: the solver and the engine."""
+"""`TrainConfig`: the solver and the training engine."""
 
 from __future__ import annotations
 
@@ -9,79 +9,104 @@ from embedmask.fields import check_types, require
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["torch", "compile", "openvino"]
-"""What runs the network in prediction."""
+"""Backend that runs the network in prediction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The solver of section 4.1 (defaults: R-50 1x) and the engine's settings."""
+    """Settings of the solver (section 4.1; defaults: R-50 1x) and of the training engine."""
 
+    # Length and batch
     batch_size: int = 16
-    """Images a step, all processes and all parts together."""
+    """Images per optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
-    """Go through a step's images in so many parts, one after the other, and add up the gradients: the memory of
-    `batch_size / accumulate` images. Each part is a batch of its own to the losses' normalisers."""
+    """Number of parts that a step is split into to save memory. Their gradients are added up, at the memory of
+    `batch_size / accumulate` images; the loss normalizers are computed per part."""
     max_steps: int | None = 90_000
+    """Number of optimizer steps. Set either this or `epochs`, and the other to null."""
     epochs: int | None = None
-    """Train this many epochs instead of `max_steps`; set one of the two to null."""
+    """Number of epochs, instead of `max_steps`."""
     max_minutes: float | None = None
-    """Stop after this many minutes, whatever the schedule; then the last evaluation follows. The minutes before a
-    `--resume` count."""
+    """Time limit in minutes, followed by a last evaluation; null: none. Time before a `--resume` counts."""
     early_stop: int | None = None
-    """Stop after this many evaluations without a better mask AP; null: never."""
+    """Number of evaluations without a better mask AP after which training stops; null: never."""
+
+    # Checkpoints
     checkpoint_minutes: float | None = 10
-    """Write `last.ckpt`, from which `--resume` goes on, this often within an epoch, and after every one that ends a
-    minute or more after the last time; null: not within epochs, but after every one."""
+    """Minutes between checkpoints (`last.ckpt`) within an epoch; null: none within epochs. The end of an epoch writes
+    one too, at most once a minute; with null every epoch does."""
     checkpoint_steps: int | None = None
-    """The same in steps; null: by the clock alone."""
+    """Steps between checkpoints within an epoch; null: by `checkpoint_minutes` alone."""
+
+    # Solver (section 4.1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer: SGD with momentum, or AdamW."""
     lr: float = 0.01
+    """Base learning rate."""
     lr_batch_size: int | None = None
-    """The batch that `lr` is meant for: with another `batch_size` all rates are scaled in proportion (the linear
-    rule); null: `lr` as it stands."""
+    """Batch size that `lr` is given for; null: `batch_size`. Another `batch_size` scales all rates in proportion (the
+    linear rule)."""
     momentum: float = 0.9
+    """Momentum of SGD."""
     weight_decay: float = 1e-4
+    """Weight decay."""
     bias_lr_factor: float = 2.0
+    """Factor on the learning rate of biases."""
     bias_weight_decay: float = 0.0
+    """Weight decay of biases."""
     norm_weight_decay: float | None = None
-    """Of the weights of normalisation layers (the authors' second repository: 0); null: as of other weights. Their
-    biases are biases like any other."""
+    """Weight decay of the weights of normalization layers; null: `weight_decay`. The authors' second repository uses 0.
+    Biases of these layers follow `bias_weight_decay`."""
     schedule: Literal["step", "cosine"] = "step"
+    """Learning-rate schedule: drops at `milestones`, or a half cosine to zero."""
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
-    """Drops of the step schedule, as fractions of the whole training (60k and 80k of 90k)."""
+    """Drops of the step schedule, as fractions of the training (60k and 80k of 90k steps)."""
     gamma: float = 0.1
+    """Factor on the learning rate at each milestone."""
     warmup_steps: int = 500
+    """Number of warm-up steps."""
     warmup_factor: float = 1 / 3
+    """Factor on the learning rate at the start of the warm-up."""
     warmup: Literal["constant", "linear"] = "constant"
+    """Course of the warm-up: constant at `warmup_factor`, or rising linearly from it."""
     clip_norm: float | None = None
+    """Maximum norm of the gradient; null: no clipping."""
     ema_decay: float | None = None
-    """Keep a moving average of the weights and evaluate, save that; null: none."""
+    """Decay of a moving average of the weights, which is evaluated and saved; null: no average."""
+
+    # Initial weights
     pretrained: bool | str = True
-    """Start the backbone from timm's ImageNet weights (true), from a file with weights of its architecture (names of
-    timm, of torchvision's ResNets, or a Detectron pickle such as R-50.pkl), or from random weights (false), which are
-    not frozen."""
+    """Initial backbone weights: timm's ImageNet weights (true), random (false), or a file. A file may hold names of
+    timm or of torchvision's ResNets, or be a Detectron pickle such as R-50.pkl. Random weights are not frozen."""
     init: str | None = None
-    """Start from a model file, or a released model by name (`nuclei`), instead. Tensors of another shape stay random,
-    as those of the class layer with another number of classes. Names of classes do not matter."""
+    """Model to fine-tune, instead of `pretrained`: a file or a released name (`nuclei`). Tensors whose shape differs
+    stay random, such as the class layer for another number of classes; class names are not compared."""
+
+    # Engine
     precision: Precision = "auto"
-    """`auto`: bfloat16 where the device is fast at it. Embeddings, distances and losses stay float32."""
+    """Precision of the convolutions; `auto`: bfloat16 on devices that are fast at it. Embeddings, distances and losses
+    stay float32."""
     workers: int | None = None
     """Processes that load images; null: one fewer than the cores, at most 8."""
+
+    # Evaluation and saved weights
     eval_every: int = 1
     """Epochs between evaluations on val."""
     eval_minutes: float | None = None
     """Minutes that must pass between two evaluations besides, for data sets whose epochs take seconds. The end of the
     training is always evaluated; which weights are best then depends on the clock. Null: by epochs alone."""
     class_thresholds: bool = False
-    """Choose `decision_threshold` for each class on val, not one for all; where the recipe leaves it null."""
+    """Choose `decision_threshold` on val for each class instead of one for all; only if the recipe leaves it null."""
     keep: Literal["best", "last"] = "best"
-    """Weights that `model.safetensors` holds: the best on val by mask AP, or the last, as authors report theirs."""
+    """Weights to save as `model.safetensors`: the best on val by mask AP, or the last, as in published results."""
+
     seed: int = 0
+    """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
         check_types(self)
         lengths = sum(value is not None for value in (self.max_steps, self.epochs))
-        require(self, "max_steps", lengths == 1, "set while epochs is null, or null while epochs is set")
+        require(self, "max_steps", lengths == 1, "set if epochs is null, or null if epochs is set")
         for name in ("batch_size", "accumulate", "eval_every"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         parts_ok = self.batch_size % self.accumulate == 0
@@ -110,5 +135,5 @@ class TrainConfig:
 
     @property
     def step_lr(self) -> float:
-        """The rate of a step of `batch_size` images, before the schedule."""
+        """Return the learning rate for `batch_size` images per step, before the schedule."""
         return self.lr if self.lr_batch_size is None else self.lr * self.batch_size / self.lr_batch_size

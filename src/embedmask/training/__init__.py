@@ -1,1 +1,1 @@
-"""The engine: what Lightning runs, what it leaves behind, and the function that starts it."""
+"""Training with Lightning: module, data, callbacks, and the functions behind `embedmask train`."""

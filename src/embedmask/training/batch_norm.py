@@ -1,4 +1,4 @@
-"""Trained BatchNorm that does not know how many processes share a batch."""
+"""BatchNorm over the images of all processes, on any device."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, distributed, nn
 from embedmask.training.processes import is_distributed
 
 
-class _SumOfAll(torch.autograd.Function):
-    """The sum over the processes: what one adds reaches the losses of all, and their gradients come back summed."""
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over all processes, with a gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -21,46 +21,50 @@ class _SumOfAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _SumOfAll.forward(ctx, grads[0])
+        # y = sum over ranks of x, and every rank has a loss of y: dL/dx is the sum of dL/dy over the ranks
+        return _AllReduceSum.forward(ctx, grads[0])
 
 
-def sum_of_all(values: Tensor) -> Tensor:
-    """Sum over all processes, with a gradient; any shape, the same in each."""
-    total: Tensor = _SumOfAll.apply(values)
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Return the sum over all processes, with a gradient; the shape must be the same in each."""
+    total: Tensor = _AllReduceSum.apply(values)
     return total
 
 
 class DistributedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm over the images of all processes. (torch's own, `SyncBatchNorm`, has no CPU.)"""
+    """BatchNorm over the images of all processes. Unlike `nn.SyncBatchNorm` it runs on the CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `nn.BatchNorm2d`, `[N, C, H, W]`; every process must be here at the same time."""
+        """Normalize `input`, `[N, C, H, W]`, as `nn.BatchNorm2d` does; all processes must call it together."""
         if not (self.training and is_distributed()):
             return super().forward(input)
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
         values = input.float()
         over = (0, 2, 3)
-        sums = sum_of_all(torch.cat((values.sum(over), values.new_tensor([values[:, 0].numel()]))))
+        # per-channel sums [C] and the count of pixels in one all-reduce, [C + 1]
+        sums = all_reduce_sum(torch.cat((values.sum(over), values.new_tensor([values[:, 0].numel()]))))
         count = sums[-1].detach()
         mean = sums[:-1] / count
-        # about the mean of all, not of each: squares that are subtracted later would cost digits
-        var = sum_of_all((values - mean.view(-1, 1, 1)).square().sum(over)) / count
-        self._remember(mean.detach(), var.detach() * count / (count - 1))
+        # two passes, since E[x^2] - E[x]^2 would cancel in float32
+        var = all_reduce_sum((values - mean.view(-1, 1, 1)).square().sum(over)) / count
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum or 0.0
+        self.running_mean.lerp_(mean.detach(), momentum)
+        # the running variance is the unbiased one, as in torch
+        self.running_var.lerp_(var.detach() * count / (count - 1), momentum)
+        # gamma (x - mean) / std + beta = x scale + shift
         scale = (var + self.eps).rsqrt() * self.weight
         shift = self.bias - mean * scale
         return (values * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)).to(input.dtype)
 
-    def _remember(self, mean: Tensor, var: Tensor) -> None:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        for average, value in ((self.running_mean, mean), (self.running_var, var)):
-            assert average is not None
-            average.lerp_(value, self.momentum or 0.0)
-
 
 def synchronize_batch_norms(model: nn.Module) -> None:
-    """Let the BatchNorm layers of a model see all processes' images, in place; names and values stay.
+    """Make the BatchNorm layers of a model share their statistics among all processes, in place.
 
-    A layer that is more than a BatchNorm, as timm's with an activation inside, keeps its own share.
+    Parameter names and values stay. Subclasses of BatchNorm, such as timm's with a built-in activation, keep
+    per-process statistics.
     """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:

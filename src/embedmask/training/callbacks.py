@@ -1,4 +1,4 @@
-"""What a run leaves behind: its results folder, its moving average, its quiet progress bar."""
+"""Training callbacks: the results folder, the end of training, the moving average and the progress bar."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from embedmask.config import DetectorConfig, Recipe
+from embedmask.config import Recipe
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.threshold_curves import Choice, choose_thresholds
 from embedmask.files import write_text
@@ -31,17 +31,17 @@ BEST_METRIC = "segm/AP"
 
 
 class ResultsFolder(Callback):
-    """Evaluates val, keeps one row an epoch, and writes metrics and weights into the results folder.
+    """Callback that evaluates val and writes metrics and weights to the results folder.
 
-    Files: `recipe.yaml`; `metrics.csv` after every epoch; after every evaluation `last.safetensors` and, where
-    `segm/AP` improved, `best.safetensors` (the averaged weights, if there is an average).
+    It writes `recipe.yaml` at the start, `metrics.csv` after every epoch, `last.safetensors` after every evaluation
+    and `best.safetensors` whenever `segm/AP` improved. With a moving average these are the averaged weights.
 
     Args:
-        out: the results folder, it exists.
-        recipe: of the run.
-        evaluator: of val; None in all processes but the first.
-        class_names: written into the weights.
-        report: takes the one summary line of each epoch.
+        out: results folder; it exists.
+        recipe: recipe of the run.
+        evaluator: evaluator of val on rank zero; None on other ranks.
+        class_names: class names to store in the weights files.
+        report: receives the summary line of each epoch.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class ResultsFolder(Callback):
 
     @property
     def seconds(self) -> float:
-        """What the run has taken so far, evaluations in training included."""
+        """Return the duration of all finished epochs, including their evaluations."""
         return sum(row["seconds"] for row in self.history)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as if it had never stopped."""
+        """Return the state that a checkpoint stores."""
         self._stop_clock()
+        # plain values only, since checkpoints are read with weights_only=True
         return {
             "history": self.history,
             "best": self.best,
@@ -90,10 +91,11 @@ class ResultsFolder(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Back to where the checkpoint was written; what came after it is forgotten."""
+        """Restore the state of a checkpoint."""
         self.history = state_dict["history"]
         self.best = state_dict["best"]
-        self.last = state_dict.get("last", self.best)  # a run of an earlier version
+        # checkpoints of earlier versions lack the keys that are read with a default
+        self.last = state_dict.get("last", self.best)
         self.best_step = state_dict.get("best_step", -1)
         self.evaluations = state_dict.get("evaluations", 0)
         self.evaluated_step = state_dict["evaluated_step"]
@@ -101,20 +103,20 @@ class ResultsFolder(Callback):
         self.epoch = RunningMeans(**state_dict["epoch"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; a run that has stopped early does not begin again."""
+        """Start the clock and write the recipe, which a resumed run may have changed."""
         self._clock = time.monotonic()
         if trainer.is_global_zero:
-            self.write_recipe()  # a resumed run may have another; that it fits the checkpoint is known by now
-        self._stop_early(trainer)
+            self.write_recipe()
+        self._stop_early(trainer)  # a resumed run may have stopped early before
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the batch to the epoch."""
+        """Add the losses of the batch to the means of the epoch."""
         self.epoch.add(outputs["losses"], outputs["lr"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the results of the evaluation before."""
+        """Drop the results of the previous evaluation."""
         self._results = []
 
     def on_validation_batch_end(
@@ -124,14 +126,16 @@ class ResultsFolder(Callback):
         outputs: Any,
         *args: Any,
     ) -> None:
-        """Collect the batch's results."""
+        """Collect the results of the batch."""
         self._results.extend(outputs["results"])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute AP in the first process, tell the others, and save the weights that were just evaluated."""
-        by_image = dict(gather(self._results))  # two processes may have seen the same image
+        """Compute AP on rank zero, broadcast it, and save the evaluated weights."""
+        # with fewer images than processes some evaluate the same image: the dict drops duplicates
+        by_image = dict(gather(self._results))
         results = [row for rows in by_image.values() for row in rows]
         self._results = []
+        # `_measure` returns no metrics on other ranks, which need them to stop early together
         self._metrics = trainer.strategy.broadcast(self._measure(results))
         self.evaluated_step = trainer.global_step
         improved = not self.best or _rank(self._metrics) > _rank(self.best)
@@ -143,29 +147,30 @@ class ResultsFolder(Callback):
         _log(trainer, self._metrics)
         if trainer.is_global_zero:
             self._save_weights(pl_module, improved)
+        # an evaluation within training is followed by `on_train_epoch_end`, which adds the row
         if trainer.state.fn == TrainerFn.FITTING:
             self._stop_early(trainer)
         elif self.epoch.batches:
-            self._add_row(trainer)  # training ended within this epoch, in a part of the run before this one
+            self._add_row(trainer)  # the checkpoint was written at the last step, within an epoch
         else:
-            self.history[-1] |= self._metrics  # the epoch that training ended in, told already
+            self.history[-1] |= self._metrics  # training ended without an evaluation: complete the last row
             if trainer.is_global_zero:
                 write_csv(self.history, self.out / "metrics.csv")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One row in metrics.csv, one line on the screen."""
+        """Append a row to `metrics.csv` and report the summary line."""
         self._add_row(trainer)
 
     @property
     def kept(self) -> dict[str, Any]:
-        """Metrics of the weights that the run keeps, and which these are."""
+        """Return the metrics of the weights that `train.keep` selects, with their origin (`kept`, `kept_step`)."""
         if self.recipe.train.keep == "last":
             return {**self.last, "kept": "last", "kept_step": self.evaluated_step}
         kept = f"best of {self.evaluations} evaluations" if self.evaluations > 1 else "the only evaluated"
         return {**self.best, "kept": kept, "kept_step": self.best_step}
 
     def write_recipe(self) -> None:
-        """The whole recipe, every field, as YAML that `Recipe.from_yaml` takes back."""
+        """Write `recipe.yaml` with every field of the recipe."""
         write_text(self.out / "recipe.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
 
     def _add_row(self, trainer: Trainer) -> None:
@@ -176,7 +181,9 @@ class ResultsFolder(Callback):
         self.history.append({**head, "seconds": round(self.epoch.seconds, 2), **means, **self._metrics})
         self.epoch = RunningMeans()
         self._metrics = {}
-        self._tell(trainer)
+        if trainer.is_global_zero:
+            write_csv(self.history, self.out / "metrics.csv")
+            self.report(summary_line(self.history[-1]))
 
     def _stop_clock(self) -> None:
         now = time.monotonic()
@@ -196,28 +203,20 @@ class ResultsFolder(Callback):
         self.choice = choose_thresholds(self.evaluator, per_class=self.recipe.train.class_thresholds)
         return self.evaluator.compute() | self.choice.metrics()
 
-    def _tell(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            write_csv(self.history, self.out / "metrics.csv")
-            self.report(summary_line(self.history[-1]))
-
     def _save_weights(self, pl_module: LightningModule, improved: bool) -> None:
         assert isinstance(pl_module, EmbedMaskModule)
         model = pl_module.model
-        config = self._with_threshold(model.config)
+        config = model.config
+        # a threshold that the recipe sets takes precedence over the best one on val
+        if self.choice is not None and self.recipe.model.decision_threshold is None:
+            config = replace(config, decision_threshold=self.choice.threshold)
         for name in ("last", "best") if improved else ("last",):
             save(model, self.out / f"{name}.safetensors", class_names=self.class_names, config=config)
-
-    def _with_threshold(self, config: DetectorConfig) -> DetectorConfig:
-        """Return the config with the threshold that is best on val, unless the recipe sets one."""
-        if self.choice is None or self.recipe.model.decision_threshold is not None:
-            return config
-        return replace(config, decision_threshold=self.choice.threshold)
 
 
 @dataclass
 class RunningMeans:
-    """An epoch so far, in plain values, which a checkpoint holds: so its row covers all of it after a resume."""
+    """Sums over the batches of the current epoch, as plain values that a checkpoint can store."""
 
     losses: Row = field(default_factory=dict)
     batches: int = 0
@@ -225,31 +224,34 @@ class RunningMeans:
     seconds: float = 0.0
 
     def add(self, losses: Row, lr: float) -> None:
-        """One more batch; the rate of the last one is kept."""
+        """Add the losses of a batch and replace the learning rate."""
         self.losses = {name: self.losses.get(name, 0.0) + value for name, value in losses.items()}
         self.batches += 1
         self.lr = lr
 
     def means(self) -> Row:
-        """`loss/NAME` -> mean over the batches."""
+        """Return the mean of each loss over the batches, by `loss/NAME`."""
         return {f"loss/{name}": value / self.batches for name, value in self.losses.items()}
 
 
 class StopAfter(Callback):
-    """Ends training after so many steps. (Lightning's own limit begins an empty epoch where a run is resumed.)"""
+    """Callback that ends training after `steps` optimizer steps.
+
+    Lightning's `max_steps` would start an empty epoch when a finished run is resumed.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that is over does not begin again."""
-        self._look(trainer)
+        """Stop at once where a resumed run has finished already."""
+        self._stop_if_done(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Look whether it was the last step."""
-        self._look(trainer)
+        """Stop after the last step."""
+        self._stop_if_done(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _stop_if_done(self, trainer: Trainer) -> None:
         trainer.should_stop = trainer.should_stop or trainer.global_step >= self.steps
 
 
@@ -286,10 +288,10 @@ class EvaluationPause(Callback):
 
 
 class MovingAverage(WeightAveraging):
-    """Exponential moving average of the weights, used in evaluation and kept at the end.
+    """Exponential moving average of the weights, which is evaluated and saved in their place.
 
-    The decay rises to `decay` over the first steps, `min(decay, (1 + n) / (10 + n))`: a short run is not held
-    back by its random start.
+    In update n the decay is `min(decay, (1 + n) / (10 + n))`, so that short runs do not average in their
+    initial weights.
     """
 
     def __init__(self, decay: float) -> None:
@@ -297,28 +299,29 @@ class MovingAverage(WeightAveraging):
 
 
 class RisingDecay:
-    """`average <- d average + (1 - d) current` with d rising to `decay`, for all tensors of a kind at once."""
+    """Update `average <- d average + (1 - d) current` of all tensors of a dtype, with d rising to `decay`."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
 
     @torch.no_grad()
     def __call__(self, averages: list[Tensor], current: list[Tensor], num: Tensor | int) -> None:
-        """In place; counters, which have no average, become the newest."""
+        """Update `averages` in place; integer buffers are copied."""
         if averages[0].is_floating_point():
-            share = 1 - min(self.decay, (1 + float(num)) / (10 + float(num)))
-            torch._foreach_lerp_(averages, current, share)
+            decay = min(self.decay, (1 + float(num)) / (10 + float(num)))
+            # lerp(average, current, 1 - d) = d average + (1 - d) current, one kernel for all tensors
+            torch._foreach_lerp_(averages, current, 1 - decay)
         else:
             torch._foreach_copy_(averages, current)
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar without the version number, which says nothing here."""
+    """Lightning's progress bar with the loss alone, without the version number."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar: the loss."""
-        shown = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in shown.items() if name == "loss"}
+        """Return the metrics shown beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name == "loss"}
 
 
 def _log(trainer: Trainer, values: Row) -> None:
@@ -327,7 +330,7 @@ def _log(trainer: Trainer, values: Row) -> None:
 
 
 def summary_line(row: Row) -> str:
-    """One epoch in one line: loss, its terms, AP where it was evaluated, seconds."""
+    """Return one line for an epoch: the loss and its terms, AP if it was evaluated, and seconds."""
     terms = ", ".join(
         f"{name[5:]} {value:.3f}"
         for name, value in row.items()
@@ -347,21 +350,19 @@ def summary_line(row: Row) -> str:
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """One line a row, the columns in the order in which they first appear; a missing value stays empty."""
+    """Write rows as CSV, with columns in order of first appearance and missing values left empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
+    for row in rows:
+        writer.writerow(
+            {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
+        )
     write_text(path, text.getvalue())
 
 
-def _short(value: float) -> str:
-    """Six digits; whole numbers whole."""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
-
-
 def _rank(metrics: Row) -> float:
-    """What the best weights are chosen by; a val split without objects has no AP."""
+    """Return the metric that the best weights are chosen by; it is nan where val has no objects."""
     value = metrics[BEST_METRIC]
     return -1.0 if math.isnan(value) else value

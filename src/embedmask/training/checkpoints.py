@@ -1,4 +1,4 @@
-"""`last.ckpt`, the whole state of a training: when it is written, how, and whether it can be read again."""
+"""`last.ckpt`, the full training state: its schedule, atomic writes and validation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from embedmask.files import atomic_write
 
 LAST_CHECKPOINT = "last.ckpt"
 SECONDS_BETWEEN = 60
-"""Epochs that follow each other faster share a checkpoint."""
+"""Minimum time between checkpoints at the ends of epochs."""
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` over and over: within epochs, and at the end of whole ones.
-
-    A run goes on from it as if it had never stopped, so it is only written between optimizer steps.
+    """Callback that overwrites `last.ckpt` within epochs and at their ends, always between optimizer steps.
 
     Args:
-        path: the file.
-        minutes: time between two of them within an epoch; None: not by the clock.
-        steps: optimizer steps between two of them; None: not by their number.
+        path: checkpoint file.
+        minutes: minutes between checkpoints within an epoch; None: no time interval.
+        steps: optimizer steps between checkpoints; None: no step interval.
     """
 
     def __init__(self, path: Path, *, minutes: float | None, steps: int | None) -> None:
@@ -43,23 +41,24 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write, where it is time to, or where the training ends within the epoch."""
+        """Write a checkpoint where one is due, or where training ends within the epoch."""
         between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        # the end of an epoch has its own, after the evaluation
-        if between_steps and not _is_epoch_whole(trainer) and self._is_due(trainer):
+        # the last batch of an epoch is left to `on_train_epoch_end`, which runs after the evaluation
+        if between_steps and not _is_epoch_complete(trainer) and self._is_due(trainer):
             self._write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write. An epoch that was cut short has been written at its last step, where it can go on."""
-        if _is_epoch_whole(trainer) and not self._is_too_soon(trainer):
+        """Write a checkpoint, unless the epoch was cut short: then its last step has written one."""
+        if _is_epoch_complete(trainer) and not self._is_too_soon(trainer):
             self._write(trainer, pl_module)
 
     def _is_too_soon(self, trainer: Trainer) -> bool:
-        """Whether a short epoch ends, which is not the last one, soon after a checkpoint that the clock asks for."""
+        """Return whether to skip the checkpoint of an epoch; with `steps` or without `minutes` none is skipped."""
         is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if is_last or self.steps is not None or self.minutes is None:
             return False
         pause = min(60 * self.minutes, SECONDS_BETWEEN)
+        # saving is collective and clocks differ: rank zero decides for all
         return bool(trainer.strategy.broadcast(time.monotonic() - self._clock < pause))
 
     def _is_due(self, trainer: Trainer) -> bool:
@@ -69,13 +68,13 @@ class LastCheckpoint(Checkpoint):
             return True
         if self.minutes is None:
             return False
-        # the clock of the first process counts for all
+        # saving is collective and clocks differ: rank zero decides for all
         return bool(trainer.strategy.broadcast(time.monotonic() - self._clock >= 60 * self.minutes))
 
     def _write(self, trainer: Trainer, module: LightningModule) -> None:
         if not all(bool(value.isfinite().all()) for value in module.parameters()):
             raise TrainingStopped(
-                f"step {trainer.global_step}: weights are no longer finite; {self.path.name} stays as it was; "
+                f"step {trainer.global_step}: weights are no longer finite; {self.path.name} was not overwritten; "
                 "lower --train.lr or set --train.clip_norm"
             )
         trainer.save_checkpoint(self.path)
@@ -83,28 +82,37 @@ class LastCheckpoint(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, each whole or not at all."""
+    """Lightning's checkpoint reader and writer, with atomic writes."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write by `atomic_write`; `BadInput` where that fails, for example on a full disk."""
+        """Write a checkpoint by `atomic_write`.
+
+        Raises:
+            BadInput: the file cannot be written, for example on a full disk.
+        """
         with atomic_write(path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                # torch's own complaint hides what the disk said
+                # torch's zip writer masks the OSError with an assertion of its own
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def check_checkpoint(path: Path) -> None:
-    """Whole, and made of tensors and plain values alone."""
+    """Check that a checkpoint is complete and holds only tensors and plain values.
+
+    Raises:
+        BadInput: the file is damaged, or unpickling it would run code.
+    """
     try:
+        # "meta" reads the structure without allocating the tensors
         torch.load(path, map_location="meta", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise BadInput(
-            f"{path}: cannot be resumed, the file is damaged ({reason}); start a new run"
+            f"{path}: the checkpoint is damaged and cannot be resumed ({reason}); start a new run"
         ) from None
 
 
-def _is_epoch_whole(trainer: Trainer) -> bool:
+def _is_epoch_complete(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)

@@ -1,4 +1,4 @@
-"""The two splits of a data set, as loaders that know how many processes share the work."""
+"""The train and val splits of a data set as Lightning's data module."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from embedmask.inference.loop import choose_workers
 
 
 class TrainValDataModule(LightningDataModule):
-    """`train` and `val` of one folder, opened and checked at once.
+    """The splits `train` and `val` of a data folder, opened and checked on construction.
 
     Attributes:
-        train_set: the training split, with the recipe's random views.
-        val_set: the validation split, images in their own frame.
-        evaluated: positions in val of the images that are evaluated; None: all.
-        start: batches that an earlier part of the run has trained on, over all epochs.
+        train_set: training split with the augmentation of the recipe.
+        val_set: validation split with images in their own frame.
+        evaluated: indices of the val images to evaluate; None: all.
+        start: number of batches, over all epochs, that a resumed run has trained on already.
 
     Raises:
-        BadInput: a split is missing or broken, or the two disagree on the classes.
+        BadInput: a split is missing or invalid, or the two differ in their classes.
     """
 
     def __init__(self, data: Path, recipe: Recipe) -> None:
@@ -35,34 +35,34 @@ class TrainValDataModule(LightningDataModule):
         self.recipe = recipe
         self.evaluated: Sequence[int] | None = None
         self.start = 0
-        self._batches_an_epoch: int | None = None
+        self._batches_per_epoch: int | None = None
         transform = TrainTransform(recipe.data)
         self.train_set, self.val_set = open_train_val(data, recipe.data, transform, recipe.model.reading())
         if not len(self.train_set) or not len(self.val_set):
-            raise BadInput(f"{data}: train and val need at least one image each")
+            raise BadInput(f"{data}: train and val must have at least one image each")
         check_same_classes(self.train_set, self.val_set)
 
     def report_lines(self, data: Path) -> list[str]:
-        """Return the layout of the data, and a line for each kind of doubtful annotation of both splits."""
+        """Return a line for the layout of the data, and one for each type of doubtful annotation."""
         layouts = [self.train_set.layout] + [self.val_set.layout] * self.val_set.leaves_out
         warnings = [*self.train_set.warning_lines(), *self.val_set.warning_lines()]
         return [*(f"{data}: {layout}" for layout in layouts), *warnings]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the data the run stands; a part of the checkpoint."""
+        """Return the position in the data, which the checkpoint stores."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.total_batch_idx + 1
         return {"batches": done, "batches_an_epoch": self.trainer.num_training_batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind the batches that are done."""
-        self.start, self._batches_an_epoch = state_dict["batches"], state_dict["batches_an_epoch"]
+        """Restore the position of a checkpoint."""
+        self.start, self._batches_per_epoch = state_dict["batches"], state_dict["batches_an_epoch"]
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """Shuffled batches; the order depends on the seed and the epoch alone.
+        """Return the loader of shuffled batches, whose order depends on the seed and the epoch alone.
 
         Raises:
-            BadInput: the run was begun with batches, or data, of another size.
+            BadInput: a resumed run had another number of batches per epoch.
         """
         config = self.recipe.train
         world_size, rank = self._processes()
@@ -76,15 +76,15 @@ class TrainValDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        if self._batches_an_epoch not in (None, len(loader)):
+        if self._batches_per_epoch not in (None, len(loader)):
             raise BadInput(
-                f"the run was begun with {self._batches_an_epoch} batches an epoch and cannot go on with "
-                f"{len(loader)}; give the same data, batch_size, accumulate and repeat"
+                f"the run began with {self._batches_per_epoch} batches per epoch and cannot be resumed with "
+                f"{len(loader)}; use the same data, batch_size, accumulate and repeat"
             )
         return loader
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
-        """Images of val in the network's frame, one a batch: padding would change what GroupNorm sees."""
+        """Return the loader of val images, one per batch since padding would change GroupNorm's statistics."""
         model = self.recipe.model
         world_size, rank = self._processes()
         return eval_loader(

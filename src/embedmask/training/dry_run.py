@@ -1,4 +1,4 @@
-"""`embedmask train --dry-run`: two real steps and a few images of val tell beforehand whether a run will work."""
+"""`embedmask train --dry-run`: two training steps and a short evaluation, to check a run before it starts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
 from embedmask.inference.loop import choose_workers
 from embedmask.training.data_module import TrainValDataModule
-from embedmask.training.engine import Hardware, quiet, told_when_memory_ends
+from embedmask.training.engine import Hardware, explain_out_of_memory, quiet
 from embedmask.training.fit import (
     Report,
     check_folder,
-    finish,
+    initialize_weights,
     make_results,
     make_run,
     prepare,
-    set_first_weights,
-    with_settings,
+    rank_zero_only,
+    with_required_settings,
+    write_final_results,
 )
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
@@ -41,6 +42,7 @@ from embedmask.training.samples import spread
 from embedmask.training.step_log import duration, peak_memory
 
 NUM_EVALUATED = 4
+"""Number of val images that a dry run evaluates."""
 
 
 def run_dry(
@@ -55,36 +57,38 @@ def run_dry(
     nodes: int = 1,
     report: Report,
 ) -> Estimate:
-    """Do all that `train` does, with the same arguments, but for two steps and four images of val, and leave nothing.
+    """Run `train` with the same arguments for two steps and four val images, and leave no files.
 
-    The first step has the largest batch that the data can give: of the images that have most pixels and most
-    objects, at the largest scale. The second has the batch that training begins with. Evaluation and all that a run
-    leaves are made too, in a folder on the disk of `out` that is removed again.
+    The first step has the largest batch: the images with most pixels and most objects, at the largest scale. The
+    second has the first batch of the training. Evaluation and all output files are included, in a temporary folder
+    on the disk of `out`.
+
+    Returns:
+        The estimated time and memory of the whole run.
 
     Raises:
-        BadInput: what would also stop `train`: data, recipe, folder, the device's memory, or room on the disk.
+        BadInput: `train` would fail too: on the data, recipe, folder, device memory or disk space.
         TrainingStopped: a loss is not finite.
     """
     if out is not None:
         check_folder(out, resume)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
-    tell = report if is_rank_zero() else lambda line: None
-    recipe = with_settings(recipe, out if resume else None, tell)
+    report = rank_zero_only(report)
+    recipe = with_required_settings(recipe, out if resume else None, report)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, DryRunDataModule)
     if out is not None and resume and is_rank_zero():
         check_identity(out, recipe, splits)
-    set_first_weights(module.model, recipe.train, tell)
+    initialize_weights(module.model, recipe.train, report)
     estimate = try_run(recipe, splits, module, hardware, out)
-    if is_rank_zero():
-        for line in (*splits.report_lines(data), *estimate.lines()):
-            report(line)
+    for line in (*splits.report_lines(data), *estimate.lines()):
+        report(line)
     return estimate
 
 
 def try_run(
     recipe: Recipe, splits: DryRunDataModule, module: EmbedMaskModule, hardware: Hardware, out: Path | None
 ) -> Estimate:
-    """Train, evaluate and write as `train` does, in a temporary folder on the disk of `out`, None: any."""
+    """Train, evaluate and write all output to a temporary folder on the disk of `out`, or anywhere if it is None."""
     splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
     short = replace(
         recipe.train,
@@ -95,11 +99,13 @@ def try_run(
         max_minutes=None,
         early_stop=None,
     )
-    # an untrained network is sure of nothing: without a threshold there is something to evaluate
+    # the scores of an untrained network are low: without a threshold there are detections to evaluate
     module.recipe = replace(recipe, model=replace(recipe.model, score_threshold=0.0))
     watch = Stopwatch()
-    near = temporary_folder(out or Path(gettempdir())) if is_rank_zero() else nullcontext(Path(gettempdir()))
-    with quiet(), told_when_memory_ends(recipe.train), near as folder:
+    temporary = (
+        temporary_folder(out or Path(gettempdir())) if is_rank_zero() else nullcontext(Path(gettempdir()))
+    )
+    with quiet(), explain_out_of_memory(recipe.train), temporary as folder:
         results = make_results(folder, recipe, splits, lambda line: None)
         if is_rank_zero():
             write_identity(folder, recipe, splits)
@@ -107,38 +113,40 @@ def try_run(
         trainer.fit(module, datamodule=splits)
         estimate = watch.estimate(recipe, splits, trainer)
         if trainer.is_global_zero:
-            finish(folder, results, splits, trainer)
-            check_room(folder, out)
+            write_final_results(folder, results, splits, trainer)
+            check_disk_space(folder, out)
     return estimate
 
 
-def check_room(folder: Path, out: Path | None) -> None:
-    """Check that the disk of `out` holds what lies in `folder`, and the largest file twice while it is replaced.
+def check_disk_space(folder: Path, out: Path | None) -> None:
+    """Check that the disk of `out` has room for the files of `folder`.
 
     Raises:
-        BadInput: it does not.
+        BadInput: it has not.
     """
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    # an atomic write holds the old and the new file: the largest one counts twice. `folder` lies on the same disk and
+    # is removed before the run, so its files count as free
     needed, free = sum(sizes) + max(sizes), sum(sizes) + shutil.disk_usage(folder).free
     if out is not None and free < needed:
         raise BadInput(
-            f"{out}: its disk has room for {free / 1e6:.0f} MB, the run needs {needed / 1e6:.0f} MB; "
-            "make room on it, or choose another"
+            f"{out}: the disk has {free / 1e6:.0f} MB free, the run needs {needed / 1e6:.0f} MB; free some space or "
+            "choose another disk"
         )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a rehearsal has found.
+    """Time and memory of a run, estimated by a dry run.
 
     Attributes:
-        step_seconds: of one optimizer step.
-        image_seconds: of one image in an evaluation.
-        steps: of the whole run.
-        evaluations: of the whole run.
-        images: of val, in each process.
-        minutes_allowed: where the recipe sets a limit.
-        peak_bytes: memory of a process, on the device where that has its own; None: not known here.
+        step_seconds: seconds per optimizer step.
+        image_seconds: seconds per image in an evaluation.
+        steps: number of optimizer steps of the run.
+        evaluations: number of evaluations of the run.
+        images: number of val images per process.
+        minutes_allowed: time limit of the recipe; None: no limit.
+        peak_bytes: peak memory of a process, on CUDA that of the device; None: unknown on this system.
     """
 
     step_seconds: float
@@ -151,57 +159,59 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
-        """Of the whole run: steps and evaluations, or the time allowed."""
+        """Return the duration of the run, at most the time limit."""
         needed = self.steps * self.step_seconds + self.evaluations * self.images * self.image_seconds
         return min(needed, math.inf if self.minutes_allowed is None else 60 * self.minutes_allowed)
 
     def lines(self) -> list[str]:
-        """For people."""
-        memory = "" if self.peak_bytes is None else f" · at most {self.peak_bytes / 2**30:.2g} GiB a process"
+        """Return the estimate as lines of text."""
+        memory = (
+            "" if self.peak_bytes is None else f" · at most {self.peak_bytes / 2**30:.2g} GiB per process"
+        )
         return [
-            f"about {self.step_seconds:.2g} s a step, {self.image_seconds:.2g} s an image of val{memory}",
-            f"the whole takes about {duration(self.total_seconds)}: {self.steps} steps, "
+            f"about {self.step_seconds:.2g} s per step, {self.image_seconds:.2g} s per val image{memory}",
+            f"the run takes about {duration(self.total_seconds)}: {self.steps} steps, "
             f"{self.evaluations} evaluations of {self.images} images · nothing was written",
         ]
 
 
 class DryRunDataModule(TrainValDataModule):
-    """Of train the largest batch and the first one, of val a few images.
+    """Data module of a dry run: the largest and the first batch of train, and a few images of val.
 
     Attributes:
-        load_seconds: what it took to load and change the images of the first batch.
-        batches: of a whole epoch.
+        load_seconds: seconds to load and augment the first batch.
+        batches: number of batches in an epoch of the real run.
     """
 
     load_seconds = 0.0
     batches = 0
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
-        """The two batches, each as often as a step has parts, already loaded."""
+        """Return a loader of the two batches, each repeated for the accumulated parts of a step."""
         loader: Any = super().train_dataloader()
         self.batches = len(loader)
-        draws = next(iter(loader.batch_sampler))
+        indices = next(iter(loader.batch_sampler))
         start = time.monotonic()
-        first = collate([loader.dataset[draw] for draw in draws])
+        first = collate([loader.dataset[index] for index in indices])
         self.load_seconds = time.monotonic() - start
         parts = self.recipe.train.accumulate
-        batches: Any = [self._largest(len(draws))] * parts + [first] * parts
-        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
+        batches: Any = [self._largest_batch(len(indices))] * parts + [first] * parts
+        # the batches are collated already; without `collate_fn` the loader would convert them
+        return DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
 
-    def _largest(self, count: int) -> TrainBatch:
-        whole = copy.copy(self.train_set)
-        whole.transform = TrainTransform(largest_views(self.recipe.data))
-        by_pixels = sorted(range(len(whole)), key=lambda item: -math.prod(whole.sizes[item]))
-        by_objects = sorted(range(len(whole)), key=lambda item: -len(whole.annotations(item)))
-        items = [
-            order[place] for place in range(count) for order in (by_pixels, by_objects) if place < len(whole)
-        ]
-        chosen = (items * count)[:count]
-        return collate([whole.sample(item, torch.Generator().manual_seed(item)) for item in chosen])
+    def _largest_batch(self, size: int) -> TrainBatch:
+        dataset = copy.copy(self.train_set)
+        dataset.transform = TrainTransform(at_largest_scale(self.recipe.data))
+        by_pixels = sorted(range(len(dataset)), key=lambda item: -math.prod(dataset.sizes[item]))
+        by_objects = sorted(range(len(dataset)), key=lambda item: -len(dataset.annotations(item)))
+        # in turn the next of either order; a data set smaller than the batch is repeated
+        items = [item for pair in zip(by_pixels[:size], by_objects[:size], strict=True) for item in pair]
+        chosen = (items * size)[:size]
+        return collate([dataset.sample(item, torch.Generator().manual_seed(item)) for item in chosen])
 
 
 class Stopwatch(Callback):
-    """Times every batch and image; the device has finished when the time is taken."""
+    """Callback that times every training batch and val image, with the device synchronized."""
 
     def __init__(self) -> None:
         self.batches: list[float] = []
@@ -209,38 +219,39 @@ class Stopwatch(Callback):
         self._start = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Start."""
+        """Start the clock."""
         self._start = _now(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop."""
+        """Record the time of the batch."""
         self.batches.append(_now(trainer) - self._start)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start: the time of an image includes the wait for it."""
+        """Start the clock; the time of an image includes loading it."""
         self._start = _now(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop, and start again."""
+        """Record the time of the image."""
         self.images.append(_now(trainer) - self._start)
         self._start = _now(trainer)
 
     def estimate(self, recipe: Recipe, splits: DryRunDataModule, trainer: Trainer) -> Estimate:
-        """The whole run, from what was timed; firsts of a kind are left out, they warm up."""
+        """Return the estimate of the whole run from the recorded times."""
         config = recipe.train
+        # the second step alone, since the first one warms up
         computing = sum(self.batches[-config.accumulate :])
         workers = choose_workers(config.workers)
         loading = config.accumulate * splits.load_seconds
         steps_an_epoch = math.ceil(splits.batches / config.accumulate)
         steps = config.max_steps or steps_an_epoch * (config.epochs or 0)
         evaluations = math.ceil(math.ceil(steps / steps_an_epoch) / config.eval_every)
-        # workers load while the device computes
+        # worker processes load while the device computes
         step_seconds = max(computing, loading / workers) if workers else computing + loading
         if config.eval_minutes is not None:
             evaluations = min(evaluations, 1 + int(steps * step_seconds / (60 * config.eval_minutes)))
         return Estimate(
             step_seconds=step_seconds,
-            image_seconds=min(self.images),
+            image_seconds=min(self.images),  # the others include the warm-up
             steps=steps,
             evaluations=evaluations,
             images=math.ceil(len(splits.val_set) / trainer.world_size),
@@ -249,8 +260,8 @@ class Stopwatch(Callback):
         )
 
 
-def largest_views(config: DataConfig) -> DataConfig:
-    """The same views, always at their largest scale."""
+def at_largest_scale(config: DataConfig) -> DataConfig:
+    """Return the augmentation with its random scale fixed at the maximum."""
     sides = (max(config.short_sides),) if config.short_sides else ()
     return replace(config, short_sides=sides, scale_range=(config.scale_range[1],) * 2)
 
@@ -259,7 +270,3 @@ def _now(trainer: Trainer) -> float:
     if trainer.strategy.root_device.type == "cuda":
         torch.cuda.synchronize(trainer.strategy.root_device)
     return time.monotonic()
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -1,4 +1,4 @@
-"""Lightning's trainer, set up for a recipe."""
+"""Lightning trainer and hardware of a run."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ LIGHTNING_PRECISION: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixe
     torch.float16: "16-mixed",
 }
 PATIENCE = timedelta(days=30)
-"""Wait so long for processes that have more to do than this one."""
+"""Timeout of collective operations; processes with less work wait for the others."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a run computes.
+    """Device, precision and processes of a run.
 
     Attributes:
-        device: of every process.
-        dtype: of the convolutions.
-        processes: how the work is spread.
+        device: device type of every process.
+        dtype: dtype of the convolutions.
+        processes: number of processes and machines.
     """
 
     device: torch.device
@@ -47,43 +47,42 @@ class Hardware:
 
     @classmethod
     def choose(cls, config: TrainConfig, device: str, devices: int | None, nodes: int) -> Hardware:
-        """What the user asked for, as far as it is there.
+        """Return the hardware that the recipe and the options request.
 
         Raises:
-            BadInput: no such device, or one that lacks the precision; an impossible number of processes.
+            BadInput: the device does not exist or lacks the precision, or the number of processes is invalid.
         """
-        where = choose_device(device)
-        dtype = choose_precision(where, config.precision)
-        if dtype == torch.float16 and where.type == "cpu":
-            raise BadInput(
-                "--precision float16: training on the CPU has bfloat16 and float32; choose one of them"
-            )
-        return cls(where, dtype, choose_processes(where, devices, nodes))
+        chosen = choose_device(device)
+        dtype = choose_precision(chosen, config.precision)
+        if dtype == torch.float16 and chosen.type == "cpu":
+            raise BadInput("--precision float16: not supported on the CPU; use bfloat16 or float32")
+        return cls(chosen, dtype, choose_processes(chosen, devices, nodes))
 
     @property
     def channels_last(self) -> bool:
-        """The layout that fast bfloat16 convolutions want."""
+        """Return whether to use the channels-last layout, which bfloat16 convolutions are faster in."""
         return self.dtype == torch.bfloat16
 
 
 def make_trainer(
     config: TrainConfig, hardware: Hardware, callbacks: Sequence[Callback], **changes: Any
 ) -> Trainer:
-    """Lightning's trainer with the recipe's epochs or minutes, precision, accumulation and clipping.
+    """Build Lightning's trainer with the recipe's length, precision, accumulation and clipping.
 
     Args:
-        callbacks: all of them.
-        changes: further settings of Lightning's, or others in place of these.
+        callbacks: callbacks in order.
+        changes: arguments of `Trainer` to add or replace.
     """
     settings: dict[str, Any] = {
         "accelerator": accelerator(hardware.device),
         "devices": hardware.processes.devices,
         "num_nodes": hardware.processes.nodes,
-        # every loss reaches every parameter, so DDP need not look for those that one does not
+        # every loss reaches every parameter, so DDP need not search for unused ones
         "strategy": "ddp" if hardware.processes.are_many else "auto",
         "precision": LIGHTNING_PRECISION[hardware.dtype],
         "plugins": [AtomicCheckpointIO()],
         "callbacks": list(callbacks),
+        # -1: no limit, with `max_steps` the callback `StopAfter` ends the training
         "max_epochs": config.epochs if config.epochs is not None else -1,
         "max_time": None if config.max_minutes is None else timedelta(minutes=config.max_minutes),
         "check_val_every_n_epoch": config.eval_every,
@@ -93,25 +92,25 @@ def make_trainer(
         "log_every_n_steps": 10,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "use_distributed_sampler": False,
+        "use_distributed_sampler": False,  # our loaders share the batches themselves
     }
     return Trainer(**{**settings, **changes})
 
 
 def accelerator(device: torch.device) -> str:
-    """What Lightning calls a kind of device."""
+    """Return Lightning's name of a device type."""
     return "gpu" if device.type == "cuda" else device.type
 
 
 @contextmanager
 def joined(device: torch.device, processes: Processes) -> Iterator[torch.device]:
-    """Start the processes that no launcher has started, and let all find each other, for work that is no training.
+    """Start the processes that no launcher has started and join them in a process group, without training.
 
     Args:
-        device: the kind of device that each computes on.
+        device: device type of every process.
 
     Yields:
-        This process's own device.
+        The device of this process.
     """
     strategy = DDPStrategy(timeout=PATIENCE)
     with quiet():
@@ -131,7 +130,7 @@ def joined(device: torch.device, processes: Processes) -> Iterator[torch.device]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what Lightning says about itself: advice on workers, logging intervals, and its tips."""
+    """Silence Lightning's tips and its warnings about workers and logging intervals."""
     messages = (
         ".*does not have many workers.*",
         ".*is smaller than the logging interval.*",
@@ -140,7 +139,7 @@ def quiet() -> Iterator[None]:
         ".*Trying to infer the `batch_size`.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*your dataloader is not resumable.*",  # it is, by what `TrainValDataModule` keeps
+        ".*your dataloader is not resumable.*",  # it is: `TrainValDataModule` stores its position
     )
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
@@ -157,16 +156,20 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def told_when_memory_ends(config: TrainConfig) -> Iterator[None]:
-    """Say in one line what to lower where the memory of the device does not suffice."""
+def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn an out-of-memory error into one line that names the settings to lower.
+
+    Raises:
+        BadInput: the device is out of memory.
+    """
     try:
         yield
     except RuntimeError as error:
-        # the processor's allocator has no error of its own
+        # the CPU allocator raises a plain RuntimeError
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise BadInput(
-            f"the device's memory does not hold {config.batch_size} images in {config.accumulate} part(s) a step: "
-            f"set --train.accumulate {2 * config.accumulate} for half of it, or lower --train.batch_size or the "
-            f"images' size in --augment ({str(error).split('. ')[0]})"
+            f"out of memory with {config.batch_size} images in {config.accumulate} part(s) a step: set "
+            f"--train.accumulate {2 * config.accumulate} to halve it, or lower --train.batch_size or the image size "
+            f"in --augment ({str(error).split('. ')[0]})"
         ) from error

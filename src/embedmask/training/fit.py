@@ -1,4 +1,4 @@
-"""Train a recipe on a data set and leave a results folder: what `embedmask train` calls."""
+"""Training of a recipe on a data set, from first weights to results folder (`embedmask train`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embedmask.training.batch_norm import synchronize_batch_norms
 from embedmask.training.callbacks import EvaluationPause, MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.data_module import TrainValDataModule
-from embedmask.training.engine import Hardware, make_trainer, quiet, told_when_memory_ends
+from embedmask.training.engine import Hardware, explain_out_of_memory, make_trainer, quiet
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_rank_zero
@@ -53,78 +53,85 @@ def train(
     nodes: int = 1,
     report: Report = log.info,
 ) -> dict[str, Any]:
-    """Train `recipe` on `data`, evaluate on its val split, and leave everything in `out`.
+    """Train a recipe on a data set, evaluate it on val, and write the results folder.
 
-    The number of classes follows the data set. `out` holds `recipe.yaml`, `run.json` (the recipe and the data that the
-    run began with, which `resume` compares), `metrics.csv` (a row an epoch), `steps.csv` (a row a step),
-    `metrics.json`, `curves.png` (losses and AP), `samples/` (predictions beside ground truth),
-    `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (the one of both that
-    `train.keep` names), `last.ckpt` (for `resume`) and TensorBoard logs.
+    The number of classes follows the data set. `out` receives `recipe.yaml`, `run.json` (the initial recipe and data,
+    which `resume` compares), `metrics.csv` (a row per epoch), `steps.csv` (a row per step), `metrics.json`,
+    `curves.png` (losses and AP), `samples/` (predictions beside ground truth), `best.safetensors` (the best by mask
+    AP), `last.safetensors`, `model.safetensors` (one of these two, by `train.keep`), `last.ckpt` (for `resume`) and
+    TensorBoard logs.
 
-    With several processes (torchrun's, or `devices` and `nodes`) each gets its share of every batch, the losses and
-    gradients are those of one process with the whole batch, and the first one writes.
+    Several processes (started by torchrun, or by `devices` and `nodes`) share every batch; losses and gradients equal
+    those of one process with the whole batch. Rank zero writes.
 
     Args:
+        recipe: recipe to train.
         data: folder with the splits `train` and `val`.
         out: results folder; new or empty, unless `resume`.
-        resume: go on from `last.ckpt` in `out`, in the middle of an epoch or after one; from the beginning where
-            the run was stopped before it wrote one. On the CPU the weights come out the same, bit for bit.
-        max_detections: per image, in evaluation and in the model that is kept; None: as the recipe says.
+        resume: continue from `last.ckpt` in `out`, or start over if the run stopped before its first checkpoint. On
+            the CPU the weights are identical to those of an uninterrupted run.
+        max_detections: maximum detections per image, in evaluation and in the saved model; None: as in the recipe.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        devices: processes of each machine; None: as torchrun started them, else one a CUDA card, else one.
-        nodes: machines, which share the disk of `out`; each is told its NODE_RANK, MASTER_ADDR and MASTER_PORT by
-            its environment.
-        report: takes one line a time: a summary of each epoch, and the result; in the first process alone.
+        devices: processes per machine; None: as started by torchrun, else one per CUDA device, else one.
+        nodes: number of machines, which share the disk of `out`. The environment of each sets NODE_RANK, MASTER_ADDR
+            and MASTER_PORT.
+        report: receives lines of progress on rank zero: a summary of each epoch, and the result.
 
     Returns:
-        What `metrics.json` holds: the metrics of `model.safetensors` on val, which weights these are (`kept`,
-        `kept_step`), `seconds`, `steps`, `epochs`.
+        Content of `metrics.json`: the val metrics of `model.safetensors`, the origin of these weights (`kept`,
+        `kept_step`), `seconds`, `steps` and `epochs`.
 
     Raises:
-        BadInput: the data, the recipe or the folder cannot be used (then nothing is left behind), the run to resume
-            began with others, or the memory or the disk is full.
-        TrainingStopped: a loss or a weight is no longer finite; the last checkpoint is kept.
+        BadInput: the data, the recipe or the folder is invalid (then no files are left), the run to resume began with
+            other data or another recipe, or the memory or the disk is full.
+        TrainingStopped: a loss or a weight is not finite; the last checkpoint remains.
     """
     check_folder(out, resume)
-    tell = report if is_rank_zero() else lambda line: None
+    report = rank_zero_only(report)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
-    recipe = with_settings(recipe, out if resumed else None, tell)
+    recipe = with_required_settings(recipe, out if resumed else None, report)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TrainValDataModule)
     if resume and is_rank_zero():
         check_identity(out, recipe, splits)
     for line in splits.report_lines(data):
-        tell(line)
+        report(line)
     if not resumed:
-        set_first_weights(module.model, recipe.train, tell)
-    results = make_results(out, recipe, splits, tell)
-    with results_folder(out), quiet(), told_when_memory_ends(recipe.train):
+        initialize_weights(module.model, recipe.train, report)
+    results = make_results(out, recipe, splits, report)
+    with results_folder(out), quiet(), explain_out_of_memory(recipe.train):
         if is_rank_zero() and not resumed:
             write_identity(out, recipe, splits)
-            results.write_recipe()  # at once: what has a recipe can be resumed
+            results.write_recipe()  # before the first step, since `--resume` requires it
         trainer = make_run(recipe, out, hardware, results)
         trainer.fit(module, datamodule=splits, ckpt_path=last if resumed else None, weights_only=True)
+        # training may have ended between two evaluations
         if results.evaluated_step != trainer.global_step:
             trainer.validate(module, datamodule=splits, verbose=False)
         if trainer.is_global_zero:
-            finish(out, results, splits, trainer)
+            write_final_results(out, results, splits, trainer)
     return summary(results, trainer)
 
 
+def rank_zero_only(report: Report) -> Report:
+    """Return `report` on rank zero, and a function without effect on other ranks."""
+    return report if is_rank_zero() else lambda line: None
+
+
 def prepare(
-    recipe: Recipe, data: Path, max_detections: int | None, hardware: Hardware, kind: type[Splits]
+    recipe: Recipe, data: Path, max_detections: int | None, hardware: Hardware, data_module: type[Splits]
 ) -> tuple[Recipe, Splits, EmbedMaskModule]:
-    """Return the recipe for this data set, the data, and the network with random weights.
+    """Return the recipe adapted to a data set, its data module, and the network with random weights.
 
     Args:
-        kind: `TrainValDataModule`, or one that gives less of the data.
+        data_module: class of the data module.
 
     Raises:
-        BadInput: the data or the recipe cannot be used.
+        BadInput: the data or the recipe is invalid.
     """
     seed_everything(recipe.train.seed, workers=True, verbose=False)
-    splits = kind(data, recipe)
+    splits = data_module(data, recipe)
     recipe = with_classes(recipe, len(splits.train_set.class_names), max_detections)
     module = EmbedMaskModule(recipe, splits.val_set.category_ids, channels_last=hardware.channels_last)
     recipe = replace(recipe, model=module.model.config)
@@ -133,84 +140,92 @@ def prepare(
     return recipe, splits, module
 
 
-def with_settings(recipe: Recipe, resumed: Path | None, tell: Report) -> Recipe:
-    """Return the recipe with the settings of the network that its first weights require.
+def with_required_settings(recipe: Recipe, resumed: Path | None, report: Report) -> Recipe:
+    """Return the recipe with the model settings that its initial weights require.
 
     Args:
-        resumed: results folder of the run that goes on: the settings it began with stay, whatever its weights were.
-        tell: takes the line that names the changes; not of a run that goes on.
+        resumed: results folder of the run to resume, whose settings remain; None: a new run.
+        report: receives a line that names the changes of a new run.
 
     Raises:
-        BadInput: a file of weights cannot be read, or is of another backbone.
+        BadInput: a weights file cannot be read, or belongs to another backbone.
     """
     if resumed is not None and (resumed / "recipe.yaml").is_file():
         began = Recipe.from_yaml(resumed / "recipe.yaml").model
+        # the recipe of the run has the settings already, and its weights file may be gone
         if all(getattr(began, name) == getattr(recipe.model, name) for name in SETTINGS):
             return recipe
-    model = adapt_config(recipe.model, recipe.train, tell if resumed is None else lambda line: None)
+    model = adapt_config(recipe.model, recipe.train, report if resumed is None else lambda line: None)
     return replace(recipe, model=model)
 
 
-def set_first_weights(model: Detector, config: TrainConfig, tell: Report) -> None:
-    """Those that training starts from, where they are not random.
+def initialize_weights(model: Detector, config: TrainConfig, report: Report) -> None:
+    """Load the initial weights of `train.init` or `train.pretrained`, in place; without either they stay random.
 
     Raises:
-        BadInput: `init` is no model file, or of another backbone; the pretrained weights cannot be read or fetched.
+        BadInput: a weights file cannot be read or fetched, or belongs to another backbone.
     """
     if config.init is not None:
         try:
-            first = load_checkpoint(config.init).model
+            source = load_checkpoint(config.init).model
         except BadInput as error:
             raise BadInput(f"train.init {error}") from None
-        check_same_backbone(model.config.backbone, first.config.backbone, config.init)
-        held, wanted = first.state_dict(), model.state_dict()
-        fit = {n: value for n, value in held.items() if n in wanted and value.shape == wanted[n].shape}
-        model.load_state_dict(fit, strict=False)
-        tell(f"starts from {config.init}: {len(fit)} of {len(wanted)} tensors")
+        check_same_backbone(model.config.backbone, source.config.backbone, config.init)
+        state = model.state_dict()
+        # layers that depend on the number of classes differ in shape and stay random
+        matching = {
+            name: value
+            for name, value in source.state_dict().items()
+            if name in state and value.shape == state[name].shape
+        }
+        model.load_state_dict(matching, strict=False)
+        report(f"starts from {config.init}: {len(matching)} of {len(state)} tensors")
     elif config.pretrained:
-        tell(load_pretrained(model.backbone, config.pretrained))
+        report(load_pretrained(model.backbone, config.pretrained))
 
 
 def check_folder(out: Path, resume: bool) -> None:
-    """A run is never overwritten, and only a run can go on; what a killed one has left half written is removed."""
+    """Check that `out` holds a run to resume, or else no files, and remove temporary files of a killed run.
+
+    Raises:
+        BadInput: there is no run to resume, its checkpoint is damaged, or a new run would overwrite files.
+    """
     if not is_rank_zero():
-        return  # the first process looks, and may have begun to write
+        return  # rank zero checks, and may have started to write
     if resume:
         if (out / LAST_CHECKPOINT).is_file():
             check_checkpoint(out / LAST_CHECKPOINT)
         elif not (out / "recipe.yaml").is_file():
-            raise BadInput(f"{out}: no run to resume in there; leave out --resume to start one")
+            raise BadInput(f"{out}: no run to resume; omit --resume to start a new one")
     elif out.exists() and (not out.is_dir() or not all(map(is_temporary, out.iterdir()))):
-        raise BadInput(
-            f"{out}: already holds something; choose a new folder, or continue the run with --resume"
-        )
+        raise BadInput(f"{out}: not an empty folder; choose a new one, or continue the run with --resume")
     if out.exists():
         remove_temporary(out)
 
 
 def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -> Recipe:
-    """The recipe for a data set of `num_classes` classes, and so many detections an image."""
+    """Return the recipe with the number of classes of a data set, and `max_detections` unless it is None."""
     changes = {"num_classes": num_classes}
     if max_detections is not None:
         changes["max_detections"] = max_detections
     model = override(recipe.model, changes, where="model")
-    model.decision()  # as many thresholds as classes, if one per class
+    model.decision()  # checks that thresholds per class match the number of classes
     return Recipe(model=model, data=recipe.data, train=recipe.train)
 
 
-def make_results(out: Path, recipe: Recipe, splits: TrainValDataModule, tell: Report) -> ResultsFolder:
-    """Build the callback that evaluates and writes; the first process reads the ground truth of val for it."""
-    truth = splits.val_set.ground_truth if is_rank_zero() else None
-    evaluator = None if truth is None else CocoEvaluator(truth, recipe.model.max_detections)
-    return ResultsFolder(out, recipe, evaluator, splits.val_set.class_names, tell)
+def make_results(out: Path, recipe: Recipe, splits: TrainValDataModule, report: Report) -> ResultsFolder:
+    """Build the callback that evaluates and writes results; rank zero alone reads the ground truth."""
+    ground_truth = splits.val_set.ground_truth if is_rank_zero() else None
+    evaluator = None if ground_truth is None else CocoEvaluator(ground_truth, recipe.model.max_detections)
+    return ResultsFolder(out, recipe, evaluator, splits.val_set.class_names, report)
 
 
 def make_run(
     recipe: Recipe, out: Path, hardware: Hardware, results: ResultsFolder, *more: Callback
 ) -> Trainer:
-    """Build the trainer of a whole run, with all that it leaves in `out`; `more` callbacks come first."""
+    """Build the trainer of a run with the callbacks that write to `out`; `more` callbacks come first."""
     config = recipe.train
-    # the results come before the average: they save the averaged weights while these are swapped in
+    # results come before the average: they must save while the averaged weights are swapped in
     callbacks = [*more, results]
     if config.ema_decay is not None:
         callbacks.append(MovingAverage(config.ema_decay))
@@ -230,20 +245,22 @@ def make_run(
 
 @contextmanager
 def results_folder(out: Path) -> Iterator[None]:
-    """Make `out`; where training fails before its first checkpoint, take it away again."""
-    made = is_rank_zero() and not out.exists()
-    if is_rank_zero():  # where another process were faster, nobody would take it away
+    """Make `out`, and remove it if training fails before the first checkpoint."""
+    is_new = is_rank_zero() and not out.exists()
+    if is_rank_zero():  # on other ranks `is_new` is False, so one of them must not make it first
         make_folder(out)
     try:
         yield
     except BaseException:
-        if made and not (out / LAST_CHECKPOINT).exists():
+        if is_new and not (out / LAST_CHECKPOINT).exists():
             shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def finish(out: Path, results: ResultsFolder, splits: TrainValDataModule, trainer: Trainer) -> None:
-    """Write the weights that are kept under their final name, the metrics, the curves and the samples."""
+def write_final_results(
+    out: Path, results: ResultsFolder, splits: TrainValDataModule, trainer: Trainer
+) -> None:
+    """Write `model.safetensors`, the metrics, the curves and the samples, and report the result."""
     kept = results.kept
     with atomic_write(out / "model.safetensors") as temporary:
         shutil.copyfile(out / f"{splits.recipe.train.keep}.safetensors", temporary)
@@ -257,14 +274,14 @@ def finish(out: Path, results: ResultsFolder, splits: TrainValDataModule, traine
     write_samples(predictor, splits.val_set, out / "samples")
     results.report(threshold_line(predictor.model.config.decision_threshold, kept))
     aps = f"mask AP {kept['segm/AP']:.3f}, box AP {kept['bbox/AP']:.3f} on val"
-    which = f"{kept['kept']}, step {kept['kept_step']}"
-    results.report(f"{aps} · {which} · {out / 'model.safetensors'}")
+    origin = f"{kept['kept']}, step {kept['kept_step']}"
+    results.report(f"{aps} · {origin} · {out / 'model.safetensors'}")
 
 
 def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping[str, Any]) -> str:
-    """Return the line that tells the score threshold of the model and the F1 on val that it was chosen by."""
+    """Return one line with the score threshold of the model and its F1 on val."""
     if threshold is None:
-        return f"score threshold {DEFAULT_DECISION:g}: no result on val was right, so none was chosen"
+        return f"score threshold {DEFAULT_DECISION:g} (default): no result on val was correct"
     values = threshold if isinstance(threshold, tuple) else (threshold,)
     best, default = metrics["decision/F1"], metrics[f"decision/F1_at_{DEFAULT_DECISION:g}"]
     return (
@@ -274,7 +291,7 @@ def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping
 
 
 def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:
-    """What `metrics.json` holds."""
+    """Return the content of `metrics.json`."""
     return {
         **results.kept,
         "seconds": round(results.seconds, 1),

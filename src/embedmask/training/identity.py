@@ -1,4 +1,4 @@
-"""The recipe and the data that a run began with, so that `--resume` goes on with the same ones."""
+"""`run.json`: the recipe and data that a run began with, which `--resume` compares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embedmask.training.data_module import TrainValDataModule
 
 RUN_FILE = "run.json"
 MAX_NAMED = 3
-"""Differences in one message."""
+"""Maximum number of differences that an error message lists."""
 FREE: Mapping[str, Sequence[str]] = {
     "model": ("image_short_side", "image_long_side", "image_rounding", "score_threshold", "decision_threshold",
               "nms_threshold", "max_detections", "mask_threshold", "pre_nms", "score", "rescore_masks",
@@ -25,34 +25,34 @@ FREE: Mapping[str, Sequence[str]] = {
     "train": ("epochs", "max_steps", "max_minutes", "early_stop", "eval_every", "eval_minutes", "keep", "workers",
               "precision", "checkpoint_minutes", "checkpoint_steps"),
 }  # fmt: skip
-"""Fields that a resumed run may change: the length of the training, the engine, evaluation and prediction."""
+"""Fields that a resumed run may change: those of the training length, the engine, evaluation and prediction."""
 
 
 def write_identity(out: Path, recipe: Recipe, splits: TrainValDataModule) -> None:
-    """Write what `check_identity` compares a resumed run with."""
+    """Write `run.json` for `check_identity`."""
     write_json(out / RUN_FILE, {"recipe": recipe.to_dict(), "data": _describe(splits)})
 
 
 def check_identity(out: Path, recipe: Recipe, splits: TrainValDataModule) -> None:
-    """Check that the run in `out` began with this recipe and this data, as far as its files tell.
+    """Check that the run in `out` began with the same recipe and the same data.
 
     Raises:
-        BadInput: a difference that changes the training; the first ones are named.
+        BadInput: the training differs; the message lists the first differences.
     """
     path = out / RUN_FILE
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    else:  # a run of an earlier version
-        begun = {"recipe": read_yaml(out / "recipe.yaml") if (out / "recipe.yaml").is_file() else {}}
+        before = json.loads(path.read_text(encoding="utf-8"))
+    else:  # earlier versions wrote no run.json
+        before = {"recipe": read_yaml(out / "recipe.yaml") if (out / "recipe.yaml").is_file() else {}}
     differences = [
-        *_data_differences(begun.get("data", {}), splits),
-        *_recipe_differences(begun["recipe"], recipe),
+        *_data_differences(before.get("data", {}), splits),
+        *_recipe_differences(before["recipe"], recipe),
     ]
     if differences:
-        named = ", ".join(differences[:MAX_NAMED])
+        listed = ", ".join(differences[:MAX_NAMED])
         more = f" and {len(differences) - MAX_NAMED} more" if len(differences) > MAX_NAMED else ""
         raise BadInput(
-            f"{out}: cannot be resumed: {named}{more}; give the recipe and the data that the run began with, "
+            f"{out}: cannot be resumed: {listed}{more}; use the recipe and the data that the run began with, "
             "or start a new run in another folder"
         )
 
@@ -62,31 +62,31 @@ def _describe(splits: TrainValDataModule) -> dict[str, Any]:
     return {"classes": train.class_names, "train": train.fingerprint(), "val": val.fingerprint()}
 
 
-def _data_differences(begun: Mapping[str, Any], splits: TrainValDataModule) -> Iterator[str]:
-    if not begun:
+def _data_differences(before: Mapping[str, Any], splits: TrainValDataModule) -> Iterator[str]:
+    if not before:
         return
     now = _describe(splits)
-    before, after = begun["classes"], now["classes"]
-    yield from (f"class {name!r} is new" for name in after if name not in before)
-    yield from (f"class {name!r} is missing" for name in before if name not in after)
-    if before != after:
+    old, new = before["classes"], now["classes"]
+    yield from (f"class {name!r} is new" for name in new if name not in old)
+    yield from (f"class {name!r} is missing" for name in old if name not in new)
+    if old != new:
         yield "the classes are in another order"
     for split in ("train", "val"):
         for name, value in now[split].items():
-            if begun[split][name] != value:
-                counts = f" ({value}, began with {begun[split][name]})" if isinstance(value, int) else ""
+            if before[split][name] != value:
+                counts = f" ({value}, began with {before[split][name]})" if isinstance(value, int) else ""
                 yield f"{split} has other {name}{counts}"
 
 
-def _recipe_differences(begun: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
-    """Name each field that differs; fields that an earlier version did not know are passed over."""
-    if not begun:
+def _recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> Iterator[str]:
+    """Describe each field that differs, except fields that an earlier version did not have."""
+    if not before:
         return
-    now = json.loads(json.dumps(recipe.to_dict()))
-    kind = {"kind": DEFAULT_KIND}  # EmbedMask's own recipes leave it out
-    begun, now = ({**values, "model": {**kind, **values["model"]}} for values in (begun, now))
+    now = json.loads(json.dumps(recipe.to_dict()))  # as read from JSON, with lists for tuples
+    default = {"kind": DEFAULT_KIND}  # recipes of EmbedMask omit it
+    before, now = ({**values, "model": {**default, **values["model"]}} for values in (before, now))
     for section, free in FREE.items():
-        before = begun[section]
+        old = before[section]
         for name, value in now[section].items():
-            if name not in free and name in before and before[name] != value:
-                yield f"{section}.{name} is {value}, began with {before[name]}"
+            if name not in free and name in old and old[name] != value:
+                yield f"{section}.{name} is {value}, began with {old[name]}"

@@ -1,4 +1,4 @@
-"""The model, its objective and its solver as Lightning wants them."""
+"""Lightning module of the model, its objective and its solver."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from embedmask.training.schedule import lr_factor, parameter_groups
 
 
 class EmbedMaskModule(LightningModule):
-    """A training step is preprocess, network, criterion; a validation step is preprocess, network, results.
+    """Lightning module that computes the losses in training and COCO results in validation.
 
     Args:
-        recipe: the whole experiment; `recipe.model.num_classes` is already that of the data set.
-        category_ids: the data set's category id of each class, for the results of validation.
-        channels_last: keep weights and images in the layout that fast bfloat16 convolutions want.
+        recipe: recipe whose `model.num_classes` matches the data set.
+        category_ids: category id of each class, for the COCO results.
+        channels_last: store weights and images in the channels-last layout.
     """
 
     def __init__(
@@ -46,15 +46,16 @@ class EmbedMaskModule(LightningModule):
         self.category_ids = list(category_ids)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = build_model(recipe.model).to(memory_format=self.memory_format)
-        # the baseline brings its own objective along
+        # Mask R-CNN has losses of its own
         self.criterion = (
             Criterion.from_config(recipe.model) if isinstance(recipe.model, ModelConfig) else None
         )
 
     def compute_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
-        """Every weighted term of the loss of a batch, a scalar each."""
+        """Return the weighted loss terms of a batch, as scalars by name."""
         images, targets = batch
-        # GroupNorm and the background see the padding: all processes pad alike
+        # images: uint8 [3, h, w] of several sizes -> inputs.tensors: float32 [N, 3, Hp, Wp];
+        # padding affects GroupNorm and the background locations: all processes pad to the same size
         inputs = self.model.preprocess(
             images, all_reduce_max_size([image.shape[1:] for image in images], self.device)
         )
@@ -62,60 +63,69 @@ class EmbedMaskModule(LightningModule):
         if isinstance(self.model, MaskRCNN):
             return self.model.losses(inputs, targets).as_dict()
         assert self.criterion is not None
-        return self.criterion(self.model(inputs), targets).as_dict()  # in float32 whatever the network ran in
+        return self.criterion(self.model(inputs), targets).as_dict()  # casts to float32
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """What is drawn on the way follows from seed, batch and process: a resumed run draws the same."""
-        place = (self.recipe.train.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        """Seed torch by the recipe's seed, the batch and the rank, so that a resumed run samples the same."""
+        entropy = (self.recipe.train.seed, self.trainer.fit_loop.total_batch_idx, self.trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> dict[str, Any]:
-        """`loss`: what is minimised; `losses`: name -> mean over the processes; `lr`: the rate of this step.
+        """Compute the loss of a batch.
+
+        Returns:
+            `loss`: the scalar to minimize; `losses`: name -> mean over the processes; `lr`: the learning rate.
 
         Raises:
-            TrainingStopped: a loss is not finite, in any process.
+            TrainingStopped: a loss is not finite in any process.
         """
         terms = self.compute_losses(batch)
         total = torch.stack(list(terms.values())).sum()
+        # one transfer for all terms: [1 + number of terms]
         values = torch.stack([total, *terms.values()]).detach()
         means = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
         losses = dict(zip(("total", *terms), means, strict=True))
         if not np.isfinite(means).all():
-            raise TrainingStopped(self._complaint(losses, [target.image_id for target in batch[1]]))
+            raise TrainingStopped(self._non_finite_message(losses, [target.image_id for target in batch[1]]))
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({**{f"loss/{name}": value for name, value in losses.items()}, "lr": rate})
         self.log("loss", losses["total"], prog_bar=True, logger=False)
         return {"loss": total, "losses": losses, "lr": rate}
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
-        """`results`: pairs of each image's id and its COCO results, in its own frame."""
+        """Return `results`: pairs of image id and COCO results in the frame of the image file."""
         images, image_ids, original_sizes = batch
-        found = predict_batch(
+        detections = predict_batch(
             self.model, self.recipe.model, images, original_sizes, memory_format=self.memory_format
         )
-        named = zip(image_ids, found, strict=True)
-        return {"results": [(image, coco_results(one, image, self.category_ids)) for image, one in named]}
+        pairs = zip(image_ids, detections, strict=True)
+        return {
+            "results": [
+                (image_id, coco_results(instances, image_id, self.category_ids))
+                for image_id, instances in pairs
+            ]
+        }
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The solver, with the learning rate set anew before every optimizer step."""
+        """Return the optimizer and a schedule that sets the learning rate in every step."""
         config = self.recipe.train
         optimizer = make_optimizer(parameter_groups(self.model, config), config)
         total = config.max_steps or int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, partial(lr_factor, total_steps=total, config=config))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _complaint(self, losses: dict[str, float], image_ids: list[int | None]) -> str:
-        named = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    def _non_finite_message(self, losses: dict[str, float], image_ids: list[int | None]) -> str:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         images = ", ".join(map(str, gather(image_ids)))
         return (
-            f"step {self.trainer.global_step + 1}: the loss is not finite ({named}); images {images}; nothing was "
-            "learned from them, and the last checkpoint is kept; lower --train.lr, set --train.clip_norm, or "
-            "look at these images"
+            f"step {self.trainer.global_step + 1}: the loss is not finite ({values}); images {images}; the weights "
+            "were not updated and the last checkpoint remains; lower --train.lr, set --train.clip_norm, or check "
+            "these images"
         )
 
 
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum (section 4.1), or AdamW."""
+    """Return SGD with momentum (section 4.1), or AdamW."""
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)

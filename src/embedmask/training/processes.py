@@ -1,4 +1,4 @@
-"""Several processes: how many, which one this is, and what the others hold."""
+"""Distributed training: number of processes, ranks and collective operations."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from embedmask.structures import Size
 T = TypeVar("T")
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
-"""What launchers tell a process about its rank, before the processes have found each other."""
+"""Environment variables by which launchers set the rank, known before the process group exists."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How the work is spread.
+    """Number of processes and machines, as Lightning takes them.
 
     Attributes:
-        devices: processes of each machine; or the number of the one CUDA card to use, in a list.
-        nodes: machines.
+        devices: processes per machine, or a list with the index of a single CUDA device.
+        nodes: number of machines.
     """
 
     devices: int | list[int] = 1
@@ -33,75 +33,75 @@ class Processes:
 
     @property
     def are_many(self) -> bool:
-        """Whether there may be more than one."""
+        """Return whether there is more than one process."""
         return self.nodes > 1 or (isinstance(self.devices, int) and self.devices > 1)
 
 
 def choose_processes(device: torch.device, devices: int | None, nodes: int) -> Processes:
-    """How the work is spread over `device`s.
-
-    A launcher (torchrun) has decided already, and what it says holds. Else Lightning starts what is missing.
+    """Return the processes to train with. Those of a launcher (torchrun) take precedence over the arguments.
 
     Args:
-        device: `cuda` means every card, `cuda:N` that one; on the CPU a process is what `devices` counts.
-        devices: processes of each machine; None: one, or one a card.
-        nodes: machines.
+        device: `cuda` for all CUDA devices, `cuda:N` for one, or another device type.
+        devices: processes per machine; None: one per CUDA device, else one.
+        nodes: number of machines.
 
     Raises:
-        BadInput: a number below 1, or one that contradicts the launcher or `cuda:N`.
+        BadInput: a number is below 1, or contradicts the launcher or `cuda:N`.
     """
     for name, value in (("--devices", devices), ("--nodes", nodes)):
         if value is not None and value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}")
+    # torchrun sets WORLD_SIZE to processes per machine x machines
     if distributed.is_available() and distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         if devices not in (None, local):
             raise BadInput(
-                f"--devices {devices}: torchrun has started {local} a machine; leave the option out"
+                f"--devices {devices}: torchrun has started {local} processes per machine; omit the option"
             )
         return Processes(local, int(os.environ["WORLD_SIZE"]) // local)
     if device.type == "cuda" and device.index is not None:
         if devices not in (None, 1):
-            raise BadInput(f"--devices {devices}: --device {device} is one card; use --device cuda")
+            raise BadInput(f"--devices {devices}: --device {device} is one device; use --device cuda")
         return Processes([device.index], nodes)
-    every = torch.cuda.device_count() if device.type == "cuda" else 1
-    return Processes(every if devices is None else devices, nodes)
+    available = torch.cuda.device_count() if device.type == "cuda" else 1
+    return Processes(available if devices is None else devices, nodes)
 
 
 def is_rank_zero() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Return whether this is rank zero."""
     return all(os.environ.get(name, "0") == "0" for name in RANK_VARIABLES)
 
 
 def is_distributed() -> bool:
-    """Whether the processes have found each other; False in a run of one."""
+    """Return whether the process group is initialized."""
     return distributed.is_available() and distributed.is_initialized()
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Number of this process among those that have found each other, and how many they are."""
+    """Return the rank of this process and the number of processes; (0, 1) without a process group."""
     return (distributed.get_rank(), distributed.get_world_size()) if is_distributed() else (0, 1)
 
 
 def gather(items: list[T]) -> list[T]:
-    """The items of all processes, on every one of them."""
+    """Return the items of all processes, in the order of ranks, on every process."""
     if not is_distributed():
         return items
+    # the lists may differ in length, so they are pickled: one list per rank
     parts: list[list[T]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(parts, items)
     return [item for part in parts for item in part]
 
 
 def all_reduce_max_size(sizes: Sequence[Sequence[int]], device: torch.device) -> Size:
-    """Return the largest height and the largest width that any process has.
+    """Return the maximum height and the maximum width over the images of all processes.
 
     Args:
-        sizes: `(height, width)` of this process's images, one at least.
-        device: of this process.
+        sizes: `(height, width)` of each image of this process, at least one.
+        device: device of this process.
     """
     height, width = map(max, zip(*sizes, strict=True))
     if not is_distributed():
         return height, width
-    both = torch.tensor((height, width), device=device)
-    distributed.all_reduce(both, distributed.ReduceOp.MAX)
-    return int(both[0]), int(both[1])
+    size = torch.tensor((height, width), device=device)
+    distributed.all_reduce(size, distributed.ReduceOp.MAX)
+    return int(size[0]), int(size[1])

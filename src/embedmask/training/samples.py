@@ -1,4 +1,4 @@
-"""Images of a run: what the data set says beside what the model finds."""
+"""Sample images of a run: ground truth beside predictions."""
 
 from __future__ import annotations
 
@@ -19,16 +19,21 @@ from embedmask.visualize import draw_detections, side_by_side, write_image
 
 
 def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, count: int = 8) -> None:
-    """Images spread over a data set, as `IMAGE_ID.png`: left the ground truth, right the predictions.
+    """Write images of a data set as `IMAGE_ID.png`, with ground truth on the left and predictions on the right.
 
     Args:
-        predictor: its classes are those of the data set.
+        predictor: predictor with the classes of the data set.
+        dataset: data set to take images from, evenly spaced.
+        folder: folder to write to.
+        count: maximum number of images.
     """
-    whole = EvalTransform(None, 0)
+    full_size = EvalTransform(None, 0)
     for index in spread(len(dataset), count):
         image = dataset.image(index)
         panels = side_by_side(
-            draw_target(*whole(image, dataset.annotations(index), torch.Generator()), dataset.class_names),
+            draw_target(
+                *full_size(image, dataset.annotations(index), torch.Generator()), dataset.class_names
+            ),
             draw_detections(image, predictor(image), dataset.class_names),
             titles=("ground truth", "prediction"),
         )
@@ -36,13 +41,19 @@ def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, co
 
 
 def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """Ground truth over the uint8 image `[3, h, w]` that it belongs to, uint8 `[h, w, 3]`."""
-    truth = Instances(target.boxes, torch.ones(len(target)), target.labels, target.crop_masks())
-    detections = to_detections(truth, class_names)
-    detections.confidence = None  # the truth has no score
+    """Return the image with its ground truth drawn over it, uint8 `[h, w, 3]`.
+
+    Args:
+        image: uint8 `[3, h, w]`.
+        target: ground truth in the frame of `image`.
+        class_names: name of each label.
+    """
+    instances = Instances(target.boxes, torch.ones(len(target)), target.labels, target.crop_masks())
+    detections = to_detections(instances, class_names)
+    detections.confidence = None  # ground truth has no scores
     return draw_detections(image, detections, class_names)
 
 
 def spread(length: int, count: int) -> list[int]:
-    """At most `count` indices of a list of `length`, evenly spread from its first to its last."""
-    return sorted({round(place) for place in np.linspace(0, length - 1, min(count, length)).tolist()})
+    """Return at most `count` indices below `length`, evenly spaced from the first to the last."""
+    return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length)).tolist()})

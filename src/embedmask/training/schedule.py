@@ -1,4 +1,4 @@
-"""The learning-rate schedule and the parameter groups of the solver (section 4.1), as pure functions."""
+"""Learning-rate schedule and parameter groups of the solver (section 4.1)."""
 
 from __future__ import annotations
 
@@ -14,73 +14,54 @@ NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """What the base learning rate is multiplied by in optimizer step `step` (0-based) of `total_steps`.
+    """Return the factor on the base learning rate in an optimizer step.
 
-    The authors' order: the warm-up factor multiplies the schedule, the first full step is `warmup_steps`,
-    and a milestone counts from the step that it names on.
+    As in the authors' code, the warm-up factor multiplies the schedule, and a milestone applies from its step on.
+
+    Args:
+        step: number of the step, from 0.
+        total_steps: number of steps of the training.
+        config: warm-up and schedule.
     """
-    decay = (
-        _cosine(step, total_steps, config)
-        if config.schedule == "cosine"
-        else _steps(step, total_steps, config)
-    )
-    return _warmup(step, config) * decay
-
-
-def _warmup(step: int, config: TrainConfig) -> float:
-    if step >= config.warmup_steps:
-        return 1.0
-    if config.warmup == "constant":
-        return config.warmup_factor
-    done = step / config.warmup_steps
-    return config.warmup_factor * (1 - done) + done
-
-
-def _steps(step: int, total_steps: int, config: TrainConfig) -> float:
-    passed = sum(step >= round(fraction * total_steps) for fraction in config.milestones)
-    return config.gamma**passed
-
-
-def _cosine(step: int, total_steps: int, config: TrainConfig) -> float:
-    # The half wave starts after the warm-up, and the last step is still above zero
+    warmup = 1.0
+    if step < config.warmup_steps:
+        done = step / config.warmup_steps if config.warmup == "linear" else 0.0
+        warmup = config.warmup_factor * (1 - done) + done
+    if config.schedule == "step":
+        passed = sum(step >= round(fraction * total_steps) for fraction in config.milestones)
+        return warmup * config.gamma**passed
+    # half a cosine wave from the end of the warm-up; it would reach zero one step after the last
     length = max(total_steps - config.warmup_steps, 1)
     done = min(max(step - config.warmup_steps, 0) / length, 1.0)
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _norm_weights(model: nn.Module) -> list[nn.Parameter]:
-    layers = [module for module in model.modules() if isinstance(module, NORMS)]
-    return [layer.weight for layer in layers if layer.weight is not None and layer.weight.requires_grad]
+    return warmup * (0.5 * (1 + math.cos(math.pi * done)))
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """The authors' groups: every parameter whose name contains "bias" has its own rate and decay.
+    """Return the parameter groups of the optimizer: weights, biases and norms, without empty groups.
 
-    With `norm_weight_decay` the weights of normalisation layers are a group of their own. Frozen parameters
-    (`requires_grad` False) are left out, and so is a group that would be empty.
+    As in the authors' code, every parameter with "bias" in its name is a bias. With `norm_weight_decay` the weights
+    of normalization layers form a group of their own. Frozen parameters are left out.
     """
-    norms = _norm_weights(model) if config.norm_weight_decay is not None else []
-    apart = set(map(id, norms))
-    named = [(name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in apart]
-    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    norm_weights = {id(layer.weight) for layer in model.modules() if isinstance(layer, NORMS)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if config.norm_weight_decay is not None and id(parameter) in norm_weights:
+            norms.append(parameter)
+        else:
+            (biases if "bias" in name else weights).append(parameter)
+    lr = config.step_lr
     groups = (
-        {
-            "name": "weights",
-            "params": [parameter for name, parameter in trained if "bias" not in name],
-            "lr": config.step_lr,
-            "weight_decay": config.weight_decay,
-        },
+        {"name": "weights", "params": weights, "lr": lr, "weight_decay": config.weight_decay},
         {
             "name": "biases",
-            "params": [parameter for name, parameter in trained if "bias" in name],
-            "lr": config.step_lr * config.bias_lr_factor,
+            "params": biases,
+            "lr": lr * config.bias_lr_factor,
             "weight_decay": config.bias_weight_decay,
         },
-        {
-            "name": "norms",
-            "params": norms,
-            "lr": config.step_lr,
-            "weight_decay": config.norm_weight_decay,
-        },
+        {"name": "norms", "params": norms, "lr": lr, "weight_decay": config.norm_weight_decay},
     )
     return [group for group in groups if group["params"]]

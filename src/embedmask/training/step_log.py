@@ -1,4 +1,4 @@
-"""The log of a training by steps: a row each in `steps.csv`, and a line about every minute without a terminal."""
+"""Step log of a training: `steps.csv`, and a line of progress every minute without a terminal."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from embedmask.files import write_text
 
 Row = dict[str, float]
 LINE_SECONDS = 60.0
-"""Between two lines."""
+"""Minimum time between two lines of progress."""
 
 
 class StepLog(Callback):
-    """Writes a row for each optimizer step, and reports one about every minute; in the first process alone.
+    """Callback that writes a CSV row per optimizer step and reports progress every minute, on rank zero.
 
-    Columns: step, epoch, lr, the losses (means over the parts of an accumulated step), images a second of all
-    processes, seconds of the step with its loading, and peak memory of the process, GiB.
+    Columns: step, epoch, lr, the losses (means over accumulated parts), images per second of all processes, seconds
+    of the step including data loading, and peak memory of the process in GiB.
 
     Args:
-        path: the file; a resumed run keeps the rows up to its checkpoint.
-        images: images of a step, all processes together.
-        report: takes one line; None: no lines, since a progress bar is shown.
+        path: CSV file; a resumed run keeps the rows up to its checkpoint.
+        images: number of images in a step, over all processes.
+        report: receives lines of progress; None: no lines.
     """
 
     def __init__(self, path: Path, images: int, report: Callable[[str], None] | None) -> None:
@@ -38,30 +38,33 @@ class StepLog(Callback):
         self._file: TextIO | None = None
         self._parts: list[Row] = []
         self._columns: Sequence[str] = ()
-        self._clock = self._said = time.monotonic()
-        self._begun: tuple[int, float] = (0, self._clock)
+        self._clock = self._reported = time.monotonic()
+        self._start: tuple[int, float] = (0, self._clock)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the rows of the steps that the run goes on from."""
-        self._clock = self._said = time.monotonic()
-        self._begun = (trainer.global_step, self._clock)
+        """Open the file and keep the rows of the steps before a resumed run's checkpoint."""
+        self._clock = self._reported = time.monotonic()
+        self._start = (trainer.global_step, self._clock)
         if not trainer.is_global_zero:
             return
         rows = []
+        # a new run starts an empty file; a resumed one drops rows of steps that it will repeat
         if trainer.global_step and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
         head, rows = rows[:1], [row for row in rows[1:] if int(row[0]) <= trainer.global_step]
         self._columns = head[0] if head else ()
         write_text(self.path, "".join(",".join(row) + "\n" for row in (*head, *rows)))
+        # line-buffered, so that the file can be followed and a killed run loses no complete row
         self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the row of a step that is complete."""
+        """Write the row of a complete step."""
         self._parts.append(outputs["losses"])
         parts = trainer.accumulate_grad_batches
+        # Lightning also steps after the last batch of an epoch, with fewer parts
         if self._file is None or ((batch_idx + 1) % parts and not trainer.is_last_batch):
             return
         now = time.monotonic()
@@ -79,8 +82,8 @@ class StepLog(Callback):
             "peak_gib": float("nan") if memory is None else memory / 2**30,
         }
         self._write(row)
-        if self.report is not None and now - self._said >= LINE_SECONDS:
-            self._said = now
+        if self.report is not None and now - self._reported >= LINE_SECONDS:
+            self._reported = now
             self.report(self._line(row, trainer, now))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,7 +97,7 @@ class StepLog(Callback):
         self.on_train_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave evaluations out of the seconds of a step."""
+        """Start the clock again, so that evaluations do not count in the seconds of a step."""
         self._clock = time.monotonic()
 
     def _write(self, row: Row) -> None:
@@ -107,8 +110,8 @@ class StepLog(Callback):
 
     def _line(self, row: Row, trainer: Trainer, now: float) -> str:
         steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
-        first, begun = self._begun
-        rate = (now - begun) / max(row["step"] - first, 1)  # evaluations included
+        first, start = self._start
+        rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, evaluations included
         terms = ", ".join(
             f"{name[5:]} {value:.3f}"
             for name, value in row.items()
@@ -122,7 +125,7 @@ class StepLog(Callback):
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak memory of the process, bytes: on a CUDA device, else in RAM, where the system tells it."""
+    """Return the peak memory of the process in bytes, on CUDA that of the device; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if sys.platform == "win32":
@@ -130,11 +133,11 @@ def peak_memory(device: torch.device) -> int | None:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in two units: 3 d 4 h, 5 h 6 min, 7 min, 8 s."""
+    """Return a duration as text in at most two units: 3 d 4 h, 5 h 6 min, 7 min, 8 s."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Reading and writing weights: our own checkpoints, and the authors' files."""
+"""Reading and writing of weights: checkpoints, the authors' files and pretrained backbones."""
 
 from __future__ import annotations
 

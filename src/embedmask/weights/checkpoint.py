@@ -1,7 +1,6 @@
-"""Checkpoints: one safetensors file that holds the weights, the config of the model and the class names.
+"""Checkpoints: a safetensors file with the weights, the config of the model and the class names.
 
-Nothing else is needed to predict. Files of torch, which could carry code, are read by `read_torch_file`
-alone, and only their tensors.
+Torch files, which may contain code, are read by `read_torch_file` only, restricted to tensors and plain values.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,19 +32,17 @@ from embedmask.weights.released import find_weights, no_weights
 FORMAT = "embedmask"
 VERSION = 1
 TORCH_PICKLE = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-"""Beginning of a torch file from before torch 1.6; newer ones are zip archives."""
-
-Shapes = Mapping[str, tuple[int, ...]]
+"""First bytes of a torch file from before torch 1.6; newer ones are zip archives."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Content of a checkpoint file.
 
     Attributes:
-        config: the network and its post-processing.
-        model: the network with its weights, on the CPU, in eval mode.
-        class_names: name of each label, `config.num_classes` of them.
+        config: config of the network and its post-processing.
+        model: network with its weights, on the CPU, in eval mode.
+        class_names: name of each of the `config.num_classes` labels.
     """
 
     config: DetectorConfig
@@ -60,20 +58,22 @@ def save(
     dtype: torch.dtype | None = None,
     config: DetectorConfig | None = None,
 ) -> None:
-    """Write the weights, the config and the class names to one safetensors file, whole or not at all.
+    """Write the weights, the config and the class names to one safetensors file, atomically.
 
     Args:
-        class_names: name of each label, `model.config.num_classes` of them.
-        dtype: of the weights in the file, as torch.float16 for half the size; None: as they are.
-        config: written in place of the model's own, for example with another threshold.
+        model: model to save.
+        path: file to write.
+        class_names: name of each of the `model.config.num_classes` labels.
+        dtype: dtype of the weights in the file, such as torch.float16 for half the size; None: unchanged.
+        config: config to write instead of the model's, for example with another threshold.
 
     Raises:
-        BadInput: the number of names does not fit, `dtype` cannot hold the weights, or the file cannot be written.
+        BadInput: the number of names is wrong, `dtype` cannot represent the weights, or the file cannot be written.
     """
     names, count = list(class_names), model.config.num_classes
     if isinstance(class_names, str) or len(names) != count:
         raise BadInput(
-            f"{path}: {len(names)} class names for a model of {count} classes; give one name a class"
+            f"{path}: {len(names)} class names for a model of {count} classes; give one name per class"
         )
     metadata = {
         "format": FORMAT,
@@ -82,27 +82,32 @@ def save(
         "class_names": json.dumps(names),
     }
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise BadInput(f"{path}: dtype {dtype} holds no weights; use torch.float16, bfloat16 or float32")
+        raise BadInput(
+            f"{path}: dtype {dtype} is not a dtype of weights; use torch.float16, bfloat16 or float32"
+        )
     state = model.state_dict()
-    tensors = {name: _packed(value, dtype) for name, value in state.items()}
+    tensors = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for name, value in state.items()
+    }
     for name, value in state.items():
         if bool(value.isfinite().all()) and not bool(tensors[name].isfinite().all()):
-            raise BadInput(f"{path}: {name} has values beyond {dtype}; use another, or leave dtype out")
+            raise BadInput(f"{path}: {name} has values outside the range of {dtype}; use another dtype")
     with atomic_write(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-            _sort_metadata(temporary)
-        except SafetensorError as error:
-            # the library hides what the disk said in a text
-            code = re.search(r"os error (\d+)", str(error))
-            raise (
-                OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))
-            ) from error
+        _write_safetensors(temporary, tensors, metadata)
 
 
-def _sort_metadata(path: Path) -> None:
-    """Sort the metadata in the header, which the library writes in random order: equal models give equal files."""
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file with sorted metadata, so that equal models give equal files."""
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # the library reports errors of the disk as text only
+        code = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error))) from error
     with path.open("rb+") as file:
+        # 8 bytes of header length, little-endian, then the header as JSON padded with spaces, then the tensors;
+        # the library writes the metadata in random order, so it is sorted in place: the length stays the same
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -110,46 +115,50 @@ def _sort_metadata(path: Path) -> None:
         file.write(json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
 
 
-def _packed(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-
-
 def load(path: str | Path) -> Detector:
-    """The network of a checkpoint, or of a released model by name; on the CPU, in eval mode, as `load_checkpoint`."""
+    """Load the network of a checkpoint file or a released model; see `load_checkpoint`."""
     return load_checkpoint(path).model
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Rebuild the network that `save` wrote.
+    """Load a checkpoint written by `save`.
 
     Args:
-        path: a file, or the name of a model that comes with the package (`nuclei`). Weights kept in half precision
-            become float32.
+        path: a file, or the name of a released model (`nuclei`). Weights in half precision become float32.
 
     Raises:
-        BadInput: no such file; cut short or damaged; not an EmbedMask checkpoint; written by a newer version;
-            or its tensors are not those of its config (the first that differs is named).
+        BadInput: the file is missing, truncated or damaged, is not an EmbedMask checkpoint, comes from a newer version,
+            or its tensors differ from those of its config (the message names the first).
     """
     path = find_weights(path)
-    with _opened(path) as file:
+    with _open_checkpoint(path) as file:
         config, class_names = _parse_metadata(file.metadata() or {}, path)
         model = build_model(config)
-        state = model.state_dict()
-        held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check_tensors({name: tuple(value.shape) for name, value in state.items()}, held, path)
-        model.load_state_dict({name: file.get_tensor(name) for name in held})
+        # compare names and shapes before any tensor is read
+        expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        fix = "the file does not match its config, save or convert it again"
+        for name, shape in expected.items():
+            if name not in shapes:
+                raise BadInput(f"{path}: tensor {name!r} is missing; {fix}")
+            if shapes[name] != shape:
+                raise BadInput(f"{path}: tensor {name!r} is {shapes[name]}, expected {shape}; {fix}")
+        for name in shapes:
+            if name not in expected:
+                raise BadInput(f"{path}: unexpected tensor {name!r}; {fix}")
+        model.load_state_dict({name: file.get_tensor(name) for name in shapes})
     return Checkpoint(config=model.config, model=model.eval(), class_names=class_names)
 
 
 def read_config(path: str | Path) -> DetectorConfig:
-    """Read the config of a checkpoint, and not its weights; arguments and errors as for `load_checkpoint`."""
+    """Read the config of a checkpoint without its weights; arguments and errors as in `load_checkpoint`."""
     path = find_weights(path)
-    with _opened(path) as file:
+    with _open_checkpoint(path) as file:
         return _parse_metadata(file.metadata() or {}, path)[0]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_checkpoint(path: Path) -> Iterator[Any]:
     if file_form(path) in ("torch", "pickle"):
         raise BadInput(
             f"{path}: a torch file, not an EmbedMask checkpoint; "
@@ -161,17 +170,17 @@ def _opened(path: Path) -> Iterator[Any]:
 
 @contextmanager
 def reading_safetensors(path: Path) -> Iterator[None]:
-    """Turn the errors of a safetensors file into one line."""
+    """Convert errors of reading a safetensors file to `BadInput`."""
     try:
         yield
     except SafetensorError as error:
-        raise BadInput(f"{path}: cut short or damaged ({error}); copy or download it again") from None
+        raise BadInput(f"{path}: truncated or damaged ({error}); copy or download it again") from None
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def file_form(path: Path) -> Literal["safetensors", "torch", "pickle"] | None:
-    """Return the form of a weights file by its first bytes; None for anything else.
+    """Return the format of a weights file by its first bytes; None if it is unknown.
 
     Raises:
         BadInput: the file cannot be read.
@@ -181,26 +190,30 @@ def file_form(path: Path) -> Literal["safetensors", "torch", "pickle"] | None:
             start = file.read(len(TORCH_PICKLE))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
-    if start[8:9] == b"{":  # after 8 bytes of length
+    # safetensors: 8 bytes of header length, then JSON. Tested first, since the length may begin with 0x80, too
+    if start[8:9] == b"{":
         return "safetensors"
     if start.startswith((b"PK\x03\x04", TORCH_PICKLE)):
         return "torch"
-    return "pickle" if start.startswith(b"\x80") else None
+    return "pickle" if start.startswith(b"\x80") else None  # opcode PROTO, from protocol 2 on
 
 
 def read_torch_file(path: str | Path) -> dict[str, Tensor]:
-    """Name -> tensor (CPU) of a torch file: a bare state dict, or one under "model" or "state_dict".
+    """Read a state dict from a torch file: bare, or under "model" or "state_dict".
 
-    A `module.` prefix that all names share (saved from a data-parallel wrapper) is taken off. Only tensors
-    and plain values are unpickled: a file that asks for anything else is refused before any of it runs.
+    Only tensors and plain values are unpickled. A file with other objects is rejected before any code runs.
+
+    Returns:
+        Name -> tensor on the CPU, without a `module.` prefix that all names share.
 
     Raises:
-        BadInput: no such file; cut short or damaged; wants to execute code; or holds no state dict.
+        BadInput: the file is missing, truncated or damaged, contains other objects, or has no state dict.
     """
     path = Path(path)
     if not path.is_file():
         raise no_weights(path)
-    values = load_plain(path, _load_tensors)
+    values = load_plain(path, partial(torch.load, map_location="cpu", weights_only=True))
+    # training checkpoints wrap the state dict, some of them twice
     for key in ("model", "state_dict"):
         if isinstance(values, Mapping) and isinstance(values.get(key), Mapping):
             values = values[key]
@@ -210,7 +223,7 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
         or not all(isinstance(v, Tensor) for v in values.values())
     ):
         raise BadInput(
-            f'{path}: holds no state dict; expected tensors by name, alone or under "model" or "state_dict"'
+            f'{path}: contains no state dict; expected tensors by name, bare or under "model" or "state_dict"'
         )
     return without_prefix({str(name): value for name, value in values.items()})
 
@@ -218,17 +231,17 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
 def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[DetectorConfig, list[str]]:
     if metadata.get("format") != FORMAT:
         raise BadInput(
-            f"{path}: safetensors, but not an EmbedMask checkpoint; give a file written by embedmask.save"
+            f"{path}: safetensors, but not an EmbedMask checkpoint; use a file written by embedmask.save"
         )
     try:
         version, values = int(metadata["version"]), json.loads(metadata["config"])
         class_names = [str(name) for name in json.loads(metadata["class_names"])]
         values = dict(values)
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path}: its header is damaged ({error!r}); copy or download it again") from None
+        raise BadInput(f"{path}: the header is damaged ({error!r}); copy or download it again") from None
     if version > VERSION:
         raise BadInput(
-            f"{path}: checkpoint format {version}, this version reads up to {VERSION}; upgrade embedmask"
+            f"{path}: checkpoint format {version} is newer than {VERSION}, the latest supported; upgrade embedmask"
         )
     try:
         config = model_from_dict(values, where=f"{path}: config")
@@ -241,53 +254,32 @@ def _parse_metadata(metadata: Mapping[str, str], path: Path) -> tuple[DetectorCo
     return config, class_names
 
 
-def _check_tensors(expected: Shapes, held: Shapes, path: Path) -> None:
-    """The names and shapes of the file must be those of the network; the first that is not is named."""
-    mend = "the file and its config are of different models, save or convert it again"
-    for name, shape in expected.items():
-        if name not in held:
-            raise BadInput(f"{path}: tensor {name!r} is missing; {mend}")
-        if held[name] != shape:
-            raise BadInput(f"{path}: tensor {name!r} is {list(held[name])}, expected {list(shape)}; {mend}")
-    for name in held:
-        if name not in expected:
-            raise BadInput(f"{path}: tensor {name!r} has no place in the model; {mend}")
-
-
-def _load_tensors(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def load_plain(path: Path, read: Callable[[Path], Any]) -> Any:
-    """Call an unpickler that refuses code; what it cannot read, or refuses, becomes one line."""
+    """Read a pickle with an unpickler that rejects code.
+
+    Args:
+        path: file to read.
+        read: unpickler; it raises `pickle.UnpicklingError` for objects other than tensors and plain values.
+
+    Raises:
+        BadInput: the file is damaged, or contains other objects.
+    """
     try:
         with warnings.catch_warnings():
-            # torch warns of old pickle protocols; what it cannot read it raises
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # torch warns about old pickle protocols
             return read(path)
-    except Exception as error:  # an unpickler may meet anything in a file that ends early
-        asked = _asked_for(error)
-        if asked is None:
-            raise BadInput(
-                f"{path}: cut short, damaged or not a torch file; copy or download it again"
-            ) from None
-        raise BadInput(
-            f"{path}: refused, it asks for {asked}, which could run code; give a file that holds tensors only"
-        ) from None
-
-
-def _asked_for(error: Exception) -> str | None:
-    """What a file asked for beyond tensors and plain values; None where it is only unreadable."""
-    if not isinstance(error, pickle.UnpicklingError):
-        return None
-    named = re.search(r"unsupported global:? (?:global )?([\w.]+)", str(error), re.IGNORECASE)
-    if named:
-        return named[1].rstrip(".")
-    foreign = re.search(r"unsupported (operand|class)|unrecognized|can only", str(error), re.IGNORECASE)
-    return "objects other than tensors" if foreign else None
+    except Exception as error:  # a truncated pickle may raise any error
+        text = str(error) if isinstance(error, pickle.UnpicklingError) else ""
+    # the messages of torch's restricted unpickler, and of the one for Caffe2 files
+    named = re.search(r"unsupported global:? (?:global )?([\w.]+)", text, re.IGNORECASE)
+    foreign = re.search(r"unsupported (operand|class)|unrecognized|can only", text, re.IGNORECASE)
+    if not named and not foreign:
+        raise BadInput(f"{path}: truncated, damaged or not a torch file; copy or download it again")
+    content = named[1].rstrip(".") if named else "objects other than tensors"
+    raise BadInput(f"{path}: refused, since {content} could run code; use a file that contains tensors only")
 
 
 def without_prefix(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of a state dict without the `module.` that all names of a data-parallel wrapper begin with."""
-    start = "module." if all(name.startswith("module.") for name in values) else ""
-    return {name.removeprefix(start): value for name, value in values.items()}
+    """Return a copy of a state dict without the prefix `module.` of data-parallel wrappers, if all names have it."""
+    prefix = "module." if all(name.startswith("module.") for name in values) else ""
+    return {name.removeprefix(prefix): value for name, value in values.items()}

@@ -1,7 +1,7 @@
-"""The authors' files: their names to ours, and the configuration that belongs to them.
+"""Conversion of the authors' weights files to EmbedMask's configuration and state dict.
 
-The published versions are told apart by their keys: arXiv v1 (`paper`) predicts a margin from the box, the 2021 version
-(`ijcai21`) predicts spatial and other embedding dims apart, the second repository (`fused`) has names of its own.
+The keys identify the version: arXiv v1 (`paper`) predicts the margin from the box, the 2021 version (`ijcai21`)
+predicts spatial and other embedding dims separately, and the second repository (`fused`) uses other names.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from embedmask.model.embedmask import EmbedMask
 from embedmask.weights.checkpoint import without_prefix
 
 CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
-"""Mean of the first repository's backbones, which see BGR pixels 0..255, not scaled."""
+"""Mean of the first repository, for BGR pixels 0..255; the standard deviation is 1."""
 DETECTRON_MEAN_BGR = (103.53, 116.28, 123.675)
-"""The same of the second repository."""
+"""Mean of the second repository, likewise."""
 
+# names of the first repository, then those of the second; FPN and ResNet blocks are in `_our_name`
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"backbone\.body\.stem\.(conv1|bn1)\.(.+)", r"backbone.body.\1.\2"),
     (r"backbone\.body\.(layer\d\.\d+\..+)", r"backbone.body.\1"),
@@ -60,49 +61,61 @@ JOINED = (
     ("proposal_head.{}_margin_head", ("spatial", "free"), "head.margin.conv"),
     ("pixel_head.{}_embed_head", ("spatial", "free"), "head.pixel_branch.embed"),
 )
-"""Since 2021 these convolutions are split into two spatial dims, first, and the others; here each is one."""
+"""Convolutions that since 2021 are split into two spatial dims, first, and the others; here each is one."""
 UNUSED = ("mask_pred._iter", "mask_pred.sizes_of_interest")
-"""Buffers of the second repository: a count of training steps, and constants that nothing reads."""
+"""Buffers of the second repository that are dropped: a step counter, and unused constants."""
 
 
 def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The authors' state dict -> configuration and state dict of `EmbedMask`.
+    """Convert a state dict of the authors' code to the configuration and state dict of `EmbedMask`.
 
-    Every tensor of the file finds its place and every parameter its tensor. The backbone is set up as theirs:
-    stride in the 1x1 convolutions, BGR pixels minus the mean, frozen BatchNorm (first repository: without epsilon).
-    Two buffers of the second repository that nothing reads are left out.
+    The backbone is configured as in their code: stride in the 1x1 convolutions, BGR pixels minus the mean, frozen
+    BatchNorm (in the first repository without epsilon). All tensors are used, except two buffers of the second
+    repository.
 
     Args:
-        state_dict: names as the authors' code saves them, with or without a `module.` prefix.
+        state_dict: name -> tensor as saved by the authors' code, with or without the prefix `module.`.
 
     Raises:
-        BadInput: not one of the authors' files; the first name that does not fit is told.
+        BadInput: the state dict is not one of the authors'; the message names the first mismatch.
     """
     official = without_prefix(state_dict)
-    config = _config_of(official)
+    config = infer_config(official)
     converted: dict[str, Tensor] = {}
     rest = {name: value for name, value in official.items() if name not in UNUSED}
     for source, halves, target in JOINED:
         for kind in ("weight", "bias"):
             parts = [f"{source.format(half)}.{kind}" for half in halves]
             if all(part in rest for part in parts):
+                # the output dims are stacked: [2, I, k, k] + [D - 2, I, k, k] -> [D, I, k, k]
                 converted[f"{target}.{kind}"] = torch.cat([rest.pop(part) for part in parts])
     for name, value in rest.items():
         converted[_our_name(name)] = value
-    _check_complete(config, converted)
+    with torch.device("meta"):  # shapes only
+        expected = {name: tensor.shape for name, tensor in EmbedMask(config).state_dict().items()}
+    for name, shape in expected.items():
+        if name not in converted:
+            raise BadInput(f"the file has no tensor for {name!r}; is it complete?")
+        if converted[name].shape != shape:
+            raise BadInput(f"{name!r} has shape {tuple(converted[name].shape)}, expected {tuple(shape)}")
+    extra = sorted(set(converted) - set(expected))
+    if extra:
+        raise BadInput(f"the file has an unexpected tensor for {extra[0]!r}")
     return config, converted
 
 
-def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
-    """Version, size and depth, read off the names and shapes."""
+def infer_config(official: Mapping[str, Tensor]) -> ModelConfig:
+    """Return the configuration of a state dict of the authors' code, inferred from its names and shapes.
+
+    Raises:
+        BadInput: a required tensor is missing, or the backbone is neither ResNet-50 nor ResNet-101.
+    """
     try:
-        if any(name.startswith("proposal_generator.") for name in official):
-            preset, sizes, third_stage = "fused", _fused_sizes(official), "backbone.bottom_up.res4."
-        else:
-            preset, sizes = _first_repository_sizes(official)
-            third_stage = "backbone.body.layer3."
+        preset, sizes = _infer_sizes(official)
     except KeyError as error:
         raise BadInput(f"not a file of the authors' EmbedMask: no tensor {error.args[0]!r}") from None
+    # NAME.STAGE.BLOCK...: the number of blocks in the third stage gives the depth
+    third_stage = "backbone.bottom_up.res4." if preset == "fused" else "backbone.body.layer3."
     blocks = {name.split(".")[3] for name in official if name.startswith(third_stage)}
     depths = {6: "resnet50", 23: "resnet101"}
     if len(blocks) not in depths:
@@ -119,8 +132,15 @@ def _config_of(official: Mapping[str, Tensor]) -> ModelConfig:
     return ModelConfig.preset(preset, **overrides)
 
 
-def _first_repository_sizes(official: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
-    """Preset, classes and D."""
+def _infer_sizes(official: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
+    """Return the preset and its sizes; a missing tensor raises KeyError."""
+    if any(name.startswith("proposal_generator.") for name in official):
+        halves = [official[f"pixel_head.{half}_embed_head.bias"] for half in ("spatial", "free")]
+        return "fused", {
+            "num_classes": len(official["proposal_generator.fcos_head.cls_logits.bias"]),
+            "embed_dim": sum(map(len, halves)),
+            "embed_channels": len(official["proposal_head.embed_conv.bias"]),
+        }
     margin = official["rpn.head.proposal_margin_pred.weight"]
     num_classes = len(official["rpn.head.cls_logits.bias"])
     if "rpn.head.position_scale.scale" in official:
@@ -129,25 +149,19 @@ def _first_repository_sizes(official: Mapping[str, Tensor]) -> tuple[str, dict[s
     return "paper", {"num_classes": num_classes, "embed_dim": embed_dim}
 
 
-def _fused_sizes(official: Mapping[str, Tensor]) -> dict[str, int]:
-    """Classes, D and the width in front of the embeddings."""
-    halves = [official[f"pixel_head.{half}_embed_head.bias"] for half in ("spatial", "free")]
-    return {
-        "num_classes": len(official["proposal_generator.fcos_head.cls_logits.bias"]),
-        "embed_dim": sum(map(len, halves)),
-        "embed_channels": len(official["proposal_head.embed_conv.bias"]),
-    }
-
-
 def _our_name(name: str) -> str:
+    """Return the name in `EmbedMask` of a tensor of the authors' code."""
+    # FPN: the first repository numbers convolutions by backbone stage, from 2, the second by level, from P3
     fpn = re.fullmatch(r"backbone\.(?:fpn\.)?fpn_(inner|layer|lateral|output)(\d)\.(weight|bias)", name)
     if fpn:
         block = "inner_blocks" if fpn[1] in ("inner", "lateral") else "layer_blocks"
-        first = 2 if fpn[1] in ("inner", "layer") else 3  # named after the stage, or after the level
+        first = 2 if fpn[1] in ("inner", "layer") else 3
         return f"neck.fpn.{block}.{int(fpn[2]) - first}.0.{fpn[3]}"
+    # P6 and P7
     top = re.fullmatch(r"backbone\.(?:fpn\.top_blocks|top_block)\.p(\d)\.(weight|bias)", name)
     if top:
         return f"neck.fpn.extra_blocks.convs.{int(top[1]) - 6}.{top[2]}"
+    # ResNet of detectron2: res2.0.conv1.weight, res2.0.conv1.norm.weight, res2.0.shortcut.weight
     block_part = re.fullmatch(r"backbone\.bottom_up\.res(\d)\.(\d+)\.(conv\d|shortcut)\.(norm\.)?(.+)", name)
     if block_part:
         stage, block, layer, norm, rest = block_part.groups()
@@ -159,17 +173,4 @@ def _our_name(name: str) -> str:
     for pattern, replacement in PATTERNS:
         if re.fullmatch(pattern, name):
             return re.sub(pattern, replacement, name)
-    raise BadInput(f"tensor {name!r} of the file has no place in EmbedMask; is it another model's?")
-
-
-def _check_complete(config: ModelConfig, converted: Mapping[str, Tensor]) -> None:
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in EmbedMask(config).state_dict().items()}
-    for name, shape in expected.items():
-        if name not in converted:
-            raise BadInput(f"the file has no tensor for {name!r}; is it complete?")
-        if converted[name].shape != shape:
-            raise BadInput(f"{name!r} has shape {tuple(converted[name].shape)}, expected {tuple(shape)}")
-    extra = sorted(set(converted) - set(expected))
-    if extra:
-        raise BadInput(f"the file's {extra[0]!r} has no place in the model it describes")
+    raise BadInput(f"unexpected tensor {name!r}; is this a file of another model?")

@@ -1,4 +1,4 @@
-"""The models that come with the package: found by name, as recipes are."""
+"""Released models that are part of the package, by name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from embedmask.fields import nearest
 
 
 def find_weights(path: str | Path) -> Path:
-    """A weights file, or the released model of that name, `nuclei`; a file of that name comes first.
+    """Return the path of a weights file or of a released model such as `nuclei`; an existing file takes precedence.
 
     Raises:
-        BadInput: neither; the released models are named.
+        BadInput: there is neither; the message lists the released models.
     """
     path = Path(path)
     if path.is_file():
@@ -23,21 +23,21 @@ def find_weights(path: str | Path) -> Path:
         return released
     names = released_names()
     hint = nearest(str(path), names) if path.name == str(path) else ""
-    raise no_weights(path, f"{hint}; models that come with the package: {', '.join(names)}")
+    raise no_weights(path, f"{hint}; released models: {', '.join(names)}")
 
 
 def no_weights(path: Path, hint: str = "") -> BadInput:
-    """What to raise where a weights file was asked for and there is none."""
+    """Return the error for a missing weights file."""
     if path.is_dir():
         return BadInput(f"{path}: a folder; give the weights file in it")
     return BadInput(f"{path}: no such weights file{hint}")
 
 
 def released_names() -> list[str]:
-    """The models that come with the package."""
+    """Return the names of the released models."""
     return sorted(path.stem for path in models_folder().glob("*.safetensors"))
 
 
 def models_folder() -> Path:
-    """Where the released models and their cards lie."""
+    """Return the folder of the released models and their cards."""
     return Path(str(resources.files("embedmask"))) / "models"
