@@ -127,7 +127,7 @@ def test_errors_give_exit_code_2_and_long_lists_are_shortened(
     out = capsys.readouterr().out
     assert "error: missing image, 7\n" in out
     assert out.count("no such file") == 5
-    assert "... and 2 more (--json has all)" in out
+    assert "... and 2 more (--json lists all)" in out
     assert out.splitlines()[-1].startswith("7 errors, ")
     assert out.rstrip().endswith(": training would stop")
     missing = [p for p in json.loads(report.read_text())["problems"] if p["kind"] == "missing image"]

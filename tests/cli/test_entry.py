@@ -109,7 +109,7 @@ class TestArguments:
         assert main(words) == 1
         assert (
             capsys.readouterr().err
-            == "embedmask: RuntimeError: first line second line (--debug shows where)\n"
+            == "embedmask: RuntimeError: first line second line (--debug shows the traceback)\n"
         )
         assert main([*words, "--debug"]) == 1
         assert "Traceback" in capsys.readouterr().err

@@ -101,11 +101,11 @@ def test_nothing_found_tells_the_best_score(
     assert predict(shapes / "images", weights, tmp_path / "out", "--score-threshold", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("0 objects in ")
-    assert lines[-1].startswith("nothing found: the best score ")
+    assert lines[-1].startswith("no detections: the best score ")
     best = float(lines[-1].split(" is ")[1].split()[0])
     assert 0 < best < 1
     assert predict(shapes / "images", weights, tmp_path / "some", "--score-threshold", str(0.9 * best)) == 0
-    assert "nothing found" not in capsys.readouterr().out
+    assert "no detections" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["1.5", "-0.1", "nan", "x", "0.3,0.4", "disc=2"])

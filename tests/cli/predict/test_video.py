@@ -159,7 +159,7 @@ class TestSound:
             raise av.InvalidDataError(1, "no sound")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("embedmask.cli.video._copied", broken)
+            patch.setattr("embedmask.cli.video.copied_packets", broken)
             assert main(words(video, weights, out)) == 0
         assert "clip.mkv: its sound is left out from here on" in capsys.readouterr().err
         assert frame_times(out / "clip.mp4") == frame_times(video)
