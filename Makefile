@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make quickstart` and `make test`. Needs Python 3.11+ (PYTHON=... to choose).
+# On a fresh machine: `make quickstart` and `make test`. Requires Python 3.11+ (select one with PYTHON=...).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ $(BIN)/embedmask: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Make a data set, train a small model, evaluate it, find objects in images: 5 to 12 minutes on 2 cores.
+# Create a data set, train and evaluate a small model, predict images: 5 to 12 minutes on 2 cores.
 quickstart: $(BIN)/embedmask
 	rm -rf $(RUN)
 	$(BIN)/embedmask data shapes $(RUN)/shapes --train 2000 --val 150 --size 128

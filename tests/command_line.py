@@ -1,4 +1,4 @@
-"""Commands as a user types them, and a model for them that finds something everywhere."""
+"""Helpers of command-line tests: a model with detections in every image, and expected failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from embedmask.weights.checkpoint import save
 
 
 def save_eager(shapes: Path, path: Path) -> Path:
-    """Write a model of the classes of a data set that finds something in every image."""
+    """Write a model of a data set's classes that has detections in every image."""
     names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
     config = ModelConfig(**{**TINY["model"], "num_classes": len(names), "score_threshold": 0.0})
     torch.manual_seed(0)
@@ -29,7 +29,13 @@ def save_eager(shapes: Path, path: Path) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False) -> str:
-    """Run a command that must be refused, `started`: once it has told the data's layout; gives its one line."""
+    """Run a command that must exit with code 2, and return its one line on stderr.
+
+    Args:
+        capsys: Fixture of pytest.
+        words: Arguments of the command.
+        started: Expect one line on stdout, the layout of the data set, before the failure.
+    """
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
     captured = capsys.readouterr()
@@ -41,7 +47,7 @@ def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False
 
 
 def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """The data set with its annotations changed."""
+    """Copy a data set and modify its annotations."""
     data = folder / "data"
     data.mkdir()
     (data / "images").symlink_to(shapes / "images", target_is_directory=True)
@@ -53,5 +59,5 @@ def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any
 
 
 def two_points(annotations: dict[str, Any]) -> None:
-    """Leave the first object without area."""
+    """Replace the first object by a polygon of two points."""
     annotations["annotations"][0].update(segmentation=[[3, 3, 9, 9]])

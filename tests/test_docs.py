@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md and docs/paper_map.md say what stands: names, paths, values, the tree and the arrows."""
+"""ARCHITECTURE.md and docs/paper_map.md match the code: names, paths, values, the tree and the imports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
 DATA_COMMANDS = ("data shapes", "data check", "data show", "data split")
 COMMANDS = ("train", "eval", "predict", "convert", "recipes", "bench", *DATA_COMMANDS)
 BASE = {"errors", "fields", "config", "structures", "files"}
-"""Units that all may import: the table of arrows leaves them out."""
+"""Units that all may import, omitted in the table of arrows."""
 MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}
 
 
@@ -34,7 +34,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def assigned(node: ast.stmt) -> list[str]:
-    """Names that a statement of a module or class binds."""
+    """List the names that a statement of a module or class binds."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return [node.name]
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -45,7 +45,7 @@ def assigned(node: ast.stmt) -> list[str]:
 
 
 def defined(body: list[ast.stmt], prefix: str) -> Iterator[str]:
-    """Dotted names of a module's or class's members, and of theirs."""
+    """Yield the dotted names of the members of a module or class, recursively."""
     for node in body:
         yield from (f"{prefix}.{name}" for name in assigned(node))
         if isinstance(node, ast.ClassDef):
@@ -53,7 +53,7 @@ def defined(body: list[ast.stmt], prefix: str) -> Iterator[str]:
 
 
 def all_names() -> set[str]:
-    """Every name of the package in full, and every dotted end of it."""
+    """Return every qualified name of the package, and every dotted suffix of it."""
     full: set[str] = set()
     for path, parts in MODULES.items():
         module = ".".join(["embedmask", *(parts[:-1] if parts[-1] == "__init__" else parts)])
@@ -62,7 +62,7 @@ def all_names() -> set[str]:
 
 
 def literal_words() -> set[str]:
-    """The choices of all fields and parameters: what stands in some `Literal[...]`, and the presets."""
+    """Return the values of all `Literal[...]` annotations, and the names of the presets."""
     words = set(PRESETS)
     for path in MODULES:
         for node in ast.walk(parse(path)):
@@ -80,21 +80,21 @@ def without_fences(text: str) -> str:
 
 
 def spans(path: Path) -> list[str]:
-    """Everything between back-ticks in running text and tables."""
+    """Return all text in backticks outside code blocks."""
     return sorted(set(re.findall(r"`([^`\n]+)`", without_fences(path.read_text(encoding="utf-8")))))
 
 
 def section(path: Path, title: str) -> str:
-    """What stands between a heading of the second rank and the next."""
-    found = re.search(
+    """Return the text of a section, from its heading to the next of level two."""
+    match = re.search(
         rf"^## {title}\n(.*?)(?=^## |\Z)", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
-    assert found is not None, f"{path.name} has no section {title!r}"
-    return found[1]
+    assert match is not None, f"{path.name} has no section {title!r}"
+    return match[1]
 
 
 def rows(text: str) -> list[list[str]]:
-    """Cells of the tables in a text, heads left out."""
+    """Return the cells of the tables in a text, without headers."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     heads = {index - 1 for index, row in enumerate(cells) if set("".join(row)) <= set("- ")}
@@ -102,7 +102,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def is_accepted(field: str, value: str) -> bool:
-    """Whether a config has this field and takes this value."""
+    """Return whether a config has this field and accepts this value."""
     for config in CONFIGS:
         if field in {f.name for f in dataclasses.fields(config)}:
             try:
@@ -114,7 +114,7 @@ def is_accepted(field: str, value: str) -> bool:
 
 
 def is_true(span: str) -> bool:
-    """Whether what stands between back-ticks exists: a command, a setting, a path or a name."""
+    """Return whether text in backticks is an existing command, setting, path or name."""
     if span.startswith("embedmask "):
         return span.removeprefix("embedmask ") in COMMANDS
     setting = re.fullmatch(r"(\w+): (.+)", span)
@@ -126,10 +126,10 @@ def is_true(span: str) -> bool:
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
-def test_what_is_named_exists(path: Path) -> None:
-    found = spans(path)
-    assert len(found) > 50
-    assert [span for span in found if not is_true(span)] == []
+def test_names_exist(path: Path) -> None:
+    named = spans(path)
+    assert len(named) > 50
+    assert [span for span in named if not is_true(span)] == []
 
 
 FALSE = """objective/nothing.py docs/none.md nothing.yaml coupling.no_such ModelConfig.lovasz_hinge no_such_name"""
@@ -138,12 +138,12 @@ FALSE = """objective/nothing.py docs/none.md nothing.yaml coupling.no_such Model
 @pytest.mark.parametrize(
     "span", [*FALSE.split(), "margin: predict", "embed_dims: 8", "box_expansion: 0.5", "embedmask fly"]
 )
-def test_what_does_not_exist_is_found(span: str) -> None:
+def test_missing_names_are_detected(span: str) -> None:
     assert not is_true(span)
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_exist(path: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8"))
     assert links
     for link in links:
@@ -162,10 +162,10 @@ def test_commands_are_those_of_the_command_line() -> None:
 
 
 def listed_files() -> list[Path]:
-    """The tree of ARCHITECTURE.md as paths."""
+    """Return the paths of the tree in ARCHITECTURE.md."""
     fence = re.search(r"```\n(.*?)```", section(ARCHITECTURE, "The tree"), re.DOTALL)
     assert fence is not None
-    found: list[Path] = []
+    paths: list[Path] = []
     folders: dict[int, Path] = {}
     for line in fence[1].splitlines():
         name = line.split()[0]
@@ -173,57 +173,57 @@ def listed_files() -> list[Path]:
         path = folders.get(depth - 2, ROOT) / name
         if name.endswith("/"):
             folders[depth] = path
-        found.append(path)
-        assert len(line.split()) > 1, f"{name}: nothing is said of it"
-    return found
+        paths.append(path)
+        assert len(line.split()) > 1, f"{name}: has no description"
+    return paths
 
 
-def test_tree_is_the_tree() -> None:
+def test_tree_matches_the_files() -> None:
     listed = listed_files()
     assert [path for path in listed if not path.exists()] == []
     assert len(set(listed)) == len(listed)
-    # the line of a folder speaks for the __init__.py in it
+    # the line of a folder describes its __init__.py
     packages = {path / "__init__.py" for path in listed if path.is_dir()}
     assert [str(path.relative_to(SRC)) for path in MODULES if path not in {*listed, *packages}] == []
 
 
 def imports() -> dict[str, set[str]]:
-    """Unit (folder or file of the package's root) -> units that it imports, the base left out."""
-    found: dict[str, set[str]] = defaultdict(set)
+    """Return the imported units of each unit (folder or file of the package's root), without the base."""
+    imported: dict[str, set[str]] = defaultdict(set)
     for path, parts in MODULES.items():
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embedmask."):
                 assert node.module is not None
-                found[parts[0]].add(node.module.split(".")[1])
-    found.pop("__init__")
-    return {unit: others - {unit} for unit, others in found.items()}
+                imported[parts[0]].add(node.module.split(".")[1])
+    imported.pop("__init__")
+    return {unit: others - {unit} for unit, others in imported.items()}
 
 
-def test_arrows_are_the_imports() -> None:
-    said: dict[str, set[str]] = {}
+def test_arrows_match_the_imports() -> None:
+    stated: dict[str, set[str]] = {}
     for units, others in rows(section(ARCHITECTURE, "The arrows")):
         for unit in re.findall(r"`(\w+)`", units):
-            said[unit] = set(re.findall(r"`(\w+)`", others))
-    found = imports()
+            stated[unit] = set(re.findall(r"`(\w+)`", others))
+    imported = imports()
     for unit in {parts[0] for parts in MODULES.values()} - BASE - {"__init__", "__main__"}:
-        assert said[unit] == found.get(unit, set()) - BASE, f"arrows of {unit}"
+        assert stated[unit] == imported.get(unit, set()) - BASE, f"arrows of {unit}"
     for unit in BASE:
-        assert found.get(unit, set()) <= BASE, f"{unit} is below everything"
+        assert imported.get(unit, set()) <= BASE, f"{unit} is below everything"
 
 
-def test_versions_have_the_values_of_the_presets() -> None:
+def test_versions_match_the_presets() -> None:
     presets = {name: ModelConfig.preset(name) for name in ("paper", "ijcai21", "fused", "fast")}
     table = rows(section(PAPER_MAP, "The versions"))
     for field, *cells, _ in table:
-        said = dict(zip(presets, map(yaml.safe_load, cells), strict=True))
-        assert said == {name: getattr(config, field.strip("`")) for name, config in presets.items()}, field
+        stated = dict(zip(presets, map(yaml.safe_load, cells), strict=True))
+        assert stated == {name: getattr(config, field.strip("`")) for name, config in presets.items()}, field
     listed = {row[0].strip("`") for row in table}
     values = [dataclasses.asdict(config) for config in presets.values()]
     assert {name for name in values[0] if any(other[name] != values[0][name] for other in values)} <= listed
     assert set(PRESETS) == set(presets), "a preset without a column"
 
 
-def test_every_part_of_the_paper_is_mapped() -> None:
+def test_all_parts_of_the_paper_are_mapped() -> None:
     first = {title: " ".join(row[0] for row in rows(section(PAPER_MAP, title))) for title in PARTS}
     for title, parts in PARTS.items():
         for part in parts:

@@ -1,4 +1,4 @@
-"""The Python of README and docs/predicting.md runs as it stands, and the commands of the docs are commands."""
+"""Code blocks of README and docs: the Python code runs, and the commands parse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def commands_of(text: str) -> list[str]:
 
 
 def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other: the README leaves a model for the page on prediction."""
+    """Run both blocks in order: README writes the model that docs/predicting.md loads."""
     monkeypatch.chdir(tmp_path)
     for name in ("photo.jpg", "a.jpg", "b.png", "slide.tif"):
         Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save(name)
@@ -48,14 +48,14 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "line", [line for text in (README, PREDICTING, TRAIN, DATA) for line in commands_of(text)]
 )
-def test_commands_are_understood(line: str) -> None:
+def test_commands_parse(line: str) -> None:
     build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
 
 
-def test_the_walk_from_images_to_a_report(
+def test_steps_of_docs_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every command of docs/train.md, in its order, on fewer images and for two steps."""
+    """Run every command of docs/train.md in order, on fewer images and for two steps."""
     monkeypatch.chdir(tmp_path)
     lines = commands_of(TRAIN)
     for line in lines:
@@ -75,11 +75,11 @@ def test_the_walk_from_images_to_a_report(
         assert (tmp_path / made).is_file(), made
 
 
-def test_each_command_is_shown() -> None:
+def test_readme_shows_every_command() -> None:
     assert {line.split()[1] for line in commands_of(README)} == set(COMMANDS)
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
     missing = [link for link in links if not (Path(__file__).parents[1] / link).exists()]
     assert not missing

@@ -1,4 +1,4 @@
-"""A small data set, a recipe and a model for the commands."""
+"""Fixtures of the command line: a small data set, a recipe and a model."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def eager(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that finds something in every image."""
+    """Return a model that has detections in every image."""
     return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")

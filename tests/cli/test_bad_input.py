@@ -1,4 +1,4 @@
-"""Bad data and weights: one line that names the item, and nothing written."""
+"""Invalid data and weights: one line that names the item, and no files written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 class TestBadData:
     @pytest.mark.parametrize("case", CHANGES)
-    def test_train_names_it_and_writes_nothing(
+    def test_train_raises_and_writes_nothing(
         self, case: str, shapes: Path, recipe: str, tmp_path: Path, capsys: Any
     ) -> None:
         data, out = copy_with(shapes, tmp_path, CHANGES[case]), tmp_path / "out"
@@ -40,19 +40,21 @@ class TestBadData:
         assert not out.exists()
 
     @pytest.mark.parametrize("case", CHANGES)
-    def test_eval_names_it_and_writes_nothing(
+    def test_eval_raises_and_writes_nothing(
         self, case: str, shapes: Path, eager: Path, tmp_path: Path, capsys: Any
     ) -> None:
         data, out = copy_with(shapes, tmp_path, CHANGES[case]), tmp_path / "m.json"
         assert str(data) in fails(capsys, "eval", "--weights", eager, "--data", data, "--json", out)
         assert not out.exists()
 
-    def test_missing_folder_and_split(self, shapes: Path, eager: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_raises_on_missing_folder_and_split(
+        self, shapes: Path, eager: Path, tmp_path: Path, capsys: Any
+    ) -> None:
         assert "absent" in fails(capsys, "eval", "--weights", eager, "--data", tmp_path / "absent")
         assert "test" in fails(capsys, "eval", "--weights", eager, "--data", shapes, "--split", "test")
         assert "absent" in fails(capsys, "data", "show", tmp_path / "absent", "--out", tmp_path / "s.png")
 
-    def test_annotations_that_are_not_json(
+    def test_raises_on_annotations_that_are_not_json(
         self, shapes: Path, eager: Path, tmp_path: Path, capsys: Any
     ) -> None:
         data = copy_with(shapes, tmp_path, lambda a: None)
@@ -60,7 +62,7 @@ class TestBadData:
         assert "val.json" in fails(capsys, "eval", "--weights", eager, "--data", data)
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_truncated_image_stops_training_cleanly(
+    def test_raises_on_truncated_image_in_training(
         self, workers: int, recipe: str, tmp_path: Path, capsys: Any
     ) -> None:
         data, out = tmp_path / "data", tmp_path / "out"
@@ -74,7 +76,9 @@ class TestBadData:
 
 
 class TestBadWeights:
-    def test_cut_in_half(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_raises_on_truncated_weights(
+        self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
         half = tmp_path / "half.safetensors"
         half.write_bytes(eager.read_bytes()[: eager.stat().st_size // 2])
         assert "half.safetensors" in fails(capsys, "eval", "--weights", half, "--data", shapes)
@@ -84,7 +88,9 @@ class TestBadWeights:
         )
         assert not out.exists()
 
-    def test_absent_or_another_kind(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_raises_on_missing_weights_and_torch_files(
+        self, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
         assert "absent" in fails(capsys, "eval", "--weights", tmp_path / "absent", "--data", shapes)
         torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "w.pth")
         assert "convert" in fails(capsys, "eval", "--weights", tmp_path / "w.pth", "--data", shapes)

@@ -1,4 +1,4 @@
-"""`bench` as a user types it."""
+"""`embedmask bench`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def recipe(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_both_sides_are_measured_in_one_run(
+def test_all_pipelines_are_measured_in_one_run(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = torch.get_num_threads()
@@ -51,15 +51,15 @@ def test_both_sides_are_measured_in_one_run(
     ]
     assert main([*words, "--skip-memory", "--threads", str(threads)]) == 0
     report = json.loads(out.read_text())
-    ours, theirs = (report["medians"][side] for side in ("embedmask torch", "torchvision float32"))
+    embedmask, baseline = (report["medians"][name] for name in ("embedmask torch", "torchvision float32"))
     stages = ["read", "resize", "preprocess", "network", "proposals", "masks", "results", "to_masks", "whole"]
-    assert list(ours) == stages
-    assert set(theirs) == set(stages) - {"resize", "proposals"}
-    ratio = theirs["whole"] / ours["whole"]
+    assert list(embedmask) == stages
+    assert set(baseline) == set(stages) - {"resize", "proposals"}
+    ratio = baseline["whole"] / embedmask["whole"]
     assert report["ratios"] == {
         "embedmask torch": {"best": pytest.approx(ratio), "float32": pytest.approx(ratio)}
     }
-    assert {side: work["detections"] for side, work in report["works"].items()} == dict.fromkeys(
+    assert {name: work["detections"] for name, work in report["works"].items()} == dict.fromkeys(
         report["medians"], 5
     )
     assert report["plan"]["config"]["embed_stride"] == 16
@@ -67,11 +67,11 @@ def test_both_sides_are_measured_in_one_run(
     assert report["machine"]["threads"] == threads
     assert (report["fails"], report["memory_mb"]) == ({}, {})
     printed = capsys.readouterr().out
-    assert f"{ratio:.2f} times Mask R-CNN (best)" in printed
-    assert f"{1000 * ours['whole']:11.1f}" in printed
+    assert f"{ratio:.2f}x the speed of Mask R-CNN (best)" in printed
+    assert f"{1000 * embedmask['whole']:11.1f}" in printed
 
 
-def test_what_fails_and_memory_are_told() -> None:
+def test_report_of_failures_and_memory() -> None:
     report = {
         "plan": {"image_size": [64, 96], "network_size": [64, 96], "runs": 2},
         "machine": {"processor": "P", "processor_units": [], "threads": 1, "device": "cpu", "torch": "2"},
@@ -82,14 +82,12 @@ def test_what_fails_and_memory_are_told() -> None:
         "fails": {"torchvision compiled": "RuntimeError: no compiler"},
     }
     text = "\n".join(report_lines(report))
-    assert "torchvision compiled does not work here: RuntimeError: no compiler" in text
-    assert "3 detections, mean box 70 px, at most 250 MB (100 MB before)" in text
-    assert "alone: no Mask R-CNN ran" in text
+    assert "torchvision compiled failed: RuntimeError: no compiler" in text
+    assert "3 detections, mean box 70 px, peak 250 MB (100 MB before)" in text
+    assert "no Mask R-CNN pipeline ran to compare with" in text
 
 
-def test_mistakes_are_told_in_one_line(
-    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_raises_on_invalid_options(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--config", recipe, *QUICK]
     assert "one of torch, compile, openvino" in fails(capsys, *words, "--engine", "tensorrt")
     assert "--image-size" in fails(capsys, "bench", "--image-size", "64")
@@ -102,11 +100,11 @@ def test_mistakes_are_told_in_one_line(
     assert "Mask R-CNN" in fails(capsys, "bench", "--weights", tmp_path / "maskrcnn.safetensors")
 
 
-def test_weights_bring_their_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plans: list[Any] = []
+def test_weights_provide_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[Any] = []
 
-    def stop(plan: Any, progress: Any) -> None:
-        plans.append(plan)
+    def stop(config: Any, progress: Any) -> None:
+        configs.append(config)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("embedmask.benchmark.compare.compare", stop)
@@ -114,8 +112,8 @@ def test_weights_bring_their_own_config(tmp_path: Path, monkeypatch: pytest.Monk
     save(model, tmp_path / "m.safetensors", class_names=list("abc"))
     words = ["bench", "--weights", str(tmp_path / "m.safetensors"), "--model.image_short_side", "600"]
     assert main([*words, "--engine", "torch", "compile", "--batch", "1", "8"]) == 1
-    (plan,) = plans
-    assert plan.config == replace(model.config, image_short_side=600)
-    assert (plan.engines, plan.batches) == (("torch", "compile"), (1, 8))
-    assert (plan.image_size, plan.detections, plan.runs) == ((800, 1216), 100, 10)
-    assert isinstance(plan.config, ModelConfig)
+    (config,) = configs
+    assert config.config == replace(model.config, image_short_side=600)
+    assert (config.engines, config.batches) == (("torch", "compile"), (1, 8))
+    assert (config.image_size, config.detections, config.runs) == ((800, 1216), 100, 10)
+    assert isinstance(config.config, ModelConfig)

@@ -1,4 +1,4 @@
-"""`embedmask data check` as a user types it."""
+"""`embedmask data check`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shapes(tmp_path: Path) -> Path:
     return tmp_path / "shapes"
 
 
-def test_a_sound_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_valid_data_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image, report = tmp_path / "counts.png", tmp_path / "report.json"
     assert main(["data", "check", str(shapes), "--out", str(image), "--json", str(report)]) == 0
     out = capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_a_sound_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert drawn.width > drawn.height > 100
 
 
-def test_a_name_that_is_no_image_s_is_refused(
+def test_raises_on_out_that_is_not_an_image_name(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "new"
@@ -43,7 +43,7 @@ def test_a_name_that_is_no_image_s_is_refused(
     assert not folder.exists()
 
 
-def test_a_folder_gets_the_counts_and_contact_sheets(shapes: Path, tmp_path: Path) -> None:
+def test_out_folder_has_counts_and_contact_sheets(shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "check.v1"
     out.mkdir()
     assert main(["data", "check", str(shapes), "--out", str(out)]) == 0
@@ -55,9 +55,7 @@ def test_a_folder_gets_the_counts_and_contact_sheets(shapes: Path, tmp_path: Pat
         assert len(train.getcolors(2**24) or []) > 1000
 
 
-def test_problems_are_drawn_close_up(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_problems_are_drawn(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((shapes / "train.json").read_text())
     first, second = content["annotations"][:2]
     first.update(segmentation=[[10, 10, 30, 30, 30, 10, 10, 30]], bbox=[10, 10, 20, 20])
@@ -65,10 +63,10 @@ def test_problems_are_drawn_close_up(
     (shapes / "train.json").write_text(json.dumps(content))
     out = tmp_path / "check"
     assert main(["data", "check", str(shapes), "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "warning: self-crossing polygon, 1\n" in said
-    assert f"train.json: annotation {first['id']} of image {first['image_id']}" in said
-    assert "reaches 26 px beyond its image [64, 64]" in said
+    out_text = capsys.readouterr().out
+    assert "warning: self-crossing polygon, 1\n" in out_text
+    assert f"train.json: annotation {first['id']} of image {first['image_id']}" in out_text
+    assert "reaches 26 px beyond its image [64, 64]" in out_text
     with Image.open(out / "problems.png") as drawn:
         pixels = np.asarray(drawn).astype(int)
     red = (np.abs(pixels - (255, 40, 40)).max(-1) == 0).nonzero()
@@ -78,7 +76,7 @@ def test_problems_are_drawn_close_up(
     assert white[30:-1, 330:].any(0).any()  # the border of the image that the second object leaves
 
 
-def test_images_that_cannot_be_read_are_left_out_of_the_sheets(shapes: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_of_contact_sheets(shapes: Path, tmp_path: Path) -> None:
     for path in sorted((shapes / "images").iterdir()):
         path.write_bytes(path.read_bytes()[:200])
     out = tmp_path / "check"
@@ -86,9 +84,7 @@ def test_images_that_cannot_be_read_are_left_out_of_the_sheets(shapes: Path, tmp
     assert {path.name for path in out.iterdir()} == {"counts.png"}
 
 
-def test_the_frame_of_exif_is_asked_for(
-    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_exif_option(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = sorted((shapes / "images").iterdir())[0]
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -117,7 +113,7 @@ def test_the_frame_of_exif_is_asked_for(
     assert "--exif cannot be 'sideways', expected one of auto, upright, stored" in capsys.readouterr().err
 
 
-def test_errors_give_exit_code_2_and_long_lists_are_shortened(
+def test_errors_exit_with_code_2_and_lists_are_shortened(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in sorted((shapes / "images").glob("*"))[:7]:
@@ -127,14 +123,14 @@ def test_errors_give_exit_code_2_and_long_lists_are_shortened(
     out = capsys.readouterr().out
     assert "error: missing image, 7\n" in out
     assert out.count("no such file") == 5
-    assert "... and 2 more (--json has all)" in out
+    assert "... and 2 more (--json lists all)" in out
     assert out.splitlines()[-1].startswith("7 errors, ")
     assert out.rstrip().endswith(": training would stop")
     missing = [p for p in json.loads(report.read_text())["problems"] if p["kind"] == "missing image"]
     assert len(missing) == 7
 
 
-def test_warnings_give_exit_code_0(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_exit_with_code_0(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(shapes), "--max-detections", "1", "--workers", "1"]) == 0
     assert "warning: crowded image" in capsys.readouterr().out
 
@@ -149,6 +145,6 @@ def test_degenerate_objects(shapes: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "warning: degenerate polygon, 1" in capsys.readouterr().out
 
 
-def test_no_such_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_raises_on_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`train`, `eval` and `data` as a user types them: what they write and say."""
+"""The commands `train`, `eval` and `data`: files and printed lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(shapes: Path, recipe: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class TestTrain:
-    def test_says_where_the_weights_are(self, run: Path) -> None:
+    def test_writes_the_weights(self, run: Path) -> None:
         assert load_checkpoint(run / "model.safetensors").config.channels == 32
 
     def test_overrides_and_precision_reach_the_run(self, shapes: Path, recipe: str, tmp_path: Path) -> None:
@@ -46,10 +46,10 @@ class TestTrain:
             "float32",
         ]
         assert main([*words, "--model.embed_dim", "4", "--train.max_steps=1", "--train.lr", "1e-3"]) == 0
-        kept = yaml.safe_load((out / "recipe.yaml").read_text())
-        assert kept["model"]["embed_dim"] == 4
-        assert (kept["train"]["max_steps"], kept["train"]["epochs"]) == (1, None)
-        assert (kept["train"]["lr"], kept["train"]["precision"]) == (0.001, "float32")
+        written = yaml.safe_load((out / "recipe.yaml").read_text())
+        assert written["model"]["embed_dim"] == 4
+        assert (written["train"]["max_steps"], written["train"]["epochs"]) == (1, None)
+        assert (written["train"]["lr"], written["train"]["precision"]) == (0.001, "float32")
         assert json.loads((out / "metrics.json").read_text())["steps"] == 1
 
     def test_resume_needs_no_recipe(self, run: Path, shapes: Path, capsys: Any) -> None:
@@ -60,12 +60,14 @@ class TestTrain:
         assert json.loads((run / "metrics.json").read_text())["steps"] == 2 * steps
         assert "epoch 2" in capsys.readouterr().out
 
-    def test_a_run_is_not_overwritten(self, run: Path, shapes: Path, recipe: str, capsys: Any) -> None:
+    def test_raises_instead_of_overwriting_a_run(
+        self, run: Path, shapes: Path, recipe: str, capsys: Any
+    ) -> None:
         assert "--resume" in fails(capsys, "train", "--config", recipe, "--data", shapes, "--out", run)
 
 
 class TestEval:
-    def test_json_holds_the_three_aps(self, run: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_json_has_three_types_of_ap(self, run: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "metrics.json"
         weights = str(run / "model.safetensors")
         assert main(["eval", "--weights", weights, "--data", str(shapes), "--json", str(out)]) == 0
@@ -80,7 +82,7 @@ class TestEval:
         table = capsys.readouterr().out
         assert [line.split()[0] for line in table.splitlines()[1:]] == ["AP", "bbox", "segm", "boundary"]
 
-    def test_matching_where_asked_or_with_one_class(
+    def test_matching_on_request_or_with_one_class(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
         out = tmp_path / "metrics.json"
@@ -102,7 +104,7 @@ class TestEval:
         assert main(["eval", "--weights", str(eager), "--data", str(data), "--json", str(out)]) == 0
         assert "matching/AP50" in json.loads(out.read_text())
 
-    def test_the_frame_of_exif_is_asked_for(
+    def test_exif_option(
         self, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         data = tmp_path / "turned"
@@ -113,11 +115,11 @@ class TestEval:
             with Image.open(path) as image:
                 image.load()
                 image.save(path, exif=exif)
-        seen: list[Any] = []
+        images: list[Any] = []
 
         def evaluate(weights: Path, dataset: Any, *, begin: Any, **how: Any) -> dict[str, Any]:
             begin()
-            seen.append(dataset.image(0))
+            images.append(dataset.image(0))
             return {}
 
         monkeypatch.setattr("embedmask.evaluation.run.evaluate_weights", evaluate)
@@ -125,7 +127,7 @@ class TestEval:
         for words, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
             assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *words]) == 0
             assert ("EXIF orientation 3" in capsys.readouterr().out) == warned
-        auto, stored, upright = seen
+        auto, stored, upright = images
         assert auto.equal(upright)
         assert auto.flip((1, 2)).equal(stored)
         assert not auto.equal(stored)
@@ -138,7 +140,7 @@ class TestEval:
         assert str(folder / "index.html") in capsys.readouterr().out
         assert "eager.safetensors on val of shapes" in (folder / "index.html").read_text()
 
-    def test_degenerate_objects_may_be_left_out(
+    def test_degenerate_objects_can_be_dropped(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
         data = copy_with(shapes, tmp_path, two_points)
@@ -147,7 +149,7 @@ class TestEval:
         assert main([*words, "--degenerate", "drop"]) == 0
         assert "1 degenerate" in capsys.readouterr().out.splitlines()[0]
 
-    def test_doubtful_annotations_are_told_before_the_figures(
+    def test_warnings_are_printed_before_the_metrics(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
         def spoil(content: dict[str, Any]) -> None:
@@ -169,25 +171,25 @@ class TestEval:
     def test_images_of_another_size(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """EmbedMask-600 of Table 1 is a trained model, tested so."""
-        seen: list[tuple[int, ...]] = []
+        """Test --image-short-side, as for EmbedMask-600 of Table 1."""
+        sizes: list[tuple[int, ...]] = []
         preprocess = Detector.preprocess
 
-        def watched(self: Detector, images: Any) -> Any:
-            seen.extend(tuple(image.shape[1:]) for image in images)
+        def record_sizes(self: Detector, images: Any) -> Any:
+            sizes.extend(tuple(image.shape[1:]) for image in images)
             return preprocess(self, images)
 
-        monkeypatch.setattr(Detector, "preprocess", watched)
+        monkeypatch.setattr(Detector, "preprocess", record_sizes)
         words = ["eval", "--weights", str(eager), "--data", str(shapes)]
         assert main([*words, "--image-short-side", "40"]) == 0
-        assert seen
-        assert {min(size) for size in seen} == {40}
+        assert sizes
+        assert {min(size) for size in sizes} == {40}
         assert "--image-short-side" in fails(capsys, *words, "--image-short-side", "0")
 
-    def test_without_annotations_the_server_s_file_is_written(
+    def test_without_annotations_results_are_written(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        """COCO's test-dev: images and categories alone."""
+        """Test a file like COCO's test-dev, with images and categories alone."""
         data, out = tmp_path / "coco", tmp_path / "results"
         (data / "annotations").mkdir(parents=True)
         (data / "test2017").symlink_to((shapes / "images").resolve())
@@ -199,12 +201,12 @@ class TestEval:
         words = ["eval", "--weights", str(eager), "--data", str(data), "--split", "test-dev"]
         assert "--json" in fails(capsys, *words)
         assert main([*words, "--json", str(out), "--max-detections", "5"]) == 0
-        said = capsys.readouterr().out
-        assert said.count("\n") == 1
-        assert "no AP" in said
+        printed = capsys.readouterr().out
+        assert printed.count("\n") == 1
+        assert "no AP" in printed
         (path,) = out.iterdir()
         assert path.name == "detections_test-dev2017_eager_results.json"
-        assert str(path) in said
+        assert str(path) in printed
         results = json.loads(path.read_text())
         images = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
         assert 0 < len(results) <= 5 * len(images)
@@ -222,7 +224,7 @@ class TestEval:
         trained = json.loads((run / "metrics.json").read_text())
         assert json.loads(out.read_text())["segm/AP"] == pytest.approx(trained["segm/AP"], abs=1e-6)
 
-    def test_only_some_images(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_where_selects_images(self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         data = copy_with(shapes, tmp_path, lambda a: a["images"][0].update(modality="night"))
         whole, part = tmp_path / "whole.json", tmp_path / "part.json"
         words = ["eval", "--weights", str(eager), "--data", str(data), "--json"]
@@ -233,13 +235,13 @@ class TestEval:
             capsys, "eval", "--weights", eager, "--data", data, "--where", "modality=dusk"
         )
 
-    def test_a_class_that_the_model_lacks(
+    def test_raises_on_class_that_the_model_lacks(
         self, eager: Path, shapes: Path, tmp_path: Path, capsys: Any
     ) -> None:
         data = copy_with(shapes, tmp_path, lambda a: a["categories"][0].update(name="dragon"))
         assert "dragon" in fails(capsys, "eval", "--weights", eager, "--data", data)
 
-    def test_table_has_a_head_for_each_set_of_columns(self) -> None:
+    def test_table_has_a_header_for_each_set_of_columns(self) -> None:
         metrics = {"bbox/AP": 0.5, "segm/AP": 0.25, "matching/mAP": float("nan"), "classes": {}}
         assert [line.split() for line in metrics_table(metrics).splitlines()] == [
             ["AP"],
@@ -251,12 +253,12 @@ class TestEval:
 
 
 class TestData:
-    def test_show_draws_a_sheet(self, shapes: Path, tmp_path: Path) -> None:
+    def test_show_draws_a_contact_sheet(self, shapes: Path, tmp_path: Path) -> None:
         out = tmp_path / "sheet.png"
         assert main(["data", "show", str(shapes), "--count", "5", "--out", str(out)]) == 0
         assert min(Image.open(out).size) > 100
 
-    def test_show_draws_what_a_recipe_makes_of_it(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_show_draws_augmented_samples(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         def sheet(*options: str) -> Image.Image:
             arguments = ["--count", "2", "--out", str(tmp_path / "sheet.png"), *options]
             assert main(["data", "show", str(shapes), *arguments]) == 0
@@ -272,7 +274,7 @@ class TestData:
         assert "--config" in fails(capsys, *show, "--augment.crop_size", "64")
         assert "copy_paste" in fails(capsys, *show, "--config", "shapes", "--augment.copy_past", "1")
 
-    def test_shapes_does_not_overwrite(self, shapes: Path, capsys: Any) -> None:
+    def test_shapes_raises_instead_of_overwriting(self, shapes: Path, capsys: Any) -> None:
         before = sorted(path.name for path in shapes.rglob("*"))
         assert str(shapes) in fails(capsys, "data", "shapes", shapes)
         assert before == sorted(path.name for path in shapes.rglob("*"))

@@ -1,4 +1,4 @@
-"""`embedmask convert` as a user types it."""
+"""`embedmask convert`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedmask.cli import main
 from embedmask.weights.checkpoint import load_checkpoint
 
 
-def test_a_file_that_wants_to_execute_code_is_refused(tmp_path: Path, capsys: Any) -> None:
+def test_raises_on_files_that_would_execute_code(tmp_path: Path, capsys: Any) -> None:
     trap = tmp_path / "sprung"
 
     class Trap:
@@ -31,8 +31,8 @@ def test_a_file_that_wants_to_execute_code_is_refused(tmp_path: Path, capsys: An
         assert not trap.exists()
 
 
-def test_a_file_of_the_authors(tmp_path: Path) -> None:
-    """As they save it: under "model", each name with a prefix."""
+def test_authors_checkpoint(tmp_path: Path) -> None:
+    """Test the authors' layout: a state dict under "model", with prefixed names."""
     official = {f"module.{name}": torch.zeros(shape) for name, shape in official_shapes("v3", "r50").items()}
     torch.save({"model": official, "iteration": 90000}, tmp_path / "R50.pth")
     assert main(["convert", str(tmp_path / "R50.pth"), "--out", str(tmp_path / "o.safetensors")]) == 0
@@ -41,7 +41,7 @@ def test_a_file_of_the_authors(tmp_path: Path) -> None:
     assert len(checkpoint.class_names) == 80
 
 
-def test_not_a_file_of_the_authors(tmp_path: Path, capsys: Any) -> None:
+def test_raises_on_other_files(tmp_path: Path, capsys: Any) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
     out = tmp_path / "o.safetensors"
     fails(capsys, "convert", tmp_path / "other.pth", "--out", out)

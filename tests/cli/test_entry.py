@@ -1,4 +1,4 @@
-"""What every command shares: help, how bad words are told, exit codes."""
+"""Behaviour common to all commands: help, invalid arguments, exit codes."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ class TestHelp:
             "data split",
         ],
     )
-    def test_every_command_explains_itself(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_every_command_has_help(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*command.split(), "--help"]) == 0
         assert "usage: embedmask" in capsys.readouterr().out
 
-    def test_options_are_spelled_with_hyphens(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_options_have_hyphens(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["predict", "--help"])
         text = capsys.readouterr().out
         assert "--score-threshold" in text
         assert "--score_threshold" not in text
 
-    def test_train_names_every_field(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_train_lists_every_field(self, capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "--help"])
         words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
         assert {"margin", "short_sides", "warmup_steps", "--model"} <= set(words)
@@ -60,24 +60,24 @@ class TestHelp:
         assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("package", ["embedmask", "embedmask.cli"])
-    def test_the_package_can_be_run(self, package: str) -> None:
+    def test_package_is_executable(self, package: str) -> None:
         words = [sys.executable, "-m", package, "--version"]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, f"embedmask {__version__}\n")
 
-    def test_an_output_that_nobody_reads_is_no_error(self) -> None:
+    def test_closed_stdout_is_no_error(self) -> None:
         words = f"{sys.executable} -m embedmask recipes | head -c 1"
         done = subprocess.run(words, shell=True, capture_output=True, text=True, check=False)
         assert (done.stdout, done.stderr) == ("a", "")
 
-    def test_no_words_show_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_no_arguments_list_the_commands(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main([]) == 0
         assert "predict" in capsys.readouterr().out
 
 
 class TestArguments:
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("words", "expected"),
         [
             (["predikt"], "predikt"),
             (["data"], "shapes, check, show"),
@@ -89,12 +89,14 @@ class TestArguments:
             (["train", "--data", "x", "--out", "y", "--speed", "9"], "--speed"),
         ],
     )
-    def test_bad_words_are_named(
-        self, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    def test_invalid_arguments_are_named(
+        self, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert said in fails(capsys, *words)
+        assert expected in fails(capsys, *words)
 
-    def test_unknown_device(self, eager: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_raises_on_unknown_device(
+        self, eager: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         line = fails(capsys, "eval", "--weights", eager, "--data", shapes, "--device", "abacus")
         assert "abacus" in line
 
@@ -109,18 +111,18 @@ class TestArguments:
         assert main(words) == 1
         assert (
             capsys.readouterr().err
-            == "embedmask: RuntimeError: first line second line (--debug shows where)\n"
+            == "embedmask: RuntimeError: first line second line (--debug shows the traceback)\n"
         )
         assert main([*words, "--debug"]) == 1
         assert "Traceback" in capsys.readouterr().err
 
-    def test_message_of_a_loading_process_loses_its_traceback(self) -> None:
+    def test_error_of_a_loading_process_has_no_traceback(self) -> None:
         wrapped = "Caught in worker 0.\nTraceback:\n  File x\nembedmask.errors.BadInput: a.jpg: cut short\n"
         assert one_line(BadInput(wrapped)) == "a.jpg: cut short"
 
 
 def raises(error: Exception) -> Callable[..., Any]:
-    """A function that fails."""
+    """Return a function that raises an error."""
 
     def fail(*args: Any) -> None:
         raise error
@@ -129,12 +131,12 @@ def raises(error: Exception) -> Callable[..., Any]:
 
 
 NAME = "\u5199\u771f"
-"""A name that neither Western nor C consoles can show."""
+"""Name that neither Western nor C consoles can show."""
 
 
 class TestConsoles:
     @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932", "utf-8"])
-    def test_no_character_ends_a_command(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unencodable_characters_are_escaped(self, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
         monkeypatch.setattr("sys.stdout", out)
         monkeypatch.setattr("sys.stderr", err)
@@ -148,11 +150,11 @@ class TestConsoles:
         assert err.read().startswith("embedmask: ")
         assert out.read().replace("\\u5199\\u771f", NAME).replace("\\xb7", "\xb7") == f"{NAME} \xb7 \\udcff\n"
 
-    def test_bad_input_is_one_line_whatever_it_names(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_error_with_a_line_break_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{NAME} x.png" in fails(capsys, "predict", f"{NAME}\nx.png", "--weights", "x", "--out", "y")
 
     def test_file_names_are_read_in_the_c_locale(self, tmp_path: Path) -> None:
-        """There Python takes file names for ASCII, unless it is told better."""
+        """Test the C locale, where Python decodes file names as ASCII by default."""
         make_shapes(tmp_path, train=1, val=1, size=64, seed=0)
         content = json.loads((tmp_path / "train.json").read_text())
         image = content["images"][0]

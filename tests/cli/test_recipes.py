@@ -1,4 +1,4 @@
-"""Recipes by name or file, and what the command line changes in them."""
+"""Recipes by name or file, with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class TestRecipes:
         assert (built.model.embed_dim, built.data.short_sides, built.train.lr) == (4, (64, 96), 1.0)
         assert built.model.channels == 32
 
-    def test_what_is_not_overridden_stays(self, recipe: str) -> None:
+    def test_other_fields_are_unchanged(self, recipe: str) -> None:
         assert resolve_recipe(recipe, {}) == Recipe.from_yaml(recipe)
         assert resolve_recipe(recipe, {"train": {"lr": 1}}).data.short_sides == ()
 
-    def test_a_recipe_of_the_baseline_takes_overrides(self) -> None:
+    def test_baseline_recipe_with_overrides(self) -> None:
         built = resolve_recipe("maskrcnn/r50_1x", {"model": {"anchor_sizes": [8, 16, 32, 64, 128]}})
         assert built.model == MaskRCNNConfig(anchor_sizes=(8, 16, 32, 64, 128))
 
-    def test_the_kind_of_a_model_is_the_recipes(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_raises_on_override_of_the_model_type(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         words = (
             "--config",
             "shapes",
@@ -42,23 +42,25 @@ class TestRecipes:
         )
         assert "write model: maskrcnn" in fails(capsys, "train", *words)
 
-    def test_one_length_replaces_the_other(self, recipe: str) -> None:
+    def test_max_steps_replaces_epochs(self, recipe: str) -> None:
         built = resolve_recipe(recipe, {"train": {"max_steps": 7}})
         assert (built.train.max_steps, built.train.epochs) == (7, None)
 
-    def test_every_shipped_recipe_can_be_named(self) -> None:
+    def test_every_bundled_recipe_can_be_loaded(self) -> None:
         assert "nuclei" in recipe_names()
         for name in recipe_names():
             assert resolve_recipe(name, {}).train.batch_size >= 1
 
-    def test_they_are_listed_with_a_line_each(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_recipes_are_listed_with_a_summary(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["recipes"]) == 0
         lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
         assert list(lines) == recipe_names()
         assert lines["shapes"].startswith("The synthetic shapes of")
 
     @pytest.mark.parametrize("name", ["shapes", "paper/r50_1x.yaml", "maskrcnn/nuclei"])
-    def test_one_is_shown_whole(self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_show_prints_all_fields(
+        self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["recipes", "--show", name]) == 0
         (tmp_path / "whole.yaml").write_text(capsys.readouterr().out)
         assert Recipe.from_yaml(tmp_path / "whole.yaml") == resolve_recipe(name, {})
@@ -66,7 +68,7 @@ class TestRecipes:
         assert {"lr", "momentum", "clip_norm"} <= set(shown["train"])
         assert "--show nope" in fails(capsys, "recipes", "--show", "nope")
 
-    def test_unknown_name_shows_the_nearest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_unknown_name_suggests_the_closest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         line = fails(capsys, "train", "--config", "nucleii", "--data", shapes, "--out", tmp_path / "out")
         assert "did you mean 'nuclei'" in line
 
@@ -78,7 +80,7 @@ class TestRecipes:
             ("--augment.short_side", "short_sides"),
         ],
     )
-    def test_unknown_field_shows_the_nearest(
+    def test_unknown_field_suggests_the_closest(
         self, *, option: str, nearest: str, shapes: Path, recipe: str, tmp_path: Path, capsys: Any
     ) -> None:
         out = tmp_path / "out"
@@ -88,7 +90,9 @@ class TestRecipes:
             assert f"did you mean '{nearest}'" in line
         assert not out.exists()
 
-    def test_unknown_key_in_a_file_shows_the_nearest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_unknown_key_in_a_file_suggests_the_closest(
+        self, shapes: Path, tmp_path: Path, capsys: Any
+    ) -> None:
         (tmp_path / "r.yaml").write_text("model: {embed_dimm: 8}")
         line = fails(
             capsys, "train", "--config", tmp_path / "r.yaml", "--data", shapes, "--out", tmp_path / "out"
@@ -96,12 +100,12 @@ class TestRecipes:
         assert "did you mean 'embed_dim'" in line
         assert str(tmp_path / "r.yaml") in line
 
-    def test_impossible_value_is_told(self, shapes: Path, recipe: str, tmp_path: Path, capsys: Any) -> None:
+    def test_raises_on_invalid_value(self, shapes: Path, recipe: str, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "out"
         words = ("train", "--config", recipe, "--data", shapes, "--out", out)
         assert "margin" in fails(capsys, *words, "--model.margin", "wide")
         assert "lr" in fails(capsys, *words, "--train.lr", "fast")
         assert not out.exists()
 
-    def test_a_recipe_is_needed(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_raises_on_missing_config(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         assert "--config is missing" in fails(capsys, "train", "--data", shapes, "--out", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What `predict` is given becomes a list of files, each with a name of its own."""
+"""Sources of `predict`: files, folders and patterns, with unique names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedmask.errors import BadInput
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder, with files in it."""
+    """Create files and make their folder the working folder."""
     monkeypatch.chdir(tmp_path)
     others = ("notes.txt", "paper.pdf", "table.h5")
     for name in ("b.png", "a.JPG", "clip.MP4", *others, ".hidden.png", "deep/er/c.webm", "ümläut 1.tif"):
@@ -25,36 +25,36 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("here")
 def test_files_folders_and_patterns() -> None:
-    def found(*given: str) -> list[str]:
-        return [str(source.path) for source in find_sources(given)]
+    def paths(*arguments: str) -> list[str]:
+        return [str(source.path) for source in find_sources(arguments)]
 
-    assert found(".") == ["a.JPG", "b.png", "clip.MP4", "ümläut 1.tif"]
-    assert found("**/*") == [
+    assert paths(".") == ["a.JPG", "b.png", "clip.MP4", "ümläut 1.tif"]
+    assert paths("**/*") == [
         "a.JPG",
         "b.png",
         "clip.MP4",
         os.path.join("deep", "er", "c.webm"),
         "ümläut 1.tif",
     ]
-    assert found("b.png", "*.png", "a.*") == ["b.png", "a.JPG"]
-    assert found("notes.txt") == ["notes.txt"]  # whoever names a file means it
+    assert paths("b.png", "*.png", "a.*") == ["b.png", "a.JPG"]
+    assert paths("notes.txt") == ["notes.txt"]  # an explicit file is not filtered
     assert [source.is_video for source in find_sources(["."])] == [False, False, True, False]
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("given", ["absent.jpg", "*.gif", "deep"])
-def test_nothing_to_be_found(given: str) -> None:
+@pytest.mark.parametrize("argument", ["absent.jpg", "*.gif", "deep"])
+def test_raises_on_arguments_without_images(argument: str) -> None:
     with pytest.raises(BadInput) as caught:
-        find_sources(["b.png", given])
-    assert str(caught.value).startswith(f"{given}: ")
+        find_sources(["b.png", argument])
+    assert str(caught.value).startswith(f"{argument}: ")
 
 
-def test_same_stems_keep_apart() -> None:
+def test_equal_stems_get_unique_names() -> None:
     files = [Path("a/x.png"), Path("b/x.jpg"), Path("c/x_2.png"), Path("X.mp4")]
     assert unique_names(files) == ["x", "x_2", "x_2_2", "X_3"]
 
 
-def test_a_source_is_no_result(tmp_path: Path) -> None:
+def test_raises_on_result_that_replaces_a_source(tmp_path: Path) -> None:
     source = Source(tmp_path / "in" / "a.png", "a")
     refuse_overwriting([source], [tmp_path / "a.png", tmp_path / "in" / "b.png"])
     for result in (tmp_path / "in" / "a.png", tmp_path / "x" / ".." / "in", tmp_path):

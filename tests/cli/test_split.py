@@ -1,4 +1,4 @@
-"""Data sets without val, as a user meets them."""
+"""Data sets without val: `--val-fraction` and `embedmask data split`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def no_val(shapes: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_training_without_val_names_the_ways_out(
+def test_training_without_val_suggests_fixes(
     no_val: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = fails(capsys, "train", "--data", no_val, "--config", recipe, "--out", tmp_path / "run")
@@ -33,7 +33,7 @@ def test_training_without_val_names_the_ways_out(
     assert "--val-fraction" in capsys.readouterr().out
 
 
-def test_training_resuming_and_evaluation_hold_out_the_same(
+def test_train_resume_and_eval_hold_out_the_same_images(
     no_val: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -63,7 +63,7 @@ def test_training_resuming_and_evaluation_hold_out_the_same(
     assert capsys.readouterr().out.startswith("2 images of val")
 
 
-def test_a_new_data_set(no_val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split_writes_a_data_set(no_val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = tmp_path / "new"
     assert main(["data", "split", str(no_val), "--out", str(new), "--val", "0.25", "--test", "0.125"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -78,7 +78,7 @@ def test_a_new_data_set(no_val: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("fraction", ["1", "1.5", "-0.5"])
-def test_impossible_fractions(
+def test_raises_on_invalid_fraction(
     no_val: Path, recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], fraction: str
 ) -> None:
     words = ["--data", no_val, "--out", tmp_path / "run", f"--val-fraction={fraction}"]

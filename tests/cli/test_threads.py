@@ -1,4 +1,4 @@
-"""The processor's threads: an option of every command that computes, and an environment that is the user's."""
+"""CPU threads: the option --threads, and the OpenMP environment variables."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ SHOW = "import os; print({name: os.environ.get(name) for name in %r}, 'torch' in
 @pytest.fixture
 def no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in CHOSEN:
-        monkeypatch.setenv(name, "x")  # so that what the test leaves behind is taken back
+        monkeypatch.setenv(name, "x")  # registers the variable, so that it is restored
         monkeypatch.delenv(name)
 
 
 @pytest.mark.usefixtures("no_choice")
-def test_threads_that_wait_sleep_soon() -> None:
+def test_idle_threads_sleep_soon() -> None:
     let_threads_sleep()
     assert {name: os.environ[name] for name in CALM} == CALM
 
 
 @pytest.mark.usefixtures("no_choice")
 @pytest.mark.parametrize("name", CHOSEN)
-def test_the_users_choice_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_the_user_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "7")
     let_threads_sleep()
     assert {each: os.environ.get(each) for each in CHOSEN} == {
@@ -46,7 +46,7 @@ def run_python(code: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_the_command_sets_it_before_torch_loads() -> None:
+def test_environment_is_set_before_torch_is_imported() -> None:
     code = (
         "import sys; from embedmask.cli import main; sys.argv = ['embedmask', 'convert', '--help']; main(); "
     )
@@ -57,7 +57,7 @@ def test_the_command_sets_it_before_torch_loads() -> None:
     "use",
     ["import embedmask, torch; embedmask.Predictor", "from embedmask.cli import main; main(['--help'])"],
 )
-def test_python_keeps_its_environment(use: str) -> None:
+def test_import_does_not_change_the_environment(use: str) -> None:
     assert run_python(f"{use}; " + SHOW % (list(CHOSEN),)).startswith(str(dict.fromkeys(CHOSEN)))
 
 
@@ -70,13 +70,15 @@ class TestOption:
         data = ["--data", str(tmp_path / "none")] if "predict" not in command else []
         return [*command.split(), *place, *data, "--threads", str(threads)]
 
-    def test_it_is_used(self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        asked: list[int] = []
-        monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    def test_threads_are_set(self, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        requested: list[int] = []
+        monkeypatch.setattr(torch, "set_num_threads", requested.append)
         assert main(self.words(command, tmp_path, 3)) == 2  # there is no such data
-        assert asked == [3]
+        assert requested == [3]
 
-    def test_it_is_at_least_1(self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_raises_on_no_threads(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         words = self.words(command, tmp_path, 0)
         assert "--threads must be at least 1, got 0" in fails(capsys, *words)
         assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,8 @@
-"""The command line: `embedmask train | eval | predict | convert | data`.
+"""The command line: `embedmask train | eval | predict | convert | recipes | bench | data`.
 
-A command is a function in `commands`: its signature and docstring are its options and its help. Heavy
-libraries are imported inside the functions, so that `--help` answers at once. Errors become one line on
-stderr: exit code 2 for bad arguments and bad input, 1 for anything else, 0 when done.
+Each command is a function; its signature and docstring define its options and help. Heavy libraries are imported
+inside the functions, so that `--help` stays fast. Errors print one line on stderr and set the exit code: 2 for invalid
+arguments or input, 1 for any other failure.
 """
 
 from embedmask.cli.entry import main

@@ -1,4 +1,4 @@
-"""`python -m embedmask.cli`."""
+"""Entry point of `python -m embedmask.cli`."""
 
 import sys
 

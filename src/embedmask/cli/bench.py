@@ -1,4 +1,4 @@
-"""`bench`: what is measured, and the table."""
+"""Configuration and report of `embedmask bench`."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from embedmask.weights.released import find_weights
 COLUMNS = ("read", "resize", "preprocess", "network", "proposals", "masks", "results", "to_masks", "whole")
 
 
-def make_plan(weights: Path | None, config: str, changes: Mapping[str, Any], **options: Any) -> BenchConfig:
-    """What the command line asks for.
+def make_bench_config(
+    weights: Path | None, config: str, changes: Mapping[str, Any], **options: Any
+) -> BenchConfig:
+    """Build the benchmark's configuration from the options of the command.
 
     Args:
-        weights: model file; its own config counts then, not the recipe's.
-        config: recipe, a name or a file.
-        changes: field of the model -> value.
-        options: further fields of `BenchConfig`.
+        weights: Model file, whose config takes precedence over the recipe's.
+        config: Recipe, a name or a file.
+        changes: Overrides of model fields.
+        options: Further fields of `BenchConfig`.
 
     Raises:
-        BadInput: unreadable weights, unknown recipe or field, impossible value, or a model that is no EmbedMask.
+        BadInput: Unreadable weights, unknown recipe or field, invalid value, or a model that is not EmbedMask.
     """
     if weights is not None:
         weights = find_weights(weights)
@@ -35,31 +37,36 @@ def make_plan(weights: Path | None, config: str, changes: Mapping[str, Any], **o
         model = resolve_recipe(config, {"model": changes}).model
     if not isinstance(model, ModelConfig):
         raise BadInput(
-            f"{weights or config}: a Mask R-CNN; bench measures EmbedMask beside one, give such a model"
+            f"{weights or config}: is a Mask R-CNN; bench compares an EmbedMask model to one, pass an EmbedMask"
         )
     return BenchConfig(config=model, weights=weights, **options)
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report for people."""
+    """Yield the lines of the printed report.
+
+    Args:
+        report: Figures of `compare`, times in seconds.
+    """
     plan, machine = report["plan"], report["machine"]
     sizes = [f"{height}x{width}" for height, width in (plan["image_size"], plan["network_size"])]
-    units = ", ".join(machine["processor_units"]) or "no vector units known"
+    units = ", ".join(machine["processor_units"]) or "vector units unknown"
     yield f"{machine['processor']} ({units}), {machine['threads']} threads"
     yield f"{machine['device']}, torch {machine['torch']}"
-    yield f"image {sizes[0]}, network {sizes[1]}, medians of {plan['runs']} runs, milliseconds an image"
+    yield f"image {sizes[0]}, network {sizes[1]}, median of {plan['runs']} runs, ms per image"
     yield ""
     yield f"{'':30}" + "".join(f"{name:>11}" for name in COLUMNS)
-    for side, stages in report["medians"].items():
+    for pipeline, stages in report["medians"].items():
+        # pipelines differ in their stages: Mask R-CNN resizes and decodes inside its network
         cells = (f"{1000 * stages[name]:11.1f}" if name in stages else f"{'-':>11}" for name in COLUMNS)
-        yield f"{side:30}" + "".join(cells)
+        yield f"{pipeline:30}" + "".join(cells)
     yield ""
-    for side, work in report["works"].items():
-        memory = report["memory_mb"].get(side)
-        held = f", at most {memory['results']:.0f} MB ({memory['before']:.0f} MB before)" if memory else ""
-        yield f"{side}: {work['detections']} detections, mean box {work['mean_box_area_px']:.0f} px{held}"
-    for side, ratios in report["ratios"].items():
-        times = [f"{ratio:.2f} times Mask R-CNN ({name})" for name, ratio in ratios.items()]
-        yield f"{side} is {', '.join(times) or 'alone: no Mask R-CNN ran'}"
-    for side, reason in report["fails"].items():
-        yield f"{side} does not work here: {reason}"
+    for pipeline, work in report["works"].items():
+        memory = report["memory_mb"].get(pipeline)
+        peak = f", peak {memory['results']:.0f} MB ({memory['before']:.0f} MB before)" if memory else ""
+        yield f"{pipeline}: {work['detections']} detections, mean box {work['mean_box_area_px']:.0f} px{peak}"
+    for pipeline, ratios in report["ratios"].items():
+        speedups = [f"{ratio:.2f}x the speed of Mask R-CNN ({name})" for name, ratio in ratios.items()]
+        yield f"{pipeline}: {', '.join(speedups) or 'no Mask R-CNN pipeline ran to compare with'}"
+    for pipeline, reason in report["fails"].items():
+        yield f"{pipeline} failed: {reason}"

@@ -1,4 +1,4 @@
-"""The report of `data check`, for people."""
+"""Printed report of `embedmask data check`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from embedmask.data.check import Report, SplitSummary
 
 NUM_SHOWN = 5
-"""Problems of a kind that are shown."""
+"""Number of problems printed for each type."""
 NUM_CLASSES = 40
-"""Classes that are shown: those with the most objects."""
+"""Number of classes printed: those with the most objects."""
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """A table for each split, the problems by kind, and the verdict."""
+    """Yield a table for each split, the problems by type, and the verdict."""
     for split, summary in report.splits.items():
         yield from _table(split, summary)
         yield ""
@@ -22,15 +22,15 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"{label}: {kind}, {len(problems)}"
         yield from (f"  {problem.message}" for problem in problems[:NUM_SHOWN])
         if len(problems) > NUM_SHOWN:
-            yield f"  ... and {len(problems) - NUM_SHOWN} more (--json has all)"
+            yield f"  ... and {len(problems) - NUM_SHOWN} more (--json lists all)"
     errors = sum(problem.fatal for problem in report.problems)
     warnings = len(report.problems) - errors
-    yield f"{errors} errors, {warnings} warnings: " + (
-        "training would stop" if errors else "training can start"
-    )
+    verdict = "training would stop" if errors else "training can start"
+    yield f"{errors} errors, {warnings} warnings: {verdict}"
 
 
 def _table(split: str, summary: SplitSummary) -> Iterator[str]:
+    """Yield the object counts of a split by class and size."""
     yield f"{split}: {summary.layout}"
     yield f"{summary.num_images} images, {summary.num_empty} without objects, at most {summary.most} in one"
     rows = sorted(summary.counts.items(), key=lambda row: -sum(row[1]))
@@ -39,7 +39,7 @@ def _table(split: str, summary: SplitSummary) -> Iterator[str]:
     for name, sizes in rows[:NUM_CLASSES]:
         yield f"{name:{width}}  " + "".join(f"{count:8}" for count in (*sizes, sum(sizes)))
     if len(rows) > NUM_CLASSES:
-        yield f"... and {len(rows) - NUM_CLASSES} classes more (--json has all)"
+        yield f"... and {len(rows) - NUM_CLASSES} more classes (--json lists all)"
     if len(rows) > 1:
         sums = [sum(column) for column in zip(*summary.counts.values(), strict=True)]
         yield f"{'all':{width}}  " + "".join(f"{count:8}" for count in (*sums, sum(sums)))

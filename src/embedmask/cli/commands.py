@@ -1,4 +1,4 @@
-"""The commands, each a function; what they print is for people, what they write is for scripts."""
+"""The commands, one function each: printed lines are for people, written files for scripts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedmask.cli.recipes import (
     recipe_summary,
     resolve_recipe,
 )
-from embedmask.cli.terminal import DONE, SOME_BAD, SOME_BROKEN, is_interactive
+from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.config import (
     DataConfig,
@@ -52,39 +52,42 @@ def train(
     devices: int | None = None,
     nodes: int = 1,
 ) -> None:
-    """Train a recipe on a data set; leave weights, metrics on its val split and images in a folder.
+    """Train a model on a data set.
+
+    The results folder receives the weights, the metrics on val, curves and sample images.
 
     Args:
-        data: Folder of the data set, as COCO, YOLO, LabelMe and other tools lay it out, or with label images.
-        out: Results folder, new or empty (or the run's own, with --resume). A dry run needs none.
-        config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume: the run's own.
-        model: Changes a FIELD of the model; they are listed below.
-        augment: Changes a FIELD of the recipe's data section; --data.FIELD does the same.
-        train: Changes a FIELD of the solver.
-        resume: Go on from the last checkpoint in the results folder, as if the run had never stopped.
-        dry_run: Check data, config and memory with two steps, say how long the whole takes, and write nothing.
-        max_detections: Detections kept an image, also by the model that is kept; by default what the recipe says.
-        page: Page of TIFF stacks, or frame of animations, from 0, also for predicting with the model; the same as
-            --model.image_page.
-        channels: One channel of image files, as grey, or three as R, G and B, from 0, also for predicting with the
-            model; the same as --model.image_channels.
-        precision: auto, float32, bfloat16 or float16; the same as --train.precision.
-        val_fraction: Hold out this fraction of train as val, by the content of the images, where the data set has no
-            val split; the same as --augment.val_fraction. eval needs the same to see these images.
-        threads: Threads of the processor in each process; by default what torch takes.
+        data: Folder of the data set, in COCO, YOLO, LabelMe or another supported layout, or with label images.
+        out: Results folder, new or empty, or an existing run with --resume. Not needed for a dry run.
+        config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume, defaults to the run's own.
+        model: Override a FIELD of the model config; fields are listed below.
+        augment: Override a FIELD of the data section; --data.FIELD is equivalent.
+        train: Override a FIELD of the solver config.
+        resume: Continue from the last checkpoint in the results folder.
+        dry_run: Check data, config and memory with two steps, estimate the training time, and write nothing.
+        max_detections: Maximum detections per image, also stored with the model; by default from the recipe.
+        page: Page of TIFF stacks or frame of animations, from 0, stored with the model; same as --model.image_page.
+        channels: Channels of image files, from 0: one as grey, or three as RGB, stored with the model; same as
+            --model.image_channels.
+        precision: auto, float32, bfloat16 or float16; same as --train.precision.
+        val_fraction: Hold out this fraction of train as val, for data sets without a val split. Pass the same value
+            to eval. Same as --data.val_fraction.
+        threads: CPU threads per process; by default PyTorch's choice.
         device: auto, cpu, cuda, cuda:N or mps.
-        devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
-        nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
+        devices: Processes on this machine; by default one per CUDA device, else one. Not needed under torchrun.
+        nodes: Number of machines, which share a file system. Run the command on each one, with NODE_RANK, MASTER_ADDR
+            and MASTER_PORT set.
     """
     use_threads(threads)
     if out is None and not dry_run:
         raise BadInput("missing: out; see --help")
+    # shorthands: explicit options take precedence over --model.FIELD, --data.FIELD and --train.FIELD
     if precision is not None:
         train = {**(train or {}), "precision": precision}
     if val_fraction is not None:
         augment = {**(augment or {}), "val_fraction": val_fraction}
-    own = {"image_page": page, "image_channels": channels or None}
-    model = {**(model or {}), **{name: value for name, value in own.items() if value is not None}}
+    reading = {"image_page": page, "image_channels": channels or None}
+    model = {**(model or {}), **{name: value for name, value in reading.items() if value is not None}}
     changes = {"model": model, "data": augment, "train": train}
     recipe = resolve_recipe(config, changes, out if resume else None)
 
@@ -130,41 +133,39 @@ def predict(
     devices: int | None = None,
     nodes: int = 1,
 ) -> int:
-    """Find objects in images and videos; write each with its masks drawn, and predictions.json (COCO results).
+    """Predict instance masks in images and videos.
 
-    Exit code 1 where some files could not be read: they are named at the end. What --out holds of an earlier run is
-    replaced file by file.
+    Writes the images with masks drawn, predictions.json (COCO results) and images.json to --out, replacing existing
+    files of the same name. Exits with code 1 when some files could not be read; they are listed at the end.
 
     Args:
-        source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders of them, or patterns such as
-            'photos/*.jpg'.
-        weights: Model file (.safetensors), or a model that comes with the package: nuclei.
-        out: Folder for the results; images.json in it says which file, and which frame, an image_id is.
-        format: Write also, for each image, labels/NAME.png (16 bit, pixels of the k-th result are k),
-            polygons/NAME.json (LabelMe), labels/NAME.txt and data.yaml (yolo), or masks/NAME/ (a file a mask).
-        ids_from: Folder of a data set that holds these images: predictions.json takes its image and category ids, so
-            that it can be evaluated against the annotations. By default images are counted from 1.
-        no_draw: Leave out the drawn images and videos.
-        score_threshold: Leave out results that score less, 0 to 1; by default what the model says. One number, or
-            CLASS=NUMBER,CLASS=NUMBER.
-        max_detections: Detections kept an image; by default what the model says.
-        tile: Look at squares of this side, px, one by one, as large images need, and join the results; 0: do not.
-        overlap: What neighbouring tiles share, px; half the size of a usual object is enough.
-        page: Page of TIFF stacks, or frame of animations, from 0; by default what the model says, else the first.
-        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
-            colours of an image in colour or the first channel.
-        resume: Go on where a run into --out was stopped, with the same options; what is finished is left as it is.
-        batch_size: Images that the network sees at once; by default what suits the device.
+        source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as 'photos/*.jpg'.
+        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
+        out: Results folder; its images.json maps each image_id to a file and frame.
+        format: Additional annotations per image: labels/NAME.png (16-bit label image), polygons/NAME.json (LabelMe),
+            labels/NAME.txt with data.yaml (yolo), or masks/NAME/ (one image per mask).
+        ids_from: Data set folder that contains the images. Results use its image and category ids, so they can be
+            evaluated against its annotations. By default, images are numbered from 1.
+        no_draw: Do not write images and videos with masks drawn.
+        score_threshold: Minimum score, 0 to 1: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from the model.
+        max_detections: Maximum detections per image; by default from the model.
+        tile: Side of square tiles for large images, px; results of neighbouring tiles are merged. 0: no tiles.
+        overlap: Overlap of neighbouring tiles, px; half the size of a typical object is enough.
+        page: Page of TIFF stacks or frame of animations, from 0; by default from the model, else the first.
+        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model, else the
+            image's own colours or its first channel.
+        resume: Continue an interrupted run with the same options; finished files are skipped.
+        batch_size: Images per batch; by default chosen for the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
-        engine: compile takes minutes at first; openvino (CPU) needs: pip install
-            'embedmask[export]'.
-        threads: Threads of the processor in each process; by default what torch takes.
+        engine: torch, compile (takes minutes to start) or openvino (CPU; needs pip install 'embedmask[export]').
+        threads: CPU threads per process; by default PyTorch's choice.
         device: auto, cpu, cuda, cuda:N or mps.
-        devices: Processes on this machine, by default one a CUDA card, else one. Not needed under torchrun.
-        nodes: Machines that share a disk; on each, start the command with NODE_RANK, MASTER_ADDR, MASTER_PORT set.
+        devices: Processes on this machine; by default one per CUDA device, else one. Not needed under torchrun.
+        nodes: Number of machines, which share a file system. Run the command on each one, with NODE_RANK, MASTER_ADDR
+            and MASTER_PORT set.
     """
     use_threads(threads)
-    from embedmask.cli.predict import Settings, predict_files
+    from embedmask.cli.predict import Settings, predict_files, print_summary
 
     settings = Settings(
         format=format,
@@ -178,7 +179,7 @@ def predict(
         page=page,
         channels=channels or None,
     )
-    outcome = predict_files(
+    summary = predict_files(
         source,
         weights,
         out,
@@ -191,21 +192,14 @@ def predict(
         progress=is_interactive(),
         ids_from=ids_from,
     )
-    for line in (*outcome.notes, *outcome.broken):
-        print(f"embedmask: {line}", file=sys.stderr)
-    if outcome.num_images:
-        print(f"{outcome.num_objects} objects in {outcome.num_images} images · {out}")
-        if outcome.hint:
-            print(f"nothing found: {outcome.hint}")
-        return SOME_BROKEN if outcome.broken else DONE
-    return SOME_BAD if outcome.broken else DONE
+    return print_summary(summary, out)
 
 
 def convert(official: Path, out: Path) -> None:
-    """Convert a checkpoint of the authors' code (.pth, any of its versions) into a model file.
+    """Convert a checkpoint of the authors' code (.pth, any version) to a model file.
 
     Args:
-        official: The authors' file; it is read as tensors only, never as code.
+        official: The authors' checkpoint; read as tensors only, never executed.
         out: Model file to write (.safetensors).
     """
     from embedmask.cli.convert import convert_file
@@ -215,11 +209,10 @@ def convert(official: Path, out: Path) -> None:
 
 
 def recipes(*, show: str | None = None) -> None:
-    """List the recipes that come with the package, or print one whole.
+    """List the bundled recipes, or print one in full.
 
     Args:
-        show: Recipe, a name or a YAML file: print all its fields, those that it leaves to the preset and the defaults
-            included.
+        show: Recipe to print, a name or a YAML file; includes fields that it leaves at their defaults.
     """
     if show is not None:
         import yaml
@@ -251,32 +244,32 @@ def bench(
     precision: Precision = "auto",
     device: str = "auto",
 ) -> None:
-    """Time from a file to masks in its own frame, stage by stage, beside torchvision's Mask R-CNN in the same run.
+    """Measure prediction stage by stage, from image file to masks, beside torchvision's Mask R-CNN.
 
     Args:
-        weights: Model file (.safetensors); by default the recipe's model with random weights, whose last layers are
-            scaled so that it finds as much as is asked for. Mask R-CNN has random weights, scaled likewise.
-        config: Recipe of the model that is measured, a name or a YAML file.
-        model: Changes a FIELD of the model, as embed_stride or image_short_side; they are listed below.
-        image_size: Height and width of the image, px. It is resized as the model says, but never enlarged.
-        json: Write the figures to this file as well: medians in seconds, quartiles, ratios, memory, machine.
-        engine: What runs our network; several are measured beside each other.
-        baseline: Settings of Mask R-CNN; the fastest that works is its best. bfloat16 is autocast with channels_last,
-            compiled is that with its convolutions compiled, which takes minutes.
-        batch: Images at once; several are measured one after the other.
-        detections: In an image, on both sides.
-        runs: Counted runs of each side, in turn with the others; 10 or more for figures to quote.
-        warmup: Runs before them that are not counted.
-        threads: Threads of the processor; by default what torch takes.
-        skip_memory: Do not measure the peak memory, which takes a process of its own for each side.
-        precision: Of our convolutions: auto, float32, bfloat16 or float16.
+        weights: Model file (.safetensors). By default the recipe's model with random weights, calibrated to produce
+            the requested number of detections. Mask R-CNN has random weights, calibrated the same way.
+        config: Recipe of the benchmarked model, a name or a YAML file.
+        model: Override a FIELD of the model config, as embed_stride or image_short_side; fields are listed below.
+        image_size: Height and width of the image, px. It is resized as the model requires, but never enlarged.
+        json: Also write the figures to this file: medians in seconds, quartiles, ratios, memory, machine.
+        engine: Engines that run the EmbedMask network; each one is a pipeline of its own.
+        baseline: Mask R-CNN pipelines; the fastest is reported as best. bfloat16: autocast with channels_last;
+            compiled: the same with compiled convolutions, which takes minutes.
+        batch: Batch sizes, measured one after the other.
+        detections: Detections per image, for all pipelines.
+        runs: Measured runs of each pipeline, interleaved; use at least 10 for figures to publish.
+        warmup: Warm-up runs, not measured.
+        threads: CPU threads; by default PyTorch's choice.
+        skip_memory: Do not measure peak memory, which takes a separate process per pipeline.
+        precision: Of the EmbedMask convolutions: auto, float32, bfloat16 or float16.
         device: auto, cpu, cuda, cuda:N or mps.
     """
     from embedmask.benchmark.compare import compare
-    from embedmask.cli.bench import make_plan, report_lines
+    from embedmask.cli.bench import make_bench_config, report_lines
     from embedmask.files import write_json
 
-    plan = make_plan(
+    bench_config = make_bench_config(
         weights,
         config,
         model or {},
@@ -292,23 +285,25 @@ def bench(
         precision=precision,
         device=device,
     )
-    report = compare(plan, progress=lambda line: print(line, file=sys.stderr) if is_interactive() else None)
+    report = compare(
+        bench_config, progress=lambda line: print(line, file=sys.stderr) if is_interactive() else None
+    )
     print("\n".join(report_lines(report)))
     if json is not None:
         write_json(json, report)
 
 
 def field_names(title: str, config: type[DetectorConfig] | type[DataConfig] | type[TrainConfig]) -> str:
-    """The fields of a config, for the help."""
+    """Return one line of help that lists the fields of a config."""
     return f"{title}: {', '.join(field.name for field in fields(config))}."
 
 
 TRAIN_FIELDS = " ".join(
     (
         field_names("Fields of --model", ModelConfig),
-        field_names("Where the recipe says model: maskrcnn", MaskRCNNConfig),
-        field_names("Of --data and --augment", DataConfig),
-        field_names("Of --train", TrainConfig),
+        field_names("Fields of --model in recipes with model: maskrcnn", MaskRCNNConfig),
+        field_names("Fields of --data and --augment", DataConfig),
+        field_names("Fields of --train", TrainConfig),
     )
 )
 

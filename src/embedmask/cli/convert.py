@@ -1,4 +1,4 @@
-"""The authors' checkpoints to model files."""
+"""Conversion of the authors' checkpoints to model files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COCO_CLASSES = 80
 
 
 def convert_file(official: Path, out: Path) -> ModelConfig:
-    """Read a file of the authors' code, write a model file, give its configuration.
+    """Convert a checkpoint of the authors' code to a model file and return its config.
 
     Raises:
-        BadInput: not their file, a damaged one, or one that wants to execute code.
+        BadInput: The file is not a checkpoint of the authors' code, is damaged, or would execute code.
     """
     if out.suffix != ".safetensors":
         raise BadInput(f"--out {out}: model files end in .safetensors")
@@ -29,10 +29,11 @@ def convert_file(official: Path, out: Path) -> ModelConfig:
 
 
 def class_names(count: int) -> list[str]:
-    """The authors trained on COCO; any other number of classes has no names in their files."""
+    """Return COCO's class names for 80 classes, else numbered names: the authors' files contain none."""
     if count != COCO_CLASSES:
         return [f"class {label}" for label in range(count)]
     from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+    # torchvision lists COCO's 91 category ids, of which 80 have a name
     listed = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return [name for name in listed if name not in ("__background__", "N/A")]

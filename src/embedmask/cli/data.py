@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.cli.recipes import resolve_recipe
-from embedmask.cli.terminal import DONE, SOME_BAD, progress_bar
+from embedmask.cli.terminal import INVALID_INPUT, SUCCESS, progress_bar
 from embedmask.config import DEFAULT_READING
 from embedmask.config.data import Degenerate, Exif, Split
 
 
 def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256, seed: int = 0) -> None:
-    """Make a synthetic data set: textured shapes that overlap, with exact masks, in COCO format.
+    """Create a synthetic data set of overlapping textured shapes with exact masks, in COCO format.
 
     Args:
         folder: New or empty folder.
-        train: Images in train.
-        val: Images in val.
+        train: Number of training images.
+        val: Number of validation images.
         size: Side of the images, px.
-        seed: The same seed gives the same images.
+        seed: Seed of the random numbers; the same seed gives the same images.
     """
     from embedmask.data.shapes import make_shapes
 
@@ -42,21 +42,23 @@ def data_check(
     workers: int | None = None,
     val_fraction: float = 0.0,
 ) -> int:
-    """Report every problem of a data set, with counts by size and class; exit code 2 when training would stop.
+    """Check a data set and report every problem, with object counts by size and class.
+
+    Exits with code 2 when training would stop.
 
     Args:
-        folder: Data set, of any layout that train reads.
-        out: Folder for the counts, a contact sheet of each split, and the problems drawn; or only the counts, as an
-            image such as counts.png.
-        json: Write the whole report to this file: the lists that are printed are shortened.
-        max_detections: Name the images with more objects than this.
-        degenerate: refuse or drop objects without area, as --augment.degenerate of train.
-        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
-        quick: Do not decode images: miss what is cut short, and copies that were stored again.
-        page: Page of TIFF stacks, or frame of animations, from 0; by default the first.
-        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default the
-            colours of an image in colour or the first channel.
-        workers: Threads that read images; by default one a core.
+        folder: Data set, in any layout that train reads.
+        out: Folder for the counts, a contact sheet of each split, and drawings of the problems; or an image file, as
+            counts.png, for the counts alone.
+        json: Write the full report to this file; the printed lists are shortened.
+        max_detections: Warn about images with more objects than this.
+        degenerate: refuse or drop objects without area, as --data.degenerate of train.
+        exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
+        quick: Do not decode images; truncated files and re-encoded copies are not detected.
+        page: Page of TIFF stacks or frame of animations, from 0; by default the first.
+        channels: Channels of image files, from 0: one as grey, or three as RGB; by default the image's own colours or
+            its first channel.
+        workers: Threads that read images; by default one per core.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.check import report_lines
@@ -81,7 +83,7 @@ def data_check(
         write_json(json, report.to_dict())
     if out is not None:
         write_drawings(report, out)
-    return SOME_BAD if report.fatal else DONE
+    return INVALID_INPUT if report.fatal else SUCCESS
 
 
 def data_split(
@@ -93,29 +95,28 @@ def data_split(
     degenerate: Degenerate = "refuse",
     copy: bool = False,
 ) -> None:
-    """Write a data set without val as a new one with train, val (and test), divided by the content of its images.
+    """Split a data set without val into train, val and optionally test, and write it as a new one.
 
-    Near-duplicates stay together. Names and order of the images do not matter: the same images give the same splits,
-    which are those of train --val-fraction. The folder itself is not changed.
+    The split depends on image content only, is the same as that of train --val-fraction, and keeps near-duplicates
+    together. The source folder is not modified.
 
     Args:
-        folder: Data set without a val split, of any layout.
-        out: New or empty folder for train.json, val.json and images/; by default FOLDER-split, beside the folder.
-        val: Fraction of the images for val.
-        test: Fraction of the images for test; 0: none.
-        degenerate: refuse or drop objects without area, as --augment.degenerate of train.
-        copy: Copy the images; by default they are hard links where the disk allows it, which share their bytes.
+        folder: Data set without a val split, in any layout.
+        out: New or empty folder for train.json, val.json and images/; by default FOLDER-split beside the folder.
+        val: Fraction of the images in val.
+        test: Fraction of the images in test; 0: no test split.
+        degenerate: refuse or drop objects without area, as --data.degenerate of train.
+        copy: Copy the images; by default they are hard-linked where the file system allows it.
     """
     from embedmask.data.split import write_split
 
-    place = folder.resolve()
-    out = out or place.with_name(f"{place.name}-split")
+    source = folder.resolve()
+    out = out or source.with_name(f"{source.name}-split")
     report = write_split(folder, out, val=val, test=test, degenerate=degenerate, copy=copy)
-    print(f"{folder}: {report.layout}")
     total = sum(report.counts.values())
     counts = ", ".join(f"{count} in {split}" for split, count in report.counts.items())
-    kept = f"{report.linked} images linked, {total - report.linked} copied"
-    print(f"{counts} · {kept} · {out}")
+    print(f"{folder}: {report.layout}")
+    print(f"{counts} · {report.linked} images linked, {total - report.linked} copied · {out}")
 
 
 def data_show(
@@ -131,28 +132,27 @@ def data_show(
     augment: dict[str, Any] | None = None,
     val_fraction: float = 0.0,
 ) -> None:
-    """Draw images of a data set with their ground truth on one contact sheet.
+    """Draw images of a data set with their ground truth on a contact sheet.
 
     Args:
         folder: Folder of the data set.
         split: train or val.
-        out: ImageSource to write; by default SPLIT.png in the working folder.
-        count: Images on the sheet, spread over the split.
-        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored; by
-            default upright, or what the recipe says.
-        page: Page of TIFF stacks, or frame of animations, from 0; by default what the recipe says, else the
-            first.
-        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise, else the
-            colours of an image in colour or the first channel.
-        config: Recipe, a name or a YAML file: draw what training with it sees, not the images as they are.
-        augment: Changes a FIELD of the recipe's data section, as --data.FIELD does; they are listed below.
+        out: Image file to write; by default SPLIT.png in the working folder.
+        count: Number of images, spread evenly over the split.
+        exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored; by default
+            from the recipe, else upright.
+        page: Page of TIFF stacks or frame of animations, from 0; by default from the recipe, else the first.
+        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the recipe, else the
+            image's own colours or its first channel.
+        config: Recipe, a name or a YAML file: draw augmented training samples instead of the original images.
+        augment: Override a FIELD of the recipe's data section, as --data.FIELD does; fields are listed below.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.show import write_contact_sheet
 
     path = out or Path(f"{split}.png")
     recipe = resolve_recipe(config, {"data": augment}) if config or augment else None
-    shown = write_contact_sheet(
+    num_drawn = write_contact_sheet(
         folder,
         split,
         path,
@@ -162,4 +162,4 @@ def data_show(
         options=(DEFAULT_READING if recipe is None else recipe.model.reading()).changed(page, channels),
         val_fraction=val_fraction,
     )
-    print(f"{shown} images of {split} · {path}")
+    print(f"{num_drawn} images of {split} · {path}")

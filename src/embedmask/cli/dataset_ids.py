@@ -1,9 +1,9 @@
-"""`predict --ids-from`: results that carry the image and category ids of a data set, so that they can be evaluated."""
+"""`predict --ids-from`: results with the image and category ids of a data set."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,12 @@ from embedmask.evaluation.run import match_classes
 
 @dataclass(frozen=True)
 class DatasetIds:
-    """Ids of a data set.
+    """Image and category ids of a data set, assigned to the sources and classes of a prediction.
 
     Attributes:
-        images: image id of each source, by the name of its results.
-        categories: category id of each label, C.
-        class_names: of the model, C.
+        images: Image id of each source, by `Source.name`.
+        categories: Category id of each label of the model, C.
+        class_names: Class names of the model, C.
     """
 
     images: dict[str, int]
@@ -31,60 +31,68 @@ class DatasetIds:
 
     @classmethod
     def read(cls, folder: Path, sources: Sequence[Source], class_names: Sequence[str]) -> DatasetIds:
-        """Find each source among the images of a data set: by its path, else by a file name that only one image has.
+        """Match each source to an image of the data set, by path or else by unique file name.
 
         Args:
-            folder: of a data set, with any layout; all its splits are looked through.
-            class_names: of the model.
+            folder: Data set in any layout; all its splits are searched.
+            sources: Images of the prediction.
+            class_names: Class names of the model.
 
         Raises:
-            BadInput: a source that the data set lacks or that fits several images, a video, sources of two splits
-                with one id, or a class of the data set that the model lacks.
+            BadInput: A source is a video, matches no image or several, or shares its id with a source of another
+                split; or the model lacks a class of the data set.
         """
-        sets = [CocoInstances.open(folder, split, degenerate="drop") for split in _splits(folder)]
-        names = list(class_names)
-        known = _lookup(sets)
+        datasets = [CocoInstances.open(folder, split, degenerate="drop") for split in existing_splits(folder)]
+        # each image is entered twice, by resolved path and by file name
+        known: dict[str, set[int]] = defaultdict(set)
+        for dataset in datasets:
+            for index, image_id in enumerate(dataset.image_ids):
+                path = dataset.image_path(index).resolve()
+                known[str(path)].add(image_id)
+                known[path.name].add(image_id)
         ids = {source.name: _image_id(source, known, folder) for source in sources}
-        owner: dict[int, Source] = {}
+        # splits may number their images independently, so ids of different splits can collide
+        first_source: dict[int, Source] = {}
         for source in sources:
-            first = owner.setdefault(ids[source.name], source)
+            first = first_source.setdefault(ids[source.name], source)
             if first is not source:
                 raise BadInput(
                     f"--ids-from: {first.path} and {source.path} both have image id {ids[source.name]}, in two "
                     "splits; predict the images of one split"
                 )
-        return cls(ids, match_classes(names, sets[0]), names)
+        names = list(class_names)
+        return cls(ids, match_classes(names, datasets[0]), names)
 
 
-def _splits(folder: Path) -> list[Split]:
-    found: list[Split] = []
+def existing_splits(folder: Path) -> list[Split]:
+    """Return the splits that the data set has.
+
+    Raises:
+        BadInput: It has none.
+    """
+    existing: list[Split] = []
     for split in SPLITS:
         try:
             find_split(folder, split)
         except BadInput:
             continue
-        found.append(split)
-    if not found:
-        find_split(folder, "val")  # says what is missing
-    return found
+        existing.append(split)
+    if not existing:
+        find_split(folder, "val")  # raises with the reason
+    return existing
 
 
-def _lookup(sets: Iterable[CocoInstances]) -> dict[str, set[int]]:
-    """Image ids by resolved path and by file name."""
-    ids: dict[str, set[int]] = defaultdict(set)
-    for dataset in sets:
-        for index, image_id in enumerate(dataset.image_ids):
-            path = dataset.image_path(index).resolve()
-            ids[str(path)].add(image_id)
-            ids[path.name].add(image_id)
-    return ids
+def _image_id(source: Source, known: dict[str, set[int]], folder: Path) -> int:
+    """Return the image id of a source.
 
-
-def _image_id(source: Source, ids: dict[str, set[int]], folder: Path) -> int:
+    Raises:
+        BadInput: The source is a video, or matches no image or several.
+    """
     if source.is_video:
-        raise BadInput(f"{source.path}: a video has no image id in {folder}; leave out --ids-from")
-    found = ids.get(str(source.path.resolve())) or ids.get(source.path.name) or set()
-    if len(found) != 1:
-        fault = "is in no split of" if not found else "has the file name of several images of"
-        raise BadInput(f"{source.path}: {fault} {folder}; predict its own files, or leave out --ids-from")
-    return next(iter(found))
+        raise BadInput(f"{source.path}: a video has no image id in {folder}; omit --ids-from")
+    # the path decides; a copy elsewhere is matched by its file name, if only one image has it
+    ids = known.get(str(source.path.resolve())) or known.get(source.path.name) or set()
+    if len(ids) != 1:
+        fault = "has the same file name as several images of" if ids else "is in no split of"
+        raise BadInput(f"{source.path}: {fault} {folder}; predict images of the data set, or omit --ids-from")
+    return next(iter(ids))

@@ -1,4 +1,4 @@
-"""From the words on the command line to an exit code."""
+"""Entry point of the command line: from arguments to an exit code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from jsonargparse import Namespace
 
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser, find_command
-from embedmask.cli.terminal import DONE
+from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS
 from embedmask.cli.threads import let_threads_sleep
 from embedmask.errors import BadInput, TrainingStopped
 
-FAILED, BAD = 1, 2
 TRAIN_EXTRA = ("lightning", "matplotlib", "tensorboard")
 
 
@@ -26,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: what follows the program's name; None: this process's own arguments.
+        argv: Arguments after the program's name; None: those of this process.
 
     Returns:
-        0 done, 2 bad arguments or bad input, 1 anything else.
+        Exit code: 0 success, 2 invalid arguments or input, 1 any other failure.
     """
     show_any_character()
     if argv is None:
@@ -39,85 +38,84 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         return run([word for word in words if word != "--debug"])
-    except SystemExit as stop:  # the help was asked for, or a library gave up
-        return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
+    except SystemExit as stop:  # after --help or --version, or raised by a library
+        return stop.code if isinstance(stop.code, int) else SUCCESS if stop.code is None else FAILURE
     except KeyboardInterrupt:
-        return fail("interrupted", FAILED)
-    except BrokenPipeError:  # who read the output has gone, as head does
-        sys.stdout = None  # nobody is left to flush it for
-        return FAILED
+        return fail("interrupted", FAILURE)
+    except BrokenPipeError:  # the reader of stdout exited, as `head` does
+        sys.stdout = None  # Python would flush it at exit and fail again
+        return FAILURE
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return fail(
-            one_line(error),
-            BAD if isinstance(error, (BadInput, ArgumentError, ModuleNotFoundError)) else FAILED,
-        )
+        invalid = isinstance(error, (BadInput, ArgumentError, ModuleNotFoundError))
+        return fail(one_line(error), INVALID_INPUT if invalid else FAILURE)
 
 
 def show_any_character() -> None:
-    """Escape the characters that the encoding of stdout or stderr lacks, so that no message can end a command."""
+    """Escape characters that the encoding of stdout or stderr lacks, so that printing never fails."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def read_any_file_name() -> None:
-    """Start again in UTF-8 mode where Python would take file names for ASCII, as it may in the C locale."""
+    """Restart Python in UTF-8 mode where it would decode file names as ASCII, as in the C locale."""
     if sys.getfilesystemencoding() == "ascii":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def run(words: list[str]) -> int:
-    """Parse the words and call the function that they name."""
+    """Parse the arguments and call the function of the command."""
     parser = build_parser(COMMANDS)
     if not words:
         parser.print_help()
-        return DONE
-    chosen: Namespace = parser.parse_args([re.sub(r"^--data\.", "--augment.", word) for word in words])
-    function, values = find_command(COMMANDS, chosen)
-    return function(**values) or DONE
+        return SUCCESS
+    # --data is itself an option, the folder, so --data.FIELD needs another name inside the parser
+    parsed: Namespace = parser.parse_args([re.sub(r"^--data\.", "--augment.", word) for word in words])
+    function, values = find_command(COMMANDS, parsed)
+    return function(**values) or SUCCESS
 
 
 def fail(line: str, code: int) -> int:
-    """Print on stderr, as one line, why the command failed."""
+    """Print the reason of a failure on stderr, in one line; return the exit code."""
     print(f"embedmask: {' '.join(line.splitlines())}", file=sys.stderr)
     return code
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error in one line."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_EXTRA:
         return f"{error.name} is not installed; training needs: pip install 'embedmask[train]'"
     if isinstance(error, (BadInput, TrainingStopped)):
-        return worker_message(text)
+        # a data-loading process wraps its error in a traceback: keep the text after the error's name
+        name = f"{BadInput.__module__}.{BadInput.__qualname__}: "
+        return " ".join(text.rpartition(name)[2].split()) if name in text else text
     if isinstance(error, ArgumentError):
         return argument_message(text)
-    return f"{type(error).__name__}: {' '.join(text.split())} (--debug shows where)"
-
-
-def worker_message(text: str) -> str:
-    """A loading process wraps its error in a traceback; the message is what follows the error's name."""
-    name = f"{BadInput.__module__}.{BadInput.__qualname__}: "
-    return " ".join(text.rpartition(name)[2].split()) if name in text else text
+    return f"{type(error).__name__}: {' '.join(text.split())} (--debug shows the traceback)"
 
 
 def argument_message(text: str) -> str:
-    """The parser's report, shortened to the option, its value and what was expected."""
+    """Shorten the parser's message to the option, its value and the expected values."""
+    # a required option: "the following arguments are required: weights, data"
     missing = re.search(r"arguments are required: (.*)", text)
     if missing is not None:
         return f"missing: {', '.join(name.rpartition('.')[2] for name in missing[1].split(', '))}; see --help"
+    # a command without a subcommand
     group = re.search(r"to be one of \{(.*)\}, but it was not provided", text)
     if group is not None:
         return f"missing: one of {group[1].replace(',', ', ')}; see --help"
+    # an invalid value: the key is dotted for subcommands, and the value follows one of two phrases
     option = re.search(r'Parser key "(?:\w+\.)*(\w+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)", text)
     if option is None or value is None:
         return " ".join(text.split()) + "; see --help"
-    kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", text)
+    # one entry per member of a union: a class name, or the choices of a Literal
+    types = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", text)
     expected = [
-        name or f"one of {choices.replace(chr(39), '')}" for name, choices in kinds if name != "NoneType"
+        name or f"one of {choices.replace(chr(39), '')}" for name, choices in types if name != "NoneType"
     ]
-    wanted = f", expected {' or '.join(dict.fromkeys(expected))}" if expected else ""
-    return f"--{option[1].replace('_', '-')} cannot be {value[1].strip()!r}{wanted}; see --help"
+    hint = f", expected {' or '.join(dict.fromkeys(expected))}" if expected else ""
+    return f"--{option[1].replace('_', '-')} cannot be {value[1].strip()!r}{hint}; see --help"

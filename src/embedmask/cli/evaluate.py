@@ -34,45 +34,39 @@ def evaluate(
     threads: int | None = None,
     device: str = "auto",
 ) -> None:
-    """Box, mask and boundary AP of a model on a split of a data set; with one class also TP / (TP + FP + FN).
+    """Evaluate a model on a data set: box, mask and boundary AP; with one class also TP / (TP + FP + FN).
 
     Args:
-        weights: Model file (.safetensors), or a model that comes with the package: nuclei.
+        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
         data: Folder of the data set.
-        split: train, val, test or test-dev; of one without annotations the results are written, for COCO's server.
-        json: Write the metrics to this file as well; without annotations, the results to this file or folder.
-        report: Folder for a page (index.html) with curves, errors, and the worst and best images.
-        where: Only the images whose record in the annotation file says KEY=VALUE, as modality=fluorescence.
-        max_detections: Detections kept an image, in prediction and in AP; by default what the model says.
-        image_short_side: Short side of the images that the network sees, px; by default what the model says.
-        score_threshold: From here on a result counts as decided, in matching and in the report, by default what the
-            model says; AP ranks all. One number, or CLASS=NUMBER,CLASS=NUMBER.
-        matching: TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
-        degenerate: drop leaves out objects of the ground truth that cover nothing; refuse stops at them.
+        split: train, val, test or test-dev. Without annotations, only the results are written, for COCO's server.
+        json: Also write the metrics to this file; without annotations, write the results to this file or folder.
+        report: Folder for an HTML report (index.html) with curves, errors, and the best and worst images.
+        where: Only images whose record in the annotation file has KEY=VALUE, as modality=fluorescence.
+        max_detections: Maximum detections per image, in prediction and AP; by default from the model.
+        image_short_side: Short side of the network's input, px; by default from the model.
+        score_threshold: Minimum score in matching and report: one number, or CLASS=NUMBER,CLASS=NUMBER; by default
+            from the model. AP ranks all detections.
+        matching: Compute TP / (TP + FP + FN) at IoU 0.5 to 0.9 with several classes, too.
+        degenerate: refuse or drop ground-truth objects without area.
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
-        exif: Frame of the annotations where an image's EXIF orientation leaves two: upright, or as it is stored.
-        page: Page of TIFF stacks, or frame of animations, from 0; by default what the model says.
-        channels: One channel of image files, as grey, or three as R, G and B, from 0; by default likewise.
+        exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
+        page: Page of TIFF stacks or frame of animations, from 0; by default from the model.
+        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
-        threads: Threads of the processor; by default what torch takes.
+        threads: CPU threads; by default PyTorch's choice.
         device: auto, cpu, cuda, cuda:N or mps.
     """
     use_threads(threads)
     from embedmask.data.coco import CocoInstances
-    from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
-    from embedmask.files import write_json
+    from embedmask.evaluation.run import evaluate_weights, has_truth
     from embedmask.weights.checkpoint import read_config
 
+    options = read_config(weights).reading().changed(page, channels)
     dataset = CocoInstances.open(
-        data,
-        split,
-        degenerate=degenerate,
-        where=where,
-        exif=exif,
-        options=read_config(weights).reading().changed(page, channels),
-        val_fraction=val_fraction,
+        data, split, degenerate=degenerate, where=where, exif=exif, options=options, val_fraction=val_fraction
     )
-    how: dict[str, Any] = {
+    prediction: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
         "precision": precision,
@@ -80,11 +74,7 @@ def evaluate(
         "progress": is_interactive(),
     }
     if not has_truth(dataset.annotations_file):
-        if json is None:
-            raise BadInput(
-                f"{dataset.annotations_file}: has no annotations; give --json FILE for the results"
-            )
-        path = write_results(weights, dataset, json, **how)
+        path = write_server_file(weights, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
     metrics = evaluate_weights(
@@ -95,8 +85,15 @@ def evaluate(
         report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
         begin=lambda: print(f"{data}: {dataset.layout}", *dataset.warning_lines(), sep="\n"),
-        **how,
+        **prediction,
     )
+    print_metrics(metrics, json, report)
+
+
+def print_metrics(metrics: dict[str, Any], json: Path | None, report: Path | None) -> None:
+    """Print the metrics and where the report is; write them as JSON if requested."""
+    from embedmask.files import write_json
+
     print(metrics_table(metrics))
     if json is not None:
         write_json(json, metrics)
@@ -104,18 +101,43 @@ def evaluate(
         print(f"report · {report / 'index.html'}")
 
 
+def write_server_file(weights: Path, dataset: Any, out: Path | None, **prediction: Any) -> Path:
+    """Write the results of a split without annotations for COCO's server and return the file's path.
+
+    Args:
+        weights: Model file.
+        dataset: Split, a `CocoInstances`; its module is imported only when the command runs.
+        out: File or folder to write.
+        prediction: Options of `write_results`.
+
+    Raises:
+        BadInput: `out` is None.
+    """
+    from embedmask.evaluation.run import write_results
+
+    if out is None:
+        raise BadInput(
+            f"{dataset.annotations_file}: has no annotations; pass --json FILE to write the results"
+        )
+    return write_results(weights, dataset, out, **prediction)
+
+
 def metrics_table(metrics: dict[str, Any]) -> str:
-    """One row a kind (bbox, segm, boundary), one column a metric; a head for each set of columns."""
-    kinds: dict[str, dict[str, float]] = {}
+    """Format metrics named `type/metric` as a table: one row per type (bbox, segm, boundary), one column per metric.
+
+    The header is repeated where the columns change.
+    """
+    types: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        kind, slash, metric = name.partition("/")
+        prefix, slash, metric = name.partition("/")
         if slash:
-            kinds.setdefault(kind, {})[metric] = value
-    lines, head = [], None
-    for kind, values in kinds.items():
-        if tuple(values) != head:
-            head = tuple(values)
-            lines.append(f"{'':16}" + "".join(f"{name:>{max(len(name), 6) + 1}}" for name in head))
+            types.setdefault(prefix, {})[metric] = value
+    lines, header = [], None
+    for prefix, values in types.items():
+        # matching has other columns than AP
+        if tuple(values) != header:
+            header = tuple(values)
+            lines.append(f"{'':16}" + "".join(f"{name:>{max(len(name), 6) + 1}}" for name in header))
         cells = (f"{value:>{max(len(name), 6) + 1}.4f}" for name, value in values.items())
-        lines.append(f"{kind:16}" + "".join(cells))
+        lines.append(f"{prefix:16}" + "".join(cells))
     return "\n".join(lines)

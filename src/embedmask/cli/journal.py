@@ -1,4 +1,4 @@
-"""What `predict` has finished so far, so that it can go on after it was stopped, and the results of all of it."""
+"""Journal of finished files: lets `predict --resume` continue a run, and merges its results."""
 
 from __future__ import annotations
 
@@ -19,48 +19,50 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """A file for each finished image or video in `OUT/.predict`; it is written last, so what it tells of is whole.
+    """Folder `OUT/.predict` with one JSON-lines file per finished image or video.
 
-    A row is an image or a frame: `source`, `name` (of its files), for frames `frame`, `height`, `width` and
-    `results`, which are COCO's but for `image_id`: images are numbered when all are there.
+    The file of a source is written after all its other results, so its existence means that these are complete. A row
+    is an image or a frame: `source`, `name` (of its result files), `frame` and `time` (of frames), `height`, `width`
+    and `results`, which are COCO results without a valid `image_id`: images are numbered by `merge`.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        """Nothing is touched yet.
+        """Set up the journal without touching the disk.
 
         Args:
-            settings: all that results depend on, plain values.
+            out: Results folder.
+            settings: Everything that the results depend on, as plain values.
         """
         self.out = out
         self.settings = dict(settings)
         self.folder = out / FOLDER
-        self._made = not out.exists()
+        self._is_new = not out.exists()
 
     def check(self) -> None:
-        """Whether the run in `out` can go on with these settings; where there is none, it can begin.
+        """Check that the run in `out`, if there is one, has the same settings.
 
         Raises:
-            BadInput: it was begun with others.
+            BadInput: A setting differs.
         """
         try:
-            begun = json.loads(self._settings_file.read_text(encoding="utf-8"))
+            started = json.loads(self._settings_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
         except (OSError, ValueError):
-            begun = {}
+            started = {}  # damaged: differs in every setting
         for name, value in self.settings.items():
-            if begun.get(name) != value:
+            if started.get(name) != value:
                 option = f"--{name.replace('_', '-')}"
                 raise BadInput(
-                    f"{self.out}: was begun with {option} {begun.get(name)}, now {value}; "
-                    "give what it was begun with, or leave out --resume to start again"
+                    f"{self.out}: was started with {option} {started.get(name)}, now {value}; "
+                    "repeat the original options, or omit --resume to start over"
                 )
 
     def begin(self, *, resume: bool) -> None:
-        """Make the folder; unless `resume`, forget what was finished. Nobody else may be writing there.
+        """Create the folder; without `resume`, delete earlier entries. No other process may be writing.
 
         Raises:
-            BadInput: it cannot be written.
+            BadInput: The folder cannot be written.
         """
         if not resume:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -69,69 +71,74 @@ class Journal:
             remove_temporary(folder)
 
     def discard_empty(self) -> None:
-        """Leave no trace where nothing was finished."""
+        """Remove the folder if no source was finished, and `out` if this run created it."""
         if not any(not is_temporary(path) for path in self.folder.glob("*.jsonl")):
             shutil.rmtree(self.folder, ignore_errors=True)
-            if self._made:
-                with suppress(OSError):  # something else is in there, or it was never made
+            if self._is_new:
+                with suppress(OSError):  # it has other contents, or was never created
                     self.out.rmdir()
 
     def is_done(self, source: Source) -> bool:
-        """Whether this very file was finished under this name."""
-        begin = json.dumps({"source": str(source.path)})[:-1]
+        """Return whether this source was finished under this name."""
+        # rows begin with the source, so a prefix of the first one suffices: files of videos are large
+        prefix = json.dumps({"source": str(source.path)})[:-1]
         try:
             with self._file(source).open(encoding="utf-8") as file:
-                return file.read(len(begin)) == begin
+                return file.read(len(prefix)) == prefix
         except FileNotFoundError:
             return False
 
     def write(self, source: Source, rows: Iterable[Row]) -> None:
-        """Keep the rows of an image, or those of a video's frames as they come."""
+        """Write the rows of an image, or those of a video's frames as they are produced."""
         with atomic_write(self._file(source)) as temporary, temporary.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"source": str(source.path), **row}) + "\n")
 
     def rows(self, source: Source) -> Iterator[Row]:
-        """What `write` was given for a finished source, and `source`."""
+        """Yield the rows of a finished source, with the key `source`."""
         with self._file(source).open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
     def merge(
         self, sources: Sequence[Source], class_names: Sequence[str], ids: DatasetIds | None = None
     ) -> tuple[int, int]:
-        """Write `predictions.json` and `images.json` of all that is finished; memory holds one image's results.
+        """Write `predictions.json` and `images.json`; only one image's results are in memory at a time.
 
         Args:
-            sources: finished ones, in the order of the numbers that their images get.
-            ids: image and category ids of a data set; None: images are counted from 1, categories are labels + 1.
+            sources: Finished sources, in the order of their image ids.
+            class_names: Class names of the model, C.
+            ids: Image and category ids of a data set; None: images are numbered from 1, categories are labels + 1.
 
         Returns:
-            Number of images and of objects.
+            Number of images and number of objects.
         """
         images: list[Row] = []
         num_objects = 0
-
-        numbers = list(range(1, len(class_names) + 1)) if ids is None else ids.categories
+        category_ids = list(range(1, len(class_names) + 1)) if ids is None else ids.categories
 
         def results() -> Iterator[Row]:
             nonlocal num_objects
             for source, row in ((own, row) for own in sources for row in self.rows(own)):
-                found = row.pop("results")
-                num_objects += len(found)
+                detections = row.pop("results")
+                num_objects += len(detections)
                 image_id = len(images) + 1 if ids is None else ids.images[source.name]
                 images.append({"id": image_id, "file_name": row.pop("source"), **row})
-                for result in found:
-                    category = numbers[result["category_id"] - 1]
-                    yield {**result, "image_id": image_id, "category_id": category}
+                for result in detections:
+                    # rows store label + 1
+                    category_id = category_ids[result["category_id"] - 1]
+                    yield {**result, "image_id": image_id, "category_id": category_id}
 
+        # consuming the results fills `images`, which is therefore written second
         write_json_rows(self.out / "predictions.json", results())
-        categories = [{"id": n, "name": name} for n, name in zip(numbers, class_names, strict=True)]
+        categories = [{"id": n, "name": name} for n, name in zip(category_ids, class_names, strict=True)]
         write_json(self.out / "images.json", {"images": images, "categories": categories})
         return len(images), num_objects
 
     @property
     def _settings_file(self) -> Path:
+        """Return the path of the settings."""
         return self.folder / "settings.json"
 
     def _file(self, source: Source) -> Path:
+        """Return the path of a source's rows."""
         return self.folder / f"{source.name}.jsonl"

@@ -1,4 +1,4 @@
-"""Functions to parsers: every parameter is an option, its docstring entry the option's help."""
+"""Parsers built from functions: each parameter becomes an option, its docstring entry the help."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from embedmask import __version__
 
 @dataclass(frozen=True)
 class Command:
-    """A function and how it is called from the command line.
+    """Function that is called from the command line.
 
     Attributes:
-        function: returns an exit code, or None for 0.
-        positional: its parameter that is given without an option's name.
-        epilog: stands under the options in the help.
+        function: Implementation; returns an exit code, or None for 0.
+        positional: Parameter that is passed without an option name.
+        epilog: Text below the options in the help.
     """
 
     function: Callable[..., int | None]
@@ -30,18 +30,18 @@ class Command:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring."""
+        """Return the first line of the docstring."""
         return docstring_parser.parse(inspect.getdoc(self.function) or "").short_description or ""
 
 
 Commands = Mapping[str, Union[Command, "Commands"]]
 
 FIELDS = "..."
-"""Marks an option that takes a field's name after a dot."""
+"""Metavar of options that take a field name after a dot, as --model.FIELD."""
 
 
 class Formatter(HelpFormatter):
-    """Wide enough for one option a line; a default is shown where there is one."""
+    """Help formatter with a wide column of options, which shows defaults."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
@@ -59,12 +59,12 @@ class Formatter(HelpFormatter):
 
 
 def build_parser(commands: Commands) -> ArgumentParser:
-    """The parser of the whole program."""
+    """Build the parser of all commands."""
     parser = ArgumentParser(
         prog="embedmask",
         version=__version__,
         description="EmbedMask: one-stage instance segmentation by coupling pixel and proposal embeddings.",
-        epilog="embedmask COMMAND --help says more. --debug shows where an error comes from.",
+        epilog="embedmask COMMAND --help lists the options. --debug shows the traceback of an error.",
         exit_on_error=False,
         formatter_class=Formatter,
     )
@@ -72,15 +72,16 @@ def build_parser(commands: Commands) -> ArgumentParser:
     return parser
 
 
-def find_command(commands: Commands, chosen: Namespace) -> tuple[Callable[..., int | None], dict[str, Any]]:
-    """The function that a parsed command line names, and its arguments."""
-    entry, values = commands[chosen.subcommand], chosen[chosen.subcommand]
+def find_command(commands: Commands, parsed: Namespace) -> tuple[Callable[..., int | None], dict[str, Any]]:
+    """Return the function that a parsed command line selects, and its arguments."""
+    entry, values = commands[parsed.subcommand], parsed[parsed.subcommand]
     if isinstance(entry, Command):
         return entry.function, vars(values)
     return find_command(entry, values)
 
 
 def _add_commands(parser: ArgumentParser, commands: Commands) -> None:
+    """Add a subparser for each command, recursively for groups of commands."""
     subcommands = parser.add_subcommands(required=True, title="commands", metavar="COMMAND")
     for name, entry in commands.items():
         summary = (
@@ -96,19 +97,25 @@ def _add_commands(parser: ArgumentParser, commands: Commands) -> None:
         )
         if isinstance(entry, Command):
             _add_options(child, entry)
+        # jsonargparse requires an outer level to be added before its inner ones
         subcommands.add_subcommand(name, child, help=summary)
         if not isinstance(entry, Command):
             _add_commands(child, entry)
 
 
 def _add_options(parser: ArgumentParser, command: Command) -> None:
+    """Add the options of a command.
+
+    jsonargparse reads lists as YAML and booleans as `--flag true`. Positionals, lists, tuples and flags are therefore
+    added one by one, and only the remaining parameters from the signature.
+    """
     hints = get_type_hints(command.function)
     described = docstring_parser.parse(inspect.getdoc(command.function) or "").params
     helps = {parameter.arg_name: (parameter.description or "").replace("\n", " ") for parameter in described}
     flags = [name for name, hint in hints.items() if hint is bool]
-    taken: set[str | int] = set(flags)
+    added: set[str | int] = set(flags)
     if command.positional is not None:
-        taken.add(command.positional)
+        added.add(command.positional)
         many = hints[command.positional] == list[str]
         parser.add_argument(
             command.positional,
@@ -118,34 +125,30 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
             help=helps[command.positional],
         )
     for name, parameter in inspect.signature(command.function).parameters.items():
-        if name not in taken and get_origin(hints[name]) in (list, tuple):
-            taken.add(name)
-            _add_words(parser, name, hints[name], parameter.default, helps[name])
-    parser.add_function_arguments(command.function, skip=taken, as_positional=False, as_group=False)
+        if name not in added and get_origin(hints[name]) in (list, tuple):
+            added.add(name)
+            _add_sequence(parser, name, hints[name], parameter.default, helps[name])
+    parser.add_function_arguments(command.function, skip=added, as_positional=False, as_group=False)
     for flag in flags:
         parser.add_argument(f"--{flag}", action="store_true", help=helps[flag])
     for action in parser._actions:
-        _hyphenate(parser, action)
+        # argparse cannot rename an option: register the hyphenated spelling, the old one stays accepted
+        spelled = [option.replace("_", "-") for option in action.option_strings]
+        parser._option_string_actions |= dict.fromkeys(spelled, action)
+        action.option_strings = spelled
+        # a dict is filled field by field, as --model.FIELD
         if "dict" in str(hints.get(action.dest, "")):
             action.metavar = FIELDS
 
 
-def _add_words(parser: ArgumentParser, name: str, hint: Any, default: Any, text: str) -> None:
-    """An option with several values, as words: any number for a list, so many as it has for a tuple."""
-    kinds = get_args(hint)
+def _add_sequence(parser: ArgumentParser, name: str, hint: Any, default: Any, text: str) -> None:
+    """Add an option with several values: any number for a list, the exact number for a tuple."""
+    types = get_args(hint)
     parser.add_argument(
         f"--{name}",
-        nargs="+" if get_origin(hint) is list else len(kinds),
-        type=kinds[0],
+        nargs="+" if get_origin(hint) is list else len(types),
+        type=types[0],
         default=list(default),
-        metavar=("H", "W") if len(kinds) == 2 else None,
+        metavar=("H", "W") if len(types) == 2 else None,
         help=text,
     )
-
-
-def _hyphenate(parser: ArgumentParser, action: Action) -> None:
-    """Hyphens in long names, as everywhere on a command line."""
-    for option in [option for option in action.option_strings if "_" in option]:
-        spelled = option.replace("_", "-")
-        parser._option_string_actions[spelled] = action
-        action.option_strings = [spelled]

@@ -1,8 +1,9 @@
-"""What `predict` does: sources in; images with masks drawn, results and other forms of them out."""
+"""The command `embedmask predict`: sources in; drawn images, COCO results and other annotation files out."""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from embedmask.cli.dataset_ids import DatasetIds
 from embedmask.cli.journal import Journal, Row
 from embedmask.cli.sources import Source, find_sources, refuse_overwriting
+from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS
 from embedmask.cli.video import VideoReader, write_video
 from embedmask.cli.writers import (
     Format,
@@ -29,7 +31,7 @@ from embedmask.cli.writers import (
     write_annotations,
     write_classes,
 )
-from embedmask.config import DEFAULT_READING, DetectorConfig, Engine, Precision, ReadOptions, ScoreThreshold
+from embedmask.config import DEFAULT_READING, Engine, Precision, ReadOptions, ScoreThreshold
 from embedmask.data.images import read_extent
 from embedmask.data.pages import UnreadPages, report_defaults
 from embedmask.errors import BadInput
@@ -44,25 +46,25 @@ from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
 from embedmask.weights.released import find_weights
 
 BLOCK_BATCHES = 4
-"""Batches are made inside blocks of so many, so that they do not depend on who computes the others."""
-ROOM = 2**27
-"""Bytes of images that wait to be written."""
+"""Batches per block. Batches never span blocks, so their contents do not depend on the number of processes."""
+MAX_PENDING_BYTES = 2**27
+"""Limit of the images that wait to be written, bytes."""
 HINT_IMAGES = 8
-"""Images that are looked at again where a run found nothing."""
+"""Images that are predicted again for the hint of a run without detections."""
 
 Broken = tuple[int, str]
-"""Place of a file in the list of all, and what is wrong with it."""
+"""Position of a file in the list of sources, and its error."""
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the results depend on, beside the weights; the fields are options of the command.
+    """Options of the command that the results depend on, beside the weights.
 
     Attributes:
-        score_threshold, max_detections, page, channels: None: as the model's config says.
-        tile: None: no tiles.
+        score_threshold, max_detections, page, channels: None: from the model's config.
+        tile: Side of tiles, px; None: no tiles.
     """
 
     format: Format
@@ -77,22 +79,40 @@ class Settings:
     channels: list[int] | None = None
 
     def reading(self) -> ReadOptions:
-        """Return how image files are read."""
+        """Return the options of reading image files."""
         return DEFAULT_READING.changed(self.page, self.channels)
 
+    def resolved(self, checkpoint: Checkpoint) -> Settings:
+        """Return the settings with missing values filled in from the model's config.
+
+        Raises:
+            BadInput: A threshold names a class that the model lacks.
+        """
+        config = checkpoint.config
+        thresholds = config.decision(self.score_threshold, checkpoint.class_names)
+        reading = config.reading().changed(self.page, self.channels)
+        return replace(
+            self,
+            # one number if the classes agree, so that equal options compare equal on resume
+            score_threshold=thresholds[0] if len(set(thresholds)) == 1 else list(thresholds),
+            page=reading.page,
+            channels=None if reading.channels is None else list(reading.channels),
+        )
+
     def __post_init__(self) -> None:
-        self.reading()  # checks its fields
+        """Validate page and channels."""
+        self.reading()
 
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What became of a run, as its first process knows it.
+    """Summary of a run, complete on rank zero and empty elsewhere.
 
     Attributes:
-        num_images, num_objects: of all that is finished, also earlier.
-        broken: one line for each file that could not be used.
-        hint: where no object was found at all, the best score there was.
-        notes: one line for each kind of file that was not read, or not all of it.
+        num_images, num_objects: Totals of all finished sources, including earlier runs.
+        broken: One line per file that could not be read.
+        hint: The best score, in a run without any detection.
+        notes: One line per type of file that was skipped or read in part.
     """
 
     num_images: int = 0
@@ -103,7 +123,7 @@ class PredictSummary:
 
 
 def predict_files(
-    given: Sequence[str],
+    arguments: Sequence[str],
     weights: Path,
     out: Path,
     settings: Settings,
@@ -116,121 +136,100 @@ def predict_files(
     progress: bool,
     ids_from: Path | None = None,
 ) -> PredictSummary:
-    """Predict images and videos into `out`; what has its name there is whole at any time.
+    """Predict images and videos and write the results into `out`; files are written atomically.
 
-    A broken file stops nothing. With several processes each takes its share of the files, and the first one joins the
-    results, which do not depend on their number.
+    Broken files are skipped and reported. Several processes share the files, and rank zero merges the results, which do
+    not depend on the number of processes.
 
     Args:
-        given: files, folders and patterns.
-        resume: pass over what is finished; the settings must be the same.
-        batch_size: images that the network sees at once; None: what suits the device.
-        ids_from: data set whose image and category ids the results carry; None: they are counted.
+        arguments: Files, folders and patterns.
+        weights: Model file, or the name of a bundled model.
+        out: Results folder.
+        settings: Options that the results depend on.
+        resume: Skip finished files; the settings must be those of the earlier run.
+        batch_size: Images per batch; None: chosen for the device.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        devices: Processes per machine; None: one per CUDA device, else one.
+        nodes: Number of machines.
+        progress: Show a progress bar on stderr.
+        ids_from: Data set whose image and category ids the results carry; None: images are numbered from 1.
 
     Raises:
-        BadInput: nothing to predict, settings that are impossible or others than the run's, weights that cannot be
-            used, or a folder that cannot be written.
+        BadInput: No sources, invalid settings or other ones than those of the resumed run, unusable weights, or an
+            unwritable folder.
     """
     notes: list[str] = []
-    sources = find_sources(given, notes.append)
+    sources = find_sources(arguments, notes.append)
     refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
     checkpoint = load_checkpoint(weights)
     ids = None if ids_from is None else DatasetIds.read(ids_from, sources, checkpoint.class_names)
-    # records hold what the results depend on
-    settings = _resolved(settings, checkpoint.config, checkpoint.class_names)
-    records = Journal(out, {**asdict(settings), "weights": _hash(find_weights(weights))})
+    settings = settings.resolved(checkpoint)
+    with find_weights(weights).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    journal = Journal(out, {**asdict(settings), "weights": digest})
     if resume:
-        records.check()
-    where = choose_device(device)
-    warnings.filterwarnings("ignore", category=UnreadPages)  # `notes` say it in one line
-    with _joined(where, choose_processes(where, devices, nodes)) as own:
-        share = Worker(checkpoint, own, settings, records, batch_size)
-        is_first = rank_and_world_size()[0] == 0
+        journal.check()
+    target = choose_device(device)
+    warnings.filterwarnings("ignore", category=UnreadPages)  # `notes` summarise them in one line
+    with launch(target, choose_processes(target, devices, nodes)) as own_device:
+        worker = Worker(checkpoint, own_device, settings, journal, batch_size)
+        is_rank_zero = rank_and_world_size()[0] == 0
         try:
-            if is_first:
-                records.begin(resume=resume)
+            if is_rank_zero:
+                journal.begin(resume=resume)
                 remove_leftovers(settings.format, out)
                 notes += report_defaults([source.path for source in sources], settings.reading(), read_extent)
-            gather([])  # nobody writes before the folder is ready
-            broken = sorted(gather(share.predict(sources, progress=progress and is_first)))
-            if not is_first:
+            gather([])  # a barrier: no process writes before the folder is ready
+            # sorted by position in the list of sources
+            broken = sorted(gather(worker.predict(sources, progress=progress and is_rank_zero)))
+            if not is_rank_zero:
                 return PredictSummary()
-            done = [source for source in sources if records.is_done(source)]
-            counts = (0, 0)
-            if done:
-                write_classes(settings.format, out, checkpoint.class_names)
-                counts = records.merge(done, checkpoint.class_names, ids)
-            hint = "" if counts[1] else best_score_hint(share.predictor, settings, done)
+            counts, hint = worker.merge(sources, ids)
             return PredictSummary(*counts, [line for _, line in broken], hint, notes)
         finally:
-            if is_first:
-                records.discard_empty()
+            if is_rank_zero:
+                journal.discard_empty()
 
 
-def _resolved(settings: Settings, config: DetectorConfig, class_names: Sequence[str]) -> Settings:
-    """Fill in what the model's config says where nothing is requested."""
-    decision = config.decision(settings.score_threshold, class_names)
-    reading = config.reading().changed(settings.page, settings.channels)
-    return replace(
-        settings,
-        score_threshold=decision[0] if len(set(decision)) == 1 else list(decision),
-        page=reading.page,
-        channels=None if reading.channels is None else list(reading.channels),
-    )
+def print_summary(summary: PredictSummary, out: Path) -> int:
+    """Print the summary of a prediction and return its exit code."""
+    for line in (*summary.notes, *summary.broken):
+        print(f"embedmask: {line}", file=sys.stderr)
+    # empty on every process but the first, which is no failure
+    if not summary.num_images:
+        return INVALID_INPUT if summary.broken else SUCCESS
+    print(f"{summary.num_objects} objects in {summary.num_images} images · {out}")
+    if summary.hint:
+        print(f"no detections: {summary.hint}")
+    return FAILURE if summary.broken else SUCCESS
 
 
-def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
-    """Return one line with the best score in the first images of a run that found nothing; empty without images."""
-    images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
-    results = predictor.stream(
-        images, score_threshold=0.0, max_detections=1, tile=settings.tile, overlap=settings.overlap
-    )
-    scores = [
-        (float(result.instances.scores[0]), path)
-        for path, result in zip(images, results, strict=True)
-        if result.instances is not None and len(result.instances)
-    ]
-    if not scores:
-        return f"in the first {len(images)} there is no candidate with any score" if images else ""
-    score, path = max(scores)
-    looked = (
-        f"the best score in {len(images)} of {len(done)} is"
-        if len(images) < len(done)
-        else "the best score is"
-    )
-    return f"{looked} {score:.2g} ({path}); a lower --score-threshold shows more"
-
-
-def _joined(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:
+def launch(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:
+    """Return a context that starts and connects the processes and yields the device of this one."""
     if not processes.are_many:
         return nullcontext(device)
-    from embedmask.training.engine import joined  # needs Lightning, which a plain installation lacks
+    from embedmask.training.engine import joined  # needs Lightning, an extra
 
     return joined(device, processes)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Worker:
-    """One process's part of the work."""
+    """One process's share of a run."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         device: torch.device,
         settings: Settings,
-        records: Journal,
+        journal: Journal,
         batch_size: int | None,
     ) -> None:
-        """With the model on its device; nothing is written yet.
+        """Move the model to the device; nothing is written yet.
 
         Raises:
-            BadInput: settings that are impossible, or impossible here.
+            BadInput: Settings that are invalid, or not available on this machine.
         """
-        self.out, self.settings, self.records = records.out, settings, records
+        self.out, self.settings, self.journal = journal.out, settings, journal
         self.predictor = Predictor(
             checkpoint.model,
             checkpoint.class_names,
@@ -239,6 +238,7 @@ class Worker:
             engine=settings.engine,
         )
         batch_size = self.predictor.batch_size if batch_size is None else batch_size
+        # images per block; single images need no grouping
         self.block = 1 if batch_size == 1 else BLOCK_BATCHES * batch_size
         self.stream: Callable[[Iterable[Any]], Iterator[ImageResult]] = partial(
             self.predictor.stream,
@@ -251,109 +251,150 @@ class Worker:
             batch_size=batch_size,
             skip_broken=True,
         )
-        self.stream([])  # tells at once what is impossible
+        self.stream([])  # validates the settings before anything is written
 
     def predict(self, sources: Sequence[Source], *, progress: bool) -> list[Broken]:
-        """Everything of this share that is not finished."""
+        """Predict the unfinished sources of this process's share; return those that could not be read."""
         numbered = list(enumerate(sources))
-        blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
         rank, world_size = rank_and_world_size()
+        blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
+        # a video is one unit of work: process r takes videos r, r + world_size, ...
         videos = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
-        videos = [(number, source) for number, source in videos if not self.records.is_done(source)]
+        videos = [(number, source) for number, source in videos if not self.journal.is_done(source)]
         broken: list[Broken] = []
         with tqdm(total=sum(map(len, blocks)) + len(videos), unit=" images", disable=not progress) as bar:
             for block in blocks:
-                found = zip(block, self.stream([source.path for _, source in block]), strict=True)
-                for problem in _in_background(self._image, found):
+                results = zip(block, self.stream([source.path for _, source in block]), strict=True)
+                for problems in _map_in_threads(self.write_image_results, results):
                     bar.update()
-                    broken += problem
+                    broken += problems
             for number, source in videos:
                 try:
-                    self._video(source, bar)
+                    self.write_video_results(source, bar)
                 except BadInput as error:
                     broken.append((number, str(error)))
         return broken
 
+    def merge(self, sources: Sequence[Source], ids: DatasetIds | None) -> tuple[tuple[int, int], str]:
+        """Merge the results of all finished sources; return the numbers of images and objects, and a hint."""
+        done = [source for source in sources if self.journal.is_done(source)]
+        counts = (0, 0)
+        if done:
+            write_classes(self.settings.format, self.out, self.predictor.class_names)
+            counts = self.journal.merge(done, self.predictor.class_names, ids)
+        return counts, "" if counts[1] else best_score_hint(self.predictor, self.settings, done)
+
     def _blocks(self, images: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
-        """Images that share batches: what is in a batch depends neither on other processes nor on a resume."""
+        """Return this process's blocks of images that are not all finished.
+
+        Blocks are cut from the whole list, finished images included: batches, and with them the last bits of the
+        results, depend neither on the number of processes nor on a resume.
+        """
         rank, world_size = rank_and_world_size()
         blocks = [list(images[start : start + self.block]) for start in range(0, len(images), self.block)]
         blocks = [
             block
             for block in blocks[rank::world_size]
-            if not all(self.records.is_done(source) for _, source in block)
+            if not all(self.journal.is_done(source) for _, source in block)
         ]
+        # with batches of one image, a single stream avoids a pause between blocks
         return blocks if self.block > 1 else [list(chain.from_iterable(blocks))]
 
-    def _image(self, job: tuple[tuple[int, Source], ImageResult]) -> list[Broken]:
-        """Write all of one image, its record last."""
+    def write_image_results(self, job: tuple[tuple[int, Source], ImageResult]) -> list[Broken]:
+        """Write all results of one image, its journal entry last; return its error, if any."""
         (number, source), result = job
         if result.error is not None:
             return [(number, str(result.error))]
-        if not self.records.is_done(source):
-            row, image = self._show(source, source.name, result)
-            if image is not None:
-                write_image(image, self.out / drawn_name(source))
-            self.records.write(source, [row])
+        if not self.journal.is_done(source):
+            row, drawn = self._write_result(source, source.name, result)
+            if drawn is not None:
+                write_image(drawn, self.out / drawn_name(source))
+            self.journal.write(source, [row])
         return []
 
-    def _video(self, source: Source, bar: Any) -> None:
-        """Write all of one video, its record last.
+    def write_video_results(self, source: Source, bar: Any) -> None:
+        """Write all results of one video, its journal entry last.
 
         Raises:
-            BadInput: not a video, or one without frames, or one that breaks off: what it gave is written.
+            BadInput: The file is not a video, has no frames, or is truncated; frames read until then are written.
         """
         video = VideoReader(source.path)
-        bar.total += max(video.total - 1, 0)
+        bar.total += max(video.total - 1, 0)  # the bar counts frames; a video is one unit already
 
-        def frame(job: tuple[int, ImageResult]) -> tuple[Row, Pixels | None]:
-            row, image = self._show(source, f"{source.name}/{job[0]:06}", job[1])
-            return {"frame": job[0], "time": video.seconds(job[0]), **row}, image
+        def write_frame(job: tuple[int, ImageResult]) -> tuple[Row, Pixels | None]:
+            index, result = job
+            row, drawn = self._write_result(source, f"{source.name}/{index:06}", result)
+            return {"frame": index, "time": video.seconds(index), **row}, drawn
 
+        # rows are produced lazily, so that frames are predicted, drawn and written in one pass
         def rows() -> Iterator[Row]:
             path = self.out / drawn_name(source)
-            with nullcontext() if self.settings.no_draw else write_video(path, video) as show:
-                found = enumerate(self.stream(video.frames()))
-                for row, image in _in_background(frame, found):
-                    if show is not None and image is not None:
-                        show(image, row["frame"])
+            with nullcontext() if self.settings.no_draw else write_video(path, video) as append:
+                results = enumerate(self.stream(video.frames()))
+                for row, drawn in _map_in_threads(write_frame, results):
+                    if append is not None and drawn is not None:
+                        append(drawn, row["frame"])
                     bar.update()
                     yield row
 
-        self.records.write(source, rows())
+        self.journal.write(source, rows())
         if video.breaks_off:
-            of, why = f" of {video.total}" if video.total else "", f" ({video.error})" if video.error else ""
+            of = f" of {video.total}" if video.total else ""
+            why = f" ({video.error})" if video.error else ""
             raise BadInput(
                 f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
             )
 
-    def _show(self, source: Source, name: str, result: ImageResult) -> tuple[Row, Pixels | None]:
-        """An image's row of the results, and the image drawn where that is wanted; writes its other form."""
+    def _write_result(self, source: Source, name: str, result: ImageResult) -> tuple[Row, Pixels | None]:
+        """Write the annotation file of an image; return its journal row, and the drawn image if requested."""
         assert result.image is not None
         assert result.instances is not None
-        found, names = result.instances, self.predictor.class_names
-        write_annotations(self.settings.format, self.out, name, found, class_names=names, source=source.path)
+        instances, names = result.instances, self.predictor.class_names
+        write_annotations(
+            self.settings.format, self.out, name, instances, class_names=names, source=source.path
+        )
         height, width = result.image.shape[1:]
-        results = coco_results(found, 0, range(1, len(names) + 1))
+        results = coco_results(instances, 0, range(1, len(names) + 1))
         row = {"name": name, "height": height, "width": width, "results": results}
-        # a large image must not be held beside its drawn copy while that is written
+        # drop the reference: a large image must not stay in memory beside its drawn copy
         image, result.image = result.image, None
         if self.settings.no_draw:
             return row, None
-        return row, draw_detections(image, to_detections(found, names), names)
+        return row, draw_detections(image, to_detections(instances, names), names)
 
 
-def _in_background(
-    work: Callable[[tuple[Item, ImageResult]], Made], jobs: Iterable[tuple[Item, ImageResult]]
-) -> Iterator[Made]:
-    """The work on every job, in order, done in threads while the next jobs are waited for."""
+def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
+    """Return a line with the best score in the first images of a run without detections; empty without images."""
+    images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
+    if not images:
+        return ""
+    results = predictor.stream(
+        images, score_threshold=0.0, max_detections=1, tile=settings.tile, overlap=settings.overlap
+    )
+    scores = [
+        (float(result.instances.scores[0]), path)
+        for path, result in zip(images, results, strict=True)
+        if result.instances is not None and len(result.instances)
+    ]
+    if not scores:
+        return f"the first {len(images)} images have no candidates at any score"
+    score, path = max(scores)
+    scope = f" in {len(images)} of {len(done)}" if len(images) < len(done) else ""
+    return f"the best score{scope} is {score:.2g} ({path}); a lower --score-threshold shows more"
+
+
+def _map_in_threads(
+    function: Callable[[tuple[Item, ImageResult]], Output], jobs: Iterable[tuple[Item, ImageResult]]
+) -> Iterator[Output]:
+    """Apply a function to every job in threads while the next jobs are produced; yield the outputs in order."""
     workers = max(choose_workers(None), 1)
-    waiting: deque[tuple[Future[Made], int]] = deque()
+    pending: deque[tuple[Future[Output], int]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for job in jobs:
-            size = 0 if job[1].image is None else job[1].image.numel()
-            waiting.append((pool.submit(work, job), size))
-            while len(waiting) > 2 * workers or sum(size for _, size in waiting) > ROOM:
-                yield waiting.popleft()[0].result()
-        while waiting:
-            yield waiting.popleft()[0].result()
+            num_bytes = 0 if job[1].image is None else job[1].image.numel()
+            pending.append((pool.submit(function, job), num_bytes))
+            # bounded by number and by bytes, so that slow writing holds back the network instead of filling memory
+            while len(pending) > 2 * workers or sum(size for _, size in pending) > MAX_PENDING_BYTES:
+                yield pending.popleft()[0].result()
+        while pending:
+            yield pending.popleft()[0].result()

@@ -1,4 +1,4 @@
-"""Which recipe a run follows: a name or a file, and what the command line changes in it."""
+"""Recipes by name or file, with overrides from the command line."""
 
 from __future__ import annotations
 
@@ -16,48 +16,49 @@ OPTIONS = {"model": "--model", "data": "--augment", "train": "--train"}
 
 
 def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = None) -> Recipe:
-    """The recipe of a run.
+    """Load a recipe and apply overrides.
 
     Args:
-        config: recipe name or file.
-        changes: section of the recipe (`model`, `data`, `train`) -> field -> value.
-        resumed: results folder of a run that goes on; its own recipe is taken where `config` is None.
+        config: Recipe, a name or a file.
+        changes: Overrides by section (`model`, `data`, `train`) and field.
+        resumed: Results folder of a resumed run, whose own recipe is used if `config` is None.
 
     Raises:
-        BadInput: no recipe of that name, an unknown field (the nearest is named) or an impossible value.
+        BadInput: Unknown recipe, unknown field (the message suggests the closest) or invalid value.
     """
     if config is None and resumed is None:
-        raise BadInput(f"--config is missing; give a YAML file or one of {', '.join(recipe_names())}")
+        raise BadInput(f"--config is missing; pass a YAML file or one of {', '.join(recipe_names())}")
     path = find_recipe(config) if config is not None else run_recipe(resumed)
     if "kind" in (changes.get("model") or {}):
-        raise BadInput("--model.kind: the recipe names the kind of its model; write model: maskrcnn in it")
+        raise BadInput("--model.kind: the type of a model is set by the recipe; write model: maskrcnn in it")
     recipe = Recipe.from_yaml(path)
-    parts = {
+    sections = {
         section: override(
-            getattr(recipe, section), lengths(section, changes.get(section) or {}), where=option
+            getattr(recipe, section), with_one_length(section, changes.get(section) or {}), where=option
         )
         for section, option in OPTIONS.items()
     }
-    return Recipe(**parts)
+    return Recipe(**sections)
 
 
-def lengths(section: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`--train.epochs 3` alone replaces `max_steps`, and the other way round: a run has one length."""
-    pair = {"epochs": "max_steps", "max_steps": "epochs"}
-    given = [name for name in pair if section == "train" and fields.get(name) is not None]
-    return {pair[given[0]]: None, **fields} if len(given) == 1 else fields
+def with_one_length(section: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Reset `train.max_steps` if only `train.epochs` is overridden, and vice versa: a run has one length."""
+    other = {"epochs": "max_steps", "max_steps": "epochs"}
+    lengths = [name for name in other if section == "train" and fields.get(name) is not None]
+    return {other[lengths[0]]: None, **fields} if len(lengths) == 1 else fields
 
 
 def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
-    """Read `--score-threshold`: one number, or `CLASS=NUMBER,CLASS=NUMBER`.
+    """Parse `--score-threshold`: one number, or `CLASS=NUMBER,CLASS=NUMBER`.
 
     Raises:
-        BadInput: a value that is no number between 0 and 1.
+        BadInput: A value is not a number between 0 and 1.
     """
     if text is None:
         return None
     parts = [part.rpartition("=") for part in text.split(",")]
     try:
+        # a number without a class has the name ""; the comparison also rejects nan
         numbers = {name.strip(): float(value) for name, _, value in parts}
         if (len(parts) > 1 and "" in numbers) or not all(0 <= value <= 1 for value in numbers.values()):
             raise ValueError
@@ -69,20 +70,28 @@ def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
 
 
 def run_recipe(folder: Path | None) -> Path:
-    """The recipe that a run wrote into its folder."""
+    """Return the path of the recipe that a run stored in its results folder.
+
+    Raises:
+        BadInput: There is none.
+    """
     path = Path(folder or "") / "recipe.yaml"
     if not path.is_file():
-        raise BadInput(f"{path}: no such file, so there is no run to resume; leave out --resume to start one")
+        raise BadInput(f"{path}: no such file, so there is no run to resume; omit --resume to start one")
     return path
 
 
 def find_recipe(name: str, option: str = "--config") -> Path:
-    """A file, or the recipe of that name (`shapes`, `nuclei`) that comes with the package."""
+    """Return the path of a recipe, a file or the name of a bundled one (`shapes`, `nuclei`).
+
+    Raises:
+        BadInput: There is none; the message suggests the closest name.
+    """
     if Path(name).is_file():
         return Path(name)
-    shipped = recipes_folder() / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
-    if shipped.is_file():
-        return shipped
+    bundled = recipes_folder() / f"{name.removesuffix('.yaml').removesuffix('.yml')}.yaml"
+    if bundled.is_file():
+        return bundled
     names = recipe_names()
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -90,16 +99,16 @@ def find_recipe(name: str, option: str = "--config") -> Path:
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Return the names of the bundled recipes."""
     folder = recipes_folder()
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def recipe_summary(name: str) -> str:
-    """Return the first line of a recipe that comes with the package, which is a comment."""
+    """Return the first line of a bundled recipe, a comment that describes it."""
     return find_recipe(name).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def recipes_folder() -> Path:
-    """Where the recipes lie."""
+    """Return the folder of the bundled recipes."""
     return Path(str(resources.files("embedmask"))) / "configs"

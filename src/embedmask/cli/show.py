@@ -1,4 +1,4 @@
-"""Contact sheets of a data set: what `data show` and `data check --out` draw."""
+"""Contact sheets of `data show` and `data check --out`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from embedmask.visualize import Pixels, contact_sheet, entitle, plot_counts, wri
 
 NUM_COLUMNS = 4
 NUM_IMAGES = 12
-"""On the contact sheet of a split that `data check` writes."""
+"""Images on the contact sheet of a split that `data check` writes."""
 TILE = 320
 """Longest side of an image on a sheet of `data check`, px."""
 MAX_SCALE = 8.0
-"""Small objects are enlarged no further."""
+"""Largest factor by which small objects are enlarged."""
 MARGIN = 0.3
-"""Shown around an object, as a part of its longer side."""
+"""Margin shown around an object, as a fraction of its longer side."""
 OUTLINE, FRAME = (255, 40, 40), (255, 255, 255)
 """Colours of an object's polygons and of the border of its image."""
 
@@ -48,9 +48,23 @@ def write_contact_sheet(
     options: ReadOptions = DEFAULT_READING,
     val_fraction: float = 0.0,
 ) -> int:
-    """Draw images spread over a split with their ground truth on one sheet; return how many.
+    """Draw images spread evenly over a split with their ground truth on one contact sheet.
 
-    With `augment`, each is one of the items that training would see. `exif` is that of `augment` by default.
+    Args:
+        folder: Data set in any layout.
+        split: Split to draw.
+        out: Image file to write.
+        count: Number of images.
+        augment: Augmentation to apply, as in training; None: draw the original images.
+        exif: Frame of the annotations of images with an EXIF orientation; None: that of `augment`, else `auto`.
+        options: Options of reading image files.
+        val_fraction: Fraction of train held out as val; 0: that of `augment`.
+
+    Returns:
+        Number of images drawn.
+
+    Raises:
+        BadInput: `count` is below 1, or the data set or the file cannot be used.
     """
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
@@ -76,12 +90,12 @@ def write_contact_sheet(
 
 
 def write_drawings(report: Report, out: Path) -> None:
-    """Draw what a check has found.
+    """Draw the report of a check.
 
     Args:
-        report: of `check_folder`.
-        out: name of an image: the counts alone; otherwise a folder, for `counts.png`, a contact sheet of each split
-            (`train.png`, ...), and where there are problems that can be drawn, `problems.png`.
+        report: Report of `check_folder`.
+        out: Image file for the counts alone; or a folder for `counts.png`, a contact sheet of each split (`train.png`,
+            ...) and `problems.png`, if there are problems that can be drawn.
     """
     counts = {split: summary.counts for split, summary in report.splits.items()}
     if out.suffix and not out.is_dir():
@@ -89,8 +103,8 @@ def write_drawings(report: Report, out: Path) -> None:
         return
     plot_counts(counts, out / "counts.png")
     for split, dataset in report.datasets.items():
-        places = spread(len(dataset), NUM_IMAGES)
-        tiles = [_draw_tile(dataset, index, dataset.image_path(index).name) for index in places]
+        indices = spread(len(dataset), NUM_IMAGES)
+        tiles = [_draw_tile(dataset, index, dataset.image_path(index).name) for index in indices]
         _write_sheet(tiles, out / f"{split}.png")
     examples = []
     for kind, problems in sorted(report.examples.items(), key=lambda item: KINDS.index(item[0])):
@@ -103,6 +117,7 @@ def write_drawings(report: Report, out: Path) -> None:
 
 
 def _write_sheet(tiles: Sequence[Pixels | None], path: Path) -> None:
+    """Write a contact sheet of the images that could be read, if any."""
     drawn = [tile for tile in tiles if tile is not None]
     if drawn:
         write_image(contact_sheet(drawn, NUM_COLUMNS), path)
@@ -111,12 +126,12 @@ def _write_sheet(tiles: Sequence[Pixels | None], path: Path) -> None:
 def _draw_tile(
     dataset: CocoInstances, index: int, title: str, example: Example | None = None
 ) -> Pixels | None:
-    """Draw an image with its objects, or one object close up with its polygons; None where it cannot be read."""
+    """Draw an image with its objects, or a close-up of one object with its polygons; None for an unreadable image."""
     mask = None if example is None else example.mask
     try:
         image = dataset.image(index)
     except BadInput:
-        return None  # the report says so
+        return None  # it is listed in the report
     annotations, names, (height, width) = (
         dataset.annotations(index),
         dataset.class_names,
@@ -124,33 +139,47 @@ def _draw_tile(
     )
     bounds: Bounds = (0, 0, width, height)
     if example is not None and mask is not None:
+        # keep the one object: label 0 of a list of one class name
         annotations = replace(annotations, labels=np.zeros(1, np.int64), segmentations=[mask])
         names, bounds = [example.name], mask.bounds()
-    view = _close_up((height, width), bounds, margin=0.0 if mask is None else MARGIN)
-    drawn = draw_target(view.image(image), view.target(annotations, min_box_side=0), names)
+    transform = _close_up((height, width), bounds, margin=0.0 if mask is None else MARGIN)
+    drawn = draw_target(transform.image(image), transform.target(annotations, min_box_side=0), names)
     if isinstance(mask, Polygons):
-        drawn = _outline(drawn, mask, view)
+        drawn = _outline(drawn, mask, transform)
     return entitle(drawn, title)
 
 
 def _close_up(size: Size, bounds: Bounds, margin: float) -> GeometricTransform:
-    """Return the view of a box xyxy px, and of a part of its longer side around it, even beyond the image."""
+    """Return the transform that crops and scales to a box and a margin around it, which may exceed the image.
+
+    Args:
+        size: Height and width of the image, px.
+        bounds: Box xyxy, px.
+        margin: Margin as a fraction of the box's longer side.
+    """
     left, top, right, bottom = bounds
     side = max(right - left, bottom - top, 1.0)
+    # enlarge small objects and shrink large ones until box and margins fit the tile
     scale = min(TILE / (side * (1 + 2 * margin)), MAX_SCALE)
+    # the image is resized to whole px, so the actual scale differs slightly by axis
     resized = max(round(scale * size[0]), 1), max(round(scale * size[1]), 1)
     (y, x), around = (resized[0] / size[0], resized[1] / size[1]), margin * side
+    # round outwards to whole px of the resized image
     low = math.floor((left - around) * x), math.floor((top - around) * y)
     high = math.ceil((right + around) * x), math.ceil((bottom + around) * y)
     return GeometricTransform(size, resized, (*low, *high))
 
 
-def _outline(drawn: Pixels, mask: Polygons, view: GeometricTransform) -> Pixels:
-    """Draw the polygons of a mask, also where they leave the image, and the border of the image."""
+def _outline(drawn: Pixels, mask: Polygons, transform: GeometricTransform) -> Pixels:
+    """Draw the polygons of a mask, including parts beyond the image, and the border of the image."""
     canvas = Image.fromarray(drawn)
-    pen, (y, x), (left, top, _, _) = ImageDraw.Draw(canvas), view.scale, view.window
-    pen.rectangle((-left, -top, view.resized[1] - left - 1, view.resized[0] - top - 1), outline=FRAME)
+    # original px -> resized px (x scale) -> px of the crop (minus its corner)
+    pen, (y, x), (left, top, _, _) = ImageDraw.Draw(canvas), transform.scale, transform.window
+    pen.rectangle(
+        (-left, -top, transform.resized[1] - left - 1, transform.resized[0] - top - 1), outline=FRAME
+    )
     for part in mask.parts:
+        # [P, 2] xy
         points = part * np.array((x, y)) - (left, top)
         pen.line([*map(tuple, points.tolist()), tuple(points[0].tolist())], fill=OUTLINE)
     return np.asarray(canvas)

@@ -1,4 +1,4 @@
-"""What `predict` is asked to look at: files, folders and patterns become a list of images and videos."""
+"""Sources of `predict`: files, folders and patterns expanded to images and videos."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg
 
 @dataclass(frozen=True)
 class Source:
-    """One file.
+    """An image or video file.
 
     Attributes:
-        path: as the user gave it.
-        name: that of its results, without ending; no other file of the run has it.
+        path: Path as the user specified it.
+        name: Name of its result files, without suffix; unique within a run.
     """
 
     path: Path
@@ -27,65 +27,64 @@ class Source:
 
     @property
     def is_video(self) -> bool:
-        """Whether it has frames."""
+        """Return whether the file is a video."""
         return is_video(self.path)
 
 
-def find_sources(given: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[Source]:
-    """Files as given, the images and videos of a folder by name, what a pattern matches; each file once.
+def find_sources(arguments: Sequence[str], report: Callable[[str], None] = lambda line: None) -> list[Source]:
+    """Expand files, folders (images and videos by name) and glob patterns; each file is listed once.
 
     Args:
-        say: is told in one line of image files in folders and patterns that are not read.
+        arguments: Files, folders and patterns.
+        report: Called with one line about unsupported image files in folders and patterns.
 
     Raises:
-        BadInput: one of them is none of these, or holds neither image nor video.
+        BadInput: An argument does not exist, or contains neither images nor videos.
     """
     unread: list[Path] = []
-    files = list(dict.fromkeys(path for one in given for path in _files_of(one, unread)))
+    files = list(dict.fromkeys(path for argument in arguments for path in _expand(argument, unread)))
     line = describe_unread(dict.fromkeys(unread))
     if line is not None:
-        say(line)
+        report(line)
     return [Source(path, name) for path, name in zip(files, unique_names(files), strict=True)]
 
 
-def _files_of(given: str, unread: list[Path]) -> list[Path]:
-    """The files that `given` means; what is no image that is read is added to `unread`."""
-    path = Path(given)
+def _expand(argument: str, unread: list[Path]) -> list[Path]:
+    """Return the files of one argument; append files that are not read to `unread`."""
+    path = Path(argument)
     if path.is_file():
         return [path]
-    inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(given, recursive=True)))
-    found = [file for file in inside if file.is_file() and (is_image_file(file) or is_video(file))]
-    unread += [file for file in inside if file not in found]
-    if found:
-        return found
-    seen = f": {describe_unread(inside) or _seen(inside)}" if inside else ""
-    if path.is_dir():
-        raise BadInput(f"{given}: a folder without images{seen}; give files such as .jpg, .png or .tif")
-    if inside:
-        raise BadInput(f"{given}: matches no images{seen}; give files such as .jpg, .png or .tif")
-    raise BadInput(f"{given}: no such file, folder or pattern with images; check the path")
-
-
-def _seen(paths: Sequence[Path]) -> str:
-    """What is there instead of images."""
-    folders = [f"{path.name}/" for path in paths if path.is_dir()]
-    files = [path.name for path in paths if not path.is_dir() and not path.name.startswith(".")]
-    parts = [f"it holds {name_some(names)}" for names in (files, folders) if names]
-    inner = "; for the images inside give 'FOLDER/**/*.jpg'" if folders else ""
-    return (", and ".join(parts) or "it is empty") + inner
+    inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(argument, recursive=True)))
+    files = [file for file in inside if file.is_file() and (is_image_file(file) or is_video(file))]
+    unread += [file for file in inside if file not in files]
+    if files:
+        return files
+    if not inside and not path.is_dir():
+        raise BadInput(f"{argument}: no such file, folder or pattern with images; check the path")
+    # name known formats that are not supported, else the first files and folders
+    names = [path.name for path in inside if not path.is_dir() and not path.name.startswith(".")]
+    folders = [f"{path.name}/" for path in inside if path.is_dir()]
+    parts = [f"it contains {name_some(some)}" for some in (names, folders) if some]
+    hint = "; for images in subfolders pass 'FOLDER/**/*.jpg'" if folders else ""
+    contents = describe_unread(inside) or (", and ".join(parts) or "it is empty") + hint
+    fault = "a folder without images" if path.is_dir() else "matches no images"
+    raise BadInput(
+        f"{argument}: {fault}{f': {contents}' if inside else ''}; pass files such as .jpg, .png or .tif"
+    )
 
 
 def is_video(path: Path) -> bool:
-    """Whether the name is that of a video, and not of a hidden file."""
+    """Return whether a file name is that of a video; hidden files are not."""
     return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".")
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:
-    """The stem of each file; where it comes again, in whatever case, `STEM_2` and so on."""
+    """Return the stem of each file, with a suffix `_2`, `_3`, ... for repeated stems (case-insensitive)."""
     taken: set[str] = set()
     names = []
     for path in files:
         name, number = path.stem, 2
+        # file systems may ignore case; a numbered name may itself be taken
         while name.casefold() in taken:
             name, number = f"{path.stem}_{number}", number + 1
         taken.add(name.casefold())
@@ -94,16 +93,18 @@ def unique_names(files: Sequence[Path]) -> list[str]:
 
 
 def refuse_overwriting(sources: Sequence[Source], results: Iterable[Path]) -> None:
-    """A result must not take the place of a file that it was made from.
+    """Check that no result replaces a source.
 
     Args:
-        results: files, or folders that will be replaced with all that is in them.
+        sources: Sources of the run.
+        results: Files to write, and folders to replace with all their contents.
 
     Raises:
-        BadInput: one of them is, or holds, a source.
+        BadInput: A result is a source, or a folder that contains one.
     """
     paths = [source.path.resolve() for source in sources]
-    held = {*paths, *(folder for path in paths for folder in path.parents)}
+    # a folder that is replaced must not be a parent of a source either
+    protected = {*paths, *(folder for path in paths for folder in path.parents)}
     for result in results:
-        if result.resolve() in held:
+        if result.resolve() in protected:
             raise BadInput(f"{result}: is one of the images and would be overwritten; choose another --out")

@@ -1,4 +1,4 @@
-"""What a command tells whoever started it: its exit code, and how far it is."""
+"""Exit codes and progress bars."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-DONE, SOME_BROKEN, SOME_BAD = 0, 1, 2
+SUCCESS, FAILURE, INVALID_INPUT = 0, 1, 2
 
 
 def is_interactive() -> bool:
-    """Progress bars are for people: none where stderr goes to a file."""
+    """Return whether stderr is a terminal, where progress bars are of use."""
     return sys.stderr.isatty()
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told how many images of all are done."""
+    """Show a progress bar; yield its update function, which takes the numbers of finished and of all images."""
     from tqdm import tqdm
 
     with tqdm(unit="image", disable=not is_interactive()) as bar:

@@ -1,4 +1,4 @@
-"""The processor's threads: how many, and that they sleep where they wait."""
+"""CPU threads: their number, and how long idle OpenMP threads spin."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import os
 from embedmask.errors import BadInput
 
 CALM: dict[str, str] = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
-"""How long a thread of OpenMP spins at the end of a parallel loop before it sleeps: turns for GNU's library, about
-0.5 ms; ms for Intel's and LLVM's. Their own defaults, about 15 ms and 200 ms, are longer than the time slices of the
-system: beside another job, threads then spin away the time of those that they wait for."""
+"""How long an OpenMP thread spins at the end of a parallel loop before it sleeps: iterations for GNU's library (about
+0.5 ms), ms for Intel's and LLVM's. Their defaults, about 15 ms and 200 ms, exceed the scheduler's time slice: beside
+another job, spinning threads take the processor from the threads that they wait for."""
 CHOSEN = (*CALM, "OMP_WAIT_POLICY")
+"""Environment variables by which users set the waiting of threads themselves."""
 
 
 def let_threads_sleep() -> None:
-    """Set `CALM` in the environment, unless the user has chosen; it counts where torch is not loaded yet."""
+    """Set `CALM` in the environment unless the user has set any of `CHOSEN`; has no effect once torch is loaded."""
     if not any(name in os.environ for name in CHOSEN):
         os.environ.update(CALM)
 
 
 def use_threads(count: int | None) -> None:
-    """Compute on so many threads; None: as many as torch takes.
+    """Set the number of CPU threads; None keeps PyTorch's choice.
 
     Raises:
-        BadInput: a number below 1.
+        BadInput: `count` is below 1.
     """
     if count is None:
         return

@@ -1,4 +1,4 @@
-"""Videos in and out, by PyAV: every frame keeps its time, and the sound goes along."""
+"""Reading and writing of videos with PyAV; frame times and sound are preserved."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from embedmask.visualize import Pixels
 
 CODEC = "mpeg4"
 COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
-"""Sound that players find in an MP4 file; any other is encoded as AAC."""
+"""Audio codecs that players support in MP4; any other is re-encoded as AAC."""
 BITS_PER_PIXEL = 2
 WHOLE = 0.95
-"""A video that gives a smaller share than this of the frames and of the time that it tells of breaks off."""
+"""A video that yields less than this fraction of its advertised frames and duration is reported as truncated."""
 USUAL_RATE = Fraction(25)
-"""Frames a second where a file does not say."""
+"""Frames per second of files that do not state a rate."""
 
 
 class VideoReader:
-    """The frames of a video, upright, with their times.
+    """Reader of a video's frames, upright, with their times.
 
     Attributes:
-        total, duration: number of frames and length in `time_base` that the file says it has; 0: it does not say.
-        rate: mean number of frames a second.
-        time_base: seconds a unit of `times`.
-        times: start and duration of every frame that was read so far.
-        error: why reading ended before the end of the file; None: it did not.
+        total, duration: Number of frames and length in `time_base` according to the file; 0: unknown.
+        rate: Mean number of frames per second.
+        time_base: Seconds per unit of `times`.
+        times: Start and duration of the frames read so far.
+        error: Reason why reading stopped before the end of the file; None: it did not.
     """
 
     def __init__(self, path: Path) -> None:
-        """Look at the file.
+        """Open the file and decode its first frame.
 
         Raises:
-            BadInput: not a video, or one without frames.
+            BadInput: The file is not a video, or has no frames.
         """
         self.path = path
         self.times: list[tuple[int, int]] = []
@@ -57,41 +57,50 @@ class VideoReader:
                 self.total, self.duration = stream.frames, stream.duration or 0
                 self.rate = _fraction(stream.average_rate) or USUAL_RATE
                 self.time_base = _fraction(stream.time_base)
-                self.has_frames = next(container.decode(stream), None) is not None
+                # headers may be intact while the frames are not: decode one
+                has_frames = next(container.decode(stream), None) is not None
         except (av.FFmpegError, ValueError) as error:
             raise BadInput(
                 f"{path}: cannot be read as a video ({_reason(error)}); replace the file"
             ) from None
-        if not self.has_frames:
+        if not has_frames:
             raise BadInput(f"{path}: has no frames; replace the file")
 
     def frames(self) -> Iterator[Tensor]:
-        """Read the frames one after the other, uint8 RGB `[3, H, W]`; as many as can be read."""
+        """Yield the frames, uint8 RGB `[3, H, W]`, until the end or the first error."""
         try:
             with av.open(os.fspath(self.path)) as container:
                 stream = _video_stream(container)
                 stream.thread_type = "AUTO"
                 for frame in container.decode(stream):
                     self.times.append(self._time(frame))
-                    yield torch.from_numpy(_upright(frame)).permute(2, 0, 1)
+                    # quarter turns only: players ignore any other rotation, too
+                    turns, rest = divmod(frame.rotation, 90)
+                    pixels = np.rot90(frame.to_ndarray(format="rgb24"), 0 if rest else turns)
+                    yield torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
         except av.FFmpegError as error:
             self.error = _reason(error)
 
     def seconds(self, index: int) -> float:
-        """Return the time of a frame that was read."""
+        """Return the start of a frame that was read, s."""
         return float(self.times[index][0] * self.time_base)
 
     @property
     def breaks_off(self) -> bool:
-        """Whether reading ended early. Some files count frames that they leave out: then their time is there."""
+        """Return whether reading ended early.
+
+        Some files count frames that they do not store, so both the number of frames and the duration must fall short.
+        """
         if self.error is not None or not self.times:
             return True
+        # end of the last frame (start + duration) minus start of the first, in units of the time base
         length = sum(self.times[-1]) - self.times[0][0]
         too_short = not self.duration or length < WHOLE * self.duration
         return len(self.times) < WHOLE * self.total and too_short
 
     def _time(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """Return start and duration of a frame; a time that is missing or not later follows from the mean rate."""
+        """Return start and duration of a frame; missing or non-increasing times are extrapolated at the mean rate."""
+        # mean duration of a frame in units of the time base, at least one so that times increase
         step = max(round(1 / (self.rate * self.time_base)), 1)
         earliest = self.times[-1][0] + 1 if self.times else None
         if frame.pts is None or (earliest is not None and frame.pts < earliest):
@@ -101,125 +110,139 @@ class VideoReader:
 
 @contextmanager
 def write_video(path: Path, video: VideoReader) -> Iterator[Callable[[Pixels, int], None]]:
-    """Give a function that appends a drawn frame, uint8 RGB `[H, W, 3]`, by its index, to an MP4 file.
+    """Write an MP4 file with the frame times and the sound of `video`; the file is written atomically.
 
-    Each frame has the time of that frame of `video`, whose sound is copied. The file appears whole or not at all.
+    Yields:
+        Function that appends a drawn frame, uint8 RGB `[H, W, 3]`, given its index in `video`.
 
     Raises:
-        BadInput: it cannot be written.
+        BadInput: The file cannot be written.
     """
     with (
         atomic_write(path) as temporary,
         av.open(os.fspath(video.path)) as source,
         av.open(os.fspath(temporary), "w", format="mp4") as target,
     ):
-        stream: Any = target.add_stream(CODEC, rate=_codec_rate(video.rate))
-        stream.time_base = video.time_base
-        sound = Sound(source, target)
+        writer = FrameWriter(video, source, target)
+        yield writer.append
+        writer.close()
 
-        def mux(frame: av.VideoFrame | None) -> None:
-            for packet in stream.encode(frame):
-                # the codec counts frames; the file has their times
-                start, duration = video.times[packet.pts]
-                packet.pts = packet.dts = start
-                packet.duration, packet.time_base = duration, video.time_base
-                sound.mux_until(float(start * video.time_base))
-                target.mux(packet)
 
-        def show(image: Pixels, index: int) -> None:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            if index == 0:
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-                bits = int(BITS_PER_PIXEL * video.rate * frame.width * frame.height)
-                stream.codec_context.bit_rate = min(max(bits, 1), 2**31 - 1)
-            frame = frame.reformat(stream.width, stream.height, "yuv420p")
-            frame.pts = index
-            mux(frame)
+class FrameWriter:
+    """Encoder of frames that interleaves the sound of the source."""
 
-        yield show
-        mux(None)
-        sound.mux_until(float("inf"))
+    def __init__(self, video: VideoReader, source: InputContainer, target: OutputContainer) -> None:
+        """Add the streams to the target, before anything is written."""
+        self.video, self.target = video, target
+        # MPEG-4 stores the numerator of the rate in 16 bits
+        rate = video.rate.limit_denominator(1001)
+        if rate.numerator >= 2**16:
+            rate = Fraction(min(round(rate), 2**16 - 1))
+        self.stream: Any = target.add_stream(CODEC, rate=rate)
+        self.stream.time_base = video.time_base
+        self.sound = Sound(source, target)
+
+    def append(self, image: Pixels, index: int) -> None:
+        """Encode a frame, uint8 RGB `[H, W, 3]`; the first one sets the size of the video."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        if index == 0:
+            self.stream.width, self.stream.height, self.stream.pix_fmt = frame.width, frame.height, "yuv420p"
+            # the bit rate is proportional to px per second and must fit into 32 signed bits
+            bits = int(BITS_PER_PIXEL * self.video.rate * frame.width * frame.height)
+            self.stream.codec_context.bit_rate = min(max(bits, 1), 2**31 - 1)
+        # MPEG-4 needs planar YUV; frames of another size are scaled to that of the first
+        frame = frame.reformat(self.stream.width, self.stream.height, "yuv420p")
+        frame.pts = index
+        self._encode(frame)
+
+    def close(self) -> None:
+        """Write the frames that the encoder still holds, and the rest of the sound."""
+        self._encode(None)
+        self.sound.mux_until(float("inf"))
+
+    def _encode(self, frame: av.VideoFrame | None) -> None:
+        """Write the packets of a frame; None flushes the encoder."""
+        for packet in self.stream.encode(frame):
+            # the encoder numbers frames (pts = index); the file gets the times of the source
+            start, duration = self.video.times[packet.pts]
+            packet.pts = packet.dts = start
+            packet.duration, packet.time_base = duration, self.video.time_base
+            self.sound.mux_until(float(start * self.video.time_base))
+            self.target.mux(packet)
 
 
 class Sound:
-    """The sound of one file on its way into another, none where the first has none."""
+    """Transfer of the sound of one file to another; does nothing if the source is silent."""
 
     def __init__(self, source: InputContainer, target: OutputContainer) -> None:
-        """Add a stream for it, before anything is written."""
+        """Add an audio stream to the target, before anything is written."""
         self.source, self.target = source, target
-        self._waiting: Any = None
+        self._next_packet: Any = None  # read from the source, not yet due
         self._packets: Iterator[Any] = iter(())
         stream: Any = source.streams.best("audio")
         if stream is None:
             return
         try:
+            # re-encoding costs quality, so copy every codec that MP4 players support
             if stream.codec_context.codec.canonical_name in COPIED_SOUND:
-                self._packets = _copied(source, stream, target.add_stream_from_template(stream))
+                self._packets = copied_packets(source, stream, target.add_stream_from_template(stream))
             else:
-                self._packets = _encoded(source, stream, target.add_stream("aac", rate=stream.rate))
+                self._packets = encoded_packets(source, stream, target.add_stream("aac", rate=stream.rate))
         except (av.FFmpegError, ValueError, AttributeError) as error:
-            self._end(error)
+            self._stop(error)
 
     def mux_until(self, seconds: float) -> None:
-        """Write the sound that begins before this time: both streams of a file go side by side."""
+        """Write the sound that starts before this time: the streams of a file are interleaved."""
         try:
-            self._waiting = self._waiting or next(self._packets, None)
-            while self._waiting is not None and self._waiting.dts * self._waiting.time_base <= seconds:
-                self.target.mux(self._waiting)
-                self._waiting = next(self._packets, None)
-        except (
-            av.ArgumentError,
-            av.InvalidDataError,
-        ) as error:  # the file is damaged; a full disk is another error
-            self._end(error)
+            self._next_packet = self._next_packet or next(self._packets, None)
+            # the packet after the limit has left the iterator already: it waits for the next call
+            while self._next_packet is not None and (
+                self._next_packet.dts * self._next_packet.time_base <= seconds
+            ):
+                self.target.mux(self._next_packet)
+                self._next_packet = next(self._packets, None)
+        except (av.ArgumentError, av.InvalidDataError) as error:  # damaged sound; not a full disk
+            self._stop(error)
 
-    def _end(self, error: Exception) -> None:
-        self._waiting, self._packets = None, iter(())
+    def _stop(self, error: Exception) -> None:
+        """Leave out the remaining sound, with a warning."""
+        self._next_packet, self._packets = None, iter(())
         line = f"embedmask: {self.source.name}: its sound is left out from here on ({_reason(error)})"
         tqdm.write(line, file=sys.stderr)
 
 
-def _copied(source: InputContainer, stream: Any, output: Any) -> Iterator[Any]:
+def copied_packets(source: InputContainer, stream: Any, output: Any) -> Iterator[Any]:
+    """Yield the packets of a stream, assigned to the output stream without re-encoding."""
     for packet in source.demux(stream):
-        if packet.dts is not None:  # the last one is empty
+        if packet.dts is not None:  # the last packet only flushes
             packet.stream = output
             yield packet
 
 
-def _encoded(source: InputContainer, stream: Any, output: Any) -> Iterator[Any]:
+def encoded_packets(source: InputContainer, stream: Any, output: Any) -> Iterator[Any]:
+    """Yield the packets of a stream, re-encoded for the output stream."""
     for frame in source.decode(stream):
         yield from output.encode(frame)
     yield from output.encode(None)
 
 
 def _video_stream(container: InputContainer) -> Any:
-    """Return the stream of the images.
+    """Return the video stream.
 
     Raises:
-        ValueError: there is none.
+        ValueError: The file has none.
     """
     stream = container.streams.best("video")
     if stream is None:
-        raise ValueError("it has no images")
+        raise ValueError("it has no video stream")
     return stream
 
 
-def _upright(frame: av.VideoFrame) -> Pixels:
-    """Return the pixels `[H, W, 3]`, turned as the file says; players ignore all but quarter turns, too."""
-    turns, rest = divmod(frame.rotation, 90)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), 0 if rest else turns))
-
-
-def _codec_rate(rate: Fraction) -> Fraction:
-    """Return a rate that MPEG-4 can hold, whose numerator has 16 bits."""
-    rate = rate.limit_denominator(1001)
-    return rate if rate.numerator < 2**16 else Fraction(min(round(rate), 2**16 - 1))
-
-
 def _fraction(value: Any) -> Fraction:
-    """Return PyAV's rational number as Python's; 0 where there is none."""
+    """Convert PyAV's rational number to Python's; 0 for None."""
     return Fraction(value.numerator, value.denominator) if value else Fraction(0)
 
 
 def _reason(error: Exception) -> str:
+    """Return the message of an error in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What `predict` writes for each image or frame beside its part in predictions.json."""
+"""Annotation files that `predict` writes for each image or frame, beside predictions.json."""
 
 from __future__ import annotations
 
@@ -27,57 +27,61 @@ ENDINGS: dict[Format, str] = {"labels": ".png", "polygons": ".json", "yolo": ".t
 
 
 def write_annotations(
-    form: Format, out: Path, name: str, found: Instances, *, class_names: Sequence[str], source: Path
+    fmt: Format, out: Path, name: str, instances: Instances, *, class_names: Sequence[str], source: Path
 ) -> None:
-    """Write one image's objects; the k-th is the k-th of the image in predictions.json.
+    """Write the instances of one image, in the order of predictions.json.
 
     Args:
-        name: of the files, with a folder for frames.
-        source: the image that they were found in.
+        fmt: Format of the file; `coco` writes nothing.
+        out: Results folder.
+        name: Name of the file without suffix; for frames, with a folder.
+        instances: Instances in the image's own frame.
+        class_names: Class names of the model, C.
+        source: Image that the instances were predicted in.
 
     Raises:
-        BadInput: it cannot be written, or the form has no room for so many objects.
+        BadInput: The file cannot be written, or the format cannot store this number of objects.
     """
-    if form not in FOLDERS:
+    if fmt not in FOLDERS:
         return
-    path = out / FOLDERS[form] / f"{name}{ENDINGS[form]}"
-    if form == "labels":
-        write_image(label_image(found.masks, str(source)), path)
-    elif form == "polygons":
+    path = out / FOLDERS[fmt] / f"{name}{ENDINGS[fmt]}"
+    if fmt == "labels":
+        write_image(label_image(instances.masks, str(source)), path)
+    elif fmt == "polygons":
         image_path = Path(relpath(source, path.parent)).as_posix()
-        write_json(path, labelme(found, class_names, image_path))
-    elif form == "yolo":
-        write_text(path, "".join(f"{line}\n" for line in yolo_lines(found)))
+        write_json(path, labelme(instances, class_names, image_path))
+    elif fmt == "yolo":
+        write_text(path, "".join(f"{line}\n" for line in yolo_lines(instances)))
     else:
-        shutil.rmtree(path, ignore_errors=True)  # an earlier run may have found more
-        path.mkdir(parents=True, exist_ok=True)  # also where nothing is found
-        for index in range(len(found)):
-            write_image(found.masks.dense(index).numpy(), path / f"{index + 1:04}.png")
+        shutil.rmtree(path, ignore_errors=True)  # an earlier run may have written more masks
+        path.mkdir(parents=True, exist_ok=True)  # also for an image without detections
+        for index in range(len(instances)):
+            write_image(instances.masks.dense(index).numpy(), path / f"{index + 1:04}.png")
 
 
-def write_classes(form: Format, out: Path, class_names: Sequence[str]) -> None:
-    """YOLO's `data.yaml`: the names of the classes, and where the images go; other forms need none."""
-    if form == "yolo":
+def write_classes(fmt: Format, out: Path, class_names: Sequence[str]) -> None:
+    """Write YOLO's `data.yaml` with the class names and image folder; other formats need none."""
+    if fmt == "yolo":
         data = {"train": "images", "val": "images", "names": dict(enumerate(class_names))}
         write_text(out / "data.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
-def remove_leftovers(form: Format, out: Path) -> None:
-    """Remove what killed writers have left among the files of a form; nobody may be writing there."""
-    if form in FOLDERS:
-        for path in filter(is_temporary, list((out / FOLDERS[form]).rglob(".*"))):
+def remove_leftovers(fmt: Format, out: Path) -> None:
+    """Remove temporary files of interrupted runs; no other process may be writing."""
+    if fmt in FOLDERS:
+        for path in filter(is_temporary, list((out / FOLDERS[fmt]).rglob(".*"))):
             path.unlink()
 
 
-def targets(sources: Sequence[Source], form: Format, out: Path, *, drawn: bool) -> Iterator[Path]:
-    """The files and folders that are written, or replaced, for each source."""
+def targets(sources: Sequence[Source], fmt: Format, out: Path, *, drawn: bool) -> Iterator[Path]:
+    """Yield the files and folders that are written or replaced for each source."""
     for source in sources:
         if drawn:
             yield out / drawn_name(source)
-        if form in FOLDERS:
-            yield out / FOLDERS[form] / f"{source.name}{'' if source.is_video else ENDINGS[form]}"
+        if fmt in FOLDERS:
+            yield out / FOLDERS[fmt] / f"{source.name}{'' if source.is_video else ENDINGS[fmt]}"
 
 
 def drawn_name(source: Source) -> str:
-    """Name of the image or video with masks drawn."""
+    """Return the file name of the image or video with masks drawn."""
     return f"{source.name}{'.mp4' if source.is_video else '.png'}"

@@ -1,4 +1,4 @@
-"""Images, a video and a model for `predict`."""
+"""Fixtures of `predict`: images, a video and a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def weights(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(shapes: Path, tmp_path: Path) -> Path:
-    """A folder of images that a test may change."""
+    """Return a folder of images that a test may modify."""
     folder = tmp_path / "in"
     folder.mkdir()
     for path in sorted((shapes / "images").glob("train*")):
@@ -39,7 +39,7 @@ def images(shapes: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def video(images: Path, tmp_path: Path) -> Path:
-    """Eight frames of 64 x 48."""
+    """Write a video of eight frames, 64 x 48."""
     path = tmp_path / "clip.avi"
     with sv.VideoSink(str(path), sv.VideoInfo(64, 48, RATE)) as sink:
         for image in sorted(images.iterdir())[:8]:

@@ -1,4 +1,4 @@
-"""`--ids-from`: results under a data set's own ids. And a run that finds nothing says what the best score was."""
+"""`predict --ids-from`, the hint of a run without detections, and score thresholds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedmask.evaluation.coco import CocoEvaluator
 
 @pytest.fixture(scope="module")
 def renumbered(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shapes with large image ids and sparse category ids."""
+    """Return a copy of the shapes with large image ids and sparse category ids."""
     folder = tmp_path_factory.mktemp("data") / "renumbered"
     shutil.copytree(shapes, folder)
     for split in ("train", "val"):
@@ -38,7 +38,7 @@ def predict(source: Path, weights: Path, out: Path, *options: str) -> int:
 
 
 def test_results_can_be_evaluated(renumbered: Path, weights: Path, tmp_path: Path) -> None:
-    """Of a data set's own folder, and of copies of its files elsewhere."""
+    """Test the data set's own folder, and copies of its files elsewhere."""
     copies = tmp_path / "copies"
     shutil.copytree(renumbered / "images", copies)
     train = CocoInstances.open(renumbered, "train")
@@ -50,14 +50,14 @@ def test_results_can_be_evaluated(renumbered: Path, weights: Path, tmp_path: Pat
         own = [result for result in results if result["image_id"] in train.image_ids]
         assert len(own) > 0
         assert {result["category_id"] for result in results} <= set(train.category_ids)
-        CocoEvaluator(train.ground_truth).add(own)  # refuses ids that it does not know
+        CocoEvaluator(train.ground_truth).add(own)  # raises on unknown ids
         listed = json.loads((out / "images.json").read_text())
         ids = {Path(image["file_name"]).name: image["id"] for image in listed["images"]}
         assert names.items() <= ids.items()
         assert [category["id"] for category in listed["categories"]] == train.category_ids
 
 
-def test_the_same_results_under_other_ids(renumbered: Path, weights: Path, tmp_path: Path) -> None:
+def test_ids_do_not_change_results(renumbered: Path, weights: Path, tmp_path: Path) -> None:
     assert predict(renumbered / "images", weights, tmp_path / "counted") == 0
     assert predict(renumbered / "images", weights, tmp_path / "own", "--ids-from", str(renumbered)) == 0
     counted, own = (
@@ -69,17 +69,17 @@ def test_the_same_results_under_other_ids(renumbered: Path, weights: Path, tmp_p
     assert [7 * row["category_id"] for row in counted] == [row["category_id"] for row in own]
 
 
-def test_splits_that_share_ids(
+def test_raises_on_ids_shared_by_two_splits(
     shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both count from 1: one split can be told apart, both together can't."""
+    """Test splits that both number their images from 1: one alone is unambiguous."""
     assert predict(shapes / "images", weights, tmp_path / "both", "--ids-from", str(shapes)) == 2
     assert "both have image id 1, in two splits; predict the images of one split" in capsys.readouterr().err
     pattern = shapes / "images" / "train_*"
     assert predict(pattern, weights, tmp_path / "one", "--ids-from", str(shapes)) == 0
 
 
-def test_an_image_of_no_split(
+def test_raises_on_image_of_no_split(
     renumbered: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stranger = tmp_path / "in" / "stranger.png"
@@ -90,26 +90,28 @@ def test_an_image_of_no_split(
     assert not (tmp_path / "out").exists()
 
 
-def test_no_data_set(shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_raises_on_missing_data_set(
+    shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert predict(shapes / "images", weights, tmp_path / "out", "--ids-from", str(tmp_path)) == 2
     assert "split" in capsys.readouterr().err
 
 
-def test_nothing_found_tells_the_best_score(
+def test_run_without_detections_prints_best_score(
     shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict(shapes / "images", weights, tmp_path / "out", "--score-threshold", "1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("0 objects in ")
-    assert lines[-1].startswith("nothing found: the best score ")
+    assert lines[-1].startswith("no detections: the best score ")
     best = float(lines[-1].split(" is ")[1].split()[0])
     assert 0 < best < 1
     assert predict(shapes / "images", weights, tmp_path / "some", "--score-threshold", str(0.9 * best)) == 0
-    assert "nothing found" not in capsys.readouterr().out
+    assert "no detections" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["1.5", "-0.1", "nan", "x", "0.3,0.4", "disc=2"])
-def test_impossible_thresholds(
+def test_raises_on_invalid_threshold(
     shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     assert predict(shapes / "images", weights, tmp_path / "out", f"--score-threshold={text}") == 2
@@ -119,14 +121,14 @@ def test_impossible_thresholds(
     )
 
 
-def test_a_threshold_for_one_class(shapes: Path, weights: Path, tmp_path: Path) -> None:
-    """The others keep the model's own."""
+def test_threshold_of_one_class(shapes: Path, weights: Path, tmp_path: Path) -> None:
+    """Test that other classes keep the model's threshold."""
     names = CocoInstances.open(shapes, "train").class_names
     assert predict(shapes / "images", weights, tmp_path / "all") == 0
-    found = json.loads((tmp_path / "all" / "predictions.json").read_text())
-    chosen = found[0]["category_id"]
+    everything = json.loads((tmp_path / "all" / "predictions.json").read_text())
+    chosen = everything[0]["category_id"]
     option = f"--score-threshold={names[chosen - 1]}=1"
     assert predict(shapes / "images", weights, tmp_path / "some", option) == 0
     some = json.loads((tmp_path / "some" / "predictions.json").read_text())
-    assert some == [row for row in found if row["category_id"] != chosen]
+    assert some == [row for row in everything if row["category_id"] != chosen]
     assert predict(shapes / "images", weights, tmp_path / "wrong", "--score-threshold=stra=1") == 2

@@ -1,4 +1,4 @@
-"""Pages, channels and files that are not read, as a user of `predict`, `train` and `eval` meets them."""
+"""Pages, channels and unsupported files in `predict`, `train` and `eval`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from embedmask.weights.checkpoint import read_config
 
 @pytest.fixture
 def stack(images: Path, tmp_path: Path) -> Path:
-    """Two pages, the first one empty."""
-    shown = np.asarray(Image.open(sorted(images.iterdir())[0]).convert("L"))
+    """Write a stack of two pages, the first one empty."""
+    pixels = np.asarray(Image.open(sorted(images.iterdir())[0]).convert("L"))
     path = tmp_path / "stack.tif"
-    tifffile.imwrite(path, np.stack([np.zeros_like(shown), shown]), photometric="minisblack", metadata=None)
-    Image.fromarray(shown).save(tmp_path / "page.png")
+    tifffile.imwrite(path, np.stack([np.zeros_like(pixels), pixels]), photometric="minisblack", metadata=None)
+    Image.fromarray(pixels).save(tmp_path / "page.png")
     return path
 
 
@@ -44,7 +44,7 @@ def test_page_and_channels(weights: Path, stack: Path, tmp_path: Path, capsys: A
     assert results_of(tmp_path / "first")[1] != results_of(tmp_path / "expected")[1]
 
 
-def test_choices_that_cannot_be(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
+def test_raises_on_invalid_page_or_channels(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
     capsys.readouterr()
     assert main(words(stack, weights, tmp_path / "out", "--page", "2")) == 2
     assert lines_of(capsys) == [f"embedmask: {stack}: has 2 pages, page 2 is requested; they count from 0"]
@@ -56,7 +56,7 @@ def test_choices_that_cannot_be(weights: Path, stack: Path, tmp_path: Path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_resumed_run_keeps_its_page(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
+def test_resume_requires_the_same_page(weights: Path, stack: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(words(stack, weights, tmp_path / "out", "--page", "1")) == 0
     before = files(tmp_path / "out")
     assert "--page" in fails(capsys, *words(stack, weights, tmp_path / "out", "--resume"))
@@ -64,7 +64,9 @@ def test_a_resumed_run_keeps_its_page(weights: Path, stack: Path, tmp_path: Path
     assert files(tmp_path / "out") == before
 
 
-def test_unread_files_are_told_in_a_line(weights: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+def test_unsupported_files_are_reported_in_one_line(
+    weights: Path, images: Path, tmp_path: Path, capsys: Any
+) -> None:
     for name in ("a.heic", "b.nef", "notes.txt", ".DS_Store"):
         (images / name).touch()
     (images / "z.png").symlink_to(tmp_path / "gone.png")
@@ -74,11 +76,11 @@ def test_unread_files_are_told_in_a_line(weights: Path, images: Path, tmp_path: 
     assert "b.nef" in line
     assert "z.png (broken link" in line
     assert "notes" not in line
-    assert main(words(images / "a.heic", weights, tmp_path / "none")) == 2  # who names it means it
+    assert main(words(images / "a.heic", weights, tmp_path / "none")) == 2  # an explicit file is not skipped
     assert "convert to JPEG or PNG" in "".join(lines_of(capsys))
 
 
-def test_a_folder_without_images_says_what_is_in_it(weights: Path, tmp_path: Path, capsys: Any) -> None:
+def test_folder_without_images_reports_its_contents(weights: Path, tmp_path: Path, capsys: Any) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     (folder / "deeper").mkdir(parents=True)
     assert "deeper/" in fails(capsys, *words(folder, weights, out))
@@ -90,9 +92,7 @@ def test_a_folder_without_images_says_what_is_in_it(weights: Path, tmp_path: Pat
     assert "table.csv" in fails(capsys, *words(folder / "*.csv", weights, out))
 
 
-def test_the_model_keeps_what_it_was_trained_on(
-    shapes: Path, recipe: str, tmp_path: Path, capsys: Any
-) -> None:
+def test_model_stores_its_channels(shapes: Path, recipe: str, tmp_path: Path, capsys: Any) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     (data / "images").mkdir(parents=True)
     for split in ("train", "val"):
@@ -129,6 +129,6 @@ def test_the_model_keeps_what_it_was_trained_on(
         == 0
     )
     assert "several" not in capsys.readouterr().out
-    given = next((data / "images").iterdir())
-    assert main(words(given, run / "model.safetensors", tmp_path / "out")) == 0
+    source = next((data / "images").iterdir())
+    assert main(words(source, run / "model.safetensors", tmp_path / "out")) == 0
     assert lines_of(capsys) == []

@@ -1,4 +1,4 @@
-"""`embedmask predict` as a user types it: what it leaves, and its exit codes."""
+"""`embedmask predict`: results and exit codes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class TestResults:
     def test_images_and_results(self, weights: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
         out = tmp_path / "out"
         assert main(words(images, weights, out)) == 0
-        given = sorted(images.iterdir())
+        sources = sorted(images.iterdir())
         visible = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-        assert visible == {f"{path.stem}.png" for path in given} | {"predictions.json", "images.json"}
+        assert visible == {f"{path.stem}.png" for path in sources} | {"predictions.json", "images.json"}
         images, results = results_of(out)
-        assert [image["file_name"] for image in images] == [str(path) for path in given]
+        assert [image["file_name"] for image in images] == [str(path) for path in sources]
         assert [image["id"] for image in images] == list(range(1, COUNT + 1))
         assert {(image["height"], image["width"]) for image in images} == {(64, 64)}
         assert [result["image_id"] for result in results] == sorted(result["image_id"] for result in results)
@@ -42,10 +42,10 @@ class TestResults:
             assert result["score"] >= 0.45
             assert mask_api.decode(result["segmentation"]).shape == (64, 64)
         assert f"{len(results)} objects in {COUNT} images" in capsys.readouterr().out
-        drawn = np.asarray(Image.open(out / f"{given[0].stem}.png"))
-        assert (drawn != np.asarray(Image.open(given[0]).convert("RGB"))).any()
+        drawn = np.asarray(Image.open(out / f"{sources[0].stem}.png"))
+        assert (drawn != np.asarray(Image.open(sources[0]).convert("RGB"))).any()
 
-    def test_results_are_drawn_in_the_images_own_size(self, weights: Path, tmp_path: Path) -> None:
+    def test_drawn_images_have_the_original_size(self, weights: Path, tmp_path: Path) -> None:
         (tmp_path / "übungen 1").mkdir()
         image = tmp_path / "übungen 1" / "größe.v2.jpg"
         Image.fromarray(np.full((37, 91), 200, np.uint8)).save(image)
@@ -54,7 +54,7 @@ class TestResults:
         assert Image.open(tmp_path / "o" / "größe.v2.png").size == (91, 37)
         assert (tmp_path / "o" / "labels" / "größe.v2.txt").is_file()
 
-    def test_threshold_and_number_are_kept(self, weights: Path, images: Path, tmp_path: Path) -> None:
+    def test_threshold_and_max_detections(self, weights: Path, images: Path, tmp_path: Path) -> None:
         image = next(images.iterdir())
         for option, value, count in (("--max-detections", "3", 3), ("--score-threshold", "1", 0)):
             assert main(words(image, weights, tmp_path / "out", option, value)) == 0
@@ -65,29 +65,30 @@ class TestResults:
         for place, path in enumerate(sorted(images.iterdir())[:3]):
             wide.paste(Image.open(path), (64 * place, 0))
         wide.save(tmp_path / "wide.png")
-        given, tiles = tmp_path / "wide.png", ("--tile", "96", "--overlap", "32", "--max-detections", "50")
-        assert main(words(given, weights, tmp_path / "tiles", *tiles)) == 0
-        assert main(words(given, weights, tmp_path / "whole", "--tile", "0", "--max-detections", "50")) == 0
+        sources, tiles = tmp_path / "wide.png", ("--tile", "96", "--overlap", "32", "--max-detections", "50")
+        assert main(words(sources, weights, tmp_path / "tiles", *tiles)) == 0
+        assert main(words(sources, weights, tmp_path / "whole", "--tile", "0", "--max-detections", "50")) == 0
         tiled, whole = (results_of(tmp_path / name)[1] for name in ("tiles", "whole"))
         assert {mask_api.decode(result["segmentation"]).shape for result in tiled} == {(64, 192)}
         assert tiled != whole
-        assert "tile" in fails(capsys, *words(given, weights, tmp_path / "none", "--tile", "3"))
+        assert "tile" in fails(capsys, *words(sources, weights, tmp_path / "none", "--tile", "3"))
         assert not (tmp_path / "none").exists()
 
-    def test_an_earlier_run_is_replaced(self, weights: Path, images: Path, tmp_path: Path) -> None:
+    def test_earlier_run_is_replaced(self, weights: Path, images: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
-        given = sorted(images.iterdir())
-        assert main(words(given[0], weights, out)) == 0
+        sources = sorted(images.iterdir())
+        assert main(words(sources[0], weights, out)) == 0
         (out / "mine.txt").write_text("keep")
-        assert main(words(given[1], weights, out, "--score-threshold", "0.48", "--no-draw")) == 0
-        assert [image["name"] for image in results_of(out)[0]] == [given[1].stem]
-        assert {path.name for path in (out / FOLDER).iterdir()} == {"settings.json", f"{given[1].stem}.jsonl"}
+        assert main(words(sources[1], weights, out, "--score-threshold", "0.48", "--no-draw")) == 0
+        assert [image["name"] for image in results_of(out)[0]] == [sources[1].stem]
+        assert {path.name for path in (out / FOLDER).iterdir()} == {
+            "settings.json",
+            f"{sources[1].stem}.jsonl",
+        }
         assert (out / "mine.txt").read_text() == "keep"
-        assert not (out / f"{given[1].stem}.png").exists()
+        assert not (out / f"{sources[1].stem}.png").exists()
 
-    def test_batches_change_nothing_but_last_digits(
-        self, weights: Path, images: Path, tmp_path: Path
-    ) -> None:
+    def test_batch_size_changes_rounding_only(self, weights: Path, images: Path, tmp_path: Path) -> None:
         for size in (1, 3):
             more = ("--batch-size", str(size), "--no-draw")
             assert main(words(images, weights, tmp_path / str(size), *more)) == 0
@@ -102,7 +103,7 @@ class TestFormats:
     def written(
         self, request: pytest.FixtureRequest, weights: Path, images: Path, tmp_path: Path
     ) -> tuple[Path, str, list[Any]]:
-        """The folder, the name of an image, and its masks as in predictions.json."""
+        """Return the results folder, the name of an image, and its masks from predictions.json."""
         out, image = tmp_path / "out", min(images.iterdir())
         assert main(words(image, weights, out, "--format", request.param, "--no-draw")) == 0
         masks = masks_of(results_of(out)[1], 1)
@@ -114,11 +115,11 @@ class TestFormats:
         out, name, masks = written
         labels = np.asarray(Image.open(out / "labels" / f"{name}.png"))
         assert labels.dtype == np.uint16
-        taken = np.zeros((64, 64), bool)
-        read = {number: runs.pixels(0, 0, 64, 64) for number, runs in label_objects(labels)}
+        covered = np.zeros((64, 64), bool)
+        decoded = {number: runs.pixels(0, 0, 64, 64) for number, runs in label_objects(labels)}
         for number, mask in enumerate(masks, start=1):
-            np.testing.assert_array_equal(read.get(number, np.zeros((64, 64), bool)), mask & ~taken)
-            taken |= mask
+            np.testing.assert_array_equal(decoded.get(number, np.zeros((64, 64), bool)), mask & ~covered)
+            covered |= mask
 
     @pytest.mark.parametrize("written", ["masks"], indirect=True)
     def test_masks(self, written: tuple[Path, str, list[Any]]) -> None:
@@ -137,10 +138,10 @@ class TestFormats:
         dataset = CocoInstances.open(out, "val")
         _, target = dataset.sample(0, torch.Generator())
         whole = [mask for mask in masks if mask.any()]
-        read = target.dense_masks().numpy()
-        assert len(read) == len(whole)
+        loaded = target.dense_masks().numpy()
+        assert len(loaded) == len(whole)
         for mask in whole:
-            assert (read == mask).all((1, 2)).any()
+            assert (loaded == mask).all((1, 2)).any()
 
     @pytest.mark.parametrize("written", ["polygons"], indirect=True)
     def test_polygons_point_to_the_image(self, written: tuple[Path, str, list[Any]]) -> None:
@@ -150,7 +151,7 @@ class TestFormats:
         with_pixels = {number for number, mask in enumerate(masks, start=1) if mask.any()}
         assert {shape["group_id"] for shape in content["shapes"]} == with_pixels
 
-    def test_fewer_masks_leave_no_old_ones(self, weights: Path, images: Path, tmp_path: Path) -> None:
+    def test_old_masks_are_removed(self, weights: Path, images: Path, tmp_path: Path) -> None:
         image, out = min(images.iterdir()), tmp_path / "out"
         for count, threshold in ((5, "0"), (2, "0"), (0, "1")):
             more = ("--format", "masks", "--max-detections", str(count or 5), "--score-threshold", threshold)
@@ -162,8 +163,8 @@ class TestBroken:
     def test_broken_files_do_not_stop_the_others(
         self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        given, out = sorted(images.iterdir()), tmp_path / "out"
-        given[3].write_bytes(given[3].read_bytes()[:300])
+        sources, out = sorted(images.iterdir()), tmp_path / "out"
+        sources[3].write_bytes(sources[3].read_bytes()[:300])
         (images / "a.mp4").write_bytes(b"no video")
         (images / "notes.txt").write_text("not an image")
         assert main(words(images, weights, out)) == 1
@@ -171,31 +172,31 @@ class TestBroken:
         lines = captured.err.splitlines()
         assert len(lines) == 2, captured.err
         assert str(images / "a.mp4") in lines[0]
-        assert str(given[3]) in lines[1]
+        assert str(sources[3]) in lines[1]
         assert f"{COUNT - 1} images" in captured.out
         assert len(results_of(out)[0]) == COUNT - 1
-        assert not (out / f"{given[3].stem}.png").exists()
+        assert not (out / f"{sources[3].stem}.png").exists()
         assert not (out / "a.mp4").exists()
 
-    def test_a_mended_file_is_taken_up(
+    def test_repaired_file_is_predicted_on_resume(
         self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
-        given, out = sorted(images.iterdir()), tmp_path / "out"
-        whole = given[3].read_bytes()
-        given[3].write_bytes(whole[:300])
+        sources, out = sorted(images.iterdir()), tmp_path / "out"
+        whole = sources[3].read_bytes()
+        sources[3].write_bytes(whole[:300])
         assert main(words(images, weights, out)) == 1
-        drawn = (out / f"{given[0].stem}.png").stat().st_mtime_ns
-        given[3].write_bytes(whole)
+        drawn = (out / f"{sources[0].stem}.png").stat().st_mtime_ns
+        sources[3].write_bytes(whole)
         assert main(words(images, weights, out, "--resume")) == 0
-        assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in given]
-        assert (out / f"{given[0].stem}.png").stat().st_mtime_ns == drawn
+        assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in sources]
+        assert (out / f"{sources[0].stem}.png").stat().st_mtime_ns == drawn
 
-    def test_only_broken_files_leave_nothing(self, weights: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_only_broken_files_write_nothing(self, weights: Path, tmp_path: Path, capsys: Any) -> None:
         (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff nothing")
         assert "a.jpg" in fails(capsys, *words(tmp_path / "a.jpg", weights, tmp_path / "out"))
         assert not (tmp_path / "out").exists()
 
-    def test_what_cannot_be_is_told_before_anything_is_written(
+    def test_raises_on_invalid_options_before_writing(
         self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         out = tmp_path / "out"
@@ -210,7 +211,7 @@ class TestBroken:
             assert option.strip("-").replace("-", "_") in line.replace("-", "_")
         assert not out.exists()
 
-    def test_an_image_is_not_overwritten(
+    def test_raises_instead_of_overwriting_an_image(
         self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         Image.new("RGB", (8, 8)).save(images / "b.png")
@@ -222,7 +223,7 @@ class TestBroken:
         assert files(images) == before
 
     @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
-    def test_a_folder_that_cannot_be_written(
+    def test_raises_on_unwritable_folder(
         self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         locked = tmp_path / "locked"
@@ -230,7 +231,7 @@ class TestBroken:
         locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
         assert "cannot be written" in fails(capsys, *words(images, weights, locked))
 
-    def test_a_file_in_place_of_the_folder(
+    def test_raises_on_file_in_place_of_the_folder(
         self, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         (tmp_path / "out").write_text("a file")

@@ -1,4 +1,4 @@
-"""`embedmask predict --resume`, also where it is killed, and over several processes."""
+"""`embedmask predict` with --resume, also after a kill, and in several processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from embedmask.cli.journal import FOLDER
 from embedmask.files import is_temporary
 
 
-def run_main(given: list[str]) -> None:
-    """In a process of its own."""
+def run_main(arguments: list[str]) -> None:
+    """Run the command in a separate process."""
     torch.set_num_threads(1)
-    raise SystemExit(main(given))
+    raise SystemExit(main(arguments))
 
 
 def finished(out: Path) -> list[Path]:
@@ -35,7 +35,7 @@ def finished(out: Path) -> list[Path]:
 
 
 def check_whole(path: Path) -> None:
-    """Read all of a file."""
+    """Read a file completely."""
     if path.suffix == ".png":
         Image.open(path).load()
     elif path.suffix == ".jsonl":
@@ -55,11 +55,11 @@ class TestResume:
         assert main(words(images, weights, whole, *more)) == 0
         rng = random.Random(0)
         for _ in range(3):
-            begun = len(finished(out))
+            num_before = len(finished(out))
             process = start(run_main, words(images, weights, out, *more, "--resume"))
-            patience = time.monotonic() + 60
-            while process.is_alive() and len(finished(out)) <= begun:
-                assert time.monotonic() < patience
+            deadline = time.monotonic() + 60
+            while process.is_alive() and len(finished(out)) <= num_before:
+                assert time.monotonic() < deadline
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.03))
             assert process.pid is not None
@@ -76,7 +76,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("option", "value"), [("--score-threshold", "0.5"), ("--format", "yolo"), ("--tile", "64")]
     )
-    def test_other_settings_are_refused(
+    def test_raises_on_other_settings(
         self, *, option: str, value: str, weights: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         out, image = tmp_path / "out", min(images.iterdir())
@@ -85,7 +85,7 @@ class TestResume:
         assert option in fails(capsys, *words(images, weights, out, option, value, "--resume"))
         assert files(out) == before
 
-    def test_other_weights_are_refused(
+    def test_raises_on_other_weights(
         self, weights: Path, shapes: Path, images: Path, tmp_path: Path, capsys: Any
     ) -> None:
         out = tmp_path / "out"
@@ -96,30 +96,30 @@ class TestResume:
         other.write_bytes(bytes(changed))
         assert "--weights" in fails(capsys, *words(images, other, out, "--resume"))
 
-    def test_new_images_join_the_old(self, weights: Path, images: Path, tmp_path: Path) -> None:
-        given, out = sorted(images.iterdir()), tmp_path / "out"
-        first = given[0].rename(tmp_path / "later")
+    def test_new_images_are_added(self, weights: Path, images: Path, tmp_path: Path) -> None:
+        sources, out = sorted(images.iterdir()), tmp_path / "out"
+        first = sources[0].rename(tmp_path / "later")
         assert main(words(images, weights, out)) == 0
-        first.rename(given[0])
+        first.rename(sources[0])
         assert main(words(images, weights, out, "--resume")) == 0
-        assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in given]
+        assert [image["file_name"] for image in results_of(out)[0]] == [str(path) for path in sources]
 
 
-def one_of_two(rank: int, port: int, given: list[str]) -> None:
-    """What torchrun starts."""
+def one_of_two(rank: int, port: int, arguments: list[str]) -> None:
+    """Run the command as one of two processes of torchrun."""
     os.environ.update(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", MASTER_PORT=str(port))
-    run_main(given)
+    run_main(arguments)
 
 
 class TestProcesses:
     @pytest.mark.parametrize("batch", ["1", "2"])
-    def test_two_leave_what_one_leaves(
+    def test_two_processes_write_the_results_of_one(
         self, batch: str, weights: Path, images: Path, video: Path, tmp_path: Path
     ) -> None:
         torch.set_num_threads(1)
         shutil.move(video, images / "clip.avi")
-        given = sorted(images.iterdir())
-        given[4].write_bytes(given[4].read_bytes()[:300])
+        sources = sorted(images.iterdir())
+        sources[4].write_bytes(sources[4].read_bytes()[:300])
         more = ("--format", "yolo", "--batch-size", batch)
         port = free_port()
         ranks = [
@@ -129,5 +129,5 @@ class TestProcesses:
         assert main(words(images, weights, tmp_path / "one", *more)) == 1
         for process in ranks:
             process.join(120)
-        assert [process.exitcode for process in ranks] == [1, 0]  # the first one tells of the broken file
+        assert [process.exitcode for process in ranks] == [1, 0]  # rank zero reports the broken file
         assert files(tmp_path / "two") == files(tmp_path / "one")

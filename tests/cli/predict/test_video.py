@@ -38,36 +38,36 @@ class TestVideo:
         assert {result["image_id"] for result in results} == set(range(1, 9))
         assert len(list((out / "labels" / "clip").iterdir())) == 8
 
-    def test_a_video_and_an_image_of_one_name(self, weights: Path, video: Path, images: Path) -> None:
+    def test_video_and_image_with_the_same_name(self, weights: Path, video: Path, images: Path) -> None:
         shutil.copy(min(images.iterdir()), video.parent / "clip.jpg")
         out = video.parent / "out"
         more = (str(video.parent / "clip.jpg"), "--no-draw")
-        given = words(video, weights, out)
-        assert main([given[0], given[1], *more, *given[2:]]) == 0
+        arguments = words(video, weights, out)
+        assert main([*arguments[:2], *more, *arguments[2:]]) == 0
         images, _ = results_of(out)
         assert [image["name"] for image in images] == [f"clip/{k:06}" for k in range(8)] + ["clip_2"]
         assert not (out / "clip.mp4").exists()
 
-    def test_a_video_cut_short_gives_what_it_holds(
+    def test_truncated_video_keeps_its_frames(
         self, weights: Path, video: Path, tmp_path: Path, capsys: Any
     ) -> None:
         content = video.read_bytes()
         video.write_bytes(content[: len(content) // 2])
         assert main(words(video, weights, tmp_path / "out")) == 1
-        given = len(results_of(tmp_path / "out")[0])
-        assert 0 < given < 8
-        assert f"clip.avi: breaks off after {given} of 8 frames" in capsys.readouterr().err
+        num_read = len(results_of(tmp_path / "out")[0])
+        assert 0 < num_read < 8
+        assert f"clip.avi: breaks off after {num_read} of 8 frames" in capsys.readouterr().err
         video.write_bytes(content[:100])
         assert "clip.avi" in fails(capsys, *words(video, weights, tmp_path / "none"))
         assert not (tmp_path / "none").exists()
 
 
 TIMES = [0, 33, 133, 166, 700, 701, 1000, 2200]
-"""Of frames, ms."""
+"""Start of the frames, ms."""
 
 
 def make_video(path: Path, *, sound: str | None = None, rate: int = 48000, times: list[int] = TIMES) -> Path:
-    """Frames of 64 x 48 at these times, and three seconds of a tone."""
+    """Write frames of 64 x 48 px at these times, with three seconds of a tone."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
@@ -93,7 +93,7 @@ def frame_times(path: Path) -> list[float]:
 
 
 def sound_of(path: Path) -> tuple[str, float, float]:
-    """Kind, start and length of the sound, s."""
+    """Return the codec of the sound, its start and its length, s."""
     with av.open(str(path)) as file:
         stream = file.streams.audio[0]
         frames = list(file.decode(stream))
@@ -110,12 +110,12 @@ class TestTimes:
         assert frame_times(out / "clip.mp4") == frame_times(video)
         assert [image["time"] for image in results_of(out)[0]] == frame_times(video)
 
-    def test_times_are_told_without_a_drawn_video(self, weights: Path, tmp_path: Path) -> None:
+    def test_times_without_a_drawn_video(self, weights: Path, tmp_path: Path) -> None:
         video, out = make_video(tmp_path / "clip.mp4", times=[500, 700, 1500]), tmp_path / "out"
         assert main(words(video, weights, out, "--no-draw")) == 0
         assert [image["time"] for image in results_of(out)[0]] == [0.5, 0.7, 1.5]
 
-    def test_times_that_do_not_rise_follow_from_the_rate(self, tmp_path: Path) -> None:
+    def test_times_that_do_not_increase_are_extrapolated(self, tmp_path: Path) -> None:
         video = VideoReader(make_video(tmp_path / "clip.mp4"))
         video.rate, video.time_base = Fraction(10), Fraction(1, 1000)
         frames = [SimpleNamespace(pts=pts, duration=7) for pts in (None, 50, 50, 20, None, 1000)]
@@ -126,7 +126,7 @@ class TestTimes:
 
 class TestSound:
     @pytest.mark.parametrize(
-        ("ending", "sound", "kept"),
+        ("ending", "sound", "codec"),
         [
             (".mp4", "aac", "aac"),
             (".mkv", "libopus", "opus"),
@@ -135,22 +135,24 @@ class TestSound:
             (".mkv", "mp2", "aac"),
         ],
     )
-    def test_sound_goes_along(
-        self, ending: str, sound: str, kept: str, *, weights: Path, tmp_path: Path
+    def test_sound_is_transferred(
+        self, ending: str, sound: str, codec: str, *, weights: Path, tmp_path: Path
     ) -> None:
         video, out = make_video(tmp_path / f"clip{ending}", sound=sound), tmp_path / "out"
         assert main(words(video, weights, out)) == 0
         name, start, length = sound_of(out / "clip.mp4")
-        assert name == kept
+        assert name == codec
         assert start == pytest.approx(sound_of(video)[1], abs=0.03)
         assert length == pytest.approx(sound_of(video)[2], abs=0.1)
 
-    def test_a_silent_video_stays_silent(self, weights: Path, tmp_path: Path) -> None:
+    def test_silent_video(self, weights: Path, tmp_path: Path) -> None:
         assert main(words(make_video(tmp_path / "clip.mp4"), weights, tmp_path / "out")) == 0
         with av.open(str(tmp_path / "out" / "clip.mp4")) as file:
             assert len(file.streams.audio) == 0
 
-    def test_damaged_sound_ends_with_a_line(self, weights: Path, tmp_path: Path, capsys: Any) -> None:
+    def test_damaged_sound_is_left_out_with_a_warning(
+        self, weights: Path, tmp_path: Path, capsys: Any
+    ) -> None:
         video = make_video(tmp_path / "clip.mkv", sound="libopus")
         out = tmp_path / "out"
 
@@ -159,7 +161,7 @@ class TestSound:
             raise av.InvalidDataError(1, "no sound")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("embedmask.cli.video._copied", broken)
+            patch.setattr("embedmask.cli.video.copied_packets", broken)
             assert main(words(video, weights, out)) == 0
         assert "clip.mkv: its sound is left out from here on" in capsys.readouterr().err
         assert frame_times(out / "clip.mp4") == frame_times(video)
