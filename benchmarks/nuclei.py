@@ -33,7 +33,7 @@ from embedmask.config import ModelConfig, Recipe, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
-from embedmask.evaluation.coco import KINDS, CocoEvaluator
+from embedmask.evaluation.coco import IOU_TYPES, CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.run import write_results
 from embedmask.files import write_json
@@ -116,12 +116,12 @@ def figures(evaluator: CocoEvaluator, threshold: float, image_ids: Sequence[int]
     """COCO's and microscopy's figures, and AP at each IoU from 0.5 to 0.95, of all images or some."""
     ids = evaluator.image_ids(image_ids)
     curves = evaluator.curves(ids)
-    truths = evaluator.truths_by_image(ids)
+    truths = evaluator.ground_truth_by_image(ids)
     return {
         "images": len(ids),
         "objects": sum(not truth["iscrowd"] for found in truths.values() for truth in found),
         "metrics": evaluator.compute(ids) | matching_metrics(evaluator, threshold, ids),
-        "by_iou": {kind: [curves[kind].ap(iou) for iou in IOUS] for kind in KINDS},
+        "by_iou": {kind: [curves[kind].ap(iou) for iou in IOUS] for kind in IOU_TYPES},
     }
 
 

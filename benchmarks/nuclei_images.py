@@ -52,7 +52,7 @@ class Scenes:
 
     def truth(self, image_id: int) -> Labels:
         """Objects of an image as a label image."""
-        return self._labels(image_id, self.evaluator.truths_by_image([image_id])[image_id])
+        return self._labels(image_id, self.evaluator.ground_truth_by_image([image_id])[image_id])
 
     def found(self, image_id: int) -> Labels:
         """Results of an image as a label image, as matching takes them."""

@@ -25,7 +25,7 @@ BIG = 2**60
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The ground truth of an evaluation, of all images."""
-    truth = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth).truth
+    truth = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth).ground_truth
     return [record for own in truth.records.values() for record in own]
 
 
@@ -209,7 +209,7 @@ def test_ids_of_any_size(tmp_path: Path, shift: int) -> None:
     assert dataset[0][1].image_id == 10 + shift
     assert not check_folder(tmp_path, quick=True).problems
     evaluator = CocoEvaluator(dataset.ground_truth)
-    found = [record for own in evaluator.truth.records.values() for record in own]
+    found = [record for own in evaluator.ground_truth.records.values() for record in own]
     keys = ("image_id", "category_id", "bbox", "segmentation")
     results = [{**{key: record[key] for key in keys}, "score": 0.5} for record in found]
     evaluator.add(results)
@@ -341,7 +341,7 @@ def test_dropping_a_part_keeps_the_object(make_folder: MakeFolder) -> None:
     assert len(dataset.annotations(0)) == 1
     assert dataset[0][1].boxes.tolist() == [[4, 6, 14, 14]]
     assert dataset.layout.endswith("; 2 degenerate polygons of objects of train left out")
-    assert CocoEvaluator(dataset.ground_truth).truth.records[5][0]["area"] == 80
+    assert CocoEvaluator(dataset.ground_truth).ground_truth.records[5][0]["area"] == 80
 
 
 def test_an_object_whose_parts_are_all_degenerate_is_dropped(make_folder: MakeFolder) -> None:

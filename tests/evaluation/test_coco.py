@@ -190,7 +190,7 @@ def test_polygons_are_painted_as_pycocotools_paints_them(places: int) -> None:
         {"id": n, "image_id": 1, "category_id": 2, "segmentation": [outline]}
         for n, outline in enumerate(outlines)
     ]
-    truth = CocoEvaluator(make_truth(annotations, {1: size}, [2])).truth
+    truth = CocoEvaluator(make_truth(annotations, {1: size}, [2])).ground_truth
     for record, outline in zip(truth.records[1], outlines, strict=True):
         np.testing.assert_array_equal(
             mask_api.decode(record["segmentation"]) > 0, index_mask([outline], size)
@@ -386,7 +386,7 @@ def test_equals_pycocotools_on_files_of_coco(file: Path, kind: str) -> None:
     expected = reference(values, results, kind, 100)
     assert min(expected[name] for name in ("AP_small", "AP_medium", "AP_large")) > 0
     assert_equal(evaluator.compute(), expected, kind)
-    [warning] = evaluator.truth.warnings
+    [warning] = evaluator.ground_truth.warnings
     assert "are crowds" in warning
 
 

@@ -9,7 +9,7 @@ import pytest
 from evaluation_scenes import Mask, Record, as_annotation, as_result, make_truth, scene
 
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.error_analysis import ERROR_KINDS, ImageErrors, ap50, classify_errors, count_errors
+from embedmask.evaluation.error_analysis import ERROR_TYPES, ImageErrors, ap50, classify_errors, count_errors
 
 SIZE = (60, 200)
 
@@ -32,10 +32,10 @@ OBJECT = as_annotation(1, 1, 2, square(10))
 
 
 @pytest.mark.parametrize(
-    ("result", "verdict", "target"),
+    ("result", "outcome", "target"),
     [
-        ((2, square(10)), "right", 1),
-        ((2, square(15)), "right", 1),  # IoU 0.6
+        ((2, square(10)), "correct", 1),
+        ((2, square(15)), "correct", 1),  # IoU 0.6
         ((2, square(20)), "localisation", 1),  # 1/3
         ((2, square(29)), "background", None),  # 1/39
         ((3, square(10)), "classification", 1),
@@ -43,10 +43,10 @@ OBJECT = as_annotation(1, 1, 2, square(10))
         ((3, square(100)), "background", None),
     ],
 )
-def test_each_error_is_named(result: tuple[int, Mask], verdict: str, target: int | None) -> None:
+def test_each_error_is_named(result: tuple[int, Mask], outcome: str, target: int | None) -> None:
     (image,) = judged([OBJECT], [as_result(1, *result, 0.9)])
-    (finding,) = image.findings
-    assert (finding.verdict, finding.target) == (verdict, target)
+    (prediction,) = image.predictions
+    assert (prediction.outcome, prediction.target) == (outcome, target)
     assert bool(image.missed()) == (target is None)
 
 
@@ -55,18 +55,18 @@ def test_categories_may_have_ids_of_any_size() -> None:
     evaluator = CocoEvaluator(truth)
     evaluator.add([as_result(1, 2**64, square(10), 0.9), as_result(1, 2**64 + 1, square(10), 0.8)])
     (image,) = classify_errors(evaluator, 0.0)
-    assert [finding.verdict for finding in image.findings] == ["classification", "right"]
+    assert [prediction.outcome for prediction in image.predictions] == ["classification", "correct"]
 
 
 def test_the_surer_result_is_right_the_other_a_duplicate() -> None:
     (image,) = judged([OBJECT], [as_result(1, 2, square(10), 0.5), as_result(1, 2, square(12), 0.9)])
-    assert [(f.score, f.verdict) for f in image.findings] == [(0.9, "right"), (0.5, "duplicate")]
+    assert [(p.score, p.outcome) for p in image.predictions] == [(0.9, "correct"), (0.5, "duplicate")]
 
 
 def test_results_in_a_crowd_are_no_errors() -> None:
     crowd = as_annotation(2, 1, 2, square(60, 80), crowd=True)
     (image,) = judged([OBJECT, crowd], [as_result(1, 2, square(70), 0.9), as_result(1, 3, square(70), 0.9)])
-    assert [finding.verdict for finding in image.findings] == ["ignored", "background"]
+    assert [prediction.outcome for prediction in image.predictions] == ["ignored", "background"]
     assert [truth["id"] for truth in image.missed()] == [1]
 
 
@@ -77,15 +77,15 @@ def test_counts_are_of_decided_results() -> None:
         as_result(1, 2, square(11), 0.2),
     ]
     images = judged([OBJECT], results)
-    assert count_errors(images, 0.3) == dict.fromkeys(ERROR_KINDS, 0) | {"background": 1}
+    assert count_errors(images, 0.3) == dict.fromkeys(ERROR_TYPES, 0) | {"background": 1}
     assert count_errors(images, 0.0)["duplicate"] == 1
-    assert count_errors(images, 0.95) == dict.fromkeys(ERROR_KINDS, 0) | {"missed": 1}
+    assert count_errors(images, 0.95) == dict.fromkeys(ERROR_TYPES, 0) | {"missed": 1}
 
 
 def test_only_results_within_max_detections_are_judged() -> None:
     results = [as_result(1, 2, square(100), 0.9), as_result(1, 2, square(10), 0.5)]
     (image,) = judged([OBJECT], results, max_detections=1)
-    assert [finding.verdict for finding in image.findings] == ["background"]
+    assert [prediction.outcome for prediction in image.predictions] == ["background"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -97,7 +97,7 @@ def test_ap_without_repair_is_mask_ap50(seed: int, max_detections: int) -> None:
     assert ap50(classify_errors(evaluator, 0.3)) == pytest.approx(evaluator.compute()["segm/AP50"], abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", ERROR_KINDS)
+@pytest.mark.parametrize("kind", ERROR_TYPES)
 def test_no_repair_costs(kind: str) -> None:
     truth, results = scene(3)
     evaluator = CocoEvaluator(truth)
@@ -122,11 +122,11 @@ def test_a_repair_gives_back_what_the_error_cost(kind: str, result: tuple[int, M
     results = [as_result(1, *values) for values in right]
     assert ap50(judged(objects, results)) == 1
     images = judged(objects, [*results, as_result(1, *result, 0.7)])
-    assert [kind == other for other in ERROR_KINDS] == [
+    assert [kind == other for other in ERROR_TYPES] == [
         count > 0 for count in count_errors(images, 0).values()
     ]
     assert ap50(images) < 1
-    assert [other for other in ERROR_KINDS if ap50(images, other) == 1] == [kind]
+    assert [other for other in ERROR_TYPES if ap50(images, other) == 1] == [kind]
 
 
 def test_missed_objects_are_what_recall_lacks() -> None:
@@ -153,5 +153,5 @@ def test_quality_is_of_decided_results() -> None:
 def test_no_objects_and_no_results() -> None:
     images = judged([], [])
     assert math.isnan(ap50(images))
-    assert count_errors(images, 0.3) == dict.fromkeys(ERROR_KINDS, 0)
+    assert count_errors(images, 0.3) == dict.fromkeys(ERROR_TYPES, 0)
     assert ap50(judged([OBJECT], [])) == 0

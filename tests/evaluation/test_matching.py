@@ -52,8 +52,8 @@ def tally_of(case: dict[str, Any]) -> MatchCounts:
 def test_equals_stardist_on_an_image(case: dict[str, Any]) -> None:
     tally = tally_of(case)
     assert tally.hits.tolist() == [row["tp"] for row in case["expected"]]
-    assert (tally.num_found - tally.hits).tolist() == [row["fp"] for row in case["expected"]]
-    assert (tally.num_true - tally.hits).tolist() == [row["fn"] for row in case["expected"]]
+    assert (tally.num_pred - tally.hits).tolist() == [row["fp"] for row in case["expected"]]
+    assert (tally.num_gt - tally.hits).tolist() == [row["fn"] for row in case["expected"]]
     for theirs, ours in NAMES.items():
         assert getattr(tally, ours).tolist() == pytest.approx([row[theirs] for row in case["expected"]])
 
@@ -160,7 +160,7 @@ def test_counts_add_up_and_fall_with_the_threshold(pixels: list[tuple[int, int]]
     truth, found = np.array(pixels, dtype=np.int32).T[:, None]
     tally, swapped = match_labels(truth, found), match_labels(found, truth)
     assert (np.diff(tally.hits) <= 0).all()
-    assert tally.hits.max() <= min(tally.num_true, tally.num_found)
+    assert tally.hits.max() <= min(tally.num_gt, tally.num_pred)
     assert tally.hits.tolist() == swapped.hits.tolist()
     assert (tally.hit_iou >= tally.hits * np.array(THRESHOLDS) - 1e-9).all()
 

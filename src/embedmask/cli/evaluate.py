@@ -59,7 +59,7 @@ def evaluate(
     """
     use_threads(threads)
     from embedmask.data.coco import CocoInstances
-    from embedmask.evaluation.run import evaluate_weights, has_truth, write_results
+    from embedmask.evaluation.run import evaluate_weights, has_ground_truth, write_results
     from embedmask.files import write_json
     from embedmask.weights.checkpoint import read_config
 
@@ -79,7 +79,7 @@ def evaluate(
         "device": device,
         "progress": is_interactive(),
     }
-    if not has_truth(dataset.annotations_file):
+    if not has_ground_truth(dataset.annotations_file):
         if json is None:
             raise BadInput(
                 f"{dataset.annotations_file}: has no annotations; give --json FILE for the results"
