@@ -16,7 +16,7 @@ from small_models import small_config
 
 import embedmask.benchmark.compare as module
 from embedmask import EmbedMask, Predictor
-from embedmask.benchmark.compare import OURS, THEIRS, BenchConfig, PipelineFactory, RunId, compare
+from embedmask.benchmark.compare import BASELINE, EMBEDMASK, BenchConfig, PipelineFactory, RunId, compare
 from embedmask.benchmark.memory import peaks_in_own_process
 from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
 from embedmask.benchmark.timing import interleave, machine, medians, quartiles, time_run
@@ -53,7 +53,7 @@ def fake_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     def network(self: Any) -> None:
         torch.randn(400, 400) @ torch.randn(400, 400)
         box = torch.tensor([[0.0, 0.0, 10.0, 20.0]] * 2)
-        self.found = [
+        self.outputs = [
             {"boxes": box, "scores": torch.ones(2), "labels": torch.ones(2, dtype=torch.int64)}
         ] * len(self.files)
 
@@ -67,7 +67,7 @@ def fake_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchvisionPipeline, "preprocess", preprocess)
     monkeypatch.setattr(module, "calibrate_torchvision", lambda model, image, detections: None)
     monkeypatch.setattr(module, "maskrcnn_resnet50_fpn", lambda **_: FakeMaskRCNN())
-    monkeypatch.setattr("embedmask.benchmark.pipelines._compile_parts", refuse)
+    monkeypatch.setattr("embedmask.benchmark.pipelines.compile_parts", refuse)
 
 
 @pytest.mark.usefixtures("fake_baseline")
@@ -115,7 +115,7 @@ def test_an_engine_of_ours_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatc
 
 def test_ours_is_what_the_predictor_does(tmp_path: Path) -> None:
     workshop = PipelineFactory(plan(), tmp_path)
-    side = workshop.make(RunId(OURS, "torch", 2))
+    side = workshop.make(RunId(EMBEDMASK, "torch", 2))
     time_run(side, CPU)
     assert isinstance(side, EmbedMaskPipeline)
     predictor = Predictor(side.model, ["a", "b", "c"], device="cpu", precision="float32")
@@ -127,18 +127,18 @@ def test_ours_is_what_the_predictor_does(tmp_path: Path) -> None:
 
 
 def test_prepared_weights_are_kept_for_other_processes(tmp_path: Path) -> None:
-    first, second = (PipelineFactory(plan(), tmp_path)._ours for _ in range(2))
+    first, second = (PipelineFactory(plan(), tmp_path).embedmask for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     (other := tmp_path / "other").mkdir()
     assert not torch.equal(
-        first.head.class_logits.weight, PipelineFactory(plan(), other)._ours.head.class_logits.weight
+        first.head.class_logits.weight, PipelineFactory(plan(), other).embedmask.head.class_logits.weight
     )
 
 
 def test_trained_weights_are_taken(tmp_path: Path) -> None:
     model = EmbedMask(small_config())
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    taken = PipelineFactory(plan(weights=tmp_path / "w.safetensors"), tmp_path)._ours
+    taken = PipelineFactory(plan(weights=tmp_path / "w.safetensors"), tmp_path).embedmask
     assert torch.equal(taken.head.box.weight, model.head.box.weight)
     assert compare(plan(weights=tmp_path / "w.safetensors"))["plan"]["weights"] == "trained"
 
@@ -164,7 +164,8 @@ def test_both_sides_see_images_of_one_size(tmp_path: Path) -> None:
     asked = plan(config=small_config(image_short_side=100), image_size=(150, 211))
     workshop = PipelineFactory(asked, tmp_path)
     ours, theirs = (
-        workshop.make(RunId(who, setting, 1)) for who, setting in ((OURS, "torch"), (THEIRS, "float32"))
+        workshop.make(RunId(who, setting, 1))
+        for who, setting in ((EMBEDMASK, "torch"), (BASELINE, "float32"))
     )
     for side in (ours, theirs):
         side.stages()["read"]()
@@ -246,8 +247,8 @@ def test_peaks_are_those_of_the_steps() -> None:
 
 def test_engines_share_one_model(tmp_path: Path) -> None:
     workshop = PipelineFactory(plan(), tmp_path)
-    side = workshop.make(RunId(OURS, "torch", 1))
+    side = workshop.make(RunId(EMBEDMASK, "torch", 1))
     assert isinstance(side, EmbedMaskPipeline)
     before = side.model.state_dict()
     make_network(side.model, "torch", torch.bfloat16)
-    assert all(torch.equal(value, before[name]) for name, value in workshop._ours.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in workshop.embedmask.state_dict().items())

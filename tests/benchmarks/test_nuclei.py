@@ -289,13 +289,13 @@ def test_outlines_lie_inside_objects() -> None:
     assert thick.sum() == 8 * 8 - 4 * 4
 
 
-def test_the_most_crowded_place() -> None:
+def test_the_most_crowded_window() -> None:
     labels = np.zeros((60, 100), np.int32)
     for label, (y, x) in enumerate([(5, 5), (50, 90), (55, 95), (45, 80)], start=1):
         labels[y - 1 : y + 2, x - 1 : x + 2] = label
-    (rows, columns), count = images.crowded_place(labels, 30)
+    (rows, columns), count = images.crowded_window(labels, 30)
     assert count == 3
     assert (labels[rows, columns] > 1).sum() == 27
     assert labels[rows, columns].shape == (30, 30)
-    assert images.crowded_place(labels, 256) == ((slice(0, 256), slice(0, 256)), 4)
-    assert images.crowded_place(np.zeros_like(labels), 30)[1] == 0
+    assert images.crowded_window(labels, 256) == ((slice(0, 256), slice(0, 256)), 4)
+    assert images.crowded_window(np.zeros_like(labels), 30)[1] == 0

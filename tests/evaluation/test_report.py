@@ -130,7 +130,10 @@ def test_objects_inside_their_boundary_band_are_told(tmp_path: Path) -> None:
     wide = ellipse(SIZE, (40, 80), (20, 20))
     annotations = [as_annotation(n, 1, 1, m) for n, m in enumerate((mask, wide), start=1)]
     page = report(tmp_path, make_truth(annotations, {1: SIZE}, [1]), [])
-    assert "50% of the objects lie wholly inside that band: for them boundary AP equals mask AP." in page.text
+    assert (
+        "50% of the objects lie entirely inside that band: their boundary AP equals their mask AP."
+        in page.text
+    )
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:

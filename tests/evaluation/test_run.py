@@ -39,7 +39,7 @@ def test_classes_are_matched_by_name(
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["star"], "'disc',"), (["disc", "star"], "'disc' 2 times, the model knows disc")]
+    ("names", "message"), [(["star"], "'disc',"), (["disc", "star"], "'disc' 2 times, the model has disc")]
 )
 def test_a_class_that_the_model_lacks_is_named(names: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=f"val.json: has the class {message}"):
