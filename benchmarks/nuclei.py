@@ -67,8 +67,7 @@ def measure(
             row = measure(
                 data, copy, where=where, score_threshold=score_threshold, run=run, recipe=recipe, changes={}
             )
-        # the copy is temporary: the row names the original
-        return {**row, "weights": weights.name, "changes": dict(changes)}
+        return {**row, "weights": weights.name, "changes": dict(changes)}  # not the name of the copy
     dataset = CocoInstances.open(data, "val", where=where)
     checkpoint = load_checkpoint(weights)
     threshold = checkpoint.config.decision(score_threshold)[0]  # nuclei are one class

@@ -181,8 +181,8 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
     where = times["machine"]
     return [
         "Time is the median over the images, one at a time, from the decoded image to finished masks in its own "
-        "frame; each image was shown to all models in turn, in one process. Memory is that of a process of its own "
-        "that predicts all images, one after the other: what it holds before, and at most. On "
+        "frame; each image was shown to all models in turn, in one process. Memory is that of a separate "
+        "process that predicts all images, one after the other: before the first, and the peak. On "
         f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",

@@ -13,7 +13,7 @@ have changed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -86,8 +86,23 @@ def changes(alone: Instances, other: Instances, min_score: float, within: Size) 
     return rows
 
 
-def main() -> None:
-    """Print a table of the changes."""
+def print_table(rows_of: Mapping[str, list[Tensor]]) -> None:
+    """Print the mean changes of each case; "again" is the fraction with a counterpart."""
+    print(
+        f"{'case':>12} {'instances':>10} {'again':>7} {'score':>8} {'|score|':>8} {'box IoU':>8} {'mask IoU':>8}"
+    )
+    for name, rows in rows_of.items():
+        if rows:
+            table = torch.stack(rows)  # [instances, 4]
+            again, score, box, mask = table.mean(0).tolist()
+            size = float(table[:, 1].abs().mean())
+            print(
+                f"{name:>12} {len(rows):>10} {again:>7.3f} {score:>8.4f} {size:>8.4f} {box:>8.4f} {mask:>8.4f}"
+            )
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,7 +111,12 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--count", type=int, default=40, help="images, spread over the split")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="0 with random weights")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Predict every image in every case and print a table of the changes."""
+    args = parse()
     model, dataset = load_model(args.weights), CocoInstances.open(args.data, args.split)
     config = model.config
     resize = EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding)
@@ -119,16 +139,7 @@ def main() -> None:
                 # boxes must end before the affected border
                 within = (height + 1 - cut, width + 1 - cut)
                 rows_of[name] += changes(alone, predict(change(batch)), args.score_threshold, within)
-    print(
-        f"{'case':>12} {'instances':>10} {'again':>7} {'score':>8} {'|score|':>8} {'box IoU':>8} {'mask IoU':>8}"
-    )
-    for name, rows in rows_of.items():
-        if not rows:
-            continue
-        table = torch.stack(rows)
-        again, score, box, mask = table.mean(0).tolist()
-        size = float(table[:, 1].abs().mean())
-        print(f"{name:>12} {len(rows):>10} {again:>7.3f} {score:>8.4f} {size:>8.4f} {box:>8.4f} {mask:>8.4f}")
+    print_table(rows_of)
 
 
 if __name__ == "__main__":

@@ -484,9 +484,8 @@ def tiny_plan(plan: BenchConfig) -> BenchConfig:
     )  # fmt: skip
 
 
-def main() -> None:
-    """Parse the command line, measure, and write the page."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -498,7 +497,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the selected sections and write the page."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args = parse()
     folder = args.out.parent / args.out.stem
     kept = folder / "results.json"
     results: Results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}

@@ -86,8 +86,13 @@ def busy(count: int) -> Iterator[None]:
             loop.terminate()
 
 
-def main() -> None:
-    """Measure every setting alone and beside the busy loops, interleaved."""
+def median(runs: list[dict[str, float]], clock: str) -> float:
+    """Return the median seconds of a clock, "wall" or "processor"."""
+    return statistics.median(run[clock] for run in runs)
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -96,9 +101,15 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=len(os.sched_getaffinity(0)), help="busy loops")
     parser.add_argument("--spin", nargs="*", default=[], help="other values of GOMP_SPINCOUNT to try")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every setting alone and beside the busy loops, interleaved."""
+    args = parse()
     if args.child:
-        return train(args.steps)
+        train(args.steps)
+        return
     settings = {**SETTINGS, **{f"spin {turns}": {"GOMP_SPINCOUNT": turns} for turns in args.spin}}
     loads = {"alone": 0, f"beside {args.busy} busy loops": args.busy}
     # interleaved, so that other load affects all settings alike
@@ -109,21 +120,17 @@ def main() -> None:
                 with busy(count):
                     seconds = measure(setting, args.steps)
                 runs.setdefault((load, name), []).append(seconds)
-                print(
-                    f"{load:24}{name:16}{seconds['wall']:8.2f} s wall {seconds['processor']:8.2f} s processor",
-                    flush=True,
-                )
+                wall, processor = seconds["wall"], seconds["processor"]
+                print(f"{load:24}{name:16}{wall:8.2f} s wall {processor:8.2f} s processor", flush=True)
     for load, reference in zip(loads, ("torch's own", "one thread"), strict=True):
         for name in settings:
             wall, processor = (
-                statistics.median(run[kind] for run in runs[load, name])
-                / statistics.median(run[kind] for run in runs[load, reference])
-                for kind in ("wall", "processor")
+                median(runs[load, name], clock) / median(runs[load, reference], clock)
+                for clock in ("wall", "processor")
             )
             print(
-                f"{load}: {name}: {wall:.2f} times the wall time of {reference}, {processor:.2f} of the processor"
+                f"{load}: {name}: {wall:.2f} of the wall time of {reference}, {processor:.2f} of its processor time"
             )
-    return None
 
 
 if __name__ == "__main__":

@@ -250,7 +250,10 @@ def plot_counts(splits: Mapping[str, Mapping[str, Sequence[int]]], path: str | P
     size = (1 + 4.5 * max(len(splits), 1), 1.5 + 0.25 * len(names))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     panels = figure.subplots(1, max(len(splits), 1), squeeze=False, sharey=True)[0]
-    panels[0].set_yticks(range(len(names)), map(_shorten, names))
+    # matplotlib fails on lone surrogates and reads $ as mathematics
+    lines = [" ".join(name.encode("utf-8", "backslashreplace").decode().split()) for name in names]
+    short = [line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…" for line in lines]
+    panels[0].set_yticks(range(len(names)), [line.replace("$", r"\$") for line in short])
     panels[0].set_ylim(max(len(names), 1) - 0.5, -0.5)  # first class at the top
     if len(classes) > len(names):
         panels[0].set_ylabel(f"the {len(names)} most frequent of {len(classes)} classes")
@@ -271,12 +274,6 @@ def _write_figure(figure: Any, path: str | Path) -> None:
     canvas: Any = FigureCanvasAgg(figure)  # its methods are not annotated
     canvas.draw()
     write_image(np.asarray(canvas.buffer_rgba())[..., :3], Path(path))
-
-
-def _shorten(name: str) -> str:
-    """Return a name as one short line, without mathematics and lone surrogates, which matplotlib cannot draw."""
-    line = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
-    return (line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…").replace("$", r"\$")
 
 
 def _curves(history: Sequence[Mapping[str, Any]], axis: str, *prefixes: str) -> dict[str, list[Point]]:

@@ -155,6 +155,7 @@ class CocoEvaluator:
             if category_id not in self.ground_truth.categories:
                 raise BadInput(f"result {number}: {self._source} has no category {result['category_id']!r}")
             size, mask = [*self.ground_truth.sizes[image_id]], result["segmentation"]
+            # compressed RLE only: polygons and uncompressed counts are not results
             is_rle = isinstance(mask, Mapping) and isinstance(mask.get("counts"), (str, bytes))
             if not is_rle or [*mask.get("size", ())] != size:
                 raise BadInput(f"result {number}: its mask must be an RLE of image {image_id}, size {size}")
@@ -251,10 +252,12 @@ class CocoEvaluator:
         """
         ids = tuple(sorted(self.ground_truth.sizes if requested is None else {int(i) for i in requested}))
         if not ids:
-            raise BadInput(f"{self._source}: no images to evaluate")
+            raise BadInput(f"{self._source}: no images to evaluate; select at least one")
         for image_id in ids:
             if image_id not in self.ground_truth.sizes:
-                raise BadInput(f"{self._source}: no image {image_id} to evaluate")
+                raise BadInput(
+                    f"{self._source}: no image {image_id} to evaluate; select images of this data set"
+                )
         return ids
 
     def size_of(self, image_id: int) -> Size:
@@ -297,6 +300,7 @@ class CocoEvaluator:
 
     def _with_areas(self, shape: Literal["bbox", "segmentation"]) -> Iterator[dict[str, Any]]:
         """Yield the results with one shape only and its area, numbered from 1."""
+        # the area decides the range (small, medium, large) of an unmatched result
         shapes = [result[shape] for result in self.results]
         areas = [w * h for _, _, w, h in shapes] if shape == "bbox" else mask_api.area(shapes).tolist()
         for number, (result, area) in enumerate(zip(self.results, areas, strict=True), start=1):

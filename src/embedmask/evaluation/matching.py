@@ -131,7 +131,7 @@ def match_pairs(
     counts: tuple[int, int],
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> MatchCounts:
-    """Pair objects one to one at each of K thresholds.
+    """Match objects one to one at each of K thresholds.
 
     Args:
         rows: index of the ground truth of each overlapping pair, int64 `[P]`.
@@ -167,6 +167,7 @@ def label_image(masks: Iterable[Crop], size: Size) -> Labels:
     image = np.zeros(size, dtype=np.int32)
     for label, mask in enumerate(masks, start=1):
         (y, x), (h, w) = mask.offset, mask.pixels.shape
+        # a view: writing to it changes the image
         window = image[y : y + h, x : x + w]
         window[mask.pixels & (window == 0)] = label
     return image

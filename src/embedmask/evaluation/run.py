@@ -176,6 +176,7 @@ def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
         *dataset.class_names,
     ):
         return dataset.category_ids  # the class of label images has no name of its own
+    # (name, number of earlier classes of that name) identifies a class
     known = _numbered(class_names)
     ids = dict(zip(_numbered(dataset.class_names), dataset.category_ids, strict=True))
     for name, number in ids:

@@ -51,6 +51,7 @@ class ThresholdCurves:
 
 def _reaching(scores: Iterable[float]) -> NDArray[np.int64]:
     """Return how many scores reach each threshold of `GRID`, int64 `[101]`."""
+    # the results below a threshold are those left of its insertion point
     ascending = np.sort(np.fromiter(scores, np.float64))
     return np.asarray(len(ascending) - np.searchsorted(ascending, GRID), dtype=np.int64)
 
@@ -88,5 +89,6 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
     if per_class and common is not None:
         own = (ThresholdCurves.of(images, category).best for category in evaluator.ground_truth.categories)
         threshold = tuple(common if best is None else best for best in own)
+    # GRID contains the default threshold
     at_default = int(np.searchsorted(GRID, DEFAULT_DECISION))
     return Choice(threshold, float(pooled.f1.max()), float(pooled.f1[at_default]))
