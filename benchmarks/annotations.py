@@ -1,9 +1,9 @@
-"""Time and memory of reading a large annotation file, in a process of its own.
+"""Measure time and memory of reading a large annotation file, in a separate process.
 
     python benchmarks/annotations.py --images 100000 --objects 8
 
-The file is generated: polygons of 8 to 43 points, 80 classes, as dense as COCO. Seconds of the processor are
-given beside those of the clock, which also count other work on the machine. Nothing is kept.
+The file is generated: polygons of 8 to 43 points, 80 classes, as many objects per image as COCO. Processor time is
+printed beside wall time, which includes other load on the machine. No files are left behind.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ HEIGHT, WIDTH, NUM_CLASSES = 480, 640, 80
 
 
 def annotations(num_images: int, per_image: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """Circles with corners at two decimals, as exports write them."""
+    """Yield annotations: circles as polygons with two decimals, as annotation tools export them."""
     for number in range(num_images * per_image):
+        # points (x, y) on a circle inside the image, [P, 2]
         angles = np.linspace(0, 2 * np.pi, int(rng.integers(8, 44)), endpoint=False)
         x, y, radius = rng.uniform((60, 60, 5), (580, 420, 50)).round(2)
         corners = np.stack((x + radius * np.cos(angles), y + radius * np.sin(angles)), axis=1)
@@ -42,42 +43,45 @@ def annotations(num_images: int, per_image: int, rng: np.random.Generator) -> It
 
 
 def write_file(path: Path, num_images: int, per_image: int) -> None:
-    """A COCO annotation file, written one annotation at a time."""
+    """Write a COCO annotation file, one annotation at a time."""
     images = [
         {"id": number, "file_name": f"{number:012d}.jpg", "height": HEIGHT, "width": WIDTH}
         for number in range(num_images)
     ]
     categories = [{"id": number, "name": str(number)} for number in range(1, NUM_CLASSES + 1)]
+    # streamed, so that memory does not grow with the file
     with path.open("w", encoding="utf-8") as file:
         file.write(
             f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, "annotations": ['
         )
-        for place, entry in enumerate(annotations(num_images, per_image, np.random.default_rng(0))):
-            file.write((", " if place else "") + json.dumps(entry))
+        for index, entry in enumerate(annotations(num_images, per_image, np.random.default_rng(0))):
+            file.write((", " if index else "") + json.dumps(entry))
         file.write("]}")
 
 
 def load(path: Path) -> dict[str, float]:
-    """What reading and checking cost this process; imports are not counted as time."""
+    """Read and check a file; return time, without imports, and peak memory of this process."""
     from embedmask.data.annotations import check_annotations, read_coco
 
+    # imports are done: only reading and checking are timed
     clock, processor = time.perf_counter(), time.process_time()
     content = check_annotations(read_coco(path), path)
     return {
         "images": len(content.image_ids),
         "seconds": time.perf_counter() - clock,
         "processor_seconds": time.process_time() - processor,
+        # ru_maxrss is in kB on Linux
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
 
 
 def main() -> None:
-    """Generate, read in a fresh process, print."""
+    """Generate the file, read it in a new process and print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--objects", type=int, default=8, help="an image")
+    parser.add_argument("--objects", type=int, default=8, help="per image")
     parser.add_argument("--load", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load is not None:
@@ -89,6 +93,7 @@ def main() -> None:
         print(
             f"{options.images} images with {options.objects} objects each, {file.stat().st_size / 1e6:.0f} MB"
         )
+        # a new process: the generator's memory does not count
         done = subprocess.run(
             [sys.executable, __file__, "--load", str(file)], capture_output=True, text=True, check=True
         )

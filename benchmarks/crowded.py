@@ -1,4 +1,4 @@
-"""Memory and time of the objective for one image crowded with objects.
+"""Measure memory and time of the training objective for one image with 1,964 objects.
 
 python benchmarks/crowded.py paper 500      # preset, max_mask_instances ("null": all)
 """
@@ -20,7 +20,7 @@ OBJECTS, SIDE = 1964, 1024
 
 
 def crowd(generator: torch.Generator) -> Target:
-    """Filled rectangles of 8 to 40 px, anywhere."""
+    """Return a target of filled rectangles with sides of 8 to 40 px at random positions."""
     sizes = torch.randint(8, 40, (OBJECTS, 2), generator=generator)
     corners = (torch.rand(OBJECTS, 2, generator=generator) * (SIDE - sizes)).long()
     boxes = torch.cat([corners, corners + sizes], 1).float()
@@ -30,11 +30,12 @@ def crowd(generator: torch.Generator) -> Target:
 
 
 def predictions(config: ModelConfig, generator: torch.Generator) -> Predictions:
-    """Random maps, as a network would give them for the image."""
+    """Return random predictions with the shapes of a network's output for the image."""
 
     def maps(channels: int, positive: bool = False) -> list[Tensor]:
-        drawn = [torch.randn(1, channels, SIDE // s, SIDE // s, generator=generator) for s in config.strides]
-        return [(m.abs() + 0.1 if positive else m).requires_grad_() for m in drawn]
+        # one map per level, [1, channels, H / stride, W / stride]
+        levels = [torch.randn(1, channels, SIDE // s, SIDE // s, generator=generator) for s in config.strides]
+        return [(m.abs() + 0.1 if positive else m).requires_grad_() for m in levels]
 
     dim = config.embed_dim
     return Predictions(
@@ -50,22 +51,24 @@ def predictions(config: ModelConfig, generator: torch.Generator) -> Predictions:
 
 
 def peak_gb() -> float:
-    """The most that this process has held so far."""
+    """Return the peak memory of this process so far, GB."""
+    # ru_maxrss is in kB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:
-    """One forward and backward pass."""
-    preset, most = sys.argv[1], sys.argv[2]
+    """Run one forward and one backward pass."""
+    preset, cap = sys.argv[1], sys.argv[2]
+    # one thread: the figures do not depend on the number of cores
     torch.set_num_threads(1)
     base = ModelConfig.preset(preset, num_classes=1)
-    config = override(base, {"max_mask_instances": None if most == "null" else int(most)}, where="CAP")
+    config = override(base, {"max_mask_instances": None if cap == "null" else int(cap)}, where="CAP")
     generator = torch.Generator().manual_seed(0)
-    target, found = crowd(generator), predictions(config, generator)
+    target, maps = crowd(generator), predictions(config, generator)
     before, start = peak_gb(), time.monotonic()
-    Criterion.from_config(config)(found, [target]).total.backward()
+    Criterion.from_config(config)(maps, [target]).total.backward()
     seconds = time.monotonic() - start
-    print(f"{preset}, {most}: {seconds:.1f} s, {before:.2f} GB before, {peak_gb():.2f} GB at most")
+    print(f"{preset}, {cap}: {seconds:.1f} s, {before:.2f} GB before, {peak_gb():.2f} GB at most")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Whether the fast ways find what the slow one finds, on real images with a trained model.
+"""Compare fast inference with a slow, obvious reference, on real images with a trained model.
 
     python benchmarks/fidelity.py --weights F --data DIR [--where KEY=VALUE] [--images 20] [--engine torch compile]
 
-The slow way: the model as it is in float32, one image at a time, then `tests/reference`: location by location, whole
-maps, in the authors' mask frame. With --twin plain: the package's own post-processing, in the exact frame. The fast
-ways: each engine, in float32 and in bfloat16, in the same frame. Of the slow way's instances above the score threshold:
-the share that has a counterpart of its class whose box IoU is above 0.98 (each counterpart is taken once, the best
-instance chooses first), and the mean mask IoU of these pairs.
+The reference is the plain model in float32, one image at a time, followed by `tests/reference`: location by location,
+with maps of the whole image, in the authors' mask frame. With --twin plain, the package's own post-processing is used
+instead, in the exact frame. It is compared with each engine, in float32 and in bfloat16, in the same frame. For the
+reference instances above the score threshold, the script prints the fraction with a counterpart of the same class and a
+box IoU above 0.98 (each counterpart is matched once, by descending score), and the mean mask IoU of these pairs.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ TESTS = Path(__file__).parents[1] / "tests"
 SCORE, BOX_IOU = 0.3, 0.98
 AIMS = {"same": 0.97, "mask_iou": 0.97}
 CHUNK = 20
-"""Instances whose whole maps the slow way holds at once."""
+"""Number of instances whose full-size maps the reference keeps in memory at once."""
 Twin = Literal["reference", "plain"]
 
 
 @dataclass
 class Tally:
-    """Counts over images."""
+    """Counts of reference instances and of their counterparts, over images."""
 
     instances: int = 0
     same: int = 0
     mask_iou: float = 0.0
 
     def add(self, slow: Instances, fast: Instances) -> None:
-        """One image."""
+        """Add the instances of one image."""
         self.instances += int((slow.scores > SCORE).sum())
         for row, partner in pairs(slow, fast):
             self.same += 1
             self.mask_iou += mask_iou(slow.masks.dense(row), fast.masks.dense(partner))
 
     def figures(self) -> dict[str, float]:
-        """Instances, the share that is found again, and the mean mask IoU of those."""
+        """Return the number of instances, the fraction with a counterpart, and the mean mask IoU of those."""
         return {
             "instances": self.instances,
             "same": self.same / max(self.instances, 1),
@@ -71,17 +71,18 @@ class Tally:
 
 
 def pairs(slow: Instances, fast: Instances) -> Iterator[tuple[int, int]]:
-    """Rows of the slow way's instances above the score threshold, each with its counterpart's."""
+    """Yield the rows of the slow instances above the score threshold and of their counterparts."""
+    # [R slow, R fast], 0 between classes
     ious = box_iou(slow.boxes, fast.boxes) * (slow.labels[:, None] == fast.labels)
     for row in (slow.scores > SCORE).nonzero()[:, 0].tolist():
         if ious.shape[1] and ious[row].max() > BOX_IOU:
             partner = int(ious[row].argmax())
-            ious[:, partner] = 0
+            ious[:, partner] = 0  # matched once only
             yield row, partner
 
 
 def mask_iou(first: Tensor, second: Tensor) -> float:
-    """Of two bool masks `[H, W]`; 1 where both are empty."""
+    """Return the IoU of two bool masks `[H, W]`; 1 where both are empty."""
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0
 
@@ -89,15 +90,16 @@ def mask_iou(first: Tensor, second: Tensor) -> float:
 def slow_instances(
     predictions: Predictions, cfg: ModelConfig, image_size: Size, original_size: Size
 ) -> Instances:
-    """`tests/reference` on the predictions of one image."""
+    """Return the instances of one image, decoded by `tests/reference`."""
     from reference.inference import decode_proposals, mask_values
 
-    found = decode_proposals(
+    decoded = decode_proposals(
         predictions, 0, image_size, score_threshold=cfg.score_threshold, pre_nms=cfg.pre_nms,
         nms_threshold=cfg.nms_threshold, max_detections=cfg.max_detections, box_offset=cfg.box_offset,
         score=cfg.score, clip_before_nms=cfg.clip_before_nms,
     )  # fmt: skip
-    proposals = as_proposals(predictions, found)
+    proposals = as_proposals(predictions, decoded)
+    # the interpolated values are log-probabilities or probabilities, depending on the version of the method
     limit = math.log(cfg.mask_threshold) if cfg.mask_interpolation == "log_prob" else cfg.mask_threshold
     masks = [
         mask
@@ -107,6 +109,7 @@ def slow_instances(
             original_size=original_size, interpolation=cfg.mask_interpolation,
         ) > limit
     ]  # fmt: skip
+    # boxes: network frame -> original image
     scale = [o / i for o, i in zip(original_size, image_size, strict=True)]
     boxes = proposals.boxes * torch.tensor([scale[1], scale[0]] * 2)
     crops = CropMasks(masks, [(0, 0)] * len(masks), original_size)
@@ -114,25 +117,26 @@ def slow_instances(
 
 
 def as_proposals(
-    predictions: Predictions, found: Sequence[tuple[float, int, list[float], int, int]]
+    predictions: Predictions, decoded: Sequence[tuple[float, int, list[float], int, int]]
 ) -> Proposals:
-    """(score, label, box, level, cell) of each -> what the coupling needs."""
+    """Return proposals with embeddings and margins, from (score, label, box, level, cell) of each."""
 
     def at(maps: list[Tensor]) -> Tensor:
-        rows = [maps[level][0].flatten(1)[:, cell] for *_, level, cell in found]
+        # [1, D, Hl, Wl] of each level -> [R, D]
+        rows = [maps[level][0].flatten(1)[:, cell] for *_, level, cell in decoded]
         return torch.stack(rows) if rows else torch.zeros(0, maps[0].shape[1])
 
     return Proposals(
-        boxes=torch.tensor([box for _, _, box, _, _ in found]).reshape(-1, 4),
-        scores=torch.tensor([score for score, *_ in found]),
-        labels=torch.tensor([label for _, label, *_ in found], dtype=torch.int64),
+        boxes=torch.tensor([box for _, _, box, _, _ in decoded]).reshape(-1, 4),
+        scores=torch.tensor([score for score, *_ in decoded]),
+        labels=torch.tensor([label for _, label, *_ in decoded], dtype=torch.int64),
         embed=at(predictions.proposal_embed),
         margin=at(predictions.proposal_margin),
     )
 
 
 def networks(model: EmbedMask, engines: Sequence[Any]) -> dict[str, Network]:
-    """Name -> a fast way to run the network."""
+    """Return name -> network, for each engine and number format."""
     formats = ("float32", "bfloat16")
     return {f"{e} {p}": make_network(model, e, DTYPES[p]) for e in engines for p in formats}
 
@@ -141,13 +145,14 @@ def networks(model: EmbedMask, engines: Sequence[Any]) -> dict[str, Network]:
 def compare(
     model: EmbedMask, dataset: CocoInstances, chosen: Sequence[int], engines: Sequence[Any], twin: Twin
 ) -> dict[str, dict[str, float]]:
-    """Figures of every fast way over the chosen items of a data set."""
+    """Compare every fast network with the reference over the chosen items of a data set."""
     cfg = replace(model.config, mask_frame="exact")
-    if twin == "reference":  # has the authors' frame and scores alone
+    # tests/reference implements only the authors' frame and scores
+    if twin == "reference":
         cfg = replace(cfg, mask_frame="authors", rescore_masks=False)
     resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
-    fast_ways = networks(model, engines)
-    tallies = {name: Tally() for name in fast_ways}
+    fast = networks(model, engines)
+    tallies = {name: Tally() for name in fast}
     post = Postprocessor(cfg)
     for index in chosen:
         image = dataset.image(index)
@@ -157,20 +162,20 @@ def compare(
             slow = slow_instances(predictions, cfg, batch.sizes[0], original)
         else:
             (slow,) = post(predictions, batch.sizes, [original])
-        for name, network in fast_ways.items():
+        for name, network in fast.items():
             tallies[name].add(slow, post(network(batch), batch.sizes, [original])[0])
         logging.info("image %d: %d instances", dataset.image_ids[index], int((slow.scores > SCORE).sum()))
     return {name: tally.figures() for name, tally in tallies.items()}
 
 
 def items(dataset: CocoInstances, count: int | None) -> list[int]:
-    """Indices of so many images, spread over the data set."""
+    """Return the indices of `count` images spread over the data set; of all for None."""
     step = max(1, len(dataset) // count) if count else 1
     return list(range(len(dataset)))[::step][:count]
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line, compare and print the figures."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -179,23 +184,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="val")
     parser.add_argument("--where", help="KEY=VALUE of the image's record")
-    parser.add_argument("--images", type=int, help="so many, spread over the set; default: all")
+    parser.add_argument("--images", type=int, help="number of images, spread over the set; default: all")
     parser.add_argument("--engine", nargs="+", default=["torch"])
     parser.add_argument("--twin", choices=("reference", "plain"), default="reference")
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    args = parser.parse_args()
+    # for the package `reference`
     sys.path.insert(0, str(TESTS))
-    model = load_checkpoint(given.weights).model
+    model = load_checkpoint(args.weights).model
     if not isinstance(model, EmbedMask):
-        raise BadInput(f"{given.weights}: not an EmbedMask; give such a model")
-    dataset = CocoInstances.open(given.data, given.split, where=given.where)
-    chosen = items(dataset, given.images)
-    found = compare(model, dataset, chosen, given.engine, given.twin)
-    for name, figures in found.items():
-        told = ", ".join(f"{key} {figures[key]:.4f} (aim {aim})" for key, aim in AIMS.items())
-        print(f"{name}: {figures['instances']:.0f} instances in {len(chosen)} images, {told}")
-    if given.json is not None:
-        write_json(given.json, found)
+        raise BadInput(f"{args.weights}: not an EmbedMask model; give one")
+    dataset = CocoInstances.open(args.data, args.split, where=args.where)
+    chosen = items(dataset, args.images)
+    report = compare(model, dataset, chosen, args.engine, args.twin)
+    for name, figures in report.items():
+        text = ", ".join(f"{key} {figures[key]:.4f} (aim {aim})" for key, aim in AIMS.items())
+        print(f"{name}: {figures['instances']:.0f} instances in {len(chosen)} images, {text}")
+    if args.json is not None:
+        write_json(args.json, report)
 
 
 if __name__ == "__main__":

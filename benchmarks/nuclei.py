@@ -1,13 +1,13 @@
-"""Figures of models on the validation images of nuclei; writes the generated part of docs/results.md.
+"""Measure models on the validation images of nuclei; write the generated part of docs/results.md.
 
     python benchmarks/nuclei.py measure --data DIR --weights FILE --name ROW [--where KEY=VALUE] [--run RUN]
                                         [--recipe NAME] [--score-threshold T] [--change FIELD=VALUE ...]
     python benchmarks/nuclei.py time --data DIR --weights ROW=FILE ROW=FILE
     python benchmarks/nuclei.py page --data DIR --weights ROW=FILE ROW=FILE
 
-Figures are kept in docs/nuclei/results.json: `measure` replaces those of its row, `time` shows each image to all
-models in turn, the first of which the others are compared with, and `page` draws what is kept. The row that was
-measured first is the one whose images are shown. Close everything else while times are taken.
+Figures are stored in docs/nuclei/results.json. `measure` replaces those of one row. `time` runs all models on each
+image in turn and compares them with the first. `page` writes the page from the stored figures, with images of the row
+that was measured first. Close all other programs while times are measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from embedmask.config import ModelConfig, Recipe, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
-from embedmask.evaluation.coco import KINDS, CocoEvaluator
+from embedmask.evaluation.coco import IOU_TYPES, CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.run import write_results
 from embedmask.files import write_json
@@ -41,10 +41,11 @@ from embedmask.inference.predictor import Predictor
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint, save
 
 DOCS = Path(__file__).parents[1] / "docs"
-KEPT = "results.json"
+RESULTS = "results.json"
+# rounded: 0.5 + 0.05 * step is inexact, and the values are looked up
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 CURVE_IOUS = (0.5, 0.75, 0.9)
-"""Whose curves of precision and recall are kept."""
+"""IoU thresholds of the stored precision-recall curves."""
 SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Results = dict[str, Any]
@@ -60,13 +61,13 @@ def measure(
     recipe: str | None,
     changes: Mapping[str, Any],
 ) -> Results:
-    """All figures of one model, or of one with changed fields: a row."""
+    """Return all figures of one model, optionally with changed fields, as a row of the results."""
     if changes:
         with changed(weights, changes) as copy:
             row = measure(
                 data, copy, where=where, score_threshold=score_threshold, run=run, recipe=recipe, changes={}
             )
-        return {**row, "weights": weights.name, "changes": dict(changes)}  # the copy's name says nothing
+        return {**row, "weights": weights.name, "changes": dict(changes)}  # not the name of the copy
     dataset = CocoInstances.open(data, "val", where=where)
     checkpoint = load_checkpoint(weights)
     threshold = checkpoint.config.decision(score_threshold)[0]  # nuclei are one class
@@ -95,7 +96,7 @@ def measure(
 
 @contextmanager
 def changed(weights: Path, changes: Mapping[str, Any]) -> Iterator[Path]:
-    """A copy of a model file whose config says something else; it is there as long as the context."""
+    """Yield a temporary copy of a model file with a changed config."""
     checkpoint = load_checkpoint(weights)
     checkpoint.model.config = override(checkpoint.config, changes, where="--change")
     with tempfile.TemporaryDirectory() as folder:
@@ -104,24 +105,24 @@ def changed(weights: Path, changes: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def evaluate(weights: Path, dataset: CocoInstances) -> CocoEvaluator:
-    """An evaluator that holds what a model finds in a data set."""
+    """Return an evaluator with the results of a model on a data set."""
     evaluator = CocoEvaluator(dataset.ground_truth, load_checkpoint(weights).config.max_detections)
     with tempfile.TemporaryDirectory() as folder:
-        path = write_results(weights, dataset, Path(folder) / "found.json")
+        path = write_results(weights, dataset, Path(folder) / "predictions.json")
         evaluator.add(json.loads(path.read_text(encoding="utf-8")))
     return evaluator
 
 
 def figures(evaluator: CocoEvaluator, threshold: float, image_ids: Sequence[int] | None = None) -> Results:
-    """COCO's and microscopy's figures, and AP at each IoU from 0.5 to 0.95, of all images or some."""
+    """Return COCO's and microscopy's metrics and AP at each IoU from 0.5 to 0.95, of all images or some."""
     ids = evaluator.image_ids(image_ids)
     curves = evaluator.curves(ids)
-    truths = evaluator.truths_by_image(ids)
+    ground_truth = evaluator.ground_truth_by_image(ids)
     return {
         "images": len(ids),
-        "objects": sum(not truth["iscrowd"] for found in truths.values() for truth in found),
+        "objects": sum(not gt["iscrowd"] for gts in ground_truth.values() for gt in gts),
         "metrics": evaluator.compute(ids) | matching_metrics(evaluator, threshold, ids),
-        "by_iou": {kind: [curves[kind].ap(iou) for iou in IOUS] for kind in KINDS},
+        "by_iou": {iou_type: [curves[iou_type].ap(iou) for iou in IOUS] for iou_type in IOU_TYPES},
     }
 
 
@@ -136,7 +137,7 @@ def modalities(dataset: CocoInstances) -> dict[str, list[int]]:
 
 
 def model_facts(checkpoint: Checkpoint) -> Results:
-    """What kind of network it is, and how large."""
+    """Return type, backbone and number of parameters of a network."""
     return {
         "kind": "EmbedMask" if isinstance(checkpoint.config, ModelConfig) else "Mask R-CNN",
         "backbone": checkpoint.config.backbone,
@@ -145,14 +146,16 @@ def model_facts(checkpoint: Checkpoint) -> Results:
 
 
 def training_facts(run: Path) -> Results:
-    """What the folder of a training tells: its steps, and the images that they saw.
+    """Return the number of steps, epochs and training images from the folder of a training.
 
     Raises:
-        BadInput: no such folder, or it has no finished epoch.
+        BadInput: the folder is missing, or has no finished epoch.
     """
     table, recipe = run / "metrics.csv", run / "recipe.yaml"
     if not table.is_file() or not recipe.is_file():
-        raise BadInput(f"--run {run}: needs metrics.csv and recipe.yaml; give a folder that train has left")
+        raise BadInput(
+            f"--run {run}: needs metrics.csv and recipe.yaml; give the output folder of a training"
+        )
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
@@ -169,9 +172,9 @@ def training_facts(run: Path) -> Results:
 def seconds_an_image(
     predictors: Mapping[str, Predictor], thresholds: Mapping[str, float], dataset: CocoInstances
 ) -> dict[str, float]:
-    """Median over the images, from a decoded image to finished instances in its frame.
+    """Return the median time of each model, from a decoded image to instances in its frame, seconds per image.
 
-    Every image is shown to all models before the next; the first, to warm up, once more.
+    All models run on an image before the next one. The first image is run once more, as a warm-up.
     """
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for number in range(-1, len(dataset)):
@@ -186,13 +189,13 @@ def seconds_an_image(
 
 
 def memory(weights: Path, dataset: CocoInstances, threshold: float) -> dict[str, float]:
-    """MB that a process of its own holds `before` the first image, and at most until the last (`images`)."""
+    """Return the memory of a separate process `before` the first image, and its peak over all `images`, MB."""
     files = [str(dataset.image_path(index)) for index in range(len(dataset))]
     return peaks_in_own_process(prediction, str(weights), files, threshold, torch.get_num_threads())
 
 
 def prediction(weights: str, files: list[str], threshold: float, threads: int) -> Steps:
-    """Every image in turn, as one step."""
+    """Return one step that predicts every image in turn; called in the process that is measured."""
     torch.set_num_threads(threads)
     predictor = Predictor.load(weights, device="cpu")
 
@@ -204,40 +207,41 @@ def prediction(weights: str, files: list[str], threshold: float, threads: int) -
 
 
 def compare_times(data: Path, files: Mapping[str, Path], rows: Mapping[str, Results]) -> Results:
-    """Seconds an image of several models, measured in turns, and how many times the first one's they are."""
+    """Measure several models in turn; return seconds per image and their ratios to the first model."""
     first = rows[next(iter(files))]
     dataset = CocoInstances.open(data, "val", where=first["where"])
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
     thresholds = {name: rows[name]["score_threshold"] for name in files}
     seconds = seconds_an_image(predictors, thresholds, dataset)
-    unit = next(iter(seconds.values()))
+    reference = next(iter(seconds.values()))
     return {
         "seconds": seconds,
-        "ratios": {name: value / unit for name, value in seconds.items()},
+        "ratios": {name: value / reference for name, value in seconds.items()},
         "images": len(dataset),
         "machine": machine(torch.device("cpu")),
     }
 
 
-def page(data: Path, files: Mapping[str, Path], kept: Results, docs: Path) -> None:
-    """Everything on the page, the images of those models whose files are given."""
-    rows = kept["rows"]
+def page(data: Path, files: Mapping[str, Path], stored: Results, docs: Path) -> None:
+    """Write the page, with images of the results of the models in `files`."""
+    rows = stored["rows"]
     shown = next(iter(rows))
     if shown not in files:
-        raise BadInput(f"--weights: the first row of {KEPT}, {shown!r}, is missing; its images are shown")
+        raise BadInput(f"--weights: the first row of {RESULTS}, {shown!r}, is missing; its images are shown")
     dataset = CocoInstances.open(data, "val", where=rows[shown]["where"])
-    found = ((name, evaluate(files[name], dataset)) for name in rows if name in files)
-    write_page(kept, dataset, found, docs)
+    # a generator: the page is checked before the models run
+    evaluators = ((name, evaluate(files[name], dataset)) for name in rows if name in files)
+    write_page(stored, dataset, evaluators, docs)
 
 
-def named_files(given: Sequence[str], rows: Mapping[str, Results]) -> dict[str, Path]:
-    """ROW=FILE -> FILE by ROW.
+def named_files(texts: Sequence[str], rows: Mapping[str, Results]) -> dict[str, Path]:
+    """Parse arguments ROW=FILE to a dictionary.
 
     Raises:
-        BadInput: not of that form, or the row has not been measured.
+        BadInput: an argument has another form, or its row has not been measured.
     """
     files = {}
-    for text in given:
+    for text in texts:
         name, equals, file = text.partition("=")
         if not equals:
             raise BadInput(f"--weights {text}: give ROW=FILE")
@@ -246,51 +250,52 @@ def named_files(given: Sequence[str], rows: Mapping[str, Results]) -> dict[str, 
             raise BadInput(f"--weights {text}: no row {name!r} has been measured, only {known}; measure it")
         if rows[name]["changes"]:
             raise BadInput(
-                f"--weights {text}: the row is of a model with changed fields; only its figures are kept"
+                f"--weights {text}: the row is of a model with changed fields; only its figures are stored"
             )
         files[name] = Path(file)
     return files
 
 
-def run(given: argparse.Namespace) -> None:
-    """One command."""
-    path = given.docs / "nuclei" / KEPT
-    if given.action == "measure":
-        if "=" in given.name:
-            raise BadInput(f"--name {given.name}: a name has no equals sign")
+def run(args: argparse.Namespace) -> None:
+    """Run one action."""
+    path = args.docs / "nuclei" / RESULTS
+    if args.action == "measure":
+        if "=" in args.name:
+            raise BadInput(f"--name {args.name}: a name has no equals sign")
         row = measure(
-            given.data, given.weights, where=given.where, score_threshold=given.score_threshold,
-            run=given.run, recipe=given.recipe, changes=dict(map(read_change, given.change)),
+            args.data, args.weights, where=args.where, score_threshold=args.score_threshold,
+            run=args.run, recipe=args.recipe, changes=dict(map(read_change, args.change)),
         )  # fmt: skip
-        kept = read_kept(path)  # not before: measuring takes minutes, and others may have been written
-        kept["rows"][given.name] = row
-        write_json(path, kept)
+        # read after measuring: other runs may have written rows in the meantime
+        stored = read_stored(path)
+        stored["rows"][args.name] = row
+        write_json(path, stored)
         return
-    kept = read_kept(path)
-    files = named_files(given.weights, kept["rows"])
-    if given.action == "time":
-        kept["time"] = compare_times(given.data, files, kept["rows"])
-        write_json(path, kept)
+    stored = read_stored(path)
+    files = named_files(args.weights, stored["rows"])
+    if args.action == "time":
+        stored["time"] = compare_times(args.data, files, stored["rows"])
+        write_json(path, stored)
     else:
-        page(given.data, files, kept, given.docs)
+        page(args.data, files, stored, args.docs)
 
 
 def read_change(text: str) -> tuple[str, Any]:
-    """FIELD=VALUE, the value as YAML has it."""
+    """Parse FIELD=VALUE, with the value in YAML."""
     field, _, value = text.partition("=")
     return field, yaml.safe_load(value)
 
 
-def read_kept(path: Path) -> Results:
-    """What has been measured so far."""
+def read_stored(path: Path) -> Results:
+    """Read the stored figures."""
     if not path.exists():
         return {"rows": {}, "time": None}
-    kept: Results = json.loads(path.read_text(encoding="utf-8"))
-    return kept
+    stored: Results = json.loads(path.read_text(encoding="utf-8"))
+    return stored
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -304,7 +309,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
             continue
         options.add_argument("--weights", type=Path, required=True, help="a file, or a released model's name")
         options.add_argument("--name", required=True, help="of the row")
-        options.add_argument("--where", help="KEY=VALUE: only the images whose record says so")
+        options.add_argument("--where", help="KEY=VALUE: only images whose record has it")
         options.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="of its config")
         options.add_argument("--run", type=Path, help="folder of the training: steps, images")
         options.add_argument("--recipe", help="name of the recipe that it was trained by, for the page")
@@ -315,7 +320,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run, or say in one line why not."""
+    """Run an action; print bad input as one line."""
     try:
         run(parse())
     except BadInput as error:

@@ -1,4 +1,4 @@
-"""The page of nuclei.py: tables and charts from the figures that are kept, and the images of nuclei_images.py."""
+"""Page of nuclei.py: tables and charts from the stored figures, and the images of nuclei_images.py."""
 
 from __future__ import annotations
 
@@ -37,35 +37,41 @@ Rows = Mapping[str, Results]
 
 
 def write_page(
-    kept: Results, dataset: CocoInstances, found: Iterable[tuple[str, CocoEvaluator]], docs: Path
+    stored: Results, dataset: CocoInstances, evaluators: Iterable[tuple[str, CocoEvaluator]], docs: Path
 ) -> None:
-    """Charts and images into `docs/nuclei`, the text into `docs/results.md` between its two marks.
+    """Write charts and images to `docs/nuclei`, and the text between the two marks of `docs/results.md`.
 
     Args:
-        kept: what nuclei.py has measured; its first row is the one whose images are shown.
+        stored: figures measured by nuclei.py; the images are those of its first row.
         dataset: the images of that row.
-        found: rows and what their models found in the images, the first row first; asked for when all else is well.
+        evaluators: row -> evaluator with the results on these images, first row first; consumed after all checks.
+        docs: folder of results.md.
 
     Raises:
-        BadInput: the page has not the two marks.
+        BadInput: the page lacks the two marks.
     """
     path, folder = docs / "results.md", docs / "nuclei"
     before, after = around_marks(path)
-    rows: Rows = kept["rows"]
+    rows: Rows = stored["rows"]
     for name, (draw, _) in CHARTS.items():
         write_chart(folder / f"{name}.png", draw, same_images(rows))
-    scenes = [Scenes(name, dataset, evaluator, rows[name]["score_threshold"]) for name, evaluator in found]
+    scenes = [
+        Scenes(name, dataset, evaluator, rows[name]["score_threshold"]) for name, evaluator in evaluators
+    ]
     shots = [*write_ranked(scenes[0], folder), write_close_look(scenes, folder)]
-    write_text(path, f"{before}{BEGIN}\n{part(kept, shots, [one.name for one in scenes])}\n{END}{after}")
+    write_text(
+        path, f"{before}{BEGIN}\n{generated_text(stored, shots, [one.name for one in scenes])}\n{END}{after}"
+    )
 
 
 def around_marks(path: Path) -> tuple[str, str]:
-    """What stands before and behind the generated part.
+    """Return the text before and after the generated part.
 
     Raises:
-        BadInput: no such page, or not each mark once, in order.
+        BadInput: the page is missing, or does not have each mark once, in order.
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # exactly one begin mark, followed by exactly one end mark
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in before + after:
@@ -74,24 +80,24 @@ def around_marks(path: Path) -> tuple[str, str]:
 
 
 def same_images(rows: Rows) -> Rows:
-    """The rows that were measured on the images of the first: these compare."""
+    """Return the rows measured on the same images as the first row, which are comparable."""
     where = next(iter(rows.values()))["where"]
     return {name: row for name, row in rows.items() if row["where"] == where}
 
 
-# The text
+# --- text ---------------------------------------------------------------------
 
 
-def part(kept: Results, shots: Sequence[Shot], drawn: Sequence[str]) -> str:
-    """All that stands between the marks; `drawn` are the rows whose results the images show."""
-    rows: Rows = kept["rows"]
+def generated_text(stored: Results, shots: Sequence[Shot], drawn: Sequence[str]) -> str:
+    """Return the text between the marks; `drawn` are the rows with results in the images."""
+    rows: Rows = stored["rows"]
     first = next(iter(rows))
     lines = [
         *published_lines(same_images(rows)),
-        *comparison_lines(rows, kept["time"]),
+        *comparison_lines(rows, stored["time"]),
         *modality_lines({name: row for name, row in rows.items() if len(row["modalities"]) > 1}),
         "### Images",
-        f"Truth on the left, results of {first} that score at least {rows[first]['score_threshold']:g} on the "
+        f"Ground truth on the left, results of {first} that score at least {rows[first]['score_threshold']:g} on the "
         "right. The images are the two best, the two in the middle and the two worst by their own mean matching "
         f"AP. Of large images the most crowded {SIDE} x {SIDE} px are shown, the figures are of the whole. Pixels "
         f"are enlarged {ZOOM} times, contrast is stretched, dark values are lifted. An object and the result that "
@@ -101,17 +107,17 @@ def part(kept: Results, shots: Sequence[Shot], drawn: Sequence[str]) -> str:
     ]
     for shot in shots:
         lines += [shot.caption, "", f"![{shot.name.replace('_', ' ')}](nuclei/{shot.name}.png)", ""]
-    return "\n".join([*lines, *command_lines(kept, drawn)])
+    return "\n".join([*lines, *command_lines(stored, drawn)])
 
 
 def published_lines(rows: Rows) -> list[str]:
-    """Matching AP beside that of others."""
+    """Return the section of matching AP beside published results."""
     first = next(iter(rows.values()))
     body = [[name, *map(number, values), number(mean(values)), "–"] for name, values in PUBLISHED.items()]
     for name, row in rows.items():
-        found = [row["metrics"][f"matching/{metric}"] for metric in MATCHING]
-        ends = mean(found), row["metrics"]["matching_pooled/mAP"]
-        body.append([f"**{name}**", *map(number, (*found, *ends))])
+        values = [row["metrics"][f"matching/{metric}"] for metric in MATCHING]
+        ends = mean(values), row["metrics"]["matching_pooled/mAP"]
+        body.append([f"**{name}**", *map(number, (*values, *ends))])
     return [
         "### Against published results",
         "AP is TP / (TP + FP + FN) at an IoU, mean over images; in the last column the counts of all images are "
@@ -127,7 +133,7 @@ def published_lines(rows: Rows) -> list[str]:
 
 
 def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
-    """All models beside each other."""
+    """Return the section that compares all models."""
     head = ["", "network", "backbone", "parameters", "steps", "images", "mask AP", "AP50", "AP75", "AP90",
             "boundary AP", "box AP", "matching mean"]  # fmt: skip
     metrics = ("segm/AP", "segm/AP50", "segm/AP75", "segm/AP90", "boundary/AP", "bbox/AP", "matching/mAP")
@@ -160,7 +166,7 @@ def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
 
 
 def time_lines(rows: Rows, times: Results | None) -> list[str]:
-    """Seconds of the models that were timed, and memory."""
+    """Return the lines of time and memory, if models were timed."""
     if times is None:
         return []
     body = [
@@ -175,8 +181,8 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
     where = times["machine"]
     return [
         "Time is the median over the images, one at a time, from the decoded image to finished masks in its own "
-        "frame; each image was shown to all models in turn, in one process. Memory is that of a process of its own "
-        "that predicts all images, one after the other: what it holds before, and at most. On "
+        "frame; each image was shown to all models in turn, in one process. Memory is that of a separate "
+        "process that predicts all images, one after the other: before the first, and the peak. On "
         f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",
@@ -185,7 +191,7 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
 
 
 def modality_lines(rows: Rows) -> list[str]:
-    """Figures of each modality, of models that were measured on several."""
+    """Return the section of figures by modality, for models measured on several."""
     if not rows:
         return []
     metrics = ("segm/AP", "segm/AP50", "segm/AP75", "boundary/AP", "bbox/AP", "matching/mAP", "matching/AP50")
@@ -204,10 +210,10 @@ def modality_lines(rows: Rows) -> list[str]:
     ]
 
 
-def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
-    """What to call for each figure."""
+def command_lines(stored: Results, drawn: Sequence[str]) -> list[str]:
+    """Return the section of the commands behind the figures."""
     lines = ["### Commands", "```"]
-    for name, row in kept["rows"].items():
+    for name, row in stored["rows"].items():
         training = row["training"]
         recipe = None if training is None else training["recipe"]
         if recipe is not None:
@@ -220,59 +226,59 @@ def command_lines(kept: Results, drawn: Sequence[str]) -> list[str]:
         options += [] if recipe is None else [f"--recipe {recipe}"]
         options += [f"--score-threshold {row['score_threshold']:g}"]
         lines.append(f"python benchmarks/nuclei.py measure --data nuclei {' '.join(options)}")
-    if kept["time"] is not None:
+    if stored["time"] is not None:
         lines.append(
-            f"python benchmarks/nuclei.py time --data nuclei --weights {files(kept, kept['time']['seconds'])}"
+            f"python benchmarks/nuclei.py time --data nuclei --weights {files(stored, stored['time']['seconds'])}"
         )
-    lines += [f"python benchmarks/nuclei.py page --data nuclei --weights {files(kept, drawn)}", "```"]
-    commits = [f"{name}: {row['machine']['commit']}" for name, row in kept["rows"].items()]
+    lines += [f"python benchmarks/nuclei.py page --data nuclei --weights {files(stored, drawn)}", "```"]
+    commits = [f"{name}: {row['machine']['commit']}" for name, row in stored["rows"].items()]
     return [*lines, f"Measured at these commits: {', '.join(commits)}."]
 
 
 def train_line(training: Results, where: str | None) -> str:
-    """The command of a training, with its epochs where the recipe has others."""
+    """Return the command of a training, with its epochs if the recipe has another number."""
     name, epochs = training["recipe"], training["epochs"]
     part = "" if where is None else f" --augment.where {where}"
     length = "" if resolve_recipe(name, {}).train.epochs == epochs else f" --train.epochs {epochs}"
     return f"embedmask train --config {name} --data nuclei --out runs/{training['run']}{part}{length}"
 
 
-def files(kept: Results, names: Iterable[str]) -> str:
-    """ROW=FILE of some rows."""
-    return " ".join(f'"{name}={kept["rows"][name]["weights"]}"' for name in names)
+def files(stored: Results, names: Iterable[str]) -> str:
+    """Return the arguments ROW=FILE of some rows."""
+    return " ".join(f'"{name}={stored["rows"][name]["weights"]}"' for name in names)
 
 
 def chosen_by(row: Results) -> str:
-    """Which images a row is of."""
+    """Return the filter of the images of a row, if any."""
     return "" if row["where"] is None else f" (`{row['where']}`)"
 
 
 def chart_lines(name: str) -> list[str]:
-    """A chart and what it shows."""
+    """Return the Markdown of a chart."""
     return [f"![{CHARTS[name][1]}](nuclei/{name}.png)", ""]
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """A table in Markdown, and an empty line."""
+    """Return a table in Markdown, followed by an empty line."""
     rows = [head, ["---"] * len(head), *body]
     return [*(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def number(value: float | None) -> str:
-    """Three digits; a dash for what there is not."""
+    """Format a figure with three digits; None becomes a dash."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def mean(values: Sequence[float]) -> float:
-    """Their mean."""
+    """Return the mean of the values."""
     return sum(values) / len(values)
 
 
-# The charts
+# --- charts -------------------------------------------------------------------
 
 
 def write_chart(path: Path, draw: Callable[[Any, Rows], None], rows: Rows) -> None:
-    """One chart, 800 px wide."""
+    """Write one chart, 800 px wide."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
@@ -282,7 +288,7 @@ def write_chart(path: Path, draw: Callable[[Any, Rows], None], rows: Rows) -> No
 
 
 def styles(rows: Rows) -> Iterator[tuple[str, Results, Results]]:
-    """Each row with its line's colour, marker and dashes: each of them alone tells it from the others."""
+    """Yield each row with its line style; colour, marker and dashes each distinguish the rows."""
     for index, (name, row) in enumerate(rows.items()):
         style = {
             "color": COLORS[index % len(COLORS)],
@@ -293,7 +299,7 @@ def styles(rows: Rows) -> Iterator[tuple[str, Results, Results]]:
 
 
 def draw_matching(figure: Any, rows: Rows) -> None:
-    """Matching AP against IoU; what is published in grey."""
+    """Draw matching AP against IoU; published results in grey."""
     panel = figure.subplots()
     for index, (name, values) in enumerate(PUBLISHED.items()):
         style = {"marker": "1234+x|"[index], "linestyle": DASHES[index % len(DASHES)], "markersize": 9}
@@ -306,9 +312,10 @@ def draw_matching(figure: Any, rows: Rows) -> None:
 
 
 def draw_precision(figure: Any, rows: Rows) -> None:
-    """Precision against recall of masks, a panel for each IoU."""
+    """Draw precision against recall of masks, one panel per IoU."""
     ious = list(next(iter(rows.values()))["precision"])
     recall = np.linspace(0, 1, 101)
+    # one legend for all panels: labels on the first only
     for iou, panel in zip(ious, figure.subplots(1, len(ious), sharey=True), strict=True):
         for name, row, style in styles(rows):
             panel.plot(
@@ -324,7 +331,7 @@ def draw_precision(figure: Any, rows: Rows) -> None:
 
 
 def draw_thresholds(figure: Any, rows: Rows) -> None:
-    """Mean matching AP against the score from which results count; a ring marks the threshold in use."""
+    """Draw mean matching AP against the score threshold; a ring marks the threshold in use."""
     panel = figure.subplots()
     for _, row, style in styles(rows):
         scores = [float(score) for score in row["by_threshold"]]

@@ -1,12 +1,13 @@
-"""Speed and memory from a file to masks; writes docs/performance.md and its plots.
+"""Measure speed and memory from image files to masks; write docs/performance.md and its plots.
 
     python benchmarks/performance.py                     # all sections for a processor, then the page
     python benchmarks/performance.py --section memory    # one section, then the page
-    python benchmarks/performance.py --page              # the page alone, from what has been measured
+    python benchmarks/performance.py --page              # the page only, from the stored figures
     python benchmarks/performance.py --device cuda       # the section for a CUDA device, then the page
 
-Figures are kept in docs/performance/results.json; a section that is measured again replaces its own. What is measured,
-and with which load, is said in `embedmask.benchmark`. Close everything else: the sections take an hour on two cores.
+Figures are stored in docs/performance/results.json; measuring a section again replaces its figures. The measurements
+are those of the command `embedmask bench` (package `embedmask.benchmark`), which measures one configuration; this
+script runs it with many. Close all other programs: the sections take an hour on two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from embedmask.model.embedmask import EmbedMask
 HERE = Path(__file__).parent
 OUT = HERE.parent / "docs" / "performance.md"
 AFTER = ("proposals", "masks", "results")
-"""What comes after the network."""
+"""Stages after the network."""
 COUNTS = (10, 30, 100, 300, 1000)
 SIZES = ((400, 608), (560, 864), (800, 1216), (1120, 1728), (1600, 2432))
 FILES = ((800, 1216), (1600, 2432), (3000, 4000))
@@ -47,7 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "fast": ("fast/r50_3x", {}),
     "fast, ResNet-18": ("fast/r18_3x", {}),
 }
-"""Recipe, and what is changed in it."""
+"""Recipe, and the model fields that are changed."""
 CROWDS = {
     "300 objects on 12 megapixels": (300, (3000, 4000)),
     "1,000 objects on 1 megapixel": (1000, (1000, 1000)),
@@ -58,64 +59,69 @@ Results = dict[str, Any]
 
 
 def config_of(recipe: str, changes: Mapping[str, Any]) -> ModelConfig:
-    """The model of a recipe."""
+    """Return the model configuration of a recipe."""
     model = resolve_recipe(recipe, {"model": changes}).model
     assert isinstance(model, ModelConfig)
     return model
 
 
-def ours(plan: BenchConfig, **changes: Any) -> Results:
-    """What our side takes; the baseline is left out."""
+def embedmask_only(plan: BenchConfig, **changes: Any) -> Results:
+    """Measure EmbedMask without the baseline and without memory."""
     return run(replace(plan, **{"settings": (), "memory": False, **changes}))
 
 
 def run(plan: BenchConfig) -> Results:
-    """One comparison, told."""
+    """Run one comparison and log its progress."""
     return compare(plan, progress=logging.info)
 
 
 def side_by_side(plan: BenchConfig) -> Results:
-    """Everything beside Mask R-CNN, and what the convolutions reach."""
+    """Measure all pipelines, and the fraction of the matrix rate that the convolutions reach."""
     return {"report": run(plan), "rate": matrix_share(plan)}
 
 
 def by_instances(plan: BenchConfig) -> Results:
-    """More objects: boxes as they are, and boxes that share the image as 100 do."""
+    """Measure more objects: with boxes of constant size, and of constant total area, that of 100 objects."""
+    # n boxes of side s cover n * s^2
     crowded = {n: BOX_CELLS * math.sqrt(100 / n) for n in counts(plan)}
     return {
-        "boxes as large": [ours(plan, detections=n) for n in counts(plan)],
-        "as much covered": [ours(plan, detections=n, box_cells=cells) for n, cells in crowded.items()],
+        "boxes as large": [embedmask_only(plan, detections=n) for n in counts(plan)],
+        "as much covered": [
+            embedmask_only(plan, detections=n, box_cells=cells) for n, cells in crowded.items()
+        ],
     }
 
 
 def counts(plan: BenchConfig) -> Sequence[int]:
-    """Numbers of objects, up to ten times the plan's."""
+    """Return the numbers of objects, up to ten times those of the plan."""
     return [n for n in COUNTS if n <= 10 * plan.detections]
 
 
 def by_pixels(plan: BenchConfig) -> Results:
-    """Larger images: seen by the network as they are, and resized for it."""
+    """Measure larger images: at full size, and resized for the network."""
     whole = override(plan.config, {"image_short_side": None}, where="pixels")
     scale = min(plan.image_size) / 800
     return {
-        "network sees all": [ours(plan, config=whole, image_size=scaled(size, scale)) for size in SIZES],
-        "resized for the network": [ours(plan, image_size=scaled(size, scale)) for size in FILES],
+        "network sees all": [
+            embedmask_only(plan, config=whole, image_size=scaled(size, scale)) for size in SIZES
+        ],
+        "resized for the network": [embedmask_only(plan, image_size=scaled(size, scale)) for size in FILES],
     }
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
-    """A size in multiples of 32 px where it is changed."""
+    """Return a scaled size, rounded to multiples of 32 px; unchanged for a scale of 1."""
     height, width = (side if scale == 1 else max(32, round(side * scale / 32) * 32) for side in size)
     return height, width
 
 
 def by_batch(plan: BenchConfig) -> Results:
-    """Several images at once."""
-    return ours(plan, batches=BATCHES)
+    """Measure several images at once."""
+    return embedmask_only(plan, batches=BATCHES)
 
 
 def variants(plan: BenchConfig) -> Results:
-    """Coarser embeddings, smaller images, light presets; each beside Mask R-CNN on images of the same size."""
+    """Measure coarser embeddings, smaller images and light presets, beside Mask R-CNN at the same image size."""
     tiny = plan.image_size[0] < 400
     configs = {
         name: override(
@@ -130,7 +136,7 @@ def variants(plan: BenchConfig) -> Results:
 
 
 def memory(plan: BenchConfig) -> Results:
-    """Crowds of small objects: what is held until the end of each stage."""
+    """Measure the memory of many small objects up to the end of each stage."""
     few = replace(plan, settings=(), runs=1, warmup=1)
     scale = min(plan.image_size) / 800
     return {
@@ -154,12 +160,13 @@ SECTIONS: dict[str, Callable[[BenchConfig], Results]] = {
 
 
 def matrix_share(plan: BenchConfig) -> Results:
-    """Operations a second: of a large matrix product in bfloat16, and what our network's layers need in one image."""
+    """Measure operations per second of a large bfloat16 matrix product, and count those of EmbedMask per image."""
     device = torch.device("cuda" if plan.device.startswith("cuda") else "cpu")
     side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 8
     matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    # the fastest of 20: the peak rate of the device
     seconds = min(timed(lambda: matrix @ matrix, device) for _ in range(20))
-    model = EmbedMask(plan.own_config).eval().to(device)
+    model = EmbedMask(plan.model_config).eval().to(device)
     padded = [-(-length // 32) * 32 for length in plan.network_size]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, *padded, device=device))
@@ -167,9 +174,10 @@ def matrix_share(plan: BenchConfig) -> Results:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds."""
+    """Return the seconds of a function call."""
     start = time.perf_counter()
     work()
+    # kernels run asynchronously
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
@@ -179,23 +187,23 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
+    """Return the lines of a table in Markdown."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
     return [*lines, ""]
 
 
 def milliseconds(seconds: float | None) -> str:
-    """For a cell."""
+    """Format seconds as milliseconds; None becomes a dash."""
     return "-" if seconds is None else f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.1f}"
 
 
 def after(stages: Mapping[str, float]) -> float:
-    """Seconds after the network."""
+    """Return the seconds after the network."""
     return sum(stages.get(stage, 0.0) for stage in AFTER)
 
 
 def machine_line(report: Results) -> str:
-    """Where a report was measured."""
+    """Return the machine, the versions and the number of runs of a report."""
     machine, plan = report["machine"], report["plan"]
     units = ", ".join(machine["processor_units"])
     place = (
@@ -209,27 +217,31 @@ def machine_line(report: Results) -> str:
 
 
 def comparison_lines(section: Results) -> list[str]:
-    """The side-by-side table, what was found, what did not work."""
+    """Return the section of all pipelines: times, ratios, detections, memory and failures."""
     report = section["report"]
     plan = report["plan"]
     height, width = plan["image_size"]
-    stages = list(dict.fromkeys(stage for found in report["medians"].values() for stage in found))
+    stages = list(dict.fromkeys(stage for seconds in report["medians"].values() for stage in seconds))
     order = [stage for stage in stages if stage not in ("to_masks", "whole")] + ["to_masks", "whole"]
     rows = [
-        [side, *(milliseconds(found.get(stage)) for stage in order), f"{after(found) / found['whole']:.1%}"]
-        for side, found in report["medians"].items()
+        [
+            side,
+            *(milliseconds(seconds.get(stage)) for stage in order),
+            f"{after(seconds) / seconds['whole']:.1%}",
+        ]
+        for side, seconds in report["medians"].items()
     ]
-    lines = [machine_line(report), f"ImageSource {height}x{width} px. Milliseconds an image.", ""]
+    lines = [machine_line(report), f"Image of {height}x{width} px. Milliseconds per image.", ""]
     lines += table(["side", *order, "after the network"], rows)
     lines += ratio_lines(report) + work_lines(report)
     return lines + rate_lines(section)
 
 
 def ratio_lines(report: Results) -> list[str]:
-    """How many times as fast."""
+    """Return the table of speed relative to Mask R-CNN, and the settings that do not run."""
     rows = [
-        [side, *(f"{found.get(k, math.nan):.2f}" for k in ("best", "float32"))]
-        for side, found in report["ratios"].items()
+        [side, *(f"{ratios.get(k, math.nan):.2f}" for k in ("best", "float32"))]
+        for side, ratios in report["ratios"].items()
     ]
     lines = table(["images per second, times Mask R-CNN's", "at its best", "at its default, float32"], rows)
     return (
@@ -238,13 +250,13 @@ def ratio_lines(report: Results) -> list[str]:
 
 
 def work_lines(report: Results) -> list[str]:
-    """What each side found, and its memory."""
+    """Return the table of detections and memory of each pipeline."""
     rows = []
     for side, work in report["works"].items():
-        held = report["memory_mb"].get(side) or {}
+        peaks = report["memory_mb"].get(side) or {}
         rows.append([
             side, str(work["detections"]), f"{work['mean_box_area_px']:.0f}", f"{work['mean_mask_area_px']:.0f}",
-            f"{held['before']:.0f}" if held else "-", f"{held['results']:.0f}" if held else "-",
+            f"{peaks['before']:.0f}" if peaks else "-", f"{peaks['results']:.0f}" if peaks else "-",
         ])  # fmt: skip
     return table(
         ["side", "detections", "mean box, px", "mean mask, px", "MB before the run", "MB at most"], rows
@@ -252,37 +264,37 @@ def work_lines(report: Results) -> list[str]:
 
 
 def rate_lines(section: Results) -> list[str]:
-    """The share of the matrix rate."""
+    """Return the lines of the fraction of the matrix rate."""
     rate, report = section["rate"], section["report"]
     lines = [
-        f"A large bfloat16 matrix product reaches {rate['matrix_per_second'] / 1e12:.2f} Tflop/s here; our network "
-        f"needs {rate['network_operations'] / 1e9:.0f} Gflop an image. Its share of that rate, all else that the "
-        "network does counted in:",
+        f"A large bfloat16 matrix product reaches {rate['matrix_per_second'] / 1e12:.2f} Tflop/s here; EmbedMask "
+        f"needs {rate['network_operations'] / 1e9:.0f} Gflop per image. Its share of that rate, with all other work of "
+        "the network included in its time:",
         "",
     ]
     rows = [
-        [side, f"{rate['network_operations'] / found['network'] / rate['matrix_per_second']:.0%}"]
-        for side, found in report["medians"].items()
+        [side, f"{rate['network_operations'] / seconds['network'] / rate['matrix_per_second']:.0%}"]
+        for side, seconds in report["medians"].items()
         if side in report["ratios"]
     ]
     return lines + table(["side", "share"], rows)
 
 
 def instance_lines(section: Results) -> list[str]:
-    """Time after the network against the number of objects."""
+    """Return the section of time after the network against the number of objects."""
     rows = []
     for name, reports in section.items():
         for report in reports:
-            for side, found in report["medians"].items():
+            for side, seconds in report["medians"].items():
                 work = report["works"][side]
-                cells = (milliseconds(found[stage]) for stage in AFTER)
+                cells = (milliseconds(seconds[stage]) for stage in AFTER)
                 rows.append(
                     [
                         name,
                         str(work["detections"]),
                         f"{work['mean_box_area_px']:.0f}",
                         *cells,
-                        milliseconds(after(found)),
+                        milliseconds(after(seconds)),
                     ]
                 )
     head = ["load", "objects", "mean box, px", *AFTER, "after the network"]
@@ -290,40 +302,40 @@ def instance_lines(section: Results) -> list[str]:
 
 
 def pixel_lines(section: Results) -> list[str]:
-    """Time against pixels."""
+    """Return the section of time against pixels."""
     rows = []
     for name, reports in section.items():
         for report in reports:
-            (found,) = report["medians"].values()
+            (seconds,) = report["medians"].values()
             sizes = [
                 f"{height}x{width}"
                 for height, width in (report["plan"]["image_size"], report["plan"]["network_size"])
             ]
             megapixels = math.prod(report["plan"]["image_size"]) / 1e6
-            rows.append([name, *sizes, *map(milliseconds, (found["network"], after(found), found["whole"])),
-                         milliseconds(found["whole"] / megapixels)])  # fmt: skip
+            rows.append([name, *sizes, *map(milliseconds, (seconds["network"], after(seconds), seconds["whole"])),
+                         milliseconds(seconds["whole"] / megapixels)])  # fmt: skip
     head = ["", "image", "network", "network, ms", "after it, ms", "whole, ms", "ms a megapixel"]
     return [*table(head, rows), "![time by pixels](performance/pixels.png)", ""]
 
 
 def batch_lines(section: Results) -> list[str]:
-    """Time an image against the batch."""
+    """Return the section of time per image against the batch size."""
     rows = [
-        [str(size), *map(milliseconds, (found["network"], after(found), found["whole"]))]
-        for size, found in zip(section["plan"]["batches"], section["medians"].values(), strict=True)
+        [str(size), *map(milliseconds, (seconds["network"], after(seconds), seconds["whole"]))]
+        for size, seconds in zip(section["plan"]["batches"], section["medians"].values(), strict=True)
     ]
     head = ["images at once", "network, ms an image", "after it", "whole"]
     return [*table(head, rows), "![time by batch](performance/batch.png)", ""]
 
 
 def variant_lines(section: Results) -> list[str]:
-    """Each variant beside the others."""
+    """Return the section of the variants."""
     rows = []
     for name, report in section.items():
         height, width = report["plan"]["network_size"]
         for side, ratios in report["ratios"].items():
-            found = report["medians"][side]
-            cells = map(milliseconds, (found["network"], after(found), found["whole"]))
+            seconds = report["medians"][side]
+            cells = map(milliseconds, (seconds["network"], after(seconds), seconds["whole"]))
             rows.append([name, side, f"{height}x{width}", *cells, f"{ratios.get('best', math.nan):.2f}"])
     head = [
         "model",
@@ -338,13 +350,13 @@ def variant_lines(section: Results) -> list[str]:
 
 
 def memory_lines(section: Results) -> list[str]:
-    """What decoding adds to the network's own peak."""
+    """Return the section of the memory that decoding adds to the network's peak."""
     rows = []
     for name, report in section.items():
-        for side, held in report["memory_mb"].items():
-            found = report["works"][side]["detections"]
-            rows.append([name, side, str(found), f"{held['network']:.0f}", f"{held['results']:.0f}",
-                         f"{held['results'] - held['network']:.0f}"])  # fmt: skip
+        for side, peaks in report["memory_mb"].items():
+            detections = report["works"][side]["detections"]
+            rows.append([name, side, str(detections), f"{peaks['network']:.0f}", f"{peaks['results']:.0f}",
+                         f"{peaks['results'] - peaks['network']:.0f}"])  # fmt: skip
     head = ["load", "side", "found", "MB at most up to the network", "MB at most in all", "added"]
     return table(head, rows)
 
@@ -362,7 +374,7 @@ COMMANDS = {"cuda": "--device cuda"}
 
 
 def page(results: Results, introduction: str) -> str:
-    """docs/performance.md."""
+    """Return the text of docs/performance.md."""
     lines = [introduction.rstrip(), ""]
     for name, (title, section_lines) in TITLES.items():
         command = f"`python benchmarks/performance.py {COMMANDS.get(name, f'--section {name}')}`"
@@ -380,7 +392,7 @@ def page(results: Results, introduction: str) -> str:
 
 
 def draw(results: Results, folder: Path) -> None:
-    """The plots of the sections that have been measured."""
+    """Draw the plots of the measured sections."""
     from matplotlib.figure import Figure
 
     plots: dict[str, tuple[str, Callable[[Any, Results], None]]] = {
@@ -401,15 +413,16 @@ def draw(results: Results, folder: Path) -> None:
 
 
 def draw_stages(panel: Any, section: Results) -> None:
-    """Bars of stages, a side each."""
-    found = section["report"]["medians"]
+    """Draw the share of each stage, one bar per pipeline."""
+    medians = section["report"]["medians"]
     stages = dict.fromkeys(
-        stage for times in found.values() for stage in times if stage not in ("to_masks", "whole")
+        stage for times in medians.values() for stage in times if stage not in ("to_masks", "whole")
     )
-    left = dict.fromkeys(found, 0.0)
+    # stacked bars: each stage begins where the previous one ends
+    left = dict.fromkeys(medians, 0.0)
     for stage in stages:
-        widths = {side: times.get(stage, 0.0) / times["whole"] for side, times in found.items()}
-        panel.barh(list(found), list(widths.values()), left=list(left.values()), label=stage)
+        widths = {side: times.get(stage, 0.0) / times["whole"] for side, times in medians.items()}
+        panel.barh(list(medians), list(widths.values()), left=list(left.values()), label=stage)
         left = {side: left[side] + width for side, width in widths.items()}
     panel.invert_yaxis()
     panel.set(xlabel="share of the whole")
@@ -417,7 +430,7 @@ def draw_stages(panel: Any, section: Results) -> None:
 
 
 def draw_instances(panel: Any, section: Results) -> None:
-    """Time after the network."""
+    """Draw the time after the network against the number of objects."""
     for name, reports in section.items():
         points = [
             (r["works"][side]["detections"], 1000 * after(t))
@@ -430,7 +443,7 @@ def draw_instances(panel: Any, section: Results) -> None:
 
 
 def draw_pixels(panel: Any, section: Results) -> None:
-    """Whole time."""
+    """Draw the whole time against megapixels."""
     for name, reports in section.items():
         points = [
             (math.prod(r["plan"]["image_size"]) / 1e6, t["whole"])
@@ -443,16 +456,16 @@ def draw_pixels(panel: Any, section: Results) -> None:
 
 
 def draw_batch(panel: Any, section: Results) -> None:
-    """Time an image."""
+    """Draw the time per image against the batch size."""
     for stage in ("whole", "network"):
-        values = [1000 * found[stage] for found in section["medians"].values()]
+        values = [1000 * seconds[stage] for seconds in section["medians"].values()]
         panel.plot(section["plan"]["batches"], values, marker="o", label=stage)
     panel.set(xlabel="images at once", ylabel="ms an image", ylim=(0, None))
     panel.legend()
 
 
 def draw_variants(panel: Any, section: Results) -> None:
-    """Whole time of each variant, a bar for each side of ours."""
+    """Draw the whole time of each variant, one bar per engine of EmbedMask."""
     bars = {
         f"{name} ({side.removeprefix('embedmask ')})": 1000 * report["medians"][side]["whole"]
         for name, report in section.items()
@@ -464,57 +477,62 @@ def draw_variants(panel: Any, section: Results) -> None:
 
 
 def tiny_plan(plan: BenchConfig) -> BenchConfig:
-    """So small that all sections take a minute: to try the script, not for figures."""
+    """Return a plan so small that all sections take a minute, to test the script."""
     return replace(
         plan, config=config_of("shapes", {}), image_size=(64, 96), detections=10, runs=2, warmup=1,
         settings=("float32",), engines=("torch",),
     )  # fmt: skip
 
 
-def main() -> None:
-    """Read the command line."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--section", action="append", choices=SECTIONS, dest="sections", help="default: all")
-    parser.add_argument("--page", action="store_true", help="measure nothing")
-    parser.add_argument("--tiny", action="store_true", help="try the script on tiny images")
+    parser.add_argument("--page", action="store_true", help="write the page only")
+    parser.add_argument("--tiny", action="store_true", help="test the script on tiny images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", nargs="+", default=["torch", "compile", "openvino"])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    folder = given.out.parent / given.out.stem
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the selected sections and write the page."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    args = parse()
+    folder = args.out.parent / args.out.stem
     kept = folder / "results.json"
     results: Results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     plan = BenchConfig(
-        config=config_of("paper/r50_1x", {}), engines=tuple(given.engine), runs=given.runs, threads=given.threads,
-        device=given.device, precision="bfloat16",
+        config=config_of("paper/r50_1x", {}), engines=tuple(args.engine), runs=args.runs, threads=args.threads,
+        device=args.device, precision="bfloat16",
     )  # fmt: skip
-    if given.tiny:
+    if args.tiny:
         plan = tiny_plan(plan)
-    for name, measure in chosen(given).items():
+    for name, measure in chosen(args).items():
         logging.info("section %s", name)
-        # beside Mask R-CNN all engines, elsewhere one: what grows, and how, is the same for all
+        # all engines beside Mask R-CNN; one elsewhere, since the trends are the same for all
         results[name] = measure(plan if name in ("cpu", "cuda") else replace(plan, engines=plan.engines[:1]))
         write_json(kept, results)
     draw(results, folder)
-    write_text(given.out, page(results, (HERE / "performance_introduction.md").read_text(encoding="utf-8")))
+    write_text(args.out, page(results, (HERE / "performance_introduction.md").read_text(encoding="utf-8")))
 
 
-def chosen(given: argparse.Namespace) -> dict[str, Callable[[BenchConfig], Results]]:
-    """The sections that the command line asks for."""
-    if given.page:
+def chosen(args: argparse.Namespace) -> dict[str, Callable[[BenchConfig], Results]]:
+    """Return the sections selected by the command line."""
+    if args.page:
         return {}
-    if given.device.startswith("cuda"):
+    if args.device.startswith("cuda"):
         return {"cuda": on_cuda}
-    return {name: SECTIONS[name] for name in given.sections or SECTIONS}
+    return {name: SECTIONS[name] for name in args.sections or SECTIONS}
 
 
 def on_cuda(plan: BenchConfig) -> Results:
-    """Batch 1 and 8; OpenVINO does not run there."""
+    """Measure batches of 1 and 8, without OpenVINO, which does not run on CUDA."""
     engines = tuple(engine for engine in plan.engines if engine != "openvino")
     return side_by_side(replace(plan, engines=engines, batches=(1, 8)))
 

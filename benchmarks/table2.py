@@ -1,11 +1,11 @@
-"""The five ablations of the paper's Table 2 at a size that two cores can carry; writes docs/ablations.md.
+"""Run the five ablations of the paper's Table 2 at a size for two cores; write docs/ablations.md.
 
     python benchmarks/table2.py run --set shapes --set nuclei --nuclei DIR --runs runs/table2
     python benchmarks/table2.py report --runs runs/table2
 
-A cell is what `configs/ablations/CELL.yaml` says of the model, on top of `benchmarks/table2_SET.yaml`: every cell of a
-set has the same data, steps and schedule. Cells that are the same model (the paper's table repeats its best one) are
-trained once. A finished run leaves one JSON file and is not repeated: the script can be stopped at any moment.
+A cell applies the model fields of `configs/ablations/CELL.yaml` to the recipe `benchmarks/table2_SET.yaml`: all cells
+of a set have the same data, steps and schedule. Cells with the same model (the paper's table repeats its best one) are
+trained once. A finished run writes one JSON file and is not repeated, so the script can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CELLS = HERE.parent / "configs" / "ablations"
 SETS = ("shapes", "nuclei")
 METRICS = ("segm/AP", "segm/AP50", "segm/AP75")
 NUCLEI_SIDE = 360
-"""Only nuclei images whose sides are at most this are used, px: evaluation costs as much as training otherwise."""
+"""Maximum side of the nuclei images used, px; with larger ones evaluation takes as long as training."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ PAPER = {
 
 
 def recipe_of(cell: str, dataset: str, seed: int = 0) -> Recipe:
-    """The cell's model fields and the seed, on top of the set's recipe."""
+    """Return the recipe of the set with the model fields of the cell and the seed."""
     base = Recipe.from_yaml(HERE / f"table2_{dataset}.yaml")
+    # the box expansion of the paper's final model, unless the cell changes it
     method = {"box_expansion": 1.2, **(read_yaml(CELLS / f"{cell}.yaml").get("model") or {})}
     return Recipe(
         model=override(base.model, method, where=cell),
@@ -107,12 +108,12 @@ def recipe_of(cell: str, dataset: str, seed: int = 0) -> Recipe:
 
 
 def trained_as(cell: str, dataset: str) -> str:
-    """The first cell that is the same model: its runs are this cell's runs."""
+    """Return the first cell with the same model, whose runs stand for those of this cell."""
     return next(other for other in PAPER if recipe_of(other, dataset) == recipe_of(cell, dataset))
 
 
 def prepare(dataset: str, runs: Path, nuclei: Path | None) -> Path:
-    """The folder of a set's data, made where it is missing."""
+    """Return the folder of a set's data, created if missing."""
     folder = runs / "data" / dataset
     if not folder.exists():
         if dataset == "shapes":
@@ -123,28 +124,29 @@ def prepare(dataset: str, runs: Path, nuclei: Path | None) -> Path:
 
 
 def write_small_nuclei(source: Path | None, folder: Path) -> None:
-    """Fluorescence images of bounded size, of both splits; the images are linked."""
+    """Write the small fluorescence images of both splits as a data set; the image folder is a link."""
     if source is None:
         raise SystemExit(
-            "--nuclei DIR is missing: the folder of nuclei with train.json, val.json and images/"
+            "--nuclei DIR is missing; give the folder of nuclei with train.json, val.json and images/"
         )
     folder.mkdir(parents=True)
     (folder / "images").symlink_to((source / "images").resolve())
     for split in ("train", "val"):
         content = json.loads((source / f"{split}.json").read_text(encoding="utf-8"))
-        kept = [image for image in content["images"] if is_small(image)]
-        ids = {image["id"] for image in kept}
+        images = [image for image in content["images"] if is_small(image)]
+        ids = {image["id"] for image in images}
         own = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
-        write_json(folder / f"{split}.json", {**content, "images": kept, "annotations": own})
+        write_json(folder / f"{split}.json", {**content, "images": images, "annotations": own})
 
 
 def is_small(image: dict[str, Any]) -> bool:
-    """Whether a record of nuclei is used here."""
+    """Return whether an image record of nuclei is used here."""
     return image["modality"] == "fluorescence" and max(image["width"], image["height"]) <= NUCLEI_SIDE
 
 
 def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, device: str) -> None:
-    """Train every cell that has no result yet: all cells of a seed before the next seed."""
+    """Train every cell that has no result yet."""
+    # all cells of a seed before the next seed: a stopped script leaves complete tables
     for seed in range(seeds):
         for dataset in sets:
             data = prepare(dataset, runs, nuclei)
@@ -154,13 +156,14 @@ def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, device: st
 
 
 def result_file(runs: Path, dataset: str, cell: str, seed: int) -> Path:
-    """Where a run's metrics are kept."""
+    """Return the file of a run's metrics."""
     return runs / "results" / dataset / f"{cell}_{seed}.json"
 
 
 def run_one(cell: str, dataset: str, seed: int, *, runs: Path, data: Path, device: str) -> None:
-    """One training; only its metrics are kept."""
+    """Train one cell; write its metrics and delete the rest."""
     work = runs / f"work_{dataset}_{cell}_{seed}"
+    # of a run that was stopped
     shutil.rmtree(work, ignore_errors=True)
     start = time.monotonic()
     metrics = train(recipe_of(cell, dataset, seed), data, work, device=device)
@@ -172,7 +175,7 @@ def run_one(cell: str, dataset: str, seed: int, *, runs: Path, data: Path, devic
 
 
 def read_results(runs: Path, dataset: str, cell: str) -> list[dict[str, float]]:
-    """Metrics of every finished seed of a cell, in the order of seeds."""
+    """Return the metrics of the finished seeds of a cell, by ascending seed."""
     folder = runs / "results" / dataset
     files = sorted(
         folder.glob(f"{trained_as(cell, dataset)}_*.json"), key=lambda f: int(f.stem.rpartition("_")[2])
@@ -181,25 +184,26 @@ def read_results(runs: Path, dataset: str, cell: str) -> list[dict[str, float]]:
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the latter is nan for fewer than two values."""
+    """Return mean and sample standard deviation; the latter is nan for fewer than two values."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def verdict(low: list[float], high: list[float]) -> str:
-    """Whether `high` really is above `low`: by the 95 % interval of the mean difference, seed by seed (Student's t)."""
+    """Return whether `high` is significantly above `low`, as text: a paired t-test over the seeds, 95 %."""
     differences = [b - a for a, b in zip(low, high, strict=False)]
     if len(differences) < 2:
         return "one seed says nothing"
     mean, spread = mean_and_spread(differences)
+    # half width of the 95 % confidence interval of the mean difference (Student's t)
     half = float(t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))
-    told = f"{100 * mean:+.1f} ± {100 * half:.1f}"
+    interval = f"{100 * mean:+.1f} ± {100 * half:.1f}"
     if abs(mean) <= half:
-        return f"spread can't tell ({told})"
-    return f"{'holds' if mean > 0 else 'does not hold'} ({told})"
+        return f"spread can't tell ({interval})"
+    return f"{'holds' if mean > 0 else 'does not hold'} ({interval})"
 
 
 def cell_text(results: list[dict[str, float]], metric: str) -> str:
-    """`mean ± spread` in AP points."""
+    """Format `mean ± spread` in AP points."""
     if not results:
         return "-"
     mean, spread = mean_and_spread([result[metric] for result in results])
@@ -207,34 +211,37 @@ def cell_text(results: list[dict[str, float]], metric: str) -> str:
 
 
 def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
-    """One ablation: the paper's figures beside ours, and what becomes of each step of its ordering."""
+    """Return the tables of one ablation: the paper's figures and the measured ones, and each step of its order."""
     results = {(cell, name): read_results(runs, name, cell) for cell in table.cells for name in sets}
     head = ["setting", "paper AP / AP50 / AP75", *(f"{name} AP | {name} AP50 | {name} AP75" for name in sets)]
     lines = [f"## ({table.letter}) {table.question}", "", f"| {' | '.join(head)} |"]
     lines.append("| --- | --- |" + " --- |" * (3 * len(sets)))
     for cell, label in table.cells.items():
-        ours = [cell_text(results[cell, name], metric) for name in sets for metric in METRICS]
+        measured = [cell_text(results[cell, name], metric) for name in sets for metric in METRICS]
         paper = " / ".join(f"{value:.1f}" for value in PAPER[cell])
-        lines.append(f"| {label} | {paper} | {' | '.join(ours)} |")
+        lines.append(f"| {label} | {paper} | {' | '.join(measured)} |")
     lines += ["", f"| the paper's order | {' | '.join(sets)} |", "| --- |" + " --- |" * len(sets)]
     cells = list(table.cells)
+    # settings are in the paper's ascending order: is each one above its predecessor?
     for low, high in itertools.pairwise(cells):
-        said = [
+        verdicts = [
             verdict(*([r["segm/AP"] for r in results[cell, name]] for cell in (low, high))) for name in sets
         ]
         gain = PAPER[high][0] - PAPER[low][0]
-        lines.append(f"| {table.cells[high]} above {table.cells[low]} (+{gain:.1f}) | {' | '.join(said)} |")
+        lines.append(
+            f"| {table.cells[high]} above {table.cells[low]} (+{gain:.1f}) | {' | '.join(verdicts)} |"
+        )
     return [*lines, ""]
 
 
 def report(runs: Path, sets: list[str], out: Path, introduction: str) -> None:
-    """Write the page."""
+    """Write the page: the introduction, then the tables."""
     lines = [line for table in TABLES for line in table_lines(table, runs, sets)]
     write_text(out, introduction.rstrip() + "\n\n" + "\n".join(lines).rstrip() + "\n")
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line and run the action."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -246,12 +253,12 @@ def main() -> None:
     parser.add_argument("--nuclei", type=Path, help="folder with nuclei's train.json, val.json and images/")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "ablations.md")
-    given = parser.parse_args()
-    sets = given.sets or list(SETS)
-    if given.action == "run":
-        run(sets, given.seeds, given.runs, given.nuclei, given.device)
+    args = parser.parse_args()
+    sets = args.sets or list(SETS)
+    if args.action == "run":
+        run(sets, args.seeds, args.runs, args.nuclei, args.device)
     else:
-        report(given.runs, sets, given.out, (HERE / "table2_introduction.md").read_text(encoding="utf-8"))
+        report(args.runs, sets, args.out, (HERE / "table2_introduction.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the command line's setting of OpenMP costs on an idle machine, and what it saves beside another job.
+"""Measure the command line's OpenMP setting: its cost on an idle machine, its gain beside another job.
 
-python benchmarks/threads.py                # 3 rounds; the busy loops are this script's own, one a core
+python benchmarks/threads.py                # 3 rounds; the other job is a busy loop per core, started by this script
 
-Each run is a process of its own that trains a small network. Printed are medians over the rounds of wall and processor
-seconds, and the ratios that count: alone to torch's own setting, beside another job to one thread.
+Each run is a separate process that trains a small network. The script prints wall and processor seconds of each run,
+and the ratios of their medians: on an idle machine to torch's own setting, beside another job to one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WARMUP = 2
 
 
 def train(steps: int) -> None:
-    """Train the network of recipe `shapes` on random images; print seconds of wall and processor as JSON."""
+    """Train the network of recipe `shapes` on random images; print wall and processor seconds as JSON."""
     import torch
 
     from embedmask.cli.recipes import resolve_recipe
@@ -47,6 +47,7 @@ def train(steps: int) -> None:
     mask[:, 40:100, 40:100] = True
     target = Target(boxes=torch.tensor([[40.0, 40, 100, 100]]), labels=torch.tensor([0]), masks=mask)
     for step in range(WARMUP + steps):
+        # the first steps allocate memory and start threads
         if step == WARMUP:
             wall, processor = time.perf_counter(), time.process_time()
         optimizer.zero_grad()
@@ -56,8 +57,9 @@ def train(steps: int) -> None:
 
 
 def measure(setting: dict[str, str], steps: int) -> dict[str, float]:
-    """Run `train` in a process of its own, in an environment with this setting and no other."""
+    """Run `train` in a separate process, in an environment with this setting and no other."""
     plain = {k: v for k, v in os.environ.items() if k not in (*CHOSEN, "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    # OpenMP reads its settings once, when it is loaded: hence a new process per run
     done = subprocess.run(
         [sys.executable, __file__, "--child", "--steps", str(steps)],
         env={**plain, **setting}, capture_output=True, text=True, check=True,
@@ -73,7 +75,7 @@ def spin() -> None:
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """Run busy loops in processes of their own."""
+    """Run busy loops in separate processes."""
     loops = [multiprocessing.Process(target=spin, daemon=True) for _ in range(count)]
     for loop in loops:
         loop.start()
@@ -84,8 +86,13 @@ def busy(count: int) -> Iterator[None]:
             loop.terminate()
 
 
-def main() -> None:
-    """Measure every setting alone and beside the busy loops, in turn."""
+def median(runs: list[dict[str, float]], clock: str) -> float:
+    """Return the median seconds of a clock, "wall" or "processor"."""
+    return statistics.median(run[clock] for run in runs)
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,33 +101,36 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=len(os.sched_getaffinity(0)), help="busy loops")
     parser.add_argument("--spin", nargs="*", default=[], help="other values of GOMP_SPINCOUNT to try")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        return train(given.steps)
-    settings = {**SETTINGS, **{f"spin {turns}": {"GOMP_SPINCOUNT": turns} for turns in given.spin}}
-    loads = {"alone": 0, f"beside {given.busy} busy loops": given.busy}
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every setting alone and beside the busy loops, interleaved."""
+    args = parse()
+    if args.child:
+        train(args.steps)
+        return
+    settings = {**SETTINGS, **{f"spin {turns}": {"GOMP_SPINCOUNT": turns} for turns in args.spin}}
+    loads = {"alone": 0, f"beside {args.busy} busy loops": args.busy}
+    # interleaved, so that other load affects all settings alike
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _ in range(given.rounds):
+    for _ in range(args.rounds):
         for load, count in loads.items():
             for name, setting in settings.items():
                 with busy(count):
-                    found = measure(setting, given.steps)
-                runs.setdefault((load, name), []).append(found)
-                print(
-                    f"{load:24}{name:16}{found['wall']:8.2f} s wall {found['processor']:8.2f} s processor",
-                    flush=True,
-                )
+                    seconds = measure(setting, args.steps)
+                runs.setdefault((load, name), []).append(seconds)
+                wall, processor = seconds["wall"], seconds["processor"]
+                print(f"{load:24}{name:16}{wall:8.2f} s wall {processor:8.2f} s processor", flush=True)
     for load, reference in zip(loads, ("torch's own", "one thread"), strict=True):
         for name in settings:
             wall, processor = (
-                statistics.median(run[kind] for run in runs[load, name])
-                / statistics.median(run[kind] for run in runs[load, reference])
-                for kind in ("wall", "processor")
+                median(runs[load, name], clock) / median(runs[load, reference], clock)
+                for clock in ("wall", "processor")
             )
             print(
-                f"{load}: {name}: {wall:.2f} times the wall time of {reference}, {processor:.2f} of the processor"
+                f"{load}: {name}: {wall:.2f} of the wall time of {reference}, {processor:.2f} of its processor time"
             )
-    return None
 
 
 if __name__ == "__main__":

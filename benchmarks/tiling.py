@@ -1,10 +1,10 @@
-"""Time and memory of 100 megapixels in tiles, and whether every object comes out once and whole.
+"""Measure time and memory of 100 megapixels in tiles, and whether every object is returned once and whole.
 
-python benchmarks/tiling.py known                   # a detector without error: reading, tiles, joining
-python benchmarks/tiling.py resnet50 [SHORT_SIDE]   # a network with random weights: time and memory alone
+python benchmarks/tiling.py known                   # a perfect detector: reading, tiles, merging
+python benchmarks/tiling.py resnet50 [SHORT_SIDE]   # a network with random weights: time and memory only
 
-The image holds some 20,000 objects, from 10 px to more than a tile, many of which touch; its pixels are their
-numbers. It is made once and kept in the folder for temporary files; each measurement has a process of its own.
+The image has about 20,000 objects, from 10 px to more than a tile, many of which touch; its pixels encode their
+numbers. It is generated once and stored in the folder for temporary files. Each measurement runs in a separate process.
 """
 
 from __future__ import annotations
@@ -37,37 +37,41 @@ FILE = Path(tempfile.gettempdir()) / "embedmask-100-megapixels.png"
 
 
 def draw() -> None:
-    """Ellipses on a jittered grid, then large discs over them."""
+    """Write the image: ellipses on a jittered grid, and large discs over them."""
     rng = np.random.default_rng(0)
     ids = np.zeros((SIDE, SIDE), np.int32)
-    places = [(y, x) for y in range(CELL // 2, SIDE, CELL) for x in range(CELL // 2, SIDE, CELL)]
-    shapes = [(y + rng.uniform(-9, 9), x + rng.uniform(-9, 9), *rng.uniform(5, 34, 2)) for y, x in places]
+    centers = [(y, x) for y in range(CELL // 2, SIDE, CELL) for x in range(CELL // 2, SIDE, CELL)]
+    shapes = [(y + rng.uniform(-9, 9), x + rng.uniform(-9, 9), *rng.uniform(5, 34, 2)) for y, x in centers]
     shapes += [(*rng.uniform(0, SIDE, 2), *[rng.uniform(80, 900)] * 2) for _ in range(LARGE)]
     for number, (cy, cx, ry, rx) in enumerate(shapes, 1):
         top, left = max(int(cy - ry), 0), max(int(cx - rx), 0)
+        # a view of the box of the shape; y and x are in the frame of the image
         part = ids[top : int(cy + ry) + 2, left : int(cx + rx) + 2]
         y, x = np.ogrid[top : top + part.shape[0], left : left + part.shape[1]]
         part[((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1] = number
+    # 24-bit object numbers as RGB, low byte first
     pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], -1).astype(np.uint8)
     Image.fromarray(pixels).save(FILE, compress_level=1)
 
 
 def numbers(image: Tensor) -> npt.NDArray[np.int32]:
-    """Of the objects that an image shows, `[H, W]`."""
+    """Return the object number of each pixel, int32 `[H, W]`."""
     low, middle, high = image.numpy().astype(np.int32)
     ids: npt.NDArray[np.int32] = low + (middle << 8) + (high << 16)
     return ids
 
 
 def perfect(tiles: Sequence[Tensor]) -> list[Instances]:
-    """What a tile shows of each object; the number of an object is its embedding."""
-    return [_seen(numbers(tile)) for tile in tiles]
+    """Return the visible part of each object in each tile; its embedding is the number of the object."""
+    return [visible_objects(numbers(tile)) for tile in tiles]
 
 
-def _seen(ids: npt.NDArray[np.int32]) -> Instances:
+def visible_objects(ids: npt.NDArray[np.int32]) -> Instances:
+    """Return the objects of a tile, from the object number of each pixel."""
     areas = [(number, part) for number, part in enumerate(ndimage.find_objects(ids), 1) if part is not None]
     crops = [torch.from_numpy(ids[part] == number) for number, part in areas]
     boxes = [(x.start, y.start, x.stop, y.stop) for _, (y, x) in areas]
+    # larger parts score higher, all below 1
     scores = torch.tensor([1 - 1 / (1 + float(crop.sum())) for crop in crops])
     return Instances(
         torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
@@ -79,13 +83,13 @@ def _seen(ids: npt.NDArray[np.int32]) -> Instances:
     )
 
 
-def whole(image: Tensor, found: Instances) -> int:
-    """Results whose mask is exactly that of their object."""
+def count_whole(image: Tensor, instances: Instances) -> int:
+    """Count the instances whose mask is exactly that of their object."""
     count = 0
-    for row, number in enumerate(found.proposal_embed[:, 0].int().tolist()):
-        (y, x), crop = found.masks.offsets[row], found.masks.crops[row].numpy()
+    for row, number in enumerate(instances.proposal_embed[:, 0].int().tolist()):
+        (y, x), crop = instances.masks.offsets[row], instances.masks.crops[row].numpy()
         height, width = crop.shape
-        # a margin shows whether the object goes on
+        # one pixel more on each side shows whether the object continues
         top, left = max(y - 1, 0), max(x - 1, 0)
         around = numbers(image[:, top : y + height + 1, left : x + width + 1]) == number
         inside = around[y - top : y - top + height, x - left : x - left + width]
@@ -94,50 +98,54 @@ def whole(image: Tensor, found: Instances) -> int:
 
 
 def peak_gb() -> float:
-    """The most that this process has held so far."""
+    """Return the peak memory of this process so far, GB."""
+    # ru_maxrss is in kB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def measure_known() -> None:
-    """A detector without error."""
+    """Measure reading, detecting and merging with a perfect detector, and check the objects."""
     start = time.monotonic()
     image = read_image(FILE, any_size=True)
     read, read_peak = time.monotonic() - start, peak_gb()
     spent = [0.0]
 
-    def find(tiles: Sequence[Tensor]) -> list[Instances]:
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
         begin = time.monotonic()
-        found = perfect(tiles)
+        instances = perfect(tiles)
         spent[0] += time.monotonic() - begin
-        return found
+        return instances
 
     start = time.monotonic()
-    found = tiled_instances(image, find, tile=TILE, overlap=OVERLAP)
-    joined = time.monotonic() - start - spent[0]
+    instances = tiled_instances(image, detect, tile=TILE, overlap=OVERLAP)
+    merged = time.monotonic() - start - spent[0]
     peak = peak_gb()
+    # in strips: np.unique of the whole image needs several copies of it
     strips = [np.unique(numbers(image[:, top : top + 500])) for top in range(0, SIDE, 500)]
     known = len(np.unique(np.concatenate(strips))) - 1
     print(
-        f"reading {read:.1f} s, {read_peak:.2f} GB at most; looking {spent[0]:.1f} s; joining {joined:.1f} s"
+        f"reading {read:.1f} s, peak {read_peak:.2f} GB; detecting {spent[0]:.1f} s; merging {merged:.1f} s"
     )
-    print(f"{known} objects: {len(found)} results, {whole(image, found)} whole; {peak:.2f} GB at most")
+    print(
+        f"{known} objects: {len(instances)} results, {count_whole(image, instances)} whole; peak {peak:.2f} GB"
+    )
 
 
 def measure_model(backbone: str, short_side: str = "1024") -> None:
-    """Random weights; the threshold lets some hundred candidates a tile through."""
+    """Measure a network with random weights; a threshold of 0 keeps some hundred candidates per tile."""
     torch.manual_seed(0)
     config = ModelConfig.preset(
         "paper", num_classes=1, backbone=backbone, image_short_side=int(short_side), score_threshold=0.0
     )
     predictor = Predictor(EmbedMask(config), ["object"])
     start = time.monotonic()
-    found = predictor(FILE, 0.0, tile=TILE, overlap=OVERLAP)
+    detections = predictor(FILE, 0.0, tile=TILE, overlap=OVERLAP)
     seconds = time.monotonic() - start
-    print(f"{backbone} at {short_side}: {len(found)} results, {seconds:.0f} s, {peak_gb():.2f} GB at most")
+    print(f"{backbone} at {short_side}: {len(detections)} results, {seconds:.0f} s, peak {peak_gb():.2f} GB")
 
 
 def main() -> None:
-    """Draw the image if need be and measure, in processes of their own."""
+    """Generate the image if it is missing, and measure, each in a separate process."""
     steps: dict[str, Callable[..., None]] = {
         "draw": draw,
         "measure-known": measure_known,
@@ -148,7 +156,7 @@ def main() -> None:
         steps[name](*arguments)
         return
     measure = ["measure-known"] if name == "known" else ["measure", name, *arguments]
-    # what a process takes counts for those that it starts: this one stays small
+    # a child inherits the peak memory of its parent at the fork: this process stays small
     for step in ([] if FILE.exists() else [["draw"]]) + [measure]:
         subprocess.run([sys.executable, __file__, *step], check=True)
 

@@ -1,4 +1,4 @@
-"""Images for people: what is drawn lies where it should, and nothing else changes."""
+"""visualize: drawn pixels are where they belong, and no others change."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = ["disc", "star"]
 
 
 def detections(boxes: list[list[int]], size: tuple[int, int], compact: bool = True) -> sv.Detections:
-    """Objects that fill their boxes, of alternating classes."""
+    """Return objects that fill their boxes, of alternating classes."""
     xyxy = np.array(boxes, np.float32).reshape(-1, 4)
     dense = np.zeros((len(boxes), *size), bool)
     for mask, (x1, y1, x2, y2) in zip(dense, boxes, strict=True):
@@ -62,16 +62,16 @@ def test_masks_are_tinted_inside_and_nothing_outside(image: np.ndarray, compact:
 
 
 def test_tensor_and_array_give_the_same(image: np.ndarray) -> None:
-    found = detections([[40, 50, 80, 100]], (120, 160))
+    objects = detections([[40, 50, 80, 100]], (120, 160))
     tensor = torch.from_numpy(image).permute(2, 0, 1)
-    assert np.array_equal(draw_detections(tensor, found, NAMES), draw_detections(image, found, NAMES))
+    assert np.array_equal(draw_detections(tensor, objects, NAMES), draw_detections(image, objects, NAMES))
     assert np.array_equal(tensor.permute(1, 2, 0).numpy(), image)
 
 
 def test_touching_objects_of_a_class_differ(image: np.ndarray) -> None:
-    found = detections([[20, 40, 60, 100], [60, 40, 100, 100]], (120, 160))
-    found.class_id = np.zeros(2, int)
-    drawn = draw_detections(np.zeros_like(image), found, NAMES).astype(int)
+    objects = detections([[20, 40, 60, 100], [60, 40, 100, 100]], (120, 160))
+    objects.class_id = np.zeros(2, int)
+    drawn = draw_detections(np.zeros_like(image), objects, NAMES).astype(int)
     assert np.abs(drawn[70, 40] - drawn[70, 80]).max() > 30
 
 
@@ -82,18 +82,18 @@ def test_nothing_to_draw(image: np.ndarray) -> None:
     assert image.any()
 
 
-def test_compact_masks_are_never_all_made_dense(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compact_masks_stay_compact(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("made dense")
 
-    found = detections([[40, 50, 80, 100], [0, 0, 30, 30]], (120, 160))
+    objects = detections([[40, 50, 80, 100], [0, 0, 30, 30]], (120, 160))
     for name in ("to_dense", "__array__"):
         monkeypatch.setattr(CompactMask, name, refuse)
-    draw_detections(image, found, NAMES)
+    draw_detections(image, objects, NAMES)
 
 
-def test_text_is_left_out_of_crowds_and_small_objects(image: np.ndarray) -> None:
-    """Outside masks and boxes only text could have been drawn."""
+def test_no_text_on_crowds_and_small_objects(image: np.ndarray) -> None:
+    """Outside masks and boxes, only text could change pixels."""
     boxes = [[x, y, x + 6, y + 6] for y in range(20, 80, 10) for x in range(10, 150, 14)]
     assert len(boxes) > MAX_LABELS
     for some in (boxes, boxes[:5]):
@@ -106,12 +106,12 @@ def test_text_is_left_out_of_crowds_and_small_objects(image: np.ndarray) -> None
 
 
 def test_text_follows_class_and_score(image: np.ndarray) -> None:
-    found = detections([[40, 50, 100, 100]], (120, 160))
-    drawn = draw_detections(image, found, NAMES)
-    assert not np.array_equal(drawn, draw_detections(image, found, ["other", "star"]))
-    unsure = detections([[40, 50, 100, 100]], (120, 160))
-    unsure.confidence = None
-    assert not np.array_equal(drawn, draw_detections(image, unsure, NAMES))
+    objects = detections([[40, 50, 100, 100]], (120, 160))
+    drawn = draw_detections(image, objects, NAMES)
+    assert not np.array_equal(drawn, draw_detections(image, objects, ["other", "star"]))
+    unscored = detections([[40, 50, 100, 100]], (120, 160))
+    unscored.confidence = None
+    assert not np.array_equal(drawn, draw_detections(image, unscored, NAMES))
     nameless = detections([[40, 50, 100, 100]], (120, 160))
     nameless.class_id = None
     draw_detections(image, nameless, NAMES)
@@ -119,8 +119,8 @@ def test_text_follows_class_and_score(image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (40, 2), (17, 33)])
 def test_objects_that_fill_odd_images(size: tuple[int, int]) -> None:
-    found = detections([[0, 0, size[1], size[0]]], size)
-    drawn = draw_detections(np.zeros((*size, 3), np.uint8), found, NAMES)
+    objects = detections([[0, 0, size[1], size[0]]], size)
+    drawn = draw_detections(np.zeros((*size, 3), np.uint8), objects, NAMES)
     assert drawn.shape == (*size, 3)
     assert drawn[-1, -1].any()
 
@@ -175,18 +175,18 @@ def test_plot_curves(tmp_path: Path, count: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
-def test_plot_curves_takes_what_a_csv_file_gives(tmp_path: Path) -> None:
+def test_plot_curves_accepts_rows_of_a_csv_file(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    told = [{name: str(value) for name, value in row.items()} | {"segm/AP75": ""} for row in rows(6)]
-    plot_curves(told, tmp_path / "a.png")
+    texts = [{name: str(value) for name, value in row.items()} | {"segm/AP75": ""} for row in rows(6)]
+    plot_curves(texts, tmp_path / "a.png")
     plot_curves(rows(6), tmp_path / "b.png")
     assert np.array_equal(
         np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png"))
     )
 
 
-def test_plot_counts_takes_any_class_names(tmp_path: Path) -> None:
-    """Mathematics that is none, line breaks, emoji, half of a pair, names that are equal once they are cut."""
+def test_plot_counts_accepts_any_class_name(tmp_path: Path) -> None:
+    """Invalid mathematics, line breaks, emoji, a lone surrogate, and names that are equal once shortened."""
     names = ["cost $x_$ \\frac$", "_a\r\nb\t", "\u7d30\U0001f9a0\ud800", "l" * 300, "l" * 301, "%s{}"]
     plot_counts({"train": {name: (n, 0, 0) for n, name in enumerate(names, 1)}}, tmp_path / "counts.png")
     with Image.open(tmp_path / "counts.png") as image:

@@ -1,4 +1,4 @@
-"""supervision, without its advice to install OpenCV at every start: it does all we ask without."""
+"""Import of supervision without its warning about OpenCV, which this package does not need."""
 
 from __future__ import annotations
 

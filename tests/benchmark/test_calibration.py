@@ -1,4 +1,4 @@
-"""The load: as many candidates, boxes and mask pixels as asked for, whatever the random weights were."""
+"""Calibration: the requested candidates, boxes and mask pixels, for any random weights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loaded(
 
 @torch.no_grad()
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
-def test_so_many_are_found(preset: str) -> None:
+def test_requested_number_of_detections(preset: str) -> None:
     model = loaded(20, preset=preset)
     predictions = model(batch())
     logits = torch.cat([level.flatten() for level in predictions.class_logits])
@@ -51,7 +51,7 @@ def test_so_many_are_found(preset: str) -> None:
 
 
 @torch.no_grad()
-def test_boxes_grow_with_their_cells_and_masks_fill_half() -> None:
+def test_box_size_and_mask_area() -> None:
     areas = []
     for cells in (1.0, 8.0):
         model = loaded(20, cells=cells)
@@ -63,7 +63,7 @@ def test_boxes_grow_with_their_cells_and_masks_fill_half() -> None:
     assert areas[1] > 3 * areas[0]
 
 
-def test_trained_boxes_and_embeddings_stay() -> None:
+def test_trained_model_changes_class_bias_only() -> None:
     torch.manual_seed(0)
     before = EmbedMask(small_config(max_detections=5)).state_dict()
     after = loaded(5, trained=True).state_dict()
@@ -72,7 +72,7 @@ def test_trained_boxes_and_embeddings_stay() -> None:
 
 
 @torch.no_grad()
-def test_mask_rcnn_finds_as_many() -> None:
+def test_mask_rcnn_requested_number_of_detections() -> None:
     torch.manual_seed(0)
     model = maskrcnn_resnet50_fpn(
         weights=None,
@@ -82,13 +82,13 @@ def test_mask_rcnn_finds_as_many() -> None:
         max_size=128,
         box_detections_per_img=10,
     )
-    model.roi_heads.box_head = nn.Sequential(nn.Flatten(), nn.Linear(256 * 49, 1024))  # quicker
+    model.roi_heads.box_head = nn.Sequential(nn.Flatten(), nn.Linear(256 * 49, 1024))  # faster
     image = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0))
     calibrate_torchvision(model.eval(), image, 10)
     (found,) = model([image])
     assert len(found["boxes"]) == 10
     sides = found["boxes"][:, 2:] - found["boxes"][:, :2]
-    assert 20**2 < float(sides.prod(1).mean()) < 96 * 128  # neither points nor all the whole image
+    assert 20**2 < float(sides.prod(1).mean()) < 96 * 128  # neither points nor the whole image
     assert len(found["labels"].unique()) > 1
 
 
@@ -96,19 +96,19 @@ def test_mask_rcnn_finds_as_many() -> None:
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 1), nn.Linear(3, 5)])
 def test_layers_are_standardized(layer: nn.Module) -> None:
     rng = torch.Generator().manual_seed(0)
-    given = (
+    inputs = (
         torch.randn(2, 3, 7, 7, generator=rng)
         if isinstance(layer, nn.Conv2d)
         else torch.randn(40, 3, generator=rng)
     )
-    watched = standardize(lambda: layer(given), {layer: (2.0, 3.0)}, watch=layer)
-    output = layer(given).transpose(0, 1).flatten(1)
+    watched = standardize(lambda: layer(inputs), {layer: (2.0, 3.0)}, watch=layer)
+    output = layer(inputs).transpose(0, 1).flatten(1)
     assert watched.shape == output.T.shape
     torch.testing.assert_close(output.mean(1), torch.full((5,), 2.0))
     torch.testing.assert_close(output.std(1), torch.full((5,), 3.0))
 
 
-def test_the_image_has_its_size_and_the_bytes_of_a_photo(tmp_path: Path) -> None:
+def test_image_has_size_and_bytes_of_a_photo(tmp_path: Path) -> None:
     write_test_image(tmp_path / "a.jpg", (123, 241))
     with Image.open(tmp_path / "a.jpg") as image:
         assert (image.size, image.format, image.mode) == ((241, 123), "JPEG", "RGB")

@@ -1,4 +1,4 @@
-"""The comparison: what is reported hangs together, and a setting that fails is told."""
+"""compare: consistency of the report, failing settings, timing and memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from small_models import small_config
 
 import embedmask.benchmark.compare as module
 from embedmask import EmbedMask, Predictor
-from embedmask.benchmark.compare import OURS, THEIRS, BenchConfig, PipelineFactory, RunId, compare
+from embedmask.benchmark.compare import BASELINE, EMBEDMASK, BenchConfig, PipelineFactory, RunId, compare
 from embedmask.benchmark.memory import peaks_in_own_process
 from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
 from embedmask.benchmark.timing import interleave, machine, medians, quartiles, time_run
@@ -26,7 +26,7 @@ from embedmask.inference.engines import make_network
 CPU = torch.device("cpu")
 
 
-def plan(**changes: Any) -> BenchConfig:
+def bench_config(**changes: Any) -> BenchConfig:
     small: dict[str, Any] = {
         "config": small_config(), "image_size": (64, 96), "detections": 5, "runs": 3, "warmup": 1, "device": "cpu",
         "precision": "float32", "settings": (), "memory": False,
@@ -35,7 +35,7 @@ def plan(**changes: Any) -> BenchConfig:
 
 
 class FakeMaskRCNN(torch.nn.Module):
-    """What torchvision's network looks like from outside, without its weight."""
+    """Stand-in for torchvision's network with the interface that the pipeline uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class FakeMaskRCNN(torch.nn.Module):
 
 @pytest.fixture
 def fake_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A baseline that sleeps a little, and fails when compiled."""
+    """Replace the baseline with one that does little work, and fails when compiled."""
 
     def network(self: Any) -> None:
         torch.randn(400, 400) @ torch.randn(400, 400)
         box = torch.tensor([[0.0, 0.0, 10.0, 20.0]] * 2)
-        self.found = [
+        self.outputs = [
             {"boxes": box, "scores": torch.ones(2), "labels": torch.ones(2, dtype=torch.int64)}
         ] * len(self.files)
 
@@ -67,22 +67,22 @@ def fake_baseline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchvisionPipeline, "preprocess", preprocess)
     monkeypatch.setattr(module, "calibrate_torchvision", lambda model, image, detections: None)
     monkeypatch.setattr(module, "maskrcnn_resnet50_fpn", lambda **_: FakeMaskRCNN())
-    monkeypatch.setattr("embedmask.benchmark.pipelines._compile_parts", refuse)
+    monkeypatch.setattr("embedmask.benchmark.pipelines.compile_parts", refuse)
 
 
 @pytest.mark.usefixtures("fake_baseline")
-def test_figures_hang_together() -> None:
-    report = compare(plan(settings=("float32", "bfloat16", "compiled"), batches=(1, 2)))
+def test_report_is_consistent() -> None:
+    report = compare(bench_config(settings=("float32", "bfloat16", "compiled"), batches=(1, 2)))
     names = ["embedmask torch", "torchvision float32", "torchvision bfloat16"]
     assert list(report["medians"]) == [*names, *(f"{name}, batch 2" for name in names)]
     assert report["fails"] == {
         f"torchvision compiled{batch}": "RuntimeError: no compiler was found" for batch in ("", ", batch 2")
     }
-    for side, found in report["medians"].items():
-        low, high = report["quartiles"][side]["whole"]
+    for pipeline, found in report["medians"].items():
+        low, high = report["quartiles"][pipeline]["whole"]
         assert 0 < low <= found["whole"] <= high
         assert 0 < found["network"] < found["to_masks"] < found["whole"]
-        assert report["shares"][side]["network"] == found["network"] / found["whole"]
+        assert report["shares"][pipeline]["network"] == found["network"] / found["whole"]
     for batch in ("", ", batch 2"):
         whole = {name: report["medians"][name + batch]["whole"] for name in names}
         best = min(whole["torchvision float32"], whole["torchvision bfloat16"])
@@ -98,53 +98,54 @@ def test_figures_hang_together() -> None:
 
 
 @pytest.mark.usefixtures("fake_baseline")
-def test_without_a_baseline_that_runs_there_are_no_ratios() -> None:
-    report = compare(plan(settings=("compiled",)))
+def test_no_ratios_without_a_running_baseline() -> None:
+    report = compare(bench_config(settings=("compiled",)))
     assert report["ratios"] == {"embedmask torch": {}}
     assert list(report["medians"]) == ["embedmask torch"]
 
 
-def test_an_engine_of_ours_that_fails_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raises_on_failing_engine_of_embedmask(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise BadInput("engine: not available")
 
     monkeypatch.setattr(module, "make_network", refuse)
     with pytest.raises(BadInput, match="not available"):
-        compare(plan())
+        compare(bench_config())
 
 
-def test_ours_is_what_the_predictor_does(tmp_path: Path) -> None:
-    workshop = PipelineFactory(plan(), tmp_path)
-    side = workshop.make(RunId(OURS, "torch", 2))
-    time_run(side, CPU)
-    assert isinstance(side, EmbedMaskPipeline)
-    predictor = Predictor(side.model, ["a", "b", "c"], device="cpu", precision="float32")
-    expected = predictor(tmp_path / "image.jpg", score_threshold=side.model.config.score_threshold)
-    (alone, again) = side.detections
+def test_embedmask_pipeline_equals_predictor(tmp_path: Path) -> None:
+    factory = PipelineFactory(bench_config(), tmp_path)
+    pipeline = factory.make(RunId(EMBEDMASK, "torch", 2))
+    time_run(pipeline, CPU)
+    assert isinstance(pipeline, EmbedMaskPipeline)
+    predictor = Predictor(pipeline.model, ["a", "b", "c"], device="cpu", precision="float32")
+    expected = predictor(tmp_path / "image.jpg", score_threshold=pipeline.model.config.score_threshold)
+    (alone, again) = pipeline.detections
     assert len(alone) == len(again) == len(expected) == 5
     np.testing.assert_allclose(alone.xyxy, expected.xyxy, rtol=1e-4, atol=1e-3)
     assert (np.asarray(alone.mask[0]) == np.asarray(expected.mask[0])).mean() > 0.99
 
 
-def test_prepared_weights_are_kept_for_other_processes(tmp_path: Path) -> None:
-    first, second = (PipelineFactory(plan(), tmp_path)._ours for _ in range(2))
+def test_calibrated_weights_are_shared_by_file(tmp_path: Path) -> None:
+    first, second = (PipelineFactory(bench_config(), tmp_path).embedmask for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     (other := tmp_path / "other").mkdir()
     assert not torch.equal(
-        first.head.class_logits.weight, PipelineFactory(plan(), other)._ours.head.class_logits.weight
+        first.head.class_logits.weight,
+        PipelineFactory(bench_config(), other).embedmask.head.class_logits.weight,
     )
 
 
-def test_trained_weights_are_taken(tmp_path: Path) -> None:
+def test_trained_weights_are_loaded(tmp_path: Path) -> None:
     model = EmbedMask(small_config())
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    taken = PipelineFactory(plan(weights=tmp_path / "w.safetensors"), tmp_path)._ours
+    taken = PipelineFactory(bench_config(weights=tmp_path / "w.safetensors"), tmp_path).embedmask
     assert torch.equal(taken.head.box.weight, model.head.box.weight)
-    assert compare(plan(weights=tmp_path / "w.safetensors"))["plan"]["weights"] == "trained"
+    assert compare(bench_config(weights=tmp_path / "w.safetensors"))["plan"]["weights"] == "trained"
 
 
 @pytest.mark.parametrize(
-    ("short", "image_size", "seen"),
+    ("short", "image_size", "expected"),
     [
         (800, (800, 1216), (800, 1216)),
         (800, (64, 96), (64, 96)),  # never enlarged
@@ -154,24 +155,25 @@ def test_trained_weights_are_taken(tmp_path: Path) -> None:
     ],
 )
 def test_images_are_never_enlarged(
-    short: int | None, image_size: tuple[int, int], seen: tuple[int, int]
+    short: int | None, image_size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    asked = plan(config=small_config(image_short_side=short), image_size=image_size)
-    assert asked.network_size == seen
+    config = bench_config(config=small_config(image_short_side=short), image_size=image_size)
+    assert config.network_size == expected
 
 
-def test_both_sides_see_images_of_one_size(tmp_path: Path) -> None:
-    asked = plan(config=small_config(image_short_side=100), image_size=(150, 211))
-    workshop = PipelineFactory(asked, tmp_path)
-    ours, theirs = (
-        workshop.make(RunId(who, setting, 1)) for who, setting in ((OURS, "torch"), (THEIRS, "float32"))
+def test_both_pipelines_use_the_same_image_size(tmp_path: Path) -> None:
+    config = bench_config(config=small_config(image_short_side=100), image_size=(150, 211))
+    factory = PipelineFactory(config, tmp_path)
+    embedmask, baseline = (
+        factory.make(RunId(name, setting, 1))
+        for name, setting in ((EMBEDMASK, "torch"), (BASELINE, "float32"))
     )
-    for side in (ours, theirs):
-        side.stages()["read"]()
+    for pipeline in (embedmask, baseline):
+        pipeline.stages()["read"]()
     for stage in ("resize", "preprocess"):
-        ours.stages()[stage]()
-    theirs.stages()["preprocess"]()
-    assert ours.batch.sizes == theirs.inputs.image_sizes == [(100, 140)]  # type: ignore[attr-defined]
+        embedmask.stages()[stage]()
+    baseline.stages()["preprocess"]()
+    assert embedmask.batch.sizes == baseline.inputs.image_sizes == [(100, 140)]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -184,16 +186,16 @@ def test_both_sides_see_images_of_one_size(tmp_path: Path) -> None:
         ({"threads": 0}, "threads: at least 1"),
     ],
 )
-def test_impossible_plans(change: dict[str, Any], message: str) -> None:
+def test_raises_on_bad_config(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        replace(plan(), **change)
+        replace(bench_config(), **change)
 
 
 # --- clocks -------------------------------------------------------------------
 
 
-class Counter:
-    """A side that writes down when it ran."""
+class LoggingPipeline:
+    """Pipeline that logs its runs."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
@@ -203,11 +205,11 @@ class Counter:
         return {stage: lambda: self.log.append(self.name) for stage in ("network", "masks", "results")}
 
 
-def test_sides_take_turns() -> None:
+def test_pipelines_are_interleaved() -> None:
     log: list[str] = []
-    times = interleave({name: Counter(name, log) for name in "AB"}, 3, CPU)
+    times = interleave({name: LoggingPipeline(name, log) for name in "AB"}, 3, CPU)
     assert "".join(log) == "AAABBB" * 3
-    assert {len(seconds) for side in times.values() for seconds in side.values()} == {3}
+    assert {len(seconds) for pipeline in times.values() for seconds in pipeline.values()} == {3}
 
 
 def test_medians_and_quartiles_are_per_image() -> None:
@@ -217,7 +219,7 @@ def test_medians_and_quartiles_are_per_image() -> None:
     assert quartiles({"whole": [4.0]}, 1) == {"whole": [4.0, 4.0]}
 
 
-def test_the_machine_has_no_name() -> None:
+def test_machine_has_no_host_name() -> None:
     found = machine(CPU)
     assert found["threads"] == torch.get_num_threads()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] in torch.__version__
@@ -228,26 +230,26 @@ def test_the_machine_has_no_name() -> None:
 
 
 def _allocations() -> dict[str, Any]:
-    held = []
+    peaks = []
 
     def take(megabytes: int) -> None:
-        held.append(np.ones(megabytes * 10**6, np.uint8))
+        peaks.append(np.ones(megabytes * 10**6, np.uint8))
 
-    return {"little": lambda: take(5), "much": lambda: take(80), "none": held.clear}
+    return {"little": lambda: take(5), "much": lambda: take(80), "none": peaks.clear}
 
 
-def test_peaks_are_those_of_the_steps() -> None:
-    held = peaks_in_own_process(_allocations)
-    assert list(held) == ["before", "little", "much", "none"]
-    assert 75 < held["much"] - held["little"] < 90
-    assert held["none"] == pytest.approx(held["much"], abs=2)
-    assert held["before"] <= held["little"]
+def test_peaks_of_each_step() -> None:
+    peaks = peaks_in_own_process(_allocations)
+    assert list(peaks) == ["before", "little", "much", "none"]
+    assert 75 < peaks["much"] - peaks["little"] < 90
+    assert peaks["none"] == pytest.approx(peaks["much"], abs=2)
+    assert peaks["before"] <= peaks["little"]
 
 
 def test_engines_share_one_model(tmp_path: Path) -> None:
-    workshop = PipelineFactory(plan(), tmp_path)
-    side = workshop.make(RunId(OURS, "torch", 1))
-    assert isinstance(side, EmbedMaskPipeline)
-    before = side.model.state_dict()
-    make_network(side.model, "torch", torch.bfloat16)
-    assert all(torch.equal(value, before[name]) for name, value in workshop._ours.state_dict().items())
+    factory = PipelineFactory(bench_config(), tmp_path)
+    pipeline = factory.make(RunId(EMBEDMASK, "torch", 1))
+    assert isinstance(pipeline, EmbedMaskPipeline)
+    before = pipeline.model.state_dict()
+    make_network(pipeline.model, "torch", torch.bfloat16)
+    assert all(torch.equal(value, before[name]) for name, value in factory.embedmask.state_dict().items())

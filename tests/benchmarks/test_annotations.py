@@ -1,4 +1,4 @@
-"""The script that measures reading: its file holds what was asked for, and is one that we read."""
+"""The script annotations.py: its generated file has the requested content and can be read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "annotations.py"))
 
 
-def test_its_file_is_read(tmp_path: Path) -> None:
+def test_generated_file_can_be_read(tmp_path: Path) -> None:
     SCRIPT["write_file"](tmp_path / "train.json", 3, 2)
     content = json.loads((tmp_path / "train.json").read_text())
     assert [entry["image_id"] for entry in content["annotations"]] == [0, 0, 1, 1, 2, 2]

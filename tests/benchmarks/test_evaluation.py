@@ -1,4 +1,4 @@
-"""The evaluation benchmark: what it generates is what it says, and both sides can measure it."""
+"""The evaluation benchmark: the generated files, and the evaluation of both implementations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ benchmark = load_script("evaluation")
 
 
 def test_generated_results_can_be_measured(tmp_path: Path) -> None:
-    truth, results = benchmark.generate(4, 30, 20)
-    assert (len(truth["images"]), len(truth["annotations"])) == (4, 30)
-    assert 60 <= len(results) <= 80  # what lies outside the image is left out
-    evaluator = CocoEvaluator(truth)
+    ground_truth, results = benchmark.generate(4, 30, 20)
+    assert (len(ground_truth["images"]), len(ground_truth["annotations"])) == (4, 30)
+    assert 60 <= len(results) <= 80  # results outside the image are left out
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
     assert 0 < evaluator.compute()["boundary/AP"] < 1
-    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "ground_truth.json").write_text(json.dumps(ground_truth))
     (tmp_path / "results.json").write_text(json.dumps(results))
-    for work in (benchmark.ours, benchmark.library):
+    for work in (benchmark.evaluate_embedmask, benchmark.evaluate_library):
         figures = benchmark.measure(work, tmp_path)
         assert figures.keys() == {"seconds", "processor_seconds", "peak_gb"}

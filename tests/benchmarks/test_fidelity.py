@@ -1,4 +1,4 @@
-"""The fidelity benchmark: what it counts, and that the slow way is the fast one's equal."""
+"""The script fidelity.py: its counts, and equality of slow and fast inference in float32."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ benchmark = load_script("fidelity")
 
 
 def squares(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Instances:
-    """Objects that fill their boxes, in 100 x 100 px."""
+    """Return objects that fill their boxes, in 100 x 100 px."""
     crops = [torch.ones(int(y2 - y1), int(x2 - x1), dtype=torch.bool) for x1, y1, x2, y2 in boxes]
     offsets = [(int(y1), int(x1)) for x1, y1, _, _ in boxes]
     masks = CropMasks(crops, offsets, (100, 100))
@@ -36,7 +36,7 @@ BOXES = [[0.0, 0.0, 50.0, 50.0], [50.0, 50.0, 100.0, 100.0], [0.0, 50.0, 40.0, 9
 SLOW = squares(BOXES, [0.9, 0.8, 0.7, 0.2], [0, 1, 0, 0])
 
 
-def test_only_sure_instances_of_the_same_class_and_box_count() -> None:
+def test_counts_only_instances_of_the_same_class_and_box() -> None:
     assert tally(SLOW, SLOW) == {"instances": 3, "same": 1.0, "mask_iou": 1.0}
     other_class = squares(BOXES, [0.9, 0.8, 0.7, 0.2], [0, 0, 0, 0])
     assert tally(SLOW, other_class)["same"] == pytest.approx(2 / 3)
@@ -49,7 +49,7 @@ def test_only_sure_instances_of_the_same_class_and_box_count() -> None:
     assert tally(nothing, SLOW)["instances"] == 0
 
 
-def test_a_counterpart_is_taken_once_and_masks_are_compared() -> None:
+def test_a_counterpart_is_matched_once_and_masks_are_compared() -> None:
     twice = squares([BOXES[0], BOXES[0]], [0.9, 0.8], [0, 0])
     assert tally(twice, squares(BOXES[:1], [0.9], [0]))["same"] == 0.5
     half = squares(BOXES[:1], [0.9], [0])
@@ -59,7 +59,7 @@ def test_a_counterpart_is_taken_once_and_masks_are_compared() -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
 @pytest.mark.parametrize("twin", ["reference", "plain"])
-def test_in_float32_all_ways_are_one(preset: str, twin: str, tmp_path: Path) -> None:
+def test_float32_equals_the_reference(preset: str, twin: str, tmp_path: Path) -> None:
     make_shapes(tmp_path, train=1, val=2, size=48)
     torch.manual_seed(0)
     model = EmbedMask(small_config(preset=preset, num_classes=8, max_detections=10)).eval()

@@ -1,4 +1,4 @@
-"""The figures of nuclei: what is measured, and that the page shows it and leaves what is written by hand alone."""
+"""The script nuclei.py: measured figures, and a page that shows them and keeps text written by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BEGIN, END = nuclei_page.BEGIN, nuclei_page.END
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Untrained networks that find something."""
+    """Return weights of untrained networks that return some results."""
     few = {
         "num_classes": len(CLASS_NAMES),
         "score_threshold": 0.001,
@@ -53,7 +53,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Path]) -> Path:
-    """Five images in two modalities, all but the last of the site `a`; some results of ours are their truth."""
+    """Return five images in two modalities, four of site `a`; the ground truth is part of EmbedMask's results."""
     folder = tmp_path_factory.mktemp("nuclei") / "set"
     make_shapes(folder, train=1, val=5, size=64)
     content = json.loads((folder / "val.json").read_text())
@@ -77,7 +77,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, weights: dict[str, Path]) -> 
 
 @pytest.fixture
 def docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A page with marks; memory is measured in this process, which is enough to see what it would run."""
+    """Return a folder with a page with marks; memory is measured in this process."""
 
     def run_here(prepare: Any, *args: Any) -> dict[str, float]:
         for step in prepare(*args).values():
@@ -99,7 +99,7 @@ def measure(data: Path, docs: Path, weights: Path, name: str, *more: str | Path)
     return kept
 
 
-def test_a_row_is_what_evaluation_says(data: Path, weights: dict[str, Path], docs: Path) -> None:
+def test_row_equals_evaluation(data: Path, weights: dict[str, Path], docs: Path) -> None:
     row = measure(data, docs, weights["Ours"], "Ours", "--where", "site=a")["rows"]["Ours"]
     dataset = CocoInstances.open(data, "val", where="site=a")
     expected = evaluate_weights(weights["Ours"], dataset, matching=True)
@@ -119,9 +119,7 @@ def test_a_row_is_what_evaluation_says(data: Path, weights: dict[str, Path], doc
     assert str(data) not in json.dumps(row)
 
 
-def test_a_row_can_be_of_a_model_with_changed_fields(
-    data: Path, weights: dict[str, Path], docs: Path
-) -> None:
+def test_row_of_a_model_with_changed_fields(data: Path, weights: dict[str, Path], docs: Path) -> None:
     few = measure(data, docs, weights["Ours"], "Few", "--change", "max_detections=1")["rows"]["Few"]
     assert few["changes"] == {"max_detections": 1}
     assert few["weights"] == weights["Ours"].name
@@ -147,7 +145,7 @@ def test_figures_of_some_images(tmp_path: Path) -> None:
     assert nuclei.figures(evaluator, 0.6)["metrics"]["matching/mAP"] == 0
 
 
-def test_every_image_is_shown_to_all_in_turn(data: Path) -> None:
+def test_models_run_on_each_image_in_turn(data: Path) -> None:
     shown: list[tuple[str, float]] = []
 
     def predictor(name: str) -> Any:
@@ -159,7 +157,7 @@ def test_every_image_is_shown_to_all_in_turn(data: Path) -> None:
     assert list(seconds) == ["a", "b"]
 
 
-def test_a_training_is_told(tmp_path: Path) -> None:
+def test_training_facts(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds,segm/AP\n1,10,900,0.1\n2,20,2700,\n")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"train": {"batch_size": 8}}))
     expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "images": 160}
@@ -169,13 +167,13 @@ def test_a_training_is_told(tmp_path: Path) -> None:
         nuclei.training_facts(tmp_path)
 
 
-def test_the_command_of_a_training_says_where_its_length_is_another() -> None:
+def test_training_command_has_epochs_that_differ_from_the_recipe() -> None:
     facts, train_line = {"recipe": "nuclei", "run": "one", "epochs": 12}, nuclei_page.train_line
     assert train_line(facts, None) == "embedmask train --config nuclei --data nuclei --out runs/one"
     assert train_line({**facts, "epochs": 3}, "a=b").endswith("--augment.where a=b --train.epochs 3")
 
 
-def test_the_page_shows_every_row_and_keeps_what_is_by_hand(
+def test_page_shows_every_row_and_keeps_text_by_hand(
     data: Path, weights: dict[str, Path], docs: Path
 ) -> None:
     for name, path in weights.items():
@@ -212,13 +210,13 @@ def test_the_page_shows_every_row_and_keeps_what_is_by_hand(
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}"])
-def test_a_page_without_its_marks_is_refused(tmp_path: Path, text: str) -> None:
+def test_raises_on_page_without_marks(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.md").write_text(text)
     with pytest.raises(BadInput, match=r"results\.md: needs one line .*begin.* and below it"):
         nuclei_page.around_marks(tmp_path / "results.md")
 
 
-def test_bad_words_are_named(data: Path, docs: Path, tmp_path: Path) -> None:
+def test_raises_on_bad_arguments(data: Path, docs: Path, tmp_path: Path) -> None:
     (docs / "nuclei").mkdir()
     (docs / "nuclei" / "results.json").write_text(
         json.dumps({"rows": {name: {"changes": {}} for name in "AB"}, "time": None})
@@ -234,7 +232,7 @@ def test_bad_words_are_named(data: Path, docs: Path, tmp_path: Path) -> None:
     (docs / "nuclei" / "results.json").write_text(
         json.dumps({"rows": {"A": {"where": None, "changes": {}}}, "time": None})
     )
-    with pytest.raises(BadInput, match="needs one line"):  # before the models are asked
+    with pytest.raises(BadInput, match="needs one line"):  # before the models run
         call("page", "--data", data, "--docs", docs, "--weights", "A=nowhere")
     with pytest.raises(BadInput, match="no equals sign"):
         measure(data, docs, tmp_path / "f", "A=B")
@@ -289,13 +287,13 @@ def test_outlines_lie_inside_objects() -> None:
     assert thick.sum() == 8 * 8 - 4 * 4
 
 
-def test_the_most_crowded_place() -> None:
+def test_most_crowded_window() -> None:
     labels = np.zeros((60, 100), np.int32)
     for label, (y, x) in enumerate([(5, 5), (50, 90), (55, 95), (45, 80)], start=1):
         labels[y - 1 : y + 2, x - 1 : x + 2] = label
-    (rows, columns), count = images.crowded_place(labels, 30)
+    (rows, columns), count = images.crowded_window(labels, 30)
     assert count == 3
     assert (labels[rows, columns] > 1).sum() == 27
     assert labels[rows, columns].shape == (30, 30)
-    assert images.crowded_place(labels, 256) == ((slice(0, 256), slice(0, 256)), 4)
-    assert images.crowded_place(np.zeros_like(labels), 30)[1] == 0
+    assert images.crowded_window(labels, 256) == ((slice(0, 256), slice(0, 256)), 4)
+    assert images.crowded_window(np.zeros_like(labels), 30)[1] == 0

@@ -1,4 +1,4 @@
-"""The page of performance: written from figures that are kept, whatever has been measured so far."""
+"""The script performance.py: the page is written from stored figures, also from incomplete ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STAGES = ("read", "resize", "preprocess", "network", "proposals", "masks", "resu
 
 
 def canned(plan: BenchConfig) -> dict[str, Any]:
-    """A report of the form of `compare`'s, in which a megapixel takes 1 s and a detection 1 ms."""
+    """Return a report like that of `compare`, in which a megapixel takes 1 s and a detection 1 ms."""
     sides = [*(f"embedmask {e}" for e in plan.engines), *(f"torchvision {s}" for s in plan.settings)]
     names = [side + (f", batch {batch}" if batch > 1 else "") for batch in plan.batches for side in sides]
     height, width = plan.image_size
@@ -50,7 +50,7 @@ def canned(plan: BenchConfig) -> dict[str, Any]:
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Every section of a processor, as it comes back from its file."""
+    """Return every section for a processor, as read back from its file."""
     monkeypatch.setattr(benchmark, "compare", lambda plan, progress: canned(plan))
     plan = BenchConfig(config=small_config(), image_size=(64, 96), settings=("float32", "bfloat16"))
     found: dict[str, Any] = json.loads(
@@ -59,7 +59,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return found
 
 
-def test_the_page_tells_every_section(results: dict[str, Any]) -> None:
+def test_page_has_every_section(results: dict[str, Any]) -> None:
     text = benchmark.page(results, "# Performance\nHow.\n")
     assert text.startswith("# Performance\nHow.\n\n## Beside Mask R-CNN, on a processor\n")
     assert text.count("\n## ") == len(benchmark.TITLES)
@@ -73,7 +73,7 @@ def test_the_page_tells_every_section(results: dict[str, Any]) -> None:
         assert f"(performance/{name}.png)" in text
 
 
-def test_nothing_measured_is_said() -> None:
+def test_page_without_figures() -> None:
     text = benchmark.page({}, "")
     assert text.count("Not measured yet") == len(benchmark.TITLES)
     assert ".png" not in text
@@ -125,7 +125,7 @@ def test_crowds_share_the_image(results: dict[str, Any], monkeypatch: pytest.Mon
     assert covered == pytest.approx([covered[0]] * 5)
 
 
-def test_the_matrix_rate_and_the_operations() -> None:
+def test_matrix_rate_and_operations() -> None:
     plan = BenchConfig(config=small_config(), image_size=(64, 96), device="cpu")
     found = benchmark.matrix_share(plan)
     double = benchmark.matrix_share(BenchConfig(config=small_config(), image_size=(128, 96), device="cpu"))

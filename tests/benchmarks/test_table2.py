@@ -1,4 +1,4 @@
-"""The ablation script: its cells are the recipes, its budgets are equal, its verdicts are fair."""
+"""The script table2.py: cells and recipes, equal budgets, verdicts and report."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_cells_differ_in_the_model_alone(dataset: str) -> None:
     recipes = [table2.recipe_of(cell, dataset, seed=5) for cell in table2.PAPER]
     assert len({(recipe.data, recipe.train) for recipe in recipes}) == 1
     assert recipes[0].train.seed == 5
-    assert len({recipe.model for recipe in recipes}) == 10  # the best setting stands in four tables
+    assert len({recipe.model for recipe in recipes}) == 10  # the best setting is in four tables
 
 
 @pytest.mark.parametrize("dataset", table2.SETS)
-def test_cells_keep_what_the_recipe_says(dataset: str) -> None:
+def test_cells_keep_the_other_fields(dataset: str) -> None:
     pixel = table2.recipe_of("b_pixel", dataset).model
     base = table2.recipe_of("b_proposal", dataset).model
     assert pixel == dataclasses.replace(base, cluster_center="pixel")

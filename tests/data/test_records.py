@@ -205,7 +205,7 @@ def test_ids_of_any_size(tmp_path: Path, shift: int) -> None:
     assert dataset[0][1].image_id == 10 + shift
     assert not check_folder(tmp_path, quick=True).problems
     evaluator = CocoEvaluator(dataset.ground_truth)
-    gt_records = [record for own in evaluator.truth.records.values() for record in own]
+    gt_records = [record for own in evaluator.ground_truth.records.values() for record in own]
     keys = ("image_id", "category_id", "bbox", "segmentation")
     results = [{**{key: record[key] for key in keys}, "score": 0.5} for record in gt_records]
     evaluator.add(results)
@@ -337,7 +337,7 @@ def test_dropping_a_polygon_does_not_drop_the_object(make_folder: MakeFolder) ->
     assert len(dataset.annotations(0)) == 1
     assert dataset[0][1].boxes.tolist() == [[4, 6, 14, 14]]
     assert dataset.layout.endswith("; 2 degenerate polygons of objects of train left out")
-    assert CocoEvaluator(dataset.ground_truth).truth.records[5][0]["area"] == 80
+    assert CocoEvaluator(dataset.ground_truth).ground_truth.records[5][0]["area"] == 80
 
 
 def test_drops_object_with_only_degenerate_polygons(make_folder: MakeFolder) -> None:

@@ -63,7 +63,7 @@ def test_recipe_trains_and_evaluates_on_the_selection(folder: Path) -> None:
 def test_evaluation_uses_the_same_selection(folder: Path) -> None:
     evaluator = CocoEvaluator(CocoInstances.open(folder, "train", where="kind=day").ground_truth)
     assert evaluator.image_ids() == (5, 7)
-    assert [len(entries) for entries in evaluator.truths_by_image([5, 7]).values()] == [1, 1]
+    assert [len(entries) for entries in evaluator.ground_truth_by_image([5, 7]).values()] == [1, 1]
 
 
 def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
     path.write_text(json.dumps(content))
     day = CocoInstances.open(folder, "train", degenerate="drop", where="kind=day")
     assert [len(day.annotations(index)) for index in range(2)] == [0, 1]
-    records = CocoEvaluator(day.ground_truth).truths_by_image([5, 7])
+    records = CocoEvaluator(day.ground_truth).ground_truth_by_image([5, 7])
     assert [len(own) for own in records.values()] == [0, 1]
     assert "1 degenerate" in day.layout
 

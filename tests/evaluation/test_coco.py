@@ -1,4 +1,4 @@
-"""COCO figures: equal to pycocotools, at any number of detections, for any subset of images."""
+"""CocoEvaluator: equality with pycocotools, for any number of detections and any subset of images."""
 
 from __future__ import annotations
 
@@ -37,12 +37,17 @@ RECALLS = ("AR", "AR_small", "AR_medium", "AR_large")
 
 
 def reference(
-    truth: Record, results: list[Record], kind: str, max_detections: int, image_ids: list[int] | None = None
+    ground_truth: Record,
+    results: list[Record],
+    kind: str,
+    max_detections: int,
+    image_ids: list[int] | None = None,
 ) -> dict[str, float]:
-    """pycocotools' figures at the last of its numbers of detections; -1 as it gives it."""
+    """Return pycocotools' figures at `max_detections`; -1 where undefined."""
     index = COCO()
-    index.dataset = copy.deepcopy(truth)
+    index.dataset = copy.deepcopy(ground_truth)
     index.createIndex()
+    # loadRes takes the area from the box if there is one
     drop = "segmentation" if kind == "bbox" else "bbox"
     shown = [{k: v for k, v in r.items() if k != drop} for r in copy.deepcopy(results)]
     evaluation = COCOeval(index, index.loadRes(shown) if shown else COCO(), kind)
@@ -81,28 +86,28 @@ def assert_equal(found: dict[str, float], expected: dict[str, float], kind: str)
 @pytest.mark.parametrize("max_detections", [1, 2, 5, 100, 1000])
 @pytest.mark.parametrize("seed", [0, 2, 6])
 def test_equals_pycocotools(seed: int, max_detections: int, kind: str) -> None:
-    truth, results = scene(seed)
-    expected = reference(truth, results, kind, max_detections)
+    ground_truth, results = scene(seed)
+    expected = reference(ground_truth, results, kind, max_detections)
     assert 0 < expected["AP"] < 1
-    assert_equal(measured(truth, results, max_detections), expected, kind)
+    assert_equal(measured(ground_truth, results, max_detections), expected, kind)
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_equals_pycocotools_on_a_subset_of_images(kind: str) -> None:
-    truth, results = scene(5)
-    evaluator = CocoEvaluator(truth)
+    ground_truth, results = scene(5)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
     found = evaluator.compute(image_ids=[10, 4, 16])
-    assert_equal(found, reference(truth, results, kind, 100, [4, 10, 16]), kind)
+    assert_equal(found, reference(ground_truth, results, kind, 100, [4, 10, 16]), kind)
     assert found["segm/AP"] != evaluator.compute()["segm/AP"]
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_equals_pycocotools_summary(kind: str) -> None:
-    """The twelve figures that pycocotools itself prints, at the usual 100."""
-    truth, results = scene(6)
+    """Compare with the twelve figures that pycocotools prints, at 100 detections."""
+    ground_truth, results = scene(6)
     index = COCO()
-    index.dataset = copy.deepcopy(truth)
+    index.dataset = copy.deepcopy(ground_truth)
     index.createIndex()
     drop = "segmentation" if kind == "bbox" else "bbox"
     shown = [{k: v for k, v in r.items() if k != drop} for r in results]
@@ -110,7 +115,7 @@ def test_equals_pycocotools_summary(kind: str) -> None:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    found = measured(truth, results)
+    found = measured(ground_truth, results)
     for name, value in zip((*STATS, None, None, *RECALLS), evaluation.stats, strict=False):
         if name:
             assert value > 0
@@ -118,15 +123,15 @@ def test_equals_pycocotools_summary(kind: str) -> None:
 
 
 def test_no_detection_is_zero() -> None:
-    truth, _ = scene(0)
-    found = measured(truth, [])
+    ground_truth, _ = scene(0)
+    found = measured(ground_truth, [])
     assert not any(found.values())
 
 
 def test_no_object_is_nan() -> None:
-    truth, results = scene(0)
-    truth["annotations"] = []
-    assert all(math.isnan(value) for value in measured(truth, results).values())
+    ground_truth, results = scene(0)
+    ground_truth["annotations"] = []
+    assert all(math.isnan(value) for value in measured(ground_truth, results).values())
 
 
 def test_only_crowds_is_nan() -> None:
@@ -138,7 +143,7 @@ def test_only_crowds_is_nan() -> None:
     assert math.isnan(found["segm/AP"])
 
 
-def test_detections_inside_a_crowd_cost_nothing() -> None:
+def test_detections_inside_a_crowd_are_ignored() -> None:
     crowd, single = ellipse((90, 90), (30, 45), (25, 40)), ellipse((90, 90), (75, 20), (10, 10))
     inside = [ellipse((90, 90), (30, 30 + i), (6, 6)) for i in range(5)]
     annotations = [as_annotation(1, 1, 2, crowd, crowd=True), as_annotation(2, 1, 2, single)]
@@ -146,43 +151,43 @@ def test_detections_inside_a_crowd_cost_nothing() -> None:
     assert measured(make_truth(annotations, {1: (90, 90)}, [2]), results)["segm/AP"] == 1
 
 
-def test_the_truth_itself_is_perfect() -> None:
-    truth, _ = scene(3)
-    own = [a for a in truth["annotations"] if not a["iscrowd"]]
+def test_ground_truth_as_results_is_perfect() -> None:
+    ground_truth, _ = scene(3)
+    own = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
     results = [
         {**{k: a[k] for k in ("image_id", "category_id", "bbox", "segmentation")}, "score": 1.0} for a in own
     ]
-    found = measured(truth, results)
+    found = measured(ground_truth, results)
     assert set(found.values()) == {1}
 
 
 @pytest.mark.parametrize("factor", [1, -1])
 @pytest.mark.parametrize("shift", [2**53, 2**60, 2**64])
 def test_ids_of_any_size_give_the_same_figures(shift: int, factor: int) -> None:
-    """The library keeps ids as floats, which are the same for neighbours beyond 2^53."""
-    truth, results = scene(1)
-    expected = measured(truth, results)
-    for entry in (*truth["images"], *truth["categories"]):
+    """The library stores ids as floats, which cannot tell neighbours beyond 2^53 apart."""
+    ground_truth, results = scene(1)
+    expected = measured(ground_truth, results)
+    for entry in (*ground_truth["images"], *ground_truth["categories"]):
         entry["id"] = factor * (entry["id"] + shift)
-    for entry in (*truth["annotations"], *results):
+    for entry in (*ground_truth["annotations"], *results):
         entry["image_id"] = factor * (entry["image_id"] + shift)
         entry["category_id"] = factor * (entry["category_id"] + shift)
-    found = measured(truth, results)
+    found = measured(ground_truth, results)
     # scores that tie are taken in the order of the ids
     assert found == pytest.approx(expected, abs=0.02 if factor < 0 else 1e-12, nan_ok=True)
 
 
-def test_a_result_whose_id_went_through_a_float_is_refused() -> None:
-    """2^60 + 1 as a float is 2^60: another image."""
-    given, result = one_object()
-    given["images"] = [{**given["images"][0], "id": 2**60 + n} for n in range(2)]
-    given["annotations"][0]["image_id"] = 2**60
+def test_raises_on_id_rounded_to_a_float() -> None:
+    """2^60 + 1 as a float is 2^60, the id of another image."""
+    content, result = one_object()
+    content["images"] = [{**content["images"][0], "id": 2**60 + n} for n in range(2)]
+    content["annotations"][0]["image_id"] = 2**60
     with pytest.raises(BadInput, match=r"no image 1\.15"):
-        CocoEvaluator(given).add([{**result, "image_id": float(2**60 + 1)}])
+        CocoEvaluator(content).add([{**result, "image_id": float(2**60 + 1)}])
 
 
 @pytest.mark.parametrize("places", [1, 2, 3])
-def test_polygons_are_painted_as_pycocotools_paints_them(places: int) -> None:
+def test_polygons_are_rasterised_as_by_pycocotools(places: int) -> None:
     rng = np.random.default_rng(places)
     size = (120, 160)
     outlines = [rng.uniform(0, 120, 2 * int(rng.integers(3, 30))).round(places).tolist() for _ in range(40)]
@@ -190,8 +195,8 @@ def test_polygons_are_painted_as_pycocotools_paints_them(places: int) -> None:
         {"id": n, "image_id": 1, "category_id": 2, "segmentation": [outline]}
         for n, outline in enumerate(outlines)
     ]
-    truth = CocoEvaluator(make_truth(annotations, {1: size}, [2])).truth
-    for record, outline in zip(truth.records[1], outlines, strict=True):
+    ground_truth = CocoEvaluator(make_truth(annotations, {1: size}, [2])).ground_truth
+    for record, outline in zip(ground_truth.records[1], outlines, strict=True):
         np.testing.assert_array_equal(
             mask_api.decode(record["segmentation"]) > 0, index_mask([outline], size)
         )
@@ -199,25 +204,25 @@ def test_polygons_are_painted_as_pycocotools_paints_them(places: int) -> None:
 
 @pytest.mark.parametrize("first_id", [0, 5])
 def test_annotation_ids_do_not_matter(first_id: int) -> None:
-    """pycocotools takes the match with annotation 0 for no match; a file may count from 0 or repeat an id."""
-    truth, results = scene(1)
-    expected = measured(truth, results)
-    for offset, annotation in enumerate(truth["annotations"]):
+    """pycocotools treats a match with annotation 0 as no match; a file may count from 0 or repeat an id."""
+    ground_truth, results = scene(1)
+    expected = measured(ground_truth, results)
+    for offset, annotation in enumerate(ground_truth["annotations"]):
         annotation["id"] = first_id + offset // 2
-    assert measured(truth, results) == pytest.approx(expected, nan_ok=True)
+    assert measured(ground_truth, results) == pytest.approx(expected, nan_ok=True)
 
 
 def test_missing_fields_are_completed() -> None:
-    truth, results = scene(1)
-    expected = measured(truth, results)
-    for annotation in truth["annotations"]:
+    ground_truth, results = scene(1)
+    expected = measured(ground_truth, results)
+    for annotation in ground_truth["annotations"]:
         del annotation["bbox"], annotation["area"]
         if not annotation["iscrowd"]:
             del annotation["iscrowd"]
-    assert measured(truth, results) == pytest.approx(expected, nan_ok=True)
+    assert measured(ground_truth, results) == pytest.approx(expected, nan_ok=True)
 
 
-def test_polygons_and_run_lengths_are_read_alike() -> None:
+def test_polygons_and_run_lengths_are_equivalent() -> None:
     mask = np.zeros((40, 50), dtype=bool)
     mask[10:20, 5:25] = True
     mask[30:35, 5:25] = True
@@ -227,34 +232,34 @@ def test_polygons_and_run_lengths_are_read_alike() -> None:
     runs = np.diff(np.concatenate(([0], edges, [flat.size])))
     annotation = as_annotation(1, 1, 2, mask)
     for segmentation in (polygons, {"size": [40, 50], "counts": runs.tolist()}, rle(mask)):
-        given = make_truth([{**annotation, "segmentation": segmentation}], {1: (40, 50)}, [2])
-        assert measured(given, [as_result(1, 2, mask, 0.5)])["segm/AP"] == 1
+        content = make_truth([{**annotation, "segmentation": segmentation}], {1: (40, 50)}, [2])
+        assert measured(content, [as_result(1, 2, mask, 0.5)])["segm/AP"] == 1
 
 
-def test_nothing_given_is_changed_and_nothing_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    truth, results = scene(2)
-    before = copy.deepcopy((truth, results))
-    evaluator = CocoEvaluator(truth)
+def test_inputs_are_not_changed_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    ground_truth, results = scene(2)
+    before = copy.deepcopy((ground_truth, results))
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
     evaluator.compute()
     evaluator.per_class()
-    assert (truth, results) == before
+    assert (ground_truth, results) == before
     assert capfd.readouterr() == ("", "")
 
 
-def test_results_may_come_in_parts() -> None:
-    truth, results = scene(2)
-    evaluator = CocoEvaluator(truth)
+def test_results_can_be_added_in_parts() -> None:
+    ground_truth, results = scene(2)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results[:5])
     part = evaluator.compute()
     evaluator.add(iter(results[5:]))
-    assert evaluator.compute() == pytest.approx(measured(truth, results), nan_ok=True)
+    assert evaluator.compute() == pytest.approx(measured(ground_truth, results), nan_ok=True)
     assert part["segm/AR"] < evaluator.compute()["segm/AR"]
 
 
-def test_after_reset_only_what_is_added_then_counts() -> None:
-    truth, results = scene(2)
-    evaluator = CocoEvaluator(truth)
+def test_reset_removes_earlier_results() -> None:
+    ground_truth, results = scene(2)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
     whole = evaluator.compute()
     evaluator.reset()
@@ -263,23 +268,26 @@ def test_after_reset_only_what_is_added_then_counts() -> None:
     assert evaluator.compute() == pytest.approx(whole, nan_ok=True)
 
 
-def test_progress_is_shown_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    truth, results = scene(0)
-    evaluator = CocoEvaluator(truth)
+def test_progress_is_shown_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    ground_truth, results = scene(0)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
     evaluator.compute(progress=True)
     assert "boundary AP: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_per_class_is_the_reference_of_each_category(kind: str) -> None:
-    truth, results = scene(4)
-    evaluator = CocoEvaluator(truth)
+def test_per_class_equals_pycocotools_of_each_category(kind: str) -> None:
+    ground_truth, results = scene(4)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
     found = evaluator.per_class()
     assert list(found) == ["kind 2", "kind 7", "kind 17", "kind 90"]
     for key in (2, 7, 17):
-        only = {**truth, "annotations": [a for a in truth["annotations"] if a["category_id"] == key]}
+        only = {
+            **ground_truth,
+            "annotations": [a for a in ground_truth["annotations"] if a["category_id"] == key],
+        }
         expected = reference(only, [r for r in results if r["category_id"] == key], kind, 100)
         for name in ("AP", "AP50", "AP75", "AP90"):
             assert found[f"kind {key}"][f"{kind}/{name}"] == pytest.approx(expected[name], abs=1e-6)
@@ -288,14 +296,14 @@ def test_per_class_is_the_reference_of_each_category(kind: str) -> None:
     assert mean == pytest.approx(evaluator.compute()[f"{kind}/AP"])
 
 
-def test_max_detections_counts_an_image() -> None:
-    """120 objects in one image, found without fault: 100 detections reach 100 of them, 120 all."""
+def test_max_detections_applies_per_image() -> None:
+    """One image with 120 objects and perfect results: 100 detections reach 100 of them."""
     masks = [np.zeros((60, 130), dtype=bool) for _ in range(120)]
     for i, mask in enumerate(masks):
         mask[(i // 20) * 10 : (i // 20) * 10 + 4, (i % 20) * 6 : (i % 20) * 6 + 4] = True
-    given = make_truth([as_annotation(i + 1, 1, 2, m) for i, m in enumerate(masks)], {1: (60, 130)}, [2])
+    content = make_truth([as_annotation(i + 1, 1, 2, m) for i, m in enumerate(masks)], {1: (60, 130)}, [2])
     results = [as_result(1, 2, mask, 0.9) for mask in masks]
-    few, all_of_them = measured(given, results), measured(given, results, 120)
+    few, all_of_them = measured(content, results), measured(content, results, 120)
     assert few["segm/AR"] == pytest.approx(100 / 120)
     assert few["segm/AP"] == pytest.approx(84 / 101)  # recall points 0, .01 ... .83 of 101
     assert (all_of_them["segm/AR"], all_of_them["segm/AP"], all_of_them["bbox/AP"]) == (1, 1, 1)
@@ -326,9 +334,9 @@ def test_max_detections_counts_an_image() -> None:
         ({"bbox": [1, 2, "3", 4]}, "bbox"),
     ],
 )
-def test_bad_results_are_refused_whole(change: Record, message: str) -> None:
-    given, result = one_object()
-    evaluator = CocoEvaluator(given)
+def test_raises_on_bad_result_without_adding_any(change: Record, message: str) -> None:
+    content, result = one_object()
+    evaluator = CocoEvaluator(content)
     with pytest.raises(BadInput, match=message) as caught:
         evaluator.add([result, {**result, **change}])
     assert "\n" not in str(caught.value)
@@ -337,30 +345,30 @@ def test_bad_results_are_refused_whole(change: Record, message: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id", "bbox", "score", "segmentation"])
-def test_results_must_be_complete(key: str) -> None:
-    given, result = one_object()
+def test_raises_on_missing_field(key: str) -> None:
+    content, result = one_object()
     del result[key]
     with pytest.raises(BadInput, match=f"has no {key}"):
-        CocoEvaluator(given).add([result])
+        CocoEvaluator(content).add([result])
 
 
-def test_a_file_is_read_as_its_content(tmp_path: Path) -> None:
-    truth, results = scene(0)
+def test_file_and_content_are_equivalent(tmp_path: Path) -> None:
+    ground_truth, results = scene(0)
     path = tmp_path / "val.json"
-    path.write_text(json.dumps(truth))
+    path.write_text(json.dumps(ground_truth))
     evaluator = CocoEvaluator(path)
     evaluator.add(results)
-    assert evaluator.compute() == pytest.approx(measured(truth, results), nan_ok=True)
+    assert evaluator.compute() == pytest.approx(measured(ground_truth, results), nan_ok=True)
 
 
-def test_impossible_questions_are_refused() -> None:
-    given, _ = one_object()
+def test_raises_on_bad_arguments() -> None:
+    content, _ = one_object()
     with pytest.raises(BadInput, match="no images"):
-        CocoEvaluator(given).compute(image_ids=[])
+        CocoEvaluator(content).compute(image_ids=[])
     with pytest.raises(BadInput, match="no image 5"):
-        CocoEvaluator(given).compute(image_ids=[1, 5])
+        CocoEvaluator(content).compute(image_ids=[1, 5])
     with pytest.raises(BadInput, match="max_detections"):
-        CocoEvaluator(given, max_detections=0)
+        CocoEvaluator(content, max_detections=0)
 
 
 # --- real images ----------------------------------------------------------------------------------
@@ -368,8 +376,8 @@ def test_impossible_questions_are_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("file", COCO_FILES, ids=lambda path: path.stem)
-def test_equals_pycocotools_on_files_of_coco(file: Path, kind: str) -> None:
-    """Polygons, crowds, and areas that are not quite those of the masks, as COCO has them."""
+def test_equals_pycocotools_on_coco(file: Path, kind: str) -> None:
+    """COCO has polygons, crowds, and areas that differ slightly from those of the masks."""
     if not file.is_file():
         pytest.skip("no part of COCO beside the checkout (../shared/data/coco-mini)")
     values = json.loads(file.read_text())
@@ -386,7 +394,7 @@ def test_equals_pycocotools_on_files_of_coco(file: Path, kind: str) -> None:
     expected = reference(values, results, kind, 100)
     assert min(expected[name] for name in ("AP_small", "AP_medium", "AP_large")) > 0
     assert_equal(evaluator.compute(), expected, kind)
-    [warning] = evaluator.truth.warnings
+    [warning] = evaluator.ground_truth.warnings
     assert "are crowds" in warning
 
 

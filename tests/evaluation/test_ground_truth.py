@@ -1,4 +1,4 @@
-"""Ground truth is checked at the door; what is wrong is named."""
+"""read_ground_truth: checks, completion of missing fields, and equal results from all sources."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from embedmask.evaluation.ground_truth import read_ground_truth
         ({"segmentation": None}, "annotation 7 of image 1 .* has no segmentation"),
     ],
 )
-def test_bad_annotations_are_named(change: Record, message: str) -> None:
-    given, _ = one_object()
-    given["annotations"][0] |= change
+def test_raises_on_bad_annotation(change: Record, message: str) -> None:
+    content, _ = one_object()
+    content["annotations"][0] |= change
     with pytest.raises(BadInput, match=message) as caught:
-        CocoEvaluator(given)
+        CocoEvaluator(content)
     assert "\n" not in str(caught.value)
 
 
@@ -40,7 +40,7 @@ def test_bad_annotations_are_named(change: Record, message: str) -> None:
     ("text", "message"),
     [("{", "not JSON"), ("[]", "has no list 'images'"), ('{"images": []}', "has no list 'annotations'")],
 )
-def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_raises_on_bad_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "val.json"
     path.write_text(text)
     with pytest.raises(BadInput, match=f"val.json.*{message}"):
@@ -49,8 +49,8 @@ def test_bad_files_are_named(tmp_path: Path, text: str, message: str) -> None:
         CocoEvaluator(tmp_path / "other.json")
 
 
-def test_all_doors_read_a_file_the_same_way(tmp_path: Path) -> None:
-    """A file, its content, and the data set: the same ground truth, whatever is odd in it."""
+def test_file_content_and_data_set_are_equivalent(tmp_path: Path) -> None:
+    """A file, its content and the data set give the same ground truth, even with doubtful annotations."""
     mask = ellipse((40, 50), (20, 20), (10, 12))
     polygon = [5.1, 3.7, 30.3, 4.9, 28.7, 33.3]
     entries = [
@@ -65,40 +65,42 @@ def test_all_doors_read_a_file_the_same_way(tmp_path: Path) -> None:
         Image.new("RGB", (width, height)).save(tmp_path / f"images/{number}.png")
     before = copy.deepcopy(content)
     dataset = CocoInstances.open(tmp_path, "val")
-    truths = [read_ground_truth(given) for given in (content, tmp_path / "val.json", dataset.ground_truth)]
+    ground_truths = [
+        read_ground_truth(source) for source in (content, tmp_path / "val.json", dataset.ground_truth)
+    ]
     assert content == before
-    assert truths[0].records == truths[1].records == truths[2].records
-    assert [list(truth.sizes) for truth in truths] == [[1, 4]] * 3
-    first, crowd, last = truths[0].records[4]
+    assert ground_truths[0].records == ground_truths[1].records == ground_truths[2].records
+    assert [list(ground_truth.sizes) for ground_truth in ground_truths] == [[1, 4]] * 3
+    first, crowd, last = ground_truths[0].records[4]
     assert (first["area"], first["iscrowd"], crowd["iscrowd"]) == (mask.sum(), 0, 1)
     assert crowd["bbox"] == first["bbox"] == entries[0]["bbox"]
     assert last["bbox"] == [float(v) for v in mask_api.toBbox(last["segmentation"])]
-    lines = [line.replace(str(tmp_path / "val.json"), "annotations") for line in truths[1].warnings]
-    assert lines == truths[0].warnings
+    lines = [line.replace(str(tmp_path / "val.json"), "annotations") for line in ground_truths[1].warnings]
+    assert lines == ground_truths[0].warnings
     assert [
         line.replace(str(tmp_path / "val.json"), "annotations") for line in dataset.warning_lines()
     ] == lines
     assert len(lines) == 4
 
 
-def test_names_of_images_and_classes_are_not_needed() -> None:
-    given, result = one_object()
-    del given["images"][0]["file_name"], given["categories"][0]["name"]
-    evaluator = CocoEvaluator(given)
+def test_names_of_images_and_classes_are_optional() -> None:
+    content, result = one_object()
+    del content["images"][0]["file_name"], content["categories"][0]["name"]
+    evaluator = CocoEvaluator(content)
     evaluator.add([result])
     assert evaluator.compute()["segm/AP"] == 1
     assert evaluator.class_names == ["2"]
 
 
-def test_numbers_of_numpy_are_numbers() -> None:
-    given, result = one_object()
-    expected = read_ground_truth(given).records
-    entry = given["annotations"][0]
+def test_accepts_numpy_numbers() -> None:
+    content, result = one_object()
+    expected = read_ground_truth(content).records
+    entry = content["annotations"][0]
     entry |= {"bbox": np.array(entry["bbox"]), "area": np.float32(entry["area"]), "image_id": np.int64(1)}
     entry |= {"iscrowd": np.int64(0), "category_id": np.int32(2)}
-    truth = read_ground_truth(given)
-    assert (truth.records, truth.warnings) == (expected, [])
-    evaluator = CocoEvaluator(given)
+    ground_truth = read_ground_truth(content)
+    assert (ground_truth.records, ground_truth.warnings) == (expected, [])
+    evaluator = CocoEvaluator(content)
     box = np.array(result["bbox"], dtype=np.float32)
     evaluator.add([{**result, "image_id": np.int64(1), "bbox": box, "score": np.float32(0.5)}])
     assert evaluator.compute()["bbox/AP"] == 1

@@ -1,4 +1,4 @@
-"""Masks as crops, and boundary AP: equal to a slow twin and to the library's own."""
+"""Crops of masks, and boundary AP: equality with a slow implementation and with the library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ blocks = masks.map(lambda mask: np.kron(mask[:8, :8], np.ones((5, 4), dtype=bool
 
 
 def whole(mask: Mask, code: dict[str, object]) -> Mask:
-    """A crop laid back into its image."""
+    """Return the decoded crop as a mask of the whole image."""
     crop = crop_of(code)
     image = np.zeros_like(mask)
     (y, x), (h, w) = crop.offset, crop.pixels.shape
@@ -38,7 +38,7 @@ def test_crops_are_the_mask_inside_its_box(mask: Mask) -> None:
         assert crop.pixels.any(0)[[0, -1]].all()
 
 
-def test_damaged_run_lengths_are_refused() -> None:
+def test_raises_on_damaged_run_lengths() -> None:
     code = rle(np.ones((4, 5), dtype=bool))
     with pytest.raises(BadInput, match="do not add up"):
         crop_of({**code, "size": [4, 6]})
@@ -56,7 +56,7 @@ def test_iou_of_crops_is_that_of_masks(mask: Mask) -> None:
 
 
 def slow_boundary(mask: Mask, width: int) -> Mask:
-    """Pixels of the mask within `width` steps (8 neighbours) of one outside it; the image ends outside."""
+    """Return the pixels within `width` steps (8 neighbours) of one outside the mask; outside the image is outside."""
     padded = np.pad(mask, width)
     eroded = np.ones_like(mask)
     for dy in range(-width, width + 1):
@@ -92,7 +92,7 @@ def test_boundary_ap_of_one_object_is_its_boundary_iou(size: tuple[int, int], sh
 
 @settings(max_examples=80, deadline=None)
 @given(st.one_of(masks, blocks))
-def test_boundary_is_the_slow_one(mask: Mask) -> None:
+def test_boundary_equals_slow_boundary(mask: Mask) -> None:
     crop = boundary_of(rle(mask))
     image = np.zeros_like(mask)
     (y, x), (h, w) = crop.offset, crop.pixels.shape
@@ -101,28 +101,28 @@ def test_boundary_is_the_slow_one(mask: Mask) -> None:
 
 
 @pytest.mark.parametrize("size", [(30, 40), (75, 100), (90, 120), (333, 500), (480, 640), (1200, 1600)])
-def test_width_of_the_band_is_the_library_s(size: tuple[int, int]) -> None:
-    """Where 2 % of the diagonal ends on half a pixel, too: 75 x 100 and 90 x 120 have a diagonal of 125, 150."""
+def test_width_of_the_band_equals_the_library(size: tuple[int, int]) -> None:
+    """Includes sizes where 2 % of the diagonal is a half-integer: 75 x 100 (diagonal 125) and 90 x 120 (150)."""
     band = boundary_band(size)
     mask = np.zeros(size, dtype=bool)
     mask[1:-1, 1:-1] = True
-    theirs = mask_api.decode(mask_api.rleToBoundary(rle(mask))).astype(bool)
-    assert int(theirs[size[0] // 2, : size[1] // 2].sum()) == min(band, size[1] // 2 - 1)
+    expected = mask_api.decode(mask_api.rleToBoundary(rle(mask))).astype(bool)
+    assert int(expected[size[0] // 2, : size[1] // 2].sum()) == min(band, size[1] // 2 - 1)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_boundary_ap_is_the_library_s(seed: int) -> None:
-    """The library draws every boundary over the whole image; the figures are the same to the last bit."""
-    truth, results = scene(seed)
-    evaluator = CocoEvaluator(truth)
+def test_boundary_ap_equals_the_library(seed: int) -> None:
+    """The library rasterises boundaries over the whole image; the figures are bit-for-bit equal."""
+    ground_truth, results = scene(seed)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)
-    ours = evaluator.curves()["boundary"]
-    index = COCO(truth, use_deepcopy=True)
+    curves = evaluator.curves()["boundary"]
+    index = COCO(ground_truth, use_deepcopy=True)
     found = [{key: value for key, value in result.items() if key != "bbox"} for result in results]
-    theirs = COCOeval_faster(index, index.loadRes(found), "boundary")
-    theirs.params.maxDets = [100]
-    theirs.evaluate()
-    theirs.accumulate()
-    assert 0 < ours.ap() < 1
-    assert (ours.precision == theirs.eval["precision"][..., -1]).all()
-    assert (ours.recall == theirs.eval["recall"][..., -1]).all()
+    expected = COCOeval_faster(index, index.loadRes(found), "boundary")
+    expected.params.maxDets = [100]
+    expected.evaluate()
+    expected.accumulate()
+    assert 0 < curves.ap() < 1
+    assert (curves.precision == expected.eval["precision"][..., -1]).all()
+    assert (curves.recall == expected.eval["recall"][..., -1]).all()

@@ -1,4 +1,4 @@
-"""Users get the results that `embedmask eval` measures: same objects, same matching figures."""
+"""Predictor and `embedmask predict` return the results that `embedmask eval` measures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {"device": "cpu", "precision": "float32"}
 
 
 def write_nuclei(folder: Path, count: int = 4) -> Path:
-    """Write soft bright discs of every contrast, some of which touch, with their label images."""
+    """Write images of soft bright discs of varying contrast, some of which touch, with their label images."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:SIDE, :SIDE]
     for name in ("images", "masks"):
@@ -47,22 +47,22 @@ def nuclei(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(nuclei: Path) -> CocoEvaluator:
-    """What `embedmask eval` measures."""
-    kept: list[CocoEvaluator] = []
+    """Return the evaluator that `embedmask eval` uses."""
+    evaluators: list[CocoEvaluator] = []
 
-    class Kept(CocoEvaluator):
+    class Recorded(CocoEvaluator):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
-            kept.append(self)
+            evaluators.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "CocoEvaluator", Kept)
+        patch.setattr(run, "CocoEvaluator", Recorded)
         run.evaluate_weights(Path("nuclei"), CocoInstances.open(nuclei, "val"), **SETTINGS)
-    return kept[0]
+    return evaluators[0]
 
 
 @pytest.mark.parametrize("threshold", [None, 0.23, 0.5, 0.6])
-def test_predictor_finds_the_objects_that_eval_measures(
+def test_predictor_returns_the_results_that_eval_measures(
     nuclei: Path, measured: CocoEvaluator, threshold: float | None
 ) -> None:
     dataset = CocoInstances.open(nuclei, "val")
@@ -85,7 +85,7 @@ def test_predictor_finds_the_objects_that_eval_measures(
     )
 
 
-def test_the_commands_agree(nuclei: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_and_eval_agree(nuclei: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`embedmask predict` with its defaults, against `embedmask eval` with its own."""
     common = ["--weights", "nuclei", "--device", "cpu", "--precision", "float32"]
     metrics, out = tmp_path / "metrics.json", tmp_path / "out"

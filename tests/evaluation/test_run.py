@@ -1,4 +1,4 @@
-"""Classes of a model are found in a data set by their names."""
+"""match_classes: classes of a model and of a data set are matched by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedmask.evaluation.run import match_classes
 
 
 def dataset(**categories: list[int]) -> Any:
-    """Categories by name, each with its ids."""
+    """Return a data set with the categories; each name has one or several ids."""
     pairs = sorted((number, name) for name, ids in categories.items() for number in ids)
     ids, names = ([pair[i] for pair in pairs] for i in range(2))
     return SimpleNamespace(annotations_file=Path("val.json"), category_ids=ids, class_names=names)
@@ -23,12 +23,12 @@ def dataset(**categories: list[int]) -> Any:
     ("names", "categories", "expected"),
     [
         (["disc", "star"], {"star": [3], "disc": [8]}, [8, 3]),
-        (["disc", "bar", "star"], {"star": [3], "disc": [8]}, [8, 9, 3]),  # 9 is of no category
+        (["disc", "bar", "star"], {"star": [3], "disc": [8]}, [8, 9, 3]),  # 9 is unused
         (
             ["disc", "star", "disc"],
             {"disc": [2, 7], "star": [5]},
             [2, 5, 7],
-        ),  # one name twice: by their order
+        ),  # equal names: by order
         (["disc", "disc"], {"disc": [2**64 + 1]}, [2**64 + 1, 2**64 + 2]),
     ],
 )
@@ -39,8 +39,8 @@ def test_classes_are_matched_by_name(
 
 
 @pytest.mark.parametrize(
-    ("names", "message"), [(["star"], "'disc',"), (["disc", "star"], "'disc' 2 times, the model knows disc")]
+    ("names", "message"), [(["star"], "'disc',"), (["disc", "star"], "'disc' 2 times, the model has disc")]
 )
-def test_a_class_that_the_model_lacks_is_named(names: list[str], message: str) -> None:
+def test_raises_on_class_that_the_model_lacks(names: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=f"val.json: has the class {message}"):
         match_classes(names, dataset(disc=[1, 2]))

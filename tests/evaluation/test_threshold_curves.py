@@ -1,4 +1,4 @@
-"""F1 against the score threshold, beside a slow twin, and the threshold that is chosen."""
+"""F1 against the score threshold, compared with a slow implementation, and the chosen threshold."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def square(x: int, y: int, side: int = 8) -> list[list[float]]:
 def evaluator_of(
     objects: list[tuple[int, int, int]], results: list[tuple[int, int, int, float]]
 ) -> CocoEvaluator:
-    """Squares of 8 px: objects (x, y, category), results (x, y, category, score), all in one image."""
-    truth: dict[str, Any] = {
+    """Return an evaluator of 8 px squares in one image: objects (x, y, category), results (x, y, category, score)."""
+    ground_truth: dict[str, Any] = {
         "images": [{"id": 1, "file_name": "a.png", "height": SIDE, "width": SIDE}],
         "categories": CATEGORIES,
         "annotations": [
@@ -38,7 +38,7 @@ def evaluator_of(
     }  # fmt: skip
     from faster_coco_eval.core import mask as mask_api
 
-    evaluator = CocoEvaluator(truth)
+    evaluator = CocoEvaluator(ground_truth)
     evaluator.add(
         {
             "image_id": 1, "category_id": category, "bbox": [x, y, 8, 8], "score": score,
@@ -50,16 +50,16 @@ def evaluator_of(
 
 
 def slow_f1(objects: list[Any], results: list[Any], threshold: float, category: int | None = None) -> float:
-    """Squares lie on a grid: a result is right when it lies on an object of its class that is still free."""
+    """Return F1. Squares lie on a grid: a result is correct if it lies on an unmatched object of its class."""
     free = [o for o in objects if category in (None, o[2])]
-    count, right, found = len(free), 0, 0
+    count, correct, total = len(free), 0, 0
     for x, y, own, score in sorted(results, key=lambda r: -r[3]):
         if score >= threshold and category in (None, own):
-            found += 1
+            total += 1
             if (x, y, own) in free:
                 free.remove((x, y, own))
-                right += 1
-    return 2 * right / (found + count) if count else math.nan
+                correct += 1
+    return 2 * correct / (total + count) if count else math.nan
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -80,8 +80,8 @@ def test_f1_at_every_threshold(seed: int, category: int | None) -> None:
     assert slow_f1(objects, results, curves.best, category) == pytest.approx(max(expected), abs=0.05)
 
 
-def test_the_middle_of_a_plateau_is_chosen() -> None:
-    """Right results score 0.6 and more, wrong ones 0.2 and less."""
+def test_chooses_the_middle_of_a_plateau() -> None:
+    """Correct results score at least 0.6, wrong ones at most 0.2."""
     evaluator = evaluator_of(
         [(0, 0, 3), (16, 0, 3)], [(0, 0, 3, 0.6), (16, 0, 3, 0.9), (32, 0, 3, 0.2), (40, 0, 7, 0.1)]
     )
@@ -102,7 +102,7 @@ def test_one_threshold_per_class() -> None:
 
 
 @pytest.mark.parametrize("objects", [[], [(0, 0, 3)]])
-def test_nothing_right_leaves_no_choice(objects: list[tuple[int, int, int]]) -> None:
+def test_no_threshold_without_correct_results(objects: list[tuple[int, int, int]]) -> None:
     choice = choose_thresholds(evaluator_of(objects, [(40, 40, 3, 0.9)]))
     assert choice.threshold is None
     assert math.isnan(choice.f1) or choice.f1 == 0

@@ -1,15 +1,15 @@
-"""Work of an everyday amount for networks that nobody has trained, the same on both sides.
+"""Calibration of untrained networks, so that both pipelines produce a realistic, equal number of detections.
 
-Random weights find nothing, or everything everywhere. Their last layers are therefore scaled, by what they give for
-the image that is measured:
+With random weights a network detects nothing, or something everywhere. The weights of its last layers are therefore
+rescaled, using its outputs for the benchmark image:
 
-- every class is as frequent as any other, and the bias is such that `CANDIDATES` pairs of box and class for each
-  wanted detection pass the score threshold that the configuration has, as after a training;
-- boxes have sides of about `box_cells` cells of their pyramid level, and some variation; those of Mask R-CNN are as
-  large as its anchors. The mean area that comes out is measured on both sides;
+- all classes are equally frequent, and the class bias is such that `CANDIDATES` pairs of box and class per requested
+  detection pass the score threshold of the configuration, as in a trained network;
+- boxes have sides of about `box_cells` cells of their pyramid level, with some variation; those of Mask R-CNN are as
+  large as its anchors. The mean area is reported for both pipelines;
 - masks fill about half of their box.
 
-How long the convolutions take does not depend on any of this.
+The time of the convolutions does not depend on any of this.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from torch import Tensor, nn
 from embedmask.config import ModelConfig
 from embedmask.coupling import weighted_distance
 from embedmask.inference.postprocess import Postprocessor
-from embedmask.inference.proposals import Proposals
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import ImageBatch, Predictions, Size
 
 CANDIDATES = 10
-"""Pairs of box and class above the score threshold for each detection that is wanted."""
+"""Pairs of box and class above the score threshold per requested detection."""
 BOX_CELLS = 10.0
-"""Sides of boxes in cells of their level. On 800 x 1216 px their mean area is then near that of Mask R-CNN's."""
-LEAST_THRESHOLD = 0.01
-"""Where the configuration has a lower score threshold, or none, candidates are counted from here on."""
+"""Box sides in cells of their level. At 800 x 1216 px the mean box area is then close to that of Mask R-CNN."""
+MIN_THRESHOLD = 0.01
+"""Lower bound on the score threshold above which candidates are counted."""
 BLOB = 40
-"""px across the blobs of the image."""
+"""Size of the blobs of the benchmark image, px."""
 
 
 def write_test_image(path: Path, size: Size) -> None:
-    """A JPEG file of soft coloured blobs under some noise: about as many bytes a pixel as a photo has.
+    """Write a JPEG file of soft coloured blobs with some noise, which has about as many bytes per pixel as a photo.
 
     Args:
-        size: `(height, width)` px.
+        path: file to write.
+        size: `(height, width)`, px.
     """
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (*(-(-side // BLOB) + 1 for side in size), 3), dtype=np.uint8)
@@ -58,10 +58,13 @@ def write_test_image(path: Path, size: Size) -> None:
 def calibrate_embedmask(
     model: EmbedMask, batch: ImageBatch, detections: int, *, trained: bool, box_cells: float = BOX_CELLS
 ) -> None:
-    """Give a network, in place, a load of `detections` in the first image of a batch.
+    """Calibrate a network in place, so that it produces `detections` in the first image of a batch.
 
     Args:
-        trained: move the class bias alone; boxes and embeddings stay as learned.
+        model: the network, in evaluation mode.
+        batch: preprocessed images.
+        detections: requested detections of the first image.
+        trained: change the class bias only; boxes and embeddings stay as learned.
         box_cells: sides of random boxes, in cells of their level.
     """
     head, config = model.head, model.config
@@ -69,102 +72,97 @@ def calibrate_embedmask(
         half = box_cells / 2
         standardize(lambda: model(batch), {head.class_logits: (0.0, 1.0), head.box: (half, half / 4)})
     predictions = model(batch)
-    # a root is compared as the product of class score and centerness, and an untrained centerness is a half
-    needed = max(config.score_threshold, LEAST_THRESHOLD) * (2 if config.score == "root" else 1)
+    # a root score is thresholded as the product of class score and centerness, and untrained centerness is 0.5
+    threshold = max(config.score_threshold, MIN_THRESHOLD) * (2 if config.score == "root" else 1)
+    # shift the logits so that the last of the requested candidates, at most half of all, reaches the threshold
     logits = torch.cat([level[0].flatten() for level in predictions.class_logits])
-    shift = math.log(needed / (1 - needed)) - _edge(logits, detections)
+    count = min(CANDIDATES * detections, len(logits) // 2)
+    shift = math.log(threshold / (1 - threshold)) - float(logits.topk(count + 1).values[-1])
     bias_of(head.class_logits).add_(shift)
     for level in predictions.class_logits:
         level.add_(shift)
     if not trained and hasattr(head.margin, "conv"):
-        bias_of(head.margin.conv).add_(_margin_shift(config, predictions, batch))
+        # phi = exp(-margin * d): scale the margin so that the median phi of the cells inside boxes is 0.5
+        median = _median_distance(config, predictions, batch)
+        bias_of(head.margin.conv).add_(math.log(math.log(2) / median) if median > 0 else 0.0)
+
+
+def _median_distance(config: ModelConfig, predictions: Predictions, batch: ImageBatch) -> float:
+    """Return the median of d (eq. 3) over the cells inside the boxes of the first image; 0 without boxes."""
+    proposals = Postprocessor(config).propose(predictions, 0, batch.sizes[0])
+    pixels = predictions.pixel_embed[0].float()  # [D, H1, W1]
+    distances = []
+    for row, box in enumerate((proposals.boxes / predictions.pixel_stride).tolist()):
+        x1, y1, x2, y2 = map(int, box)
+        window = pixels[:, y1 : y2 + 1, x1 : x2 + 1].flatten(1)  # [D, P]
+        d = weighted_distance(window, proposals.embed[row, None], proposals.margin[row, None])  # [1, P]
+        distances.append(d.flatten())
+    return float(torch.cat(distances).median()) if distances else 0.0
 
 
 @torch.no_grad()
 def calibrate_torchvision(model: Any, image: Tensor, detections: int) -> None:
-    """Give torchvision's Mask R-CNN, in place, a load of `detections` in an image float `[3, H, W]`, 0..1."""
+    """Calibrate torchvision's Mask R-CNN in place, so that it produces `detections` in an image.
+
+    Args:
+        model: the network, in evaluation mode.
+        image: float `[3, H, W]`, 0..1.
+        detections: requested detections.
+    """
     rpn, predictor = model.rpn.head, model.roi_heads.box_predictor
     masks = model.roi_heads.mask_predictor.mask_fcn_logits
     standardize(lambda: model([image]), {rpn.cls_logits: (0.0, 1.0), rpn.bbox_pred: (0.0, 0.1)})
-    # box heads divide their four numbers by 10, 10, 5 and 5
+    # the box coder divides the four deltas by 10, 10, 5 and 5
     standardize(lambda: model([image]), {predictor.cls_score: (0.0, 2.0), predictor.bbox_pred: (0.0, 0.5)})
-    logits = standardize(lambda: model([image]), {masks: (0.0, 1.0)}, watch=predictor.cls_score)
-    bias_of(predictor.cls_score)[0] += _background_bias(
-        logits, CANDIDATES * detections, model.roi_heads.score_thresh
-    )
-
-
-def standardize(
-    run: Callable[[], Any], wanted: Mapping[nn.Module, tuple[float, float]], watch: nn.Module | None = None
-) -> Tensor:
-    """Scale and shift layers, in place, so that each channel of their output has a given mean and deviation.
-
-    Args:
-        run: calls the network.
-        wanted: mean and standard deviation of every channel, over all outputs of one call; layers of which `run`
-            makes no use stay as they are.
-        watch: a further layer.
-
-    Returns:
-        What `watch` gave out, `[P, channels]`.
-    """
-    given: dict[nn.Module, list[Tensor]] = {module: [] for module in (*wanted, watch) if module is not None}
-    hooks = [
-        module.register_forward_hook(
-            lambda m, _, out: given[m].append(out.float().transpose(0, 1).flatten(1))
-        )
-        for module in given
-    ]
-    run()
-    for hook in hooks:
-        hook.remove()
-    for module, (mean, deviation) in wanted.items():
-        if given[module]:
-            _rescale(module, torch.cat(given[module], 1), mean, deviation)
-    return torch.cat(given[watch], 1).T if watch is not None else torch.zeros(0)
-
-
-def _rescale(module: Any, output: Tensor, mean: float, deviation: float) -> None:
-    factor = deviation / output.std(1).clamp(min=1e-12)
-    module.weight.mul_(factor.view(-1, *[1] * (module.weight.ndim - 1)))
-    module.bias.copy_((module.bias - output.mean(1)) * factor + mean)
-
-
-def bias_of(layer: Any) -> Tensor:
-    """The bias of a layer that has one."""
-    assert isinstance(layer.bias, Tensor)
-    return layer.bias
-
-
-def _edge(logits: Tensor, detections: int) -> float:
-    """The value that as many logits pass as candidates are wanted, or half of them all."""
-    count = min(CANDIDATES * detections, len(logits) // 2)
-    return float(logits.topk(count + 1).values[-1])
-
-
-def _background_bias(logits: Tensor, count: int, threshold: float) -> float:
-    """What to add to the background's logits `[P, 1 + C]` so that `count` others pass the threshold, by bisection."""
+    logits = standardize(lambda: model([image]), {masks: (0.0, 1.0)}, watch=predictor.cls_score)  # [P, 1 + C]
+    # bisect the background's bias, logit 0, until the requested candidates pass the score threshold
     low, high = -30.0, 30.0
     for _ in range(40):
         middle = (low + high) / 2
         shifted = logits.clone()
         shifted[:, 0] += middle
-        passing = int((shifted.softmax(1)[:, 1:] > threshold).sum())
-        low, high = (middle, high) if passing > count else (low, middle)
-    return low
+        passing = int((shifted.softmax(1)[:, 1:] > model.roi_heads.score_thresh).sum())
+        low, high = (middle, high) if passing > CANDIDATES * detections else (low, middle)
+    bias_of(predictor.cls_score)[0] += low
 
 
-def _margin_shift(config: ModelConfig, predictions: Predictions, batch: ImageBatch) -> float:
-    """What to add to the logarithm of the margin so that half of the cells inside boxes have phi above 0.5."""
-    proposals = Postprocessor(config).propose(predictions, 0, batch.sizes[0])
-    pixels, stride = predictions.pixel_embed[0].float(), predictions.pixel_stride
-    inside = [_distances(pixels, proposals, row, stride) for row in range(len(proposals))]
-    median = torch.cat(inside).median() if inside else torch.tensor(0.0)
-    return math.log(math.log(2) / float(median)) if median > 0 else 0.0
+def standardize(
+    run: Callable[[], Any], targets: Mapping[nn.Module, tuple[float, float]], watch: nn.Module | None = None
+) -> Tensor:
+    """Scale and shift layers in place, so that each output channel has the requested mean and standard deviation.
+
+    Args:
+        run: calls the network once.
+        targets: layer -> mean and standard deviation of every channel over all outputs of the call. Layers that `run`
+            does not use are not changed.
+        watch: a layer whose outputs are returned.
+
+    Returns:
+        The outputs of `watch` before the change, `[P, channels]`; empty without `watch`.
+    """
+    outputs: dict[nn.Module, list[Tensor]] = {layer: [] for layer in (*targets, watch) if layer is not None}
+    # channels first, all other dimensions flattened: [N, C, ...] -> [C, P]
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, _, out: outputs[layer].append(out.float().transpose(0, 1).flatten(1))
+        )
+        for layer in outputs
+    ]
+    run()
+    for hook in hooks:
+        hook.remove()
+    layer: Any
+    for layer, (mean, deviation) in targets.items():
+        if outputs[layer]:
+            output = torch.cat(outputs[layer], 1)
+            # y = W x + b becomes (y - E[y]) * factor + mean; the clamp keeps constant channels finite
+            factor = deviation / output.std(1).clamp(min=1e-12)  # [C]
+            layer.weight.mul_(factor.view(-1, *[1] * (layer.weight.ndim - 1)))
+            layer.bias.copy_((layer.bias - output.mean(1)) * factor + mean)
+    return torch.cat(outputs[watch], 1).T if watch is not None else torch.zeros(0)
 
 
-def _distances(pixels: Tensor, proposals: Proposals, row: int, stride: int) -> Tensor:
-    """d of eq. 3 of one proposal at every cell of its box."""
-    x1, y1, x2, y2 = (int(side) for side in (proposals.boxes[row] / stride).tolist())
-    window = pixels[:, y1 : y2 + 1, x1 : x2 + 1].flatten(1)
-    return weighted_distance(window, proposals.embed[row, None], proposals.margin[row, None]).flatten()
+def bias_of(layer: Any) -> Tensor:
+    """Return the bias of a layer, which must have one."""
+    assert isinstance(layer.bias, Tensor)
+    return layer.bias

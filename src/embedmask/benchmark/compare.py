@@ -1,10 +1,10 @@
-"""The comparison as a whole: which sides, on which load, and the report."""
+"""Comparison of EmbedMask with the baseline: its configuration, the pipelines, and the report."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
+from embedmask._supervision import sv
 from embedmask.benchmark.calibration import (
     BOX_CELLS,
     calibrate_embedmask,
@@ -32,26 +33,32 @@ from embedmask.inference.engines import make_network
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Size
 
-OURS, THEIRS = "embedmask", "torchvision"
+EMBEDMASK, BASELINE = "embedmask", "torchvision"
+"""Names of the pipelines in the report."""
 COMPILED = ("compile", "compiled")
-"""Their peak memory would be the compiler's."""
-LEAST = {"runs": 1, "warmup": 1, "detections": 1}
+"""Engines and settings whose peak memory would be that of the compiler."""
+MINIMUM = {"runs": 1, "warmup": 1, "detections": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What is measured; plain values, for other processes get it too.
+    """Configuration of a comparison. All values can be pickled, since other processes receive them.
 
     Attributes:
-        config: of our model. Images are resized as it says, but never enlarged, and Mask R-CNN's likewise.
-        weights: state dict of our model, safetensors; None: random weights.
-        image_size: `(height, width)` of the image's file.
-        detections: in an image, on both sides.
-        engines: of ours.
-        settings: of Mask R-CNN's that are tried.
-        batches: images that the networks see at once.
-        runs: that are counted, after `warmup` that are not.
-        box_cells: sides of our random boxes, in cells of their pyramid level.
+        config: model configuration of EmbedMask. Images are resized as it says, but never enlarged; for both pipelines.
+        weights: state dict of EmbedMask, safetensors; None: random weights.
+        image_size: `(height, width)` of the image file.
+        detections: per image, in both pipelines.
+        engines: engines of EmbedMask to measure.
+        settings: settings of the baseline to measure.
+        batches: batch sizes to measure.
+        runs: number of measured runs.
+        warmup: number of runs before them, which are not measured.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: number format of EmbedMask's convolutions.
+        threads: threads of the processor; None: torch's default.
+        box_cells: sides of the boxes of an untrained EmbedMask, in cells of their pyramid level.
+        memory: measure peak memory too.
     """
 
     config: ModelConfig
@@ -70,9 +77,9 @@ class BenchConfig:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise BadInput(f"{name}: at least {least}, got {getattr(self, name)}")
+        for name, minimum in MINIMUM.items():
+            if getattr(self, name) < minimum:
+                raise BadInput(f"{name}: at least {minimum}, got {getattr(self, name)}")
         for name in ("image_size", "batches"):
             if min(getattr(self, name)) < 1:
                 raise BadInput(f"{name}: at least 1, got {min(getattr(self, name))}")
@@ -80,8 +87,8 @@ class BenchConfig:
             raise BadInput(f"threads: at least 1, got {self.threads}")
 
     @property
-    def own_config(self) -> ModelConfig:
-        """Ours, as `Predictor` has it: never enlarging, exact frames."""
+    def model_config(self) -> ModelConfig:
+        """Return the model configuration as `Predictor` uses it: images are not enlarged, mask frames are exact."""
         short = self.config.image_short_side
         return replace(
             self.config,
@@ -92,8 +99,8 @@ class BenchConfig:
 
     @property
     def network_size(self) -> Size:
-        """`(height, width)` of the resized image."""
-        cfg = self.own_config
+        """Return the `(height, width)` of the resized image."""
+        cfg = self.model_config
         if cfg.image_short_side is None:
             return self.image_size
         return resized_size(self.image_size, cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
@@ -101,184 +108,194 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class RunId:
-    """Which side."""
+    """Identity of a measured pipeline.
 
-    who: str
+    Attributes:
+        pipeline: `EMBEDMASK` or `BASELINE`.
+        setting: an engine of EmbedMask, or a setting of the baseline.
+        batch: number of images in a batch.
+    """
+
+    pipeline: str
     setting: Any
     batch: int
 
     def __str__(self) -> str:
-        return f"{self.who} {self.setting}" + (f", batch {self.batch}" if self.batch > 1 else "")
+        return f"{self.pipeline} {self.setting}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
 class PipelineFactory:
-    """Makes sides; the weights that `load.py` has prepared lie in a folder, for other processes."""
+    """Builder of pipelines. Calibrated weights and the benchmark image are files that other processes can share.
 
-    def __init__(self, plan: BenchConfig, folder: Path) -> None:
-        self.plan, self.folder = plan, folder
-        if plan.threads is not None:
-            torch.set_num_threads(plan.threads)
-        self.device = choose_device(plan.device)
-        self.photo = folder / "image.jpg"
-        if not self.photo.exists():
-            write_test_image(self.photo, plan.image_size)
+    Attributes:
+        bench: the configuration of the comparison.
+        folder: where the files are written, unless they exist.
+        device: device of the networks.
+        image: path of the benchmark image.
+    """
 
-    def make(self, key: RunId) -> Pipeline:
-        """One side, ready to run."""
-        files = [self.photo] * key.batch
-        if key.who == THEIRS:
-            model = copy.deepcopy(self._theirs)
-            return TorchvisionPipeline(model, files, self.device, key.setting)
-        dtype = choose_precision(self.device, self.plan.precision)
-        network = make_network(self._ours, key.setting, dtype)
-        return EmbedMaskPipeline(self._ours, network, self.plan.own_config, files)
+    def __init__(self, bench: BenchConfig, folder: Path) -> None:
+        """Set the number of threads and write the benchmark image."""
+        self.bench, self.folder = bench, folder
+        if bench.threads is not None:
+            torch.set_num_threads(bench.threads)
+        self.device = choose_device(bench.device)
+        self.image = folder / "image.jpg"
+        if not self.image.exists():
+            write_test_image(self.image, bench.image_size)
+
+    def make(self, run: RunId) -> Pipeline:
+        """Return a pipeline that is ready to run."""
+        files = [self.image] * run.batch
+        if run.pipeline == BASELINE:
+            # its settings change the network in place
+            return TorchvisionPipeline(copy.deepcopy(self.mask_rcnn), files, self.device, run.setting)
+        dtype = choose_precision(self.device, self.bench.precision)
+        network = make_network(self.embedmask, run.setting, dtype)
+        return EmbedMaskPipeline(self.embedmask, network, self.bench.model_config, files)
 
     @cached_property
-    def _ours(self) -> EmbedMask:
-        plan, path = self.plan, self.folder / "ours.safetensors"
-        model = EmbedMask(plan.own_config).eval().to(self.device)
+    def embedmask(self) -> EmbedMask:
+        """Return EmbedMask, calibrated, on its device."""
+        bench, path = self.bench, self.folder / "embedmask.safetensors"
+        cfg = bench.model_config
+        model = EmbedMask(cfg).eval().to(self.device)
         if path.exists():
             model.load_state_dict(load_file(path))
             return model
-        if plan.weights is not None:
-            model.load_state_dict(load_file(plan.weights))
-        cfg = plan.own_config
+        if bench.weights is not None:
+            model.load_state_dict(load_file(bench.weights))
         resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
-        batch = model.preprocess([resize.image(read_image(self.photo))])
+        batch = model.preprocess([resize.image(read_image(self.image))])
         calibrate_embedmask(
-            model, batch, plan.detections, trained=plan.weights is not None, box_cells=plan.box_cells
+            model, batch, bench.detections, trained=bench.weights is not None, box_cells=bench.box_cells
         )
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
         return model
 
     @cached_property
-    def _theirs(self) -> Any:
-        plan, path = self.plan, self.folder / "theirs.safetensors"
+    def mask_rcnn(self) -> Any:
+        """Return torchvision's Mask R-CNN, calibrated, on its device."""
+        bench, path = self.bench, self.folder / "torchvision.safetensors"
         model: Any = maskrcnn_resnet50_fpn(
             weights=None,
             weights_backbone=None,
-            min_size=min(plan.network_size),
-            max_size=max(plan.network_size) + 1,  # rounded down from a little more
-            box_detections_per_img=plan.detections,
+            min_size=min(bench.network_size),
+            # torchvision rounds sizes down: one pixel more keeps the long side
+            max_size=max(bench.network_size) + 1,
+            box_detections_per_img=bench.detections,
         )
         model.eval().to(self.device)
         if path.exists():
             model.load_state_dict(load_file(path))
             return model
-        calibrate_torchvision(model, read_image(self.photo).to(self.device).float() / 255, plan.detections)
+        image = read_image(self.image).to(self.device).float() / 255
+        calibrate_torchvision(model, image, bench.detections)
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
         return model
 
 
-def compare(plan: BenchConfig, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Measure; the report is plain values, ready for JSON.
+def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Measure both pipelines.
 
     Args:
-        progress: told what is being done.
+        bench: the configuration.
+        progress: called with a line of text before each step.
 
     Returns:
-        `medians`, `quartiles` (seconds an image: side -> stage) and `shares` of the whole; `ratios` of each of ours,
-        how many times as fast as Mask R-CNN with the same batch at its `best` setting and in `float32`; `works`, what
-        each side found; `memory_mb`, the most that a process of its own held until the end of each stage of its first
-        run; `fails`, baseline settings that do not work here, and why; `machine`, `plan`.
+        Plain values, ready for JSON: `medians` and `quartiles`, seconds per image by pipeline and stage; `shares`,
+        the fraction of the whole per stage; `ratios`, the speed of each engine of EmbedMask relative to the baseline
+        with the same batch size, at its `best` setting and in `float32`; `works`, number and mean area of the
+        detections; `memory_mb`, the peak memory of a separate process up to the end of each stage of its first run;
+        `fails`, the baseline settings that do not run, and the error; `machine`; `plan`, the configuration.
 
     Raises:
-        BadInput: an engine, device or precision that is not available.
+        BadInput: an engine, device or precision is not available.
     """
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        workshop = PipelineFactory(plan, Path(name))
-        times: dict[RunId, Times] = {}
-        works: dict[str, Any] = {}
-        fails: dict[str, str] = {}
-        for batch in plan.batches:
-            sides = dict(_working(workshop, batch, fails, progress))
-            progress(f"measuring {plan.runs} runs of {', '.join(map(str, sides))}")
-            found = interleave({str(key): side for key, side in sides.items()}, plan.runs, workshop.device)
-            times |= {key: found[str(key)] for key in sides}
-            works |= {str(key): _findings(side) for key, side in sides.items()}
-            del sides
-        memory = dict(_memories(workshop, list(times), progress)) if plan.memory else {}
+    times: dict[RunId, Times] = {}
+    works: dict[str, dict[str, float]] = {}
+    memory: dict[str, dict[str, float]] = {}
+    fails: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        factory = PipelineFactory(bench, Path(folder))
+        for batch in bench.batches:
+            pipelines = dict(_warm_up(factory, batch, fails, progress))
+            progress(f"measuring {bench.runs} runs of {', '.join(map(str, pipelines))}")
+            times |= interleave(pipelines, bench.runs, factory.device)
+            works |= {str(run): _describe(pipeline.detections[0]) for run, pipeline in pipelines.items()}
+            del pipelines  # frees the device before the next batch size
+        for run in times if bench.memory else ():
+            if run.setting not in COMPILED:
+                progress(f"memory of {run}")
+                memory[str(run)] = peaks_in_own_process(stages_of, bench, factory.folder, run)
     return {
-        **_figures(times),
+        **_summarize(times),
         "works": works,
         "memory_mb": memory,
         "fails": fails,
-        "machine": machine(workshop.device),
+        "machine": machine(factory.device),
         "plan": {
-            **asdict(plan),
-            "weights": "random" if plan.weights is None else "trained",
-            "network_size": plan.network_size,
+            **asdict(bench),
+            "weights": "random" if bench.weights is None else "trained",
+            "network_size": bench.network_size,
         },
     }
 
 
-def _keys(plan: BenchConfig, batch: int) -> list[RunId]:
-    ours = [RunId(OURS, engine, batch) for engine in plan.engines]
-    return ours + [RunId(THEIRS, setting, batch) for setting in plan.settings]
+def stages_of(bench: BenchConfig, folder: Path, run: RunId) -> Steps:
+    """Return the stages of a pipeline; called in a separate process, which needs a function of a module."""
+    return PipelineFactory(bench, folder).make(run).stages()
 
 
-def _working(
-    workshop: PipelineFactory, batch: int, fails: dict[str, str], progress: Callable[[str], None]
+def _warm_up(
+    factory: PipelineFactory, batch: int, fails: dict[str, str], progress: Callable[[str], None]
 ) -> Iterator[tuple[RunId, Pipeline]]:
-    """The sides after their warm-up; of the baseline those that run at all."""
-    for key in _keys(workshop.plan, batch):
-        progress(f"preparing {key}")
+    """Yield the pipelines after their warm-up runs. Baseline settings that raise go to `fails` instead."""
+    runs = [RunId(EMBEDMASK, engine, batch) for engine in factory.bench.engines]
+    runs += [RunId(BASELINE, setting, batch) for setting in factory.bench.settings]
+    for run in runs:
+        progress(f"preparing {run}")
         try:
-            side = workshop.make(key)
-            for _ in range(workshop.plan.warmup):
-                time_run(side, workshop.device)
+            pipeline = factory.make(run)
+            for _ in range(factory.bench.warmup):
+                time_run(pipeline, factory.device)
         except Exception as error:
-            if key.who == OURS:
+            if run.pipeline == EMBEDMASK:
                 raise
-            fails[str(key)] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            fails[str(run)] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
-        yield key, side
+        yield run, pipeline
 
 
-def _findings(side: Pipeline) -> dict[str, float]:
-    """What the first image's detections are."""
-    found = side.detections[0]
-    count = len(found)
-    area = float(found.box_area.mean()) if count else 0.0
-    covered = float(found.area.mean()) if count else 0.0
-    return {"detections": count, "mean_box_area_px": area, "mean_mask_area_px": covered}
+def _describe(detections: sv.Detections) -> dict[str, float]:
+    """Return the number and the mean areas of the detections of one image."""
+    count = len(detections)
+    box_area = float(detections.box_area.mean()) if count else 0.0
+    mask_area = float(detections.area.mean()) if count else 0.0
+    return {"detections": count, "mean_box_area_px": box_area, "mean_mask_area_px": mask_area}
 
 
-def _memories(
-    workshop: PipelineFactory, keys: list[RunId], progress: Callable[[str], None]
-) -> Iterator[tuple[str, dict[str, float]]]:
-    for key in keys:
-        if key.setting in COMPILED:
-            continue
-        progress(f"memory of {key}")
-        yield str(key), peaks_in_own_process(_steps, workshop.plan, workshop.folder, key)
-
-
-def _steps(plan: BenchConfig, folder: Path, key: RunId) -> Steps:
-    return PipelineFactory(plan, folder).make(key).stages()
-
-
-def _figures(times: dict[RunId, Times]) -> dict[str, Any]:
-    middle = {key: medians(found, key.batch) for key, found in times.items()}
+def _summarize(times: Mapping[RunId, Times]) -> dict[str, Any]:
+    """Return medians, quartiles, shares and ratios of the measured times, by the name of the run."""
+    middle = {run: medians(own, run.batch) for run, own in times.items()}
+    ratios: dict[str, dict[str, float]] = {}
+    for run in middle:
+        if run.pipeline == EMBEDMASK:
+            # speed relative to the baseline with the same batch size: its seconds over EmbedMask's
+            speedups = {
+                other.setting: seconds["whole"] / middle[run]["whole"]
+                for other, seconds in middle.items()
+                if other.pipeline == BASELINE and other.batch == run.batch
+            }
+            best = {"best": min(speedups.values())} if speedups else {}
+            ratios[str(run)] = best | {name: value for name, value in speedups.items() if name == "float32"}
     return {
-        "medians": {str(key): found for key, found in middle.items()},
-        "quartiles": {str(key): quartiles(found, key.batch) for key, found in times.items()},
+        "medians": {str(run): seconds for run, seconds in middle.items()},
+        "quartiles": {str(run): quartiles(own, run.batch) for run, own in times.items()},
         "shares": {
-            str(key): {stage: seconds / found["whole"] for stage, seconds in found.items()}
-            for key, found in middle.items()
+            str(run): {stage: value / seconds["whole"] for stage, value in seconds.items()}
+            for run, seconds in middle.items()
         },
-        "ratios": {str(key): _ratios(key, middle) for key in middle if key.who == OURS},
+        "ratios": ratios,
     }
-
-
-def _ratios(key: RunId, middle: dict[RunId, dict[str, float]]) -> dict[str, float]:
-    """How many times as fast as the baseline with the same batch."""
-    theirs = {
-        other.setting: found["whole"]
-        for other, found in middle.items()
-        if other.who == THEIRS and other.batch == key.batch
-    }
-    own = middle[key]["whole"]
-    best = {"best": min(theirs.values()) / own} if theirs else {}
-    return best | ({"float32": theirs["float32"] / own} if "float32" in theirs else {})

@@ -1,4 +1,4 @@
-"""Peak memory of one run, in a process of its own."""
+"""Peak memory of one run, measured in a separate process."""
 
 from __future__ import annotations
 
@@ -16,42 +16,40 @@ Steps = Mapping[str, Callable[[], None]]
 
 
 def peaks_in_own_process(prepare: Callable[..., Steps], *args: Any) -> dict[str, float]:
-    """The most memory that was held until the end of each step of one run, MB, and what was held `before` it.
+    """Return the peak memory up to the end of each step of one run, and the memory in use `before` it, MB.
 
-    On a CUDA device it is the device's memory that torch has handed out, elsewhere the resident memory of the
-    process; empty where the system does not say.
+    On a CUDA device this is the memory allocated by torch on the device; otherwise the resident memory of the process.
+    Empty on systems that do not report it.
 
     Args:
-        prepare: called in a fresh process with the other arguments, which must be plain values; gives the steps.
+        prepare: called in a new process with the other arguments; returns the steps. Both must be picklable.
+        args: arguments of `prepare`.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_measure, prepare, args).result()
+        return process.submit(measure_peaks, prepare, args).result()
 
 
-def _measure(prepare: Callable[..., Steps], args: tuple[Any, ...]) -> dict[str, float]:
+def measure_peaks(prepare: Callable[..., Steps], args: tuple[Any, ...]) -> dict[str, float]:
+    """Return the same as `peaks_in_own_process`, measured in this process."""
     steps = prepare(*args)
-    _forget_peaks()
-    held = {"before": _memory("VmRSS", torch.cuda.memory_allocated)}
-    for name, step in steps.items():
-        step()
-        held[name] = _memory("VmHWM", torch.cuda.max_memory_allocated)
-    return {name: bytes_held / 1e6 for name, bytes_held in held.items() if bytes_held is not None}
-
-
-def _forget_peaks() -> None:
-    """What importing and preparing took at most is not the run's."""
+    # reset the peaks: imports and preparation are not part of the run
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone has it
+    with suppress(OSError):  # Linux only; 5 resets VmHWM
         Path("/proc/self/clear_refs").write_text("5")
+    peaks = {"before": _memory("VmRSS", torch.cuda.memory_allocated)}
+    for name, step in steps.items():
+        step()
+        peaks[name] = _memory("VmHWM", torch.cuda.max_memory_allocated)
+    return {name: peak / 1e6 for name, peak in peaks.items() if peak is not None}
 
 
-def _memory(name: str, on_device: Callable[[], int]) -> int | None:
+def _memory(field: str, on_device: Callable[[], int]) -> int | None:
+    """Return the device memory where CUDA is in use, otherwise a field of /proc/self/status, bytes."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return on_device()
-    # the resource module's figure would include what the parent process held when it started this one
+    # not the resource module: its ru_maxrss includes the memory of the parent at the time of the fork
     status = Path("/proc/self/status")
-    found = re.search(
-        rf"^{name}:\s+(\d+) kB", status.read_text(encoding="utf-8") if status.is_file() else "", re.M
-    )
-    return 1024 * int(found[1]) if found else None
+    text = status.read_text(encoding="utf-8") if status.is_file() else ""
+    match = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return 1024 * int(match[1]) if match else None

@@ -1,9 +1,8 @@
-"""The two sides of the comparison: stages from files to finished detections, each callable by itself."""
+"""The two pipelines that are compared: EmbedMask and the baseline, each as separate stages from files to detections."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,25 +24,25 @@ from embedmask.structures import ImageBatch, Instances, Predictions, Size
 Stages = dict[str, Callable[[], None]]
 Setting = Literal["float32", "bfloat16", "compiled"]
 SETTINGS: tuple[Setting, ...] = ("float32", "bfloat16", "compiled")
-"""Of the baseline: torchvision's default; bfloat16 autocast with channels_last; that, its convolutions compiled."""
+"""Settings of the baseline: torchvision's default; bfloat16 autocast with channels_last; the same, compiled."""
 
 
 class Pipeline(Protocol):
-    """One of two ways from files to detections.
+    """Interface of a pipeline from image files to detections.
 
     Attributes:
-        detections: of the last run, an image each, masks in the image's own frame.
+        detections: detections of the last run, per image; masks are in the frame of the original image.
     """
 
     detections: list[sv.Detections]
 
     def stages(self) -> Stages:
-        """Name -> the stage; called in this order they are one whole run. Each keeps its result for the next."""
+        """Return the stages by name. Called in this order they are one run; each stores its result for the next."""
         ...
 
 
 class EmbedMaskPipeline:
-    """Ours, as `Predictor` does it; masks are kept as crops."""
+    """Pipeline of EmbedMask with the steps of `Predictor`. Masks stay cropped."""
 
     images: list[Tensor]
     resized: list[Tensor]
@@ -56,49 +55,56 @@ class EmbedMaskPipeline:
     def __init__(
         self, model: EmbedMask, network: Network, config: ModelConfig, files: Sequence[Path]
     ) -> None:
-        """Take a model on its device, what runs it, how its results are made, and the files of one batch."""
+        """Initialize the pipeline.
+
+        Args:
+            model: on its device; its preprocessing is used.
+            network: runs the model, from `make_network`.
+            config: resizing and post-processing.
+            files: image files of one batch.
+        """
         self.model, self.network, self.files = model, network, files
         self.transform = EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding)
         self.postprocessor = Postprocessor(config)
         self.class_names = [str(label) for label in range(config.num_classes)]
 
     def stages(self) -> Stages:
-        """See `Pipeline`."""
+        """Return the stages by name, as `Pipeline`."""
         return {
             "read": self.read,
             "resize": self.resize,
             "preprocess": self.preprocess,
             "network": self.run_network,
             "proposals": self.propose,
-            "masks": self.finish,
+            "masks": self.decode_masks,
             "results": self.convert,
         }
 
     def read(self) -> None:
-        """Decode the files."""
+        """Decode the image files."""
         self.images = [read_image(file) for file in self.files]
 
     def resize(self) -> None:
-        """To the network's frame."""
+        """Resize the images for the network."""
         self.resized = [self.transform.image(image) for image in self.images]
 
     def preprocess(self) -> None:
-        """Normalise and pad."""
+        """Normalise the images and pad them to one batch."""
         self.batch = self.model.preprocess(self.resized)
 
     def run_network(self) -> None:
-        """The network."""
+        """Run the network."""
         self.predictions = self.network(self.batch)
 
     @torch.inference_mode()
     def propose(self) -> None:
-        """Decode and NMS."""
+        """Decode the boxes and apply NMS."""
         sizes = enumerate(self.batch.sizes)
         self.proposals = [self.postprocessor.propose(self.predictions, *one) for one in sizes]
 
     @torch.inference_mode()
-    def finish(self) -> None:
-        """Boolean crops in the images' frames."""
+    def decode_masks(self) -> None:
+        """Decode the masks in the frames of the original images."""
         self.instances = [
             self.postprocessor.finish(
                 self.predictions, index, proposals, self.batch.sizes[index], size_of(self.images[index])
@@ -107,31 +113,38 @@ class EmbedMaskPipeline:
         ]
 
     def convert(self) -> None:
-        """supervision's detections."""
-        self.detections = [to_detections(found, self.class_names) for found in self.instances]
+        """Convert the instances to supervision's detections."""
+        self.detections = [to_detections(instances, self.class_names) for instances in self.instances]
 
 
 class TorchvisionPipeline:
-    """torchvision's Mask R-CNN, as `model([image])` does it; masks are dense, as it makes them."""
+    """Pipeline of torchvision's Mask R-CNN with the steps of `model([image])`. Masks are dense, as it returns them."""
 
     images: list[Tensor]
     inputs: Any
-    found: Any
+    outputs: Any
     pasted: list[dict[str, Tensor]]
     detections: list[sv.Detections]
 
     def __init__(self, model: Any, files: Sequence[Path], device: torch.device, setting: Setting) -> None:
-        """Take over a network in evaluation mode, and the files of one batch."""
+        """Initialize the pipeline.
+
+        Args:
+            model: in evaluation mode, on its device; changed in place according to the setting.
+            files: image files of one batch.
+            device: of the model.
+            setting: one of `SETTINGS`.
+        """
         self.files, self.device = files, device
         self.reduced = setting != "float32"
         if self.reduced:
             model = model.to(memory_format=torch.channels_last)
         if setting == "compiled":
-            _compile_parts(model)
+            compile_parts(model)
         self.model = model
 
     def stages(self) -> Stages:
-        """See `Pipeline`; resizing and normalising are one stage here."""
+        """Return the stages by name, as `Pipeline`; here resizing is part of "preprocess"."""
         return {
             "read": self.read,
             "preprocess": self.preprocess,
@@ -141,32 +154,34 @@ class TorchvisionPipeline:
         }
 
     def read(self) -> None:
-        """Decode the files."""
+        """Decode the image files."""
         self.images = [read_image(file) for file in self.files]
 
     @torch.inference_mode()
     def preprocess(self) -> None:
-        """torchvision's own transform."""
+        """Run torchvision's own transform: normalise, resize and pad."""
         self.inputs = self.model.transform([image.to(self.device).float() / 255 for image in self.images])[0]
 
     @torch.inference_mode()
     def run_network(self) -> None:
-        """Backbone, region proposals and the heads, NMS included."""
-        with self._precision():
+        """Run backbone, region proposals and heads, including NMS."""
+        dtype = torch.bfloat16 if self.reduced else None
+        with torch.autocast(self.device.type, dtype, enabled=self.reduced):
             features = self.model.backbone(self.inputs.tensors)
             proposals = self.model.rpn(self.inputs, features)[0]
-            self.found = self.model.roi_heads(features, proposals, self.inputs.image_sizes)[0]
+            self.outputs = self.model.roi_heads(features, proposals, self.inputs.image_sizes)[0]
 
     @torch.inference_mode()
     def paste(self) -> None:
-        """Masks pasted into the images, then thresholded."""
+        """Paste the masks into the original images and threshold them."""
         sizes: list[Size] = [size_of(image) for image in self.images]
-        self.pasted = self.model.transform.postprocess(self.found, self.inputs.image_sizes, sizes)
+        self.pasted = self.model.transform.postprocess(self.outputs, self.inputs.image_sizes, sizes)
         for one in self.pasted:
+            # float [R, 1, H, W] -> bool [R, H, W]
             one["masks"] = one["masks"][:, 0] > 0.5
 
     def convert(self) -> None:
-        """supervision's detections."""
+        """Convert the outputs to supervision's detections."""
         self.detections = [
             sv.Detections(
                 xyxy=one["boxes"].float().cpu().numpy(),
@@ -177,14 +192,12 @@ class TorchvisionPipeline:
             for one in self.pasted
         ]
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(
-            self.device.type, torch.bfloat16 if self.reduced else None, enabled=self.reduced
-        )
 
+def compile_parts(model: Any) -> None:
+    """Compile the parts of Mask R-CNN with convolutions and large layers, in place.
 
-def _compile_parts(model: Any) -> None:
-    """Compile what holds the convolutions and the large layers; what decides between boxes has no fixed sizes."""
+    The selection of boxes between them has no fixed shapes and is not compiled.
+    """
     heads = model.roi_heads
     for owner, name in (
         (model, "backbone"),

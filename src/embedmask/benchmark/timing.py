@@ -1,4 +1,4 @@
-"""Clocks: runs of several sides in turn, their medians, and the machine that they ran on."""
+"""Timing of pipelines: interleaved runs, medians and quartiles, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -8,29 +8,31 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from embedmask.benchmark.pipelines import Pipeline
 
+Run = TypeVar("Run", bound=Hashable)
 Times = dict[str, list[float]]
-"""Stage, `whole`, or `to_masks` -> seconds of each run."""
+"""Stage, `to_masks` or `whole` -> seconds of each run."""
 CPU_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
-"""What the processor may have that decides how fast bfloat16 is."""
+"""Processor features that determine the speed of bfloat16."""
 PACKAGES = ("embedmask", "torch", "torchvision", "openvino")
 
 
-def time_run(side: Pipeline, device: torch.device) -> dict[str, float]:
-    """Seconds of each stage of one run, of all up to boolean masks (`to_masks`) and of all (`whole`)."""
+def time_run(pipeline: Pipeline, device: torch.device) -> dict[str, float]:
+    """Return the seconds of each stage of one run, up to boolean masks (`to_masks`) and in total (`whole`)."""
     seconds: dict[str, float] = {}
-    for name, stage in side.stages().items():
+    for name, stage in pipeline.stages().items():
         begin = time.perf_counter()
         stage()
+        # CUDA kernels run asynchronously
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds[name] = time.perf_counter() - begin
@@ -38,26 +40,26 @@ def time_run(side: Pipeline, device: torch.device) -> dict[str, float]:
     return {**seconds, "to_masks": until["masks"], "whole": until["results"]}
 
 
-def interleave(sides: Mapping[str, Pipeline], runs: int, device: torch.device) -> dict[str, Times]:
-    """Every side once, then every side again: what else the machine does meets all of them alike."""
-    times: dict[str, Times] = {name: {} for name in sides}
+def interleave(pipelines: Mapping[Run, Pipeline], runs: int, device: torch.device) -> dict[Run, Times]:
+    """Time `runs` rounds, each with one run of every pipeline, so that other load affects all pipelines alike."""
+    times: dict[Run, Times] = {run: {} for run in pipelines}
     for _ in range(runs):
-        for name, side in sides.items():
-            for stage, seconds in time_run(side, device).items():
-                times[name].setdefault(stage, []).append(seconds)
+        for run, pipeline in pipelines.items():
+            for stage, seconds in time_run(pipeline, device).items():
+                times[run].setdefault(stage, []).append(seconds)
     return times
 
 
 def medians(times: Times, batch: int) -> dict[str, float]:
-    """Of each stage, seconds an image."""
+    """Return the median of each stage, seconds per image."""
     return {stage: statistics.median(seconds) / batch for stage, seconds in times.items()}
 
 
 def quartiles(times: Times, batch: int) -> dict[str, list[float]]:
-    """The first and the third of each stage, seconds an image."""
+    """Return the first and third quartile of each stage, seconds per image."""
 
     def ends(seconds: list[float]) -> list[float]:
-        # a single run has no spread
+        # statistics.quantiles needs two values; a single run has no spread
         twice = seconds if len(seconds) > 1 else seconds * 2
         low, _, high = statistics.quantiles(twice, n=4, method="inclusive")
         return [low / batch, high / batch]
@@ -66,9 +68,16 @@ def quartiles(times: Times, batch: int) -> dict[str, list[float]]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, device, threads and versions; no names."""
-    cpu = _cpu_info()
+    """Return processor, device, threads and versions, without host or user names."""
+    path = Path("/proc/cpuinfo")
+    cpu = path.read_text(encoding="utf-8") if path.is_file() else ""
     units = set(_first(r"^flags\s*:(.*)", cpu).split())
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
     return {
         "processor": _first(r"^model name\s*:\s*(.*)", cpu) or platform.machine(),
         "processor_units": [unit for unit in CPU_UNITS if unit in units],
@@ -76,30 +85,18 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **versions,
         "commit": _commit(),
     }
 
 
-def _cpu_info() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
 def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1] if match else ""
 
 
 def _commit() -> str | None:
-    """Of the checkout that this package is run from, marked where files have been changed since."""
+    """Return the commit of the checkout that this package runs from, with "-dirty" if files have changed."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

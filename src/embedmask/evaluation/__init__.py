@@ -1,1 +1,1 @@
-"""How good the results are: COCO's AP over boxes, masks and boundaries."""
+"""COCO's AP of boxes, masks and boundaries, microscopy's matching metrics, and error analysis."""

@@ -1,15 +1,15 @@
-"""Why AP is not 1: the kinds of error of TIDE (Bolya et al. 2020), and how good each image is.
+"""Error analysis after TIDE (Bolya et al. 2020): why AP is below 1, and the quality of each image.
 
-Results are judged by mask IoU, the surest first, as AP50 judges them: one that overlaps a free object of its
-class by half is right. A wrong result is the first of these that fits:
+Results are matched by mask IoU in descending score, as in AP50: a result is correct if its IoU with an unmatched
+object of its class is at least 0.5. Any other result gets the first error type that applies:
 
-- localisation: overlaps an object of its class, by at least a tenth but less than half;
-- classification: overlaps an object of another class by half;
-- duplicate: overlaps an object of its class by half, which a surer result has found already;
-- both: overlaps an object of another class, by at least a tenth but less than half;
-- background: overlaps no object by a tenth.
+- localisation: IoU at least 0.1 and below 0.5 with an object of its class;
+- classification: IoU at least 0.5 with an object of another class;
+- duplicate: IoU at least 0.5 with an object of its class that a higher-scoring result has matched;
+- both: IoU at least 0.1 and below 0.5 with an object of another class;
+- background: IoU below 0.1 with every object.
 
-An object that no result is right about, nor wrong in class or place alone, is missed.
+An object is missed if no result is correct for it or has it as the target of a localisation or classification error.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from embedmask.evaluation.overlap import Overlaps, mask_ious
 from embedmask.evaluation.thresholds import Thresholds, is_decided
 
 Record = dict[str, Any]
-ErrorKind = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
-ErrorType = Literal["right", "ignored"] | ErrorKind
-ERROR_KINDS: tuple[ErrorKind, ...] = (
+ErrorType = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
+Outcome = Literal["correct", "ignored"] | ErrorType
+"""Of a result; "ignored" lies inside a crowd and counts neither for nor against the model."""
+ERROR_TYPES: tuple[ErrorType, ...] = (
     "localisation",
     "classification",
     "duplicate",
@@ -39,104 +40,127 @@ ERROR_KINDS: tuple[ErrorKind, ...] = (
     "background",
     "missed",
 )
-"""In the order in which they are tried."""
+"""In the order in which they are tested."""
 FOREGROUND, BACKGROUND = 0.5, 0.1
-"""IoU from which a result is right, and below which it has nothing to do with an object."""
+"""IoU from which a result matches an object, and below which it is background."""
 
 
 @dataclass(frozen=True)
 class MatchedPrediction:
-    """What became of one result.
+    """Outcome of one result.
 
     Attributes:
-        target: id of the object that it found, or found wrongly; None for duplicates, both and background.
+        target: id of the object that it matches, correctly or with a localisation or classification error; else None.
     """
 
     category: int
     score: float
-    verdict: ErrorType
+    outcome: Outcome
     target: int | None = None
 
     def is_decided(self, thresholds: Thresholds) -> bool:
-        """Return whether the result scores at least the threshold of its category."""
+        """Return whether the score reaches the threshold of the category."""
         return is_decided(self.score, self.category, thresholds)
 
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """What became of one image's results, by descending score.
+    """Outcomes of the results of one image.
 
     Attributes:
-        truths: its objects, without crowds.
-        quality: mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9, of the results that count as decided; nan
-            where there is neither an object nor such a result.
-        num_decided: results that count as decided.
+        predictions: the outcomes, by descending score.
+        ground_truth: the objects of the image, without crowds.
+        quality: mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9, of the decided results; nan without objects and
+            decided results.
+        num_decided: number of decided results.
     """
 
     image_id: int
-    findings: list[MatchedPrediction]
-    truths: list[Record]
+    predictions: list[MatchedPrediction]
+    ground_truth: list[Record]
     quality: float
     num_decided: int
 
     def missed(self, score_threshold: Thresholds = -math.inf) -> list[Record]:
-        """Objects that no result from the threshold on is about."""
-        met = {finding.target for finding in self.findings if finding.is_decided(score_threshold)}
-        return [truth for truth in self.truths if truth["id"] not in met]
+        """Return the objects that are the target of no result from the threshold on."""
+        targets = {p.target for p in self.predictions if p.is_decided(score_threshold)}
+        return [gt for gt in self.ground_truth if gt["id"] not in targets]
 
 
 def classify_errors(
     evaluator: CocoEvaluator, score_threshold: Thresholds, image_ids: Sequence[int] | None = None
 ) -> list[ImageErrors]:
-    """What became of every result of each image.
+    """Match every result of each image and classify the errors.
 
     Args:
-        score_threshold: results from here on count as decided; for all categories or by category id.
+        evaluator: the ground truth and the results.
+        score_threshold: results from here on count as decided; one for all categories, or by category id.
         image_ids: as in `CocoEvaluator.compute`.
 
     Raises:
         BadInput: as `CocoEvaluator.compute`.
     """
     ids = evaluator.image_ids(image_ids)
-    truths, found = evaluator.truths_by_image(ids), evaluator.results_by_image(ids)
-    return [_judge_image(image_id, found[image_id], truths[image_id], score_threshold) for image_id in ids]
+    results_of, images = evaluator.results_by_image(ids), []
+    for image_id, gts in evaluator.ground_truth_by_image(ids).items():
+        results = results_of[image_id]
+        ious = mask_ious(results, gts)  # [R, G]
+        crowd = np.array([bool(gt["iscrowd"]) for gt in gts], dtype=bool)
+        # categories by index: an id may exceed int64
+        labels = {
+            category: label for label, category in enumerate({r["category_id"] for r in (*gts, *results)})
+        }
+        gt_labels, result_labels = (
+            np.array([labels[r["category_id"]] for r in records], dtype=np.int64)
+            for records in (gts, results)
+        )
+        same_class = result_labels[:, None] == gt_labels  # [R, G]
+        # greedy matching by descending score: a correct result takes its object
+        unmatched, predictions = ~crowd, []
+        for result, overlaps, same in zip(results, ious, same_class, strict=True):
+            outcome, target = _classify(overlaps, same, crowd, unmatched)
+            if outcome == "correct":
+                unmatched[target] = False
+            target_id = None if target is None else gts[target]["id"]
+            predictions.append(MatchedPrediction(result["category_id"], result["score"], outcome, target_id))
+        decided = np.array(
+            [is_decided(r["score"], r["category_id"], score_threshold) for r in results], dtype=bool
+        )
+        objects = [gt for gt in gts if not gt["iscrowd"]]
+        quality = _quality(np.where(same_class, ious, 0)[decided][:, ~crowd])
+        images.append(ImageErrors(image_id, predictions, objects, quality, int(decided.sum())))
+    return images
 
 
-def _judge_image(
-    image_id: int, found: list[Record], records: list[Record], thresholds: Thresholds
-) -> ImageErrors:
-    ious = mask_ious(found, records)
-    crowd = np.array([bool(record["iscrowd"]) for record in records], dtype=bool)
-    # categories by position: an id may be too large for an array
-    labels = {
-        category: label for label, category in enumerate({r["category_id"] for r in (*records, *found)})
-    }
-    expected, given = (
-        np.array([labels[record["category_id"]] for record in group], dtype=np.int64)
-        for group in (records, found)
-    )
-    own = given[:, None] == expected
-    free = ~crowd
-    findings = []
-    for result, overlaps, same in zip(found, ious, own, strict=True):
-        verdict, target = _verdict(overlaps, same, crowd, free)
-        if verdict == "right":
-            free[target] = False
-        object_id = records[target]["id"] if target is not None else None
-        findings.append(MatchedPrediction(result["category_id"], result["score"], verdict, object_id))
-    decided = np.array([is_decided(r["score"], r["category_id"], thresholds) for r in found], dtype=bool)
-    quality = _quality(np.where(own, ious, 0)[decided][:, ~crowd])
-    objects = [record for record in records if not record["iscrowd"]]
-    return ImageErrors(image_id, findings, objects, quality, int(decided.sum()))
+def _quality(ious: Overlaps) -> float:
+    """Return the mean of TP / (TP + FP + FN) over `THRESHOLDS`; nan without results and objects.
+
+    Args:
+        ious: float64 `[R, G]`, 0 between classes.
+    """
+    if not sum(ious.shape):
+        return math.nan
+    results, gts = np.nonzero(ious >= THRESHOLDS[0])
+    return float(match_pairs(gts, results, ious[results, gts], ious.shape[::-1]).ap.mean())
 
 
-def _verdict(
-    ious: Overlaps, same: NDArray[np.bool_], crowd: NDArray[np.bool_], free: NDArray[np.bool_]
-) -> tuple[ErrorType, int | None]:
-    """Verdict on one result and the place of its object, from its overlaps with all objects of the image."""
-    open_iou, target = _best(ious, same & free)
+def _classify(
+    ious: Overlaps, same: NDArray[np.bool_], crowd: NDArray[np.bool_], unmatched: NDArray[np.bool_]
+) -> tuple[Outcome, int | None]:
+    """Return the outcome of one result.
+
+    Args:
+        ious: mask IoU with each object and crowd of the image, float64 `[G]`.
+        same: of the result's class, bool `[G]`.
+        crowd: is a crowd, bool `[G]`.
+        unmatched: no higher-scoring result has matched it, bool `[G]`.
+
+    Returns:
+        The outcome, and the index of the target, if any.
+    """
+    open_iou, target = _best(ious, same & unmatched)
     if open_iou >= FOREGROUND:
-        return "right", target
+        return "correct", target
     if _best(ious, same & crowd)[0] >= FOREGROUND:
         return "ignored", None
     own_iou, own = _best(ious, same & ~crowd)
@@ -151,78 +175,75 @@ def _verdict(
 
 
 def _best(ious: Overlaps, allowed: NDArray[np.bool_]) -> tuple[float, int | None]:
+    """Return the highest IoU among the allowed objects, and its index."""
     if not allowed.any():
         return 0.0, None
-    # of equal overlaps the last, as AP takes it
-    place = len(ious) - 1 - int(np.where(allowed, ious, -1)[::-1].argmax())
-    return float(ious[place]), place
+    # argmax takes the first of ties; pycocotools takes the last
+    index = len(ious) - 1 - int(np.where(allowed, ious, -1)[::-1].argmax())
+    return float(ious[index]), index
 
 
-def _quality(ious: Overlaps) -> float:
-    """`ious [found, truths]`, 0 between classes."""
-    if not sum(ious.shape):
-        return float("nan")
-    found, truths = np.nonzero(ious >= THRESHOLDS[0])
-    return float(match_pairs(truths, found, ious[found, truths], ious.shape[::-1]).ap.mean())
-
-
-def count_errors(images: Iterable[ImageErrors], score_threshold: Thresholds) -> dict[ErrorKind, int]:
-    """How often each error occurs among the results that score at least the threshold, and objects missed.
-
-    An object is missed here when no result from the threshold on is about it.
-    """
-    counts: Counter[ErrorType] = Counter()
-    for image in images:
-        counts.update(finding.verdict for finding in image.findings if finding.is_decided(score_threshold))
-        counts["missed"] += len(image.missed(score_threshold))
-    return {kind: counts[kind] for kind in ERROR_KINDS}
-
-
-def ap50(images: Iterable[ImageErrors], without: ErrorKind | None = None) -> float:
-    """Mask AP50, or what it would be if one kind of error did not occur.
-
-    A wrong class or place is corrected, unless the object is found already; other wrong results are taken
-    away; missed objects are no longer asked for. Every result counts, however low its score.
+def count_errors(images: Iterable[ImageErrors], score_threshold: Thresholds) -> dict[ErrorType, int]:
+    """Count the errors of each type among the results from the threshold on, and the missed objects.
 
     Args:
-        without: the kind of error; None: as it is.
+        images: from `classify_errors`.
+        score_threshold: one for all categories, or by category id. An object counts as missed if it is the target
+            of no result from here on.
+    """
+    counts: Counter[Outcome] = Counter()
+    for image in images:
+        counts.update(p.outcome for p in image.predictions if p.is_decided(score_threshold))
+        counts["missed"] += len(image.missed(score_threshold))
+    return {error: counts[error] for error in ERROR_TYPES}
+
+
+def ap50(images: Iterable[ImageErrors], without: ErrorType | None = None) -> float:
+    """Return mask AP50, optionally with all errors of one type corrected.
+
+    A localisation or classification error becomes a correct result, unless its object is matched already. Other
+    results with the error are removed. Missed objects are removed from the ground truth. All results count, however
+    low their score.
+
+    Args:
+        images: from `classify_errors`.
+        without: the error type to correct; None: none.
 
     Returns:
-        nan without objects.
+        0..1; nan without objects.
     """
     hits: dict[int, list[tuple[float, bool]]] = {}
-    wanted: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for image in images:
-        truths = {truth["id"]: truth["category_id"] for truth in image.truths}
-        wanted.update(truths.values())
+        category_of = {gt["id"]: gt["category_id"] for gt in image.ground_truth}
+        counts.update(category_of.values())
         if without == "missed":
-            wanted.subtract(truth["category_id"] for truth in image.missed())
-        for category, score, right in _repaired(image, truths, without):
-            hits.setdefault(category, []).append((score, right))
-    values = [_average_precision(hits.get(key, []), count) for key, count in wanted.items() if count > 0]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def _repaired(
-    image: ImageErrors, category_of: dict[int, int], without: ErrorKind | None
-) -> Iterable[tuple[int, float, bool]]:
-    """Category, score and whether it is right, of each result that stays."""
-    found = {finding.target for finding in image.findings if finding.verdict == "right"}
-    for finding in image.findings:
-        if finding.verdict == "ignored":
-            continue
-        if finding.verdict != without:
-            yield finding.category, finding.score, finding.verdict == "right"
-        elif finding.target is not None and finding.target not in found:
-            found.add(finding.target)
-            yield category_of[finding.target], finding.score, True
+            counts.subtract(gt["category_id"] for gt in image.missed())
+        matched = {p.target for p in image.predictions if p.outcome == "correct"}
+        for p in image.predictions:
+            if p.outcome == "ignored":
+                continue
+            if p.outcome != without:
+                hits.setdefault(p.category, []).append((p.score, p.outcome == "correct"))
+            elif p.target is not None and p.target not in matched:
+                # corrected: counts for the class of the object
+                matched.add(p.target)
+                hits.setdefault(category_of[p.target], []).append((p.score, True))
+    values = [_average_precision(hits.get(key, []), count) for key, count in counts.items() if count > 0]
+    return float(np.mean(values)) if values else math.nan
 
 
 def _average_precision(hits: list[tuple[float, bool]], count: int) -> float:
-    """Mean of the highest precision at or beyond each of 101 recalls, as COCO defines it."""
-    scores, right = np.array(hits, dtype=np.float64).reshape(-1, 2).T
-    true = np.cumsum(right[np.argsort(-scores, kind="stable")])
-    precision = true / np.arange(1, len(true) + 1)
-    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
-    reached = np.searchsorted(true / count, np.linspace(0, 1, 101), side="left")
-    return float(best[reached].mean())
+    """Return COCO's AP of one category: the mean interpolated precision at 101 recalls.
+
+    Args:
+        hits: score and whether it is correct, of each of R results.
+        count: number of objects.
+    """
+    scores, correct = np.array(hits, dtype=np.float64).reshape(-1, 2).T
+    tp = np.cumsum(correct[np.argsort(-scores, kind="stable")])  # [R]
+    precision = tp / np.arange(1, len(tp) + 1)
+    # the highest precision at this or any higher recall; 0 beyond the last
+    interpolated = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0)
+    index = np.searchsorted(tp / count, np.linspace(0, 1, 101), side="left")
+    return float(interpolated[index].mean())

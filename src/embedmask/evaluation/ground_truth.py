@@ -1,4 +1,4 @@
-"""The ground truth that results are compared with: the annotations of a data set, every mask as run lengths."""
+"""Ground truth for evaluation: the annotations of a data set with every mask as run lengths."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class GroundTruthRecords:
-    """Ground truth under the ids of its file.
+    """Ground truth with the ids of its file.
 
     Attributes:
-        sizes: image id -> `(height, width)`, ascending ids.
-        categories: category id -> name, ascending ids; of categories with the same name it tells the id too.
+        sizes: image id -> `(height, width)`, by ascending id.
+        categories: category id -> name, by ascending id; the name includes the id where several share it.
         records: image id -> objects and crowds in the order of the file: `id` (from 1, over all images),
             `image_id`, `category_id`, `segmentation` (compressed RLE), `area`, `bbox` (xywh px) and `iscrowd`.
-        warnings: a line for each kind of doubtful annotation.
+        warnings: one line per type of doubtful annotation.
     """
 
     sizes: dict[int, Size]
@@ -39,56 +39,54 @@ class GroundTruthRecords:
 
 
 def read_ground_truth(annotations: AnnotationFile | str | Path | Mapping[str, Any]) -> GroundTruthRecords:
-    """Return the ground truth of a data set, or of a COCO annotation file or its content.
+    """Return the ground truth of a data set, of a COCO annotation file, or of its content.
 
     Args:
-        annotations: checked annotations, or what `check_annotations` has still to check; it is not changed.
+        annotations: checked annotations, or a file or content to check with `check_annotations`. It is not changed.
 
     Raises:
-        BadInput: a file that cannot be read; or as `check_annotations`.
+        BadInput: the file cannot be read, or a list is missing; or as `check_annotations`.
     """
     warnings: list[str] = []
     if not isinstance(annotations, AnnotationFile):
-        given, path = (
+        content, path = (
             (annotations, Path("annotations"))
             if isinstance(annotations, Mapping)
             else (read_coco(Path(annotations)), Path(annotations))
         )
-        content, collector = _completed(given, path), WarningCollector(raise_issue)
-        annotations = check_annotations(content, path, collector)
+        lists: dict[str, list[Any]] = {}
+        for key, name in (("images", "file_name"), ("annotations", ""), ("categories", "name")):
+            entries = content.get(key)
+            if not isinstance(entries, Sequence):
+                raise BadInput(f"{path}: no list of {key}; give a COCO annotation file")
+            # evaluation does not need names: an id stands in for a missing one
+            lists[key] = [
+                {name: str(e.get("id")), **e} if name and isinstance(e, dict) else e for e in entries
+            ]
+        collector = WarningCollector(raise_issue)
+        annotations = check_annotations(lists, path, collector)
         warnings = warning_lines(collector.warnings)
-    file, count, records = annotations, 0, {}
-    for item in map(file.annotations.__getitem__, range(len(file.image_ids))):
-        records[item.image_id] = _records(item, file.category_ids, count)
+    count, records = 0, {}
+    for item in map(annotations.annotations.__getitem__, range(len(annotations.image_ids))):
+        records[item.image_id] = _records(item, annotations.category_ids, count)
         count += len(item)
     return GroundTruthRecords(
-        dict(sorted(zip(file.image_ids, file.sizes, strict=True))),
-        dict(zip(file.category_ids, file.distinct_names, strict=True)),
+        dict(sorted(zip(annotations.image_ids, annotations.sizes, strict=True))),
+        dict(zip(annotations.category_ids, annotations.distinct_names, strict=True)),
         records,
         warnings,
     )
 
 
-def _completed(values: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
-    """A copy of the content of a COCO file, with the names that evaluation does without."""
-    lists: dict[str, list[Any]] = {}
-    for key, name in (("images", "file_name"), ("annotations", ""), ("categories", "name")):
-        entries = values.get(key)
-        if not isinstance(entries, Sequence):
-            raise BadInput(f"{path}: no list of {key}; give a COCO annotation file")
-        lists[key] = [{name: str(e.get("id")), **e} if name and isinstance(e, dict) else e for e in entries]
-    return lists
-
-
 def _records(item: GroundTruth, category_ids: Sequence[int], count: int) -> list[Record]:
-    """Objects and crowds of one image, numbered from `count + 1`."""
+    """Return the objects and crowds of one image, numbered from `count + 1`."""
     rles = [to_rle(mask, item.size) for mask in item.segmentations]
-    # where the file does not say, the mask does
+    # nan marks a missing area or box: compute it from the mask
     areas = np.where(np.isnan(item.areas), mask_api.area(rles) if rles else 0, item.areas).tolist()
-    boxes = as_written(item.boxes)
-    unknown = np.isnan(boxes[:, 0])
-    if unknown.any():
-        boxes[unknown] = mask_api.toBbox(rles)[unknown]
+    boxes = as_written(item.boxes)  # float64 [G, 4], xywh
+    missing = np.isnan(boxes[:, 0])
+    if missing.any():
+        boxes[missing] = mask_api.toBbox(rles)[missing]
     rows = zip(item.labels.tolist(), rles, areas, boxes.tolist(), item.crowd.tolist(), strict=True)
     return [
         {

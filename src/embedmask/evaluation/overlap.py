@@ -1,4 +1,4 @@
-"""How much masks overlap: IoU of boxes, of masks, and of their boundaries, all from run lengths."""
+"""IoU of boxes, masks and mask boundaries, all computed from run lengths."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Overlaps = NDArray[np.float64]
 BOUNDARY_DILATION = 0.02
 """Width of the boundary band, as a fraction of the image's diagonal (Boundary IoU, Cheng et al. 2021)."""
 LOWEST_IOU = 0.5
-"""Of the thresholds of AP."""
+"""Lowest IoU threshold of COCO's AP."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A mask inside its own box.
+    """Mask cropped to its box.
 
     Attributes:
-        pixels: bool `[h, w]`; without pixels where the mask is empty.
-        offset: `(y, x)`, its first row and column in the image.
+        pixels: bool `[h, w]`; `[0, 0]` for an empty mask.
+        offset: `(y, x)` of the first row and column in the image.
     """
 
     pixels: Mask
@@ -39,15 +39,16 @@ class Crop:
 
 
 def crop_of(rle: Record) -> Crop:
-    """The mask of a compressed RLE; only the columns of its box are laid out.
+    """Decode a compressed RLE to the crop of its box, without a mask of the image's size.
 
     Raises:
-        BadInput: the runs do not add up to the image.
+        BadInput: the runs do not add up to the size of the image.
     """
     height, width = rle["size"]
     runs = decode_counts(rle["counts"])
     if (runs < 0).any() or runs.sum() != height * width:
         raise BadInput(f"a mask's run lengths do not add up to its image {[height, width]}; encode it again")
+    # runs alternate between background and mask, background first
     if not runs[1::2].any():
         return Crop(np.zeros((0, 0), dtype=bool), (0, 0))
     mask = RunLengths(runs, (height, width))
@@ -55,48 +56,56 @@ def crop_of(rle: Record) -> Crop:
     return Crop(mask.pixels(left, top, right, bottom), (top, left))
 
 
-def box_ious(found: Sequence[Record], truths: Sequence[Record]) -> Overlaps:
-    """IoU of boxes, float64 `[found, truths]`; for a crowd, the share of the found box that is inside."""
-    return _ious(found, truths, "bbox")
+def box_ious(results: Sequence[Record], gts: Sequence[Record]) -> Overlaps:
+    """Compute the IoU of boxes, float64 `[R, G]`; for a crowd, the fraction of the result's box inside it."""
+    return _ious(results, gts, "bbox")
 
 
-def mask_ious(found: Sequence[Record], truths: Sequence[Record]) -> Overlaps:
-    """IoU of masks, float64 `[found, truths]`; for a crowd, the share of the found mask that is inside."""
-    return _ious(found, truths, "segmentation")
+def mask_ious(results: Sequence[Record], gts: Sequence[Record]) -> Overlaps:
+    """Compute the IoU of masks, float64 `[R, G]`; for a crowd, the fraction of the result's mask inside it."""
+    return _ious(results, gts, "segmentation")
 
 
-def _ious(found: Sequence[Record], truths: Sequence[Record], key: str) -> Overlaps:
-    if not found or not truths:
-        return np.zeros((len(found), len(truths)))
-    crowd = [int(truth["iscrowd"]) for truth in truths]
-    return np.asarray(mask_api.iou([d[key] for d in found], [g[key] for g in truths], crowd))
+def _ious(results: Sequence[Record], gts: Sequence[Record], key: str) -> Overlaps:
+    if not results or not gts:
+        return np.zeros((len(results), len(gts)))
+    crowd = [int(gt["iscrowd"]) for gt in gts]
+    return np.asarray(mask_api.iou([r[key] for r in results], [gt[key] for gt in gts], crowd))
 
 
-def boundary_ious(found: Sequence[Record], truths: Sequence[Record], ious: Overlaps) -> Overlaps:
-    """The lesser of mask IoU and boundary IoU, as boundary AP takes it.
+def boundary_ious(results: Sequence[Record], gts: Sequence[Record], ious: Overlaps) -> Overlaps:
+    """Compute the overlaps of boundary AP: the lower of mask IoU and boundary IoU.
 
-    Boundaries are drawn only where they can matter, and each inside its own box: a pair whose masks overlap
-    less than the lowest threshold matches at none, whatever its boundaries. Crowds keep their mask's figure.
+    Boundaries are computed inside the boxes of the masks, and only for pairs that can match: the result cannot exceed
+    the mask IoU, so pairs below the lowest threshold keep it. Crowds keep their mask overlap.
 
     Args:
-        ious: `[found, truths]`, their `mask_ious`.
+        results: R results of one image and category.
+        gts: G objects and crowds of the same.
+        ious: their `mask_ious`, float64 `[R, G]`.
+
+    Returns:
+        float64 `[R, G]`.
     """
     ious = ious.copy()
-    objects = np.array([not truth["iscrowd"] for truth in truths], dtype=bool)
+    objects = np.array([not gt["iscrowd"] for gt in gts], dtype=bool)
     rows, columns = np.nonzero((ious >= LOWEST_IOU) & objects)
-    edges = {row: boundary_of(found[row]["segmentation"]) for row in set(rows.tolist())}
-    true_edges = {column: boundary_of(truths[column]["segmentation"]) for column in set(columns.tolist())}
+    # each boundary once, however many pairs share it
+    edges = {row: boundary_of(results[row]["segmentation"]) for row in set(rows.tolist())}
+    gt_edges = {column: boundary_of(gts[column]["segmentation"]) for column in set(columns.tolist())}
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        ious[row, column] = min(ious[row, column], crop_iou(edges[row], true_edges[column]))
+        ious[row, column] = min(ious[row, column], crop_iou(edges[row], gt_edges[column]))
     return ious
 
 
 def boundary_of(rle: Record) -> Crop:
-    """Pixels of a mask within the band: no farther from a pixel outside it (8 neighbours) than its width.
+    """Return the boundary of a mask: its pixels within the band along its outline.
 
-    What lies outside the image counts as outside the mask.
+    A pixel is in the band if a pixel outside the mask is at most `boundary_band` px away (8 neighbours). Pixels outside
+    the image count as outside the mask.
     """
     crop, band = crop_of(rle), boundary_band(rle["size"])
+    # erosion by a square of side 2 * band + 1, along rows and then columns; [h, w] -> [h - 2 band, w - 2 band]
     inside = _all_set(_all_set(crop.pixels, 2 * band + 1).T, 2 * band + 1).T
     if not inside.size:
         return crop
@@ -106,29 +115,29 @@ def boundary_of(rle: Record) -> Crop:
 
 
 def boundary_band(size: Size) -> int:
-    """Width of the band in an image `(height, width)`, px; half a pixel goes down, as in the library."""
+    """Return the width of the band in an image `(height, width)`, px; half a pixel rounds down, as in the library."""
     return max(1, math.floor(BOUNDARY_DILATION * math.hypot(*size) + 0.5 - 1e-10))
 
 
 def _all_set(mask: Mask, length: int) -> Mask:
-    """Where `length` rows from here on are all set, bool `[max(h - length + 1, 0), w]`.
-
-    The reach doubles with every step: a step for each bit of the length instead of one for each row.
-    """
+    """Return where `length` consecutive rows are all set, bool `[max(h - length + 1, 0), w]`."""
     if len(mask) < length:
         return mask[:0]
+    # invariant: mask[i] covers the original rows i .. i + reach - 1; doubling takes log2(length) steps
     reach = 1
     while 2 * reach <= length:
         mask = mask[:-reach] & mask[reach:]
         reach *= 2
+    # two windows of `reach` rows, `rest` apart, cover the remaining rows
     rest = length - reach
     return mask[: len(mask) - rest] & mask[rest:]
 
 
 def crop_iou(first: Crop, second: Crop) -> float:
-    """IoU of two masks of one image, 0 where both are empty."""
+    """Compute the IoU of two masks of one image; 0 where both are empty."""
     (ay, ax), (by, bx) = first.offset, second.offset
     (ah, aw), (bh, bw) = first.pixels.shape, second.pixels.shape
+    # the intersection of the boxes, in the frame of the image
     top, left, bottom, right = max(ay, by), max(ax, bx), min(ay + ah, by + bh), min(ax + aw, bx + bw)
     if top >= bottom or left >= right:
         return 0.0

@@ -1,4 +1,4 @@
-"""Parts of a web page that needs nothing but itself: tables, bars, curves, images, as HTML and SVG text."""
+"""Building blocks of a self-contained web page: tables, bars, charts and images as HTML and SVG text."""
 
 from __future__ import annotations
 
@@ -43,15 +43,24 @@ figcaption { font-size: .85rem; color: #48525e; overflow-wrap: anywhere; }
 """
 COLORS = ("#1864ab", "#d9480f", "#2b8a3e", "#862e9c")
 DASHES = ("none", "7 3", "2 3", "9 3 2 3")
-"""With the colours, so that curves can be told apart in print."""
+"""Dash patterns of the curves, which distinguish them in black-and-white prints."""
 WIDTH, HEIGHT, LEFT, TOP = 300, 220, 34, 8
-"""Of a chart, and of the margin that holds its numbers; units of the drawing."""
+"""Size of a chart, and its left and top margin, in SVG units."""
 THUMBNAIL_SIDE = 440
 """Longest side of an image, px."""
 
 
+class Html(str):
+    """Text that is already HTML and must not be escaped."""
+
+
 def document(title: str, sections: Iterable[str]) -> str:
-    """The whole page."""
+    """Return the page.
+
+    Args:
+        title: plain text.
+        sections: HTML, in order.
+    """
     head = (
         f'<meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
@@ -61,39 +70,34 @@ def document(title: str, sections: Iterable[str]) -> str:
 
 
 def section(title: str, text: str, *parts: str) -> str:
-    """A heading, a paragraph of plain text, and parts that are HTML already."""
+    """Return a heading, a paragraph of plain text, and further parts, which must be HTML."""
     return "\n".join([f"<h2>{escape(title)}</h2>", f"<p>{escape(text)}</p>", *parts])
 
 
 def number(value: float) -> str:
-    """Three digits; a dash for what cannot be measured."""
+    """Format a figure with three digits; nan becomes a dash."""
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells of plain text; a cell made by `bar` or `note` stays HTML."""
-    lines = ["".join(cell if isinstance(cell, Html) else f"<th>{escape(cell)}</th>" for cell in head)]
-    lines += ["".join(_cell(cell) for cell in row) for row in rows]
+    """Return a table. Cells are plain text, or `Html` from `bar` or `note`."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "".join(c if isinstance(c, Html) else f"<{tag}>{escape(c)}</{tag}>" for c in cells)
+
+    lines = [line(head, "th"), *(line(row, "td") for row in rows)]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table>{body}</table></div>'
 
 
-class Html(str):
-    """Text that is HTML already."""
-
-
-def _cell(cell: str) -> str:
-    return cell if isinstance(cell, Html) else f"<td>{escape(cell)}</td>"
-
-
 def bar(value: float) -> Html:
-    """A table cell with a bar, 0..1; empty for nan."""
+    """Return a table cell with a bar for a value of 0..1; empty for nan."""
     share = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
     return Html(f'<td><div class="bar"><i style="width:{100 * share:.1f}%"></i></div></td>')
 
 
 def note(text: str, tag: str = "td") -> Html:
-    """A table cell of running text; `th` for the head."""
+    """Return a table cell of running text; tag `th` for the head."""
     return Html(f'<{tag} class="text">{escape(text)}</{tag}>')
 
 
@@ -105,36 +109,35 @@ def chart(
     """Draw curves over the unit square as SVG.
 
     Args:
-        curves: name, and values at evenly spread places of 0..1, float64 `[P]`; a nan leaves the curve out.
+        title: plain text; may be empty.
+        curves: name, and values at P evenly spaced positions of 0..1, float64 `[P]`; a curve with a nan is omitted.
         axes: names of x and y.
     """
+    grid = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = _x(tick), _y(tick)
+        grid.append(f'<path d="M{_x(0)},{y}H{_x(1)}M{x},{_y(0)}V{_y(1)}" stroke="#e3e7eb"/>')
+        grid.append(f'<text x="{LEFT - 4}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
+        grid.append(f'<text x="{x}" y="{HEIGHT - 18}" text-anchor="middle">{tick:g}</text>')
+    grid.append(f'<text x="{_x(0.5)}" y="{HEIGHT - 4}" text-anchor="middle">{axes[0]}</text>')
+    grid.append(f'<text transform="translate(9 {_y(0.5)}) rotate(-90)" text-anchor="middle">{axes[1]}</text>')
     lines, names = [], []
     for (name, values), color, dash in zip(curves, COLORS, DASHES, strict=False):
         names.append(f'<span style="color:{color}">{escape(name)}</span>')
         if not np.isnan(values).any():
-            places = zip(np.linspace(0, 1, len(values)).tolist(), values.tolist(), strict=True)
-            points = " ".join(f"{_x(recall):.1f},{_y(precision):.1f}" for recall, precision in places)
+            positions = zip(np.linspace(0, 1, len(values)).tolist(), values.tolist(), strict=True)
+            points = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in positions)
             lines.append(
                 f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.8" '
                 f'stroke-dasharray="{dash}"/>'
             )
-    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{_grid(*axes)}{"".join(lines)}</svg>'
+    group = f'<g font-size="10" fill="#48525e">{"".join(grid)}</g>'
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{group}{"".join(lines)}</svg>'
     caption = " · ".join([f"<b>{escape(title)}</b>", *names] if title else names)
     return f'<figure class="curve">{drawing}<figcaption>{caption}</figcaption></figure>'
 
 
-def _grid(x_name: str, y_name: str) -> str:
-    marks = []
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = _x(tick), _y(tick)
-        marks.append(f'<path d="M{_x(0)},{y}H{_x(1)}M{x},{_y(0)}V{_y(1)}" stroke="#e3e7eb"/>')
-        marks.append(f'<text x="{LEFT - 4}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
-        marks.append(f'<text x="{x}" y="{HEIGHT - 18}" text-anchor="middle">{tick:g}</text>')
-    marks.append(f'<text x="{_x(0.5)}" y="{HEIGHT - 4}" text-anchor="middle">{x_name}</text>')
-    marks.append(f'<text transform="translate(9 {_y(0.5)}) rotate(-90)" text-anchor="middle">{y_name}</text>')
-    return f'<g font-size="10" fill="#48525e">{"".join(marks)}</g>'
-
-
+# unit square -> SVG units; y points down, the right and bottom margins are 12 and 32
 def _x(value: float) -> float:
     return LEFT + value * (WIDTH - LEFT - 12)
 
@@ -144,17 +147,14 @@ def _y(value: float) -> float:
 
 
 def pair(left: NDArray[np.uint8], right: NDArray[np.uint8], caption: str) -> str:
-    """Two images uint8 `[H, W, 3]` beside each other, made small, over one caption."""
-    return (
-        f'<figure class="pair"><div>{_image(left, "ground truth")}{_image(right, "prediction")}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _image(pixels: NDArray[np.uint8], name: str) -> str:
-    image = Image.fromarray(pixels)
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=82)
-    code = base64.b64encode(data.getvalue()).decode("ascii")
-    return f'<img alt="{name}" width="{image.width}" height="{image.height}" src="data:image/jpeg;base64,{code}">'
+    """Return thumbnails of ground truth and prediction, uint8 `[H, W, 3]`, side by side over one caption."""
+    images = []
+    for name, pixels in (("ground truth", left), ("prediction", right)):
+        image = Image.fromarray(pixels)
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=82)
+        # embedded as a data URI, so that the page needs no other files
+        url = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+        images.append(f'<img alt="{name}" width="{image.width}" height="{image.height}" src="{url}">')
+    return f'<figure class="pair"><div>{"".join(images)}</div><figcaption>{escape(caption)}</figcaption></figure>'

@@ -1,4 +1,4 @@
-"""One page that shows how good a model is, and where it errs: figures, curves, errors, images."""
+"""Evaluation report on one web page: metrics, curves, errors and images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from embedmask.data.coco import CocoInstances
 from embedmask.evaluation import page
-from embedmask.evaluation.coco import KINDS, CocoEvaluator
+from embedmask.evaluation.coco import IOU_TYPES, CocoEvaluator
 from embedmask.evaluation.error_analysis import (
-    ERROR_KINDS,
-    ErrorKind,
+    ERROR_TYPES,
+    ErrorType,
     ImageErrors,
     ap50,
     classify_errors,
@@ -33,16 +33,16 @@ from embedmask.visualize import draw_detections
 
 Record = Mapping[str, Any]
 IMAGES = 6
-"""Shown of the worst and of the best images."""
-KIND_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
+"""Number of images shown as the worst and as the best."""
+SHAPE_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 ERROR_HEAD = ("error", "count", "share", "gain", "")
-DEFINITIONS: dict[ErrorKind, str] = {
+DEFINITIONS: dict[ErrorType, str] = {
     "classification": "overlaps an object of another class (IoU at least 0.5)",
     "localisation": "overlaps an object of its class, but too little (IoU 0.1 to 0.5)",
     "both": "overlaps an object of another class, and too little (IoU 0.1 to 0.5)",
-    "duplicate": "an object that a surer result has found already",
-    "background": "no object there (IoU below 0.1)",
-    "missed": "an object that no result is about",
+    "duplicate": "overlaps an object that a higher-scoring result has matched",
+    "background": "overlaps no object (IoU below 0.1)",
+    "missed": "an object without a matching result",
 }
 
 
@@ -55,24 +55,35 @@ def write_report(
     title: str,
     score_threshold: Thresholds,
 ) -> Path:
-    """Write `index.html`, which holds its images and needs no network.
+    """Write `index.html`, a page that embeds its images and needs no network.
 
     Args:
-        folder: made where it is missing.
-        evaluator: holds the results.
-        dataset: the images; its ids and classes are the evaluator's.
-        metrics: what stands in the table, by `KIND/METRIC`.
+        folder: created if missing.
+        evaluator: the ground truth and the results.
+        dataset: the images; its ids and classes are those of the evaluator.
+        metrics: figures of the first table, by `GROUP/METRIC`.
         title: of the page.
-        score_threshold: results from here on are drawn, counted as errors, and decide how good an image is; for all
-            categories or by category id.
+        score_threshold: results from here on are drawn, counted as errors and used to rank the images; one for all
+            categories, or by category id.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        BadInput: as `CocoEvaluator.compute`, or an image cannot be read.
+        BadInput: an image cannot be read; or as `CocoEvaluator.compute`.
     """
     images = classify_errors(evaluator, score_threshold)
+    facts = {
+        "images": len(images),
+        "objects": sum(len(image.ground_truth) for image in images),
+        "classes": len(evaluator.class_names),
+        "results": sum(len(image.predictions) for image in images),
+        f"results that score {describe(score_threshold)}": sum(image.num_decided for image in images),
+        "results of an image and class that count, at most": evaluator.max_detections,
+    }
     sections = [
-        _summary(evaluator, images, score_threshold),
-        _metrics(metrics, thin_share(evaluator)),
+        page.table(("", ""), [(name, str(value)) for name, value in facts.items()]),
+        _metrics(metrics, thin_fraction(evaluator)),
         _curves(evaluator),
         _thresholds(images, score_threshold),
         _classes(evaluator, images),
@@ -84,44 +95,30 @@ def write_report(
     return path
 
 
-def _summary(evaluator: CocoEvaluator, images: list[ImageErrors], score_threshold: Thresholds) -> str:
-    facts = {
-        "images": len(images),
-        "objects": sum(len(image.truths) for image in images),
-        "classes": len(evaluator.class_names),
-        "results": sum(len(image.findings) for image in images),
-        f"results that score {describe(score_threshold)}": sum(image.num_decided for image in images),
-        "results of an image and class that count, at most": evaluator.max_detections,
-    }
-    return page.table(("", ""), [(name, str(value)) for name, value in facts.items()])
+def thin_fraction(evaluator: CocoEvaluator) -> float:
+    """Return the fraction of objects that lie entirely inside their boundary band, 0..1; 0 without objects.
 
-
-def thin_share(evaluator: CocoEvaluator) -> float:
-    """Return the share of objects that lie wholly inside their boundary band, 0..1; 0 without objects.
-
-    For them boundary AP and mask AP measure the same pixels.
+    For these, boundary AP and mask AP measure the same pixels.
     """
-    objects = [
-        truth for truths in evaluator.truths_by_image(evaluator.image_ids()).values() for truth in truths
-    ]
-    masks = [truth["segmentation"] for truth in objects if not truth["iscrowd"]]
+    by_image = evaluator.ground_truth_by_image(evaluator.image_ids())
+    masks = [gt["segmentation"] for gts in by_image.values() for gt in gts if not gt["iscrowd"]]
     thin = [np.array_equal(boundary_of(mask).pixels, crop_of(mask).pixels) for mask in masks]
     return float(np.mean(thin)) if thin else 0.0
 
 
 def _metrics(metrics: Mapping[str, float], thin: float) -> str:
-    """One table for each group of kinds that have their metrics in common."""
-    kinds: dict[str, dict[str, float]] = {}
+    """Return the section of the metrics; groups with the same metrics share a table."""
+    groups: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        kind, _, metric = name.partition("/")
-        kinds.setdefault(kind, {})[metric] = value
-    heads = dict.fromkeys(tuple(values) for values in kinds.values())
+        group, _, metric = name.partition("/")
+        groups.setdefault(group, {})[metric] = value
+    heads = dict.fromkeys(tuple(values) for values in groups.values())
     tables = [
         page.table(
             ("", *head),
             [
-                (KIND_NAMES.get(kind, kind.replace("_", ", ")), *map(page.number, values.values()))
-                for kind, values in kinds.items()
+                (SHAPE_NAMES.get(group, group.replace("_", ", ")), *map(page.number, values.values()))
+                for group, values in groups.items()
                 if tuple(values) == head
             ],
         )
@@ -129,91 +126,95 @@ def _metrics(metrics: Mapping[str, float], thin: float) -> str:
     ]
     text = (
         "AP is the mean over IoU 0.5 to 0.95, AP50 at 0.5 alone; small is below 32 x 32 px, large from 96 x 96. "
-        "Boundary AP looks at a band along the outline, 2 % of the image's diagonal wide. "
-        "Matching is TP / (TP + FP + FN) of the decided results, mean over images, or of all images pooled."
+        "Boundary AP compares a band along the outline, 2 % of the image's diagonal wide. "
+        "Matching is TP / (TP + FP + FN) of the decided results, mean over images, or pooled over all images."
     )
     if thin > 0:
-        text += (
-            f" {thin:.0%} of the objects lie wholly inside that band: for them boundary AP equals mask AP."
-        )
+        text += f" {thin:.0%} of the objects lie entirely inside that band: their boundary AP equals their mask AP."
     return page.section("Figures", text, *tables)
 
 
 def _curves(evaluator: CocoEvaluator) -> str:
+    """Return the section of precision-recall curves."""
     measured = evaluator.curves()
     charts = [
         page.chart(
-            KIND_NAMES[kind],
-            [(f"IoU {iou}", measured[kind].at(iou)) for iou in (0.5, 0.75, 0.9)],
+            SHAPE_NAMES[iou_type],
+            [(f"IoU {iou}", measured[iou_type].at(iou)) for iou in (0.5, 0.75, 0.9)],
         )
-        for kind in KINDS
+        for iou_type in IOU_TYPES
     ]
-    text = "Precision at each recall, mean over the classes; AP is the area below."
+    text = "Precision at each recall, mean over the classes; AP is the area under the curve."
     return page.section("Precision and recall", text, f'<div class="row">{"".join(charts)}</div>')
 
 
 def _thresholds(images: list[ImageErrors], used: Thresholds) -> str:
-    """Precision, recall and F1 against the score threshold, and the best one beside the one in use."""
+    """Return the section of precision, recall and F1 against the score threshold."""
     curves = ThresholdCurves.of(images)
-    text = "At mask IoU 0.5, of the results that score at least the threshold, all classes pooled."
+    text = "At mask IoU 0.5, of the results that score at least the threshold, pooled over all classes."
     if curves.best is not None:
         text += f" F1 is highest at {curves.best:g}: {page.number(float(curves.f1.max()))}."
-    decided = [finding for image in images for finding in image.findings if finding.is_decided(used)]
-    hits = sum(finding.verdict == "right" for finding in decided)
-    results = sum(finding.verdict != "ignored" for finding in decided)
-    f1 = 2 * hits / max(results + sum(len(image.truths) for image in images), 1)
+    decided = [p for image in images for p in image.predictions if p.is_decided(used)]
+    hits = sum(p.outcome == "correct" for p in decided)
+    results = sum(p.outcome != "ignored" for p in decided)
+    f1 = 2 * hits / max(results + sum(len(image.ground_truth) for image in images), 1)
     text += f" Of the results that score {describe(used)}, as in this report, it is {page.number(f1)}."
     lines = [("F1", curves.f1), ("precision", curves.precision), ("recall", curves.recall)]
     return page.section("Score threshold", text, page.chart("", lines, axes=("score threshold", "")))
 
 
 def _classes(evaluator: CocoEvaluator, images: list[ImageErrors]) -> str:
+    """Return the section of AP by class."""
     per_class = evaluator.per_class()
-    categories = Counter(truth["category_id"] for image in images for truth in image.truths)
+    counts = Counter(gt["category_id"] for image in images for gt in image.ground_truth)
     rows = []
-    for category, (name, values) in zip(evaluator.truth.categories, per_class.items(), strict=True):
-        aps = [values[f"{kind}/AP"] for kind in KINDS]
+    for category, (name, values) in zip(evaluator.ground_truth.categories, per_class.items(), strict=True):
+        aps = [values[f"{iou_type}/AP"] for iou_type in IOU_TYPES]
         best = ThresholdCurves.of(images, category).best
         threshold = "–" if best is None else f"{best:.2f}"
-        row = [name, page.bar(aps[1]), *map(page.number, aps), str(categories[category]), threshold]
+        row = [name, page.bar(aps[1]), *map(page.number, aps), str(counts[category]), threshold]
+        # nan does not sort: classes without objects go last
         rows.append((-math.inf if math.isnan(aps[1]) else aps[1], row))
     rows.sort(key=lambda row: row[0], reverse=True)
-    head = ("class", "mask AP", *(f"AP {KIND_NAMES[kind]}" for kind in KINDS), "objects", "best threshold")
-    return page.section("Classes", "By mask AP, the best first.", page.table(head, [row for _, row in rows]))
+    ap_names = [f"AP {SHAPE_NAMES[iou_type]}" for iou_type in IOU_TYPES]
+    head = ("class", "mask AP", *ap_names, "objects", "best threshold")
+    return page.section("Classes", "By mask AP, highest first.", page.table(head, [row for _, row in rows]))
 
 
 def _errors(images: list[ImageErrors], score_threshold: Thresholds) -> str:
+    """Return the section of error counts and of the AP50 gained by correcting each error type."""
     counts, base = count_errors(images, score_threshold), ap50(images)
-    gains: dict[ErrorKind, float] = {kind: ap50(images, kind) - base for kind in ERROR_KINDS}
+    gains: dict[ErrorType, float] = {error: ap50(images, error) - base for error in ERROR_TYPES}
     total = max(sum(counts.values()), 1)
     rows = [
         (
-            kind,
-            str(counts[kind]),
-            f"{counts[kind] / total:.0%}",
-            page.number(gains[kind]),
-            page.bar(gains[kind]),
-            page.note(DEFINITIONS[kind]),
+            error,
+            str(counts[error]),
+            f"{counts[error] / total:.0%}",
+            page.number(gains[error]),
+            page.bar(gains[error]),
+            page.note(DEFINITIONS[error]),
         )
-        for kind in ERROR_KINDS
+        for error in ERROR_TYPES
     ]
     text = (
-        f"Of the results that score {describe(score_threshold)}, judged by their masks; a wrong one counts as "
-        "the first error of the list that fits. The gain is what mask AP50, "
-        f"{page.number(base)} over all results, would rise by if this error did not occur: a wrong class or "
-        "place corrected, other wrong results taken away, missed objects not asked for."
+        f"Errors of the results that score {describe(score_threshold)}, by mask IoU; each counts as the first type "
+        f"of the list that applies. The gain is the rise of mask AP50, {page.number(base)} over all results, if the "
+        "error did not occur: a wrong class or location corrected, other wrong results and missed objects removed."
     )
-    return page.section("Errors", text, page.table((*ERROR_HEAD, page.note("what it is", "th")), rows))
+    return page.section("Errors", text, page.table((*ERROR_HEAD, page.note("definition", "th")), rows))
 
 
 def _images(
     evaluator: CocoEvaluator, dataset: CocoInstances, images: list[ImageErrors], score_threshold: Thresholds
 ) -> list[str]:
-    """The worst and the best images; one with nothing to see is neither."""
+    """Return the sections of the worst and the best images, without those whose quality is undefined."""
+    # of images of equal quality, the one with more objects and results first
     ranked = sorted(
         (image for image in images if not math.isnan(image.quality)),
-        key=lambda image: (image.quality, -len(image.truths) - image.num_decided),
+        key=lambda image: (image.quality, -len(image.ground_truth) - image.num_decided),
     )
+    # no image is shown twice
     count = min(IMAGES, (len(ranked) + 1) // 2)
     text = (
         f"Left the ground truth, right the results that score {describe(score_threshold)}. "
@@ -221,33 +222,29 @@ def _images(
     )
     parts = []
     for title, chosen in (("Worst images", ranked[:count]), ("Best images", ranked[count:][::-1][:IMAGES])):
-        found = evaluator.results_by_image([image.image_id for image in chosen])
-        pairs = [_pair(dataset, image, found[image.image_id], score_threshold) for image in chosen]
+        results = evaluator.results_by_image([image.image_id for image in chosen])
+        pairs = []
+        for image in chosen:
+            index, gts = dataset.image_ids.index(image.image_id), image.ground_truth
+            own = results[image.image_id]
+            decided = [r for r in own if is_decided(r["score"], r["category_id"], score_threshold)]
+            name, counts = dataset.image_path(index).name, f"objects {len(gts)}, results {len(decided)}"
+            caption = f"{name} · {image.quality:.3f} · {counts}"
+            pairs.append(page.pair(_draw(dataset, index, gts), _draw(dataset, index, decided), caption))
         if pairs:
             parts.append(page.section(title, text, f'<div class="row">{"".join(pairs)}</div>'))
     return parts
 
 
-def _pair(
-    dataset: CocoInstances, image: ImageErrors, found: list[dict[str, Any]], thresholds: Thresholds
-) -> str:
-    index = dataset.image_ids.index(image.image_id)
-    decided = [r for r in found if is_decided(r["score"], r["category_id"], thresholds)]
-    caption = (
-        f"{dataset.image_path(index).name} · {image.quality:.3f} · objects {len(image.truths)}, "
-        f"results {len(decided)}"
-    )
-    return page.pair(_drawn(dataset, index, image.truths), _drawn(dataset, index, decided), caption)
-
-
-def _drawn(dataset: CocoInstances, index: int, records: Sequence[Record]) -> NDArray[np.uint8]:
-    """Item `index` with objects of the ground truth or results drawn; only results have a score."""
+def _draw(dataset: CocoInstances, index: int, records: Sequence[Record]) -> NDArray[np.uint8]:
+    """Draw ground truth or results over item `index`; scores are written if all records have one."""
     crops = [crop_of(record["segmentation"]) for record in records]
     pixels = [torch.from_numpy(np.ascontiguousarray(crop.pixels)) for crop in crops]
     masks = CropMasks(pixels, [crop.offset for crop in crops], dataset.sizes[index])
     boxes = torch.tensor([record["bbox"] for record in records], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([dataset.category_ids.index(record["category_id"]) for record in records]).long()
     scores = torch.tensor([record.get("score", 1.0) for record in records])
+    # xywh -> xyxy, float32 [R, 4]
     xyxy = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
     detections = to_detections(Instances(xyxy, scores, labels, masks), dataset.class_names)
     if any("score" not in record for record in records):

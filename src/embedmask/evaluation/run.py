@@ -1,4 +1,4 @@
-"""Evaluate a model file on a data set: what `embedmask eval` calls."""
+"""Evaluation of a model file on a split of a data set, as `embedmask eval` runs it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ from embedmask.inference.loop import choose_workers, predict_dataset
 from embedmask.inference.results import coco_results
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
 
+IMAGE_INFO = "image_info_"
+"""Prefix of COCO's files of images without annotations."""
+
 
 def evaluate_weights(
     weights: Path,
@@ -41,37 +44,37 @@ def evaluate_weights(
     progress: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """How good a model file is on one split.
+    """Evaluate a model file on one split.
 
     Args:
         weights: written by `embedmask.weights.checkpoint.save`.
         dataset: the split.
-        max_detections: per image, in prediction and in AP (maxDets); None: as the model's configuration says.
-        image_short_side: what images are resized to for the network, px; None: the same.
-        score_threshold: from here on a result counts as decided, in `matching` and in the report; AP ranks all. One for
-            all classes, one per class, or by class name. None: the model's `decision_threshold`.
-        matching: the figures of microscopy also where there are several classes.
+        max_detections: per image, in prediction and in AP (maxDets); None: from the model's configuration.
+        image_short_side: size to which images are resized for the network, px; None: from the configuration.
+        score_threshold: results from here on count as decided in `matching` and in the report; AP ranks all results.
+            One for all classes, one per class, or by class name; None: the model's `decision_threshold`.
+        matching: compute the matching metrics for data sets of several classes too.
         report: folder for a page with curves, errors and images; None: no page.
         title: of the page.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: of the convolutions.
-        progress: show bars on stderr.
-        begin: called when all has been checked, before the work.
+        precision: number format of the convolutions.
+        progress: show progress bars on stderr.
+        begin: called once all arguments are checked, before the first image.
 
     Returns:
-        `KIND/METRIC` of `CocoEvaluator.compute`, with one class or `matching` also of `matching_metrics`, and
-        under `classes` what `CocoEvaluator.per_class` gives.
+        The metrics of `CocoEvaluator.compute`; with one class or `matching`, those of `matching_metrics`; and under
+        `classes` the result of `CocoEvaluator.per_class`.
 
     Raises:
-        BadInput: the weights cannot be used, or the data has a class that the model lacks.
+        BadInput: the weights cannot be used, or the data set has a class that the model lacks.
     """
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     decision = checkpoint.config.decision(score_threshold, checkpoint.class_names)
     thresholds = dict(zip(match_classes(checkpoint.class_names, dataset), decision, strict=True))
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
-    found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
+    batches = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
     begin()
-    for results in found:
+    for results in batches:
         evaluator.add(results)
     metrics = evaluator.compute(progress=progress)
     if matching or len(dataset.class_names) == 1:
@@ -92,38 +95,37 @@ def write_results(
     precision: Precision = "auto",
     progress: bool = False,
 ) -> Path:
-    """Results of a model file on one split in the form that COCO's evaluation server takes.
+    """Write the results of a model file on one split in the format of COCO's evaluation server.
 
     Args:
-        out: a file that ends in .json, or a folder, for a file with the name that the server asks for:
-            `detections_SPLIT_NAME_results.json`, NAME that of the weights.
+        weights: written by `embedmask.weights.checkpoint.save`.
+        dataset: the split.
+        out: a file that ends in .json; or a folder, for a file named as the server requires:
+            `detections_SPLIT_NAME_results.json`, where NAME is that of the weights.
+        max_detections: as in `evaluate_weights`, as are the arguments below.
 
     Returns:
-        The file, a list of `image_id`, `category_id`, `bbox`, `score` and `segmentation`; it is written as the
-        results come.
+        The file, a list of `image_id`, `category_id`, `bbox`, `score` and `segmentation`. Results are written as they
+        are computed.
 
     Raises:
-        BadInput: the weights cannot be used, or the data has a class that the model lacks.
+        BadInput: the weights cannot be used, or the data set has a class that the model lacks.
     """
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
-    name = dataset.annotations_file.stem.removeprefix(NO_TRUTH)
+    name = dataset.annotations_file.stem.removeprefix(IMAGE_INFO)
     path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
-    found = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
-    write_json_rows(path, chain.from_iterable(found))
+    results = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
+    write_json_rows(path, chain.from_iterable(results))
     return path
 
 
-NO_TRUTH = "image_info_"
-"""COCO's files of images without annotations begin so."""
-
-
-def has_truth(annotations: Path) -> bool:
-    """Whether a split has annotations; those of COCO's test sets are kept by its server."""
-    return not annotations.name.startswith(NO_TRUTH)
+def has_ground_truth(annotations: Path) -> bool:
+    """Return whether a split has annotations. COCO's test sets come without; its server has them."""
+    return not annotations.name.startswith(IMAGE_INFO)
 
 
 def _open_weights(weights: Path, **changes: int | None) -> Checkpoint:
-    """A model file, its config changed where something else is asked for."""
+    """Load a model file and override the fields of its config that are not None."""
     checkpoint = load_checkpoint(weights)
     for name, value in changes.items():
         if value is not None:
@@ -140,7 +142,7 @@ def _predict(
     precision: Precision,
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
-    """COCO results of each image of a data set, in the data set's classes."""
+    """Return an iterator over the COCO results of each image, in the classes of the data set."""
     config, category_ids = checkpoint.config, match_classes(checkpoint.class_names, dataset)
     batches = eval_loader(
         dataset,
@@ -148,20 +150,23 @@ def _predict(
         workers=choose_workers(None),
     )
     on = choose_device(device)
-    found = predict_dataset(checkpoint.model.to(on), config, batches, dtype=choose_precision(on, precision))
+    predicted = predict_dataset(
+        checkpoint.model.to(on), config, batches, dtype=choose_precision(on, precision)
+    )
 
+    # a generator of its own: the checks above run at the call, not at the first image
     def walk() -> Iterator[list[dict[str, Any]]]:
-        for image_id, instances in tqdm(found, total=len(dataset), unit="image", disable=not progress):
+        for image_id, instances in tqdm(predicted, total=len(dataset), unit="image", disable=not progress):
             results = coco_results(instances, image_id, category_ids)
             yield [result for result in results if result["category_id"] in dataset.category_ids]
 
-    return walk()  # what can be wrong has been said by now
+    return walk()
 
 
 def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
-    """The data set's category id of each class of the model, by name; of the same name, in their order.
+    """Return the data set's category id of each class of the model, matched by name.
 
-    A class that the data set does not have gets an id that it does not have either.
+    Classes of the same name are matched in their order. A class that the data set lacks gets an unused id.
 
     Raises:
         BadInput: the data set has a class that the model lacks.
@@ -170,7 +175,8 @@ def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
         *class_names,
         *dataset.class_names,
     ):
-        return dataset.category_ids  # label images do not name their class
+        return dataset.category_ids  # the class of label images has no name of its own
+    # (name, number of earlier classes of that name) identifies a class
     known = _numbered(class_names)
     ids = dict(zip(_numbered(dataset.class_names), dataset.category_ids, strict=True))
     for name, number in ids:
@@ -178,13 +184,13 @@ def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
             times = f" {number + 1} times" if number else ""
             names = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
             raise BadInput(
-                f"{dataset.annotations_file}: has the class {name!r}{times}, the model knows {names}; "
+                f"{dataset.annotations_file}: has the class {name!r}{times}, the model has {names}; "
                 "evaluate on a data set of the model's classes"
             )
-    absent = max(dataset.category_ids) + 1
-    return [ids.get(key, absent) for key in known]
+    unused = max(dataset.category_ids) + 1
+    return [ids.get(key, unused) for key in known]
 
 
 def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each name with the number of times that it has come before; two classes may have the same."""
-    return [(name, names[:position].count(name)) for position, name in enumerate(names)]
+    """Return each name with its number of earlier occurrences, since several classes may share a name."""
+    return [(name, names[:index].count(name)) for index, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""How precision, recall and F1 depend on the score threshold, and which threshold is best."""
+"""Precision, recall and F1 against the score threshold, and the threshold with the highest F1."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.error_analysis import ImageErrors, classify_errors
 
 GRID = np.arange(101) / 100
-"""Thresholds that are compared."""
+"""Score thresholds that are compared, float64 `[101]`."""
 
 
 @dataclass(frozen=True)
 class ThresholdCurves:
-    """Precision, recall and F1 at mask IoU 0.5 of the results that score at least each threshold of `GRID`.
+    """Precision, recall and F1 at mask IoU 0.5 of the results that reach each threshold of `GRID`.
 
     Attributes:
-        precision, recall, f1: float64 `[101]`; 0 where nothing is found. nan without objects.
+        precision, recall, f1: float64 `[101]`; 0 without results, nan without objects.
     """
 
     precision: NDArray[np.float64]
@@ -30,26 +30,28 @@ class ThresholdCurves:
 
     @classmethod
     def of(cls, images: Sequence[ImageErrors], category: int | None = None) -> ThresholdCurves:
-        """Return the curves of judged images, pooled over images and categories, or of one category."""
-        findings = [f for image in images for f in image.findings if category in (None, f.category)]
-        objects = sum(category in (None, truth["category_id"]) for image in images for truth in image.truths)
-        hits = _reaching(finding.score for finding in findings if finding.verdict == "right")
-        results = _reaching(finding.score for finding in findings if finding.verdict != "ignored")
+        """Return the curves of classified images, pooled over images and categories, or of one category."""
+        predictions = [p for image in images for p in image.predictions if category in (None, p.category)]
+        objects = sum(category in (None, gt["category_id"]) for image in images for gt in image.ground_truth)
+        hits = _reaching(p.score for p in predictions if p.outcome == "correct")
+        results = _reaching(p.score for p in predictions if p.outcome != "ignored")
         if not objects:
-            nothing = np.full(len(GRID), np.nan)
-            return cls(nothing, nothing, nothing)
+            undefined = np.full(len(GRID), np.nan)
+            return cls(undefined, undefined, undefined)
+        # F1 = 2 TP / ((TP + FP) + (TP + FN))
         return cls(hits / np.maximum(results, 1), hits / objects, 2 * hits / (results + objects))
 
     @property
     def best(self) -> float | None:
-        """Threshold with the highest F1; of several the middle one. None without a result that is right."""
-        if not self.f1.max() > 0:  # nan fails too
+        """Return the threshold with the highest F1, the mean of several; None without a correct result."""
+        if not self.f1.max() > 0:  # also false for nan
             return None
         return float(GRID[np.flatnonzero(self.f1 >= self.f1.max() - 1e-9)].mean().round(2))
 
 
 def _reaching(scores: Iterable[float]) -> NDArray[np.int64]:
     """Return how many scores reach each threshold of `GRID`, int64 `[101]`."""
+    # the results below a threshold are those left of its insertion point
     ascending = np.sort(np.fromiter(scores, np.float64))
     return np.asarray(len(ascending) - np.searchsorted(ascending, GRID), dtype=np.int64)
 
@@ -59,8 +61,8 @@ class Choice:
     """A score threshold chosen on results.
 
     Attributes:
-        threshold: for all categories, or one per category by ascending id; None where no result is right.
-        f1: at mask IoU 0.5, pooled over categories, with the best common threshold; nan without objects.
+        threshold: one for all categories, or one per category by ascending id; None without a correct result.
+        f1: F1 at mask IoU 0.5, pooled over categories, with the best common threshold; nan without objects.
         default_f1: the same with `DEFAULT_DECISION`.
     """
 
@@ -69,7 +71,7 @@ class Choice:
     default_f1: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the figures of the common threshold, as they stand beside AP."""
+        """Return the F1 figures of the common threshold under their metric names."""
         return {"decision/F1": self.f1, f"decision/F1_at_{DEFAULT_DECISION:g}": self.default_f1}
 
 
@@ -77,14 +79,16 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
     """Return the score threshold with the highest F1 at mask IoU 0.5 on the results of an evaluator.
 
     Args:
-        per_class: one threshold per category; one without a right result takes the common threshold.
+        evaluator: the ground truth and the results.
+        per_class: choose one threshold per category; a category without a correct result takes the common one.
     """
     images = classify_errors(evaluator, 0.0)
     pooled = ThresholdCurves.of(images)
     common = pooled.best
     threshold: float | tuple[float, ...] | None = common
     if per_class and common is not None:
-        own = (ThresholdCurves.of(images, category).best for category in evaluator.truth.categories)
+        own = (ThresholdCurves.of(images, category).best for category in evaluator.ground_truth.categories)
         threshold = tuple(common if best is None else best for best in own)
+    # GRID contains the default threshold
     at_default = int(np.searchsorted(GRID, DEFAULT_DECISION))
     return Choice(threshold, float(pooled.f1.max()), float(pooled.f1[at_default]))
