@@ -19,12 +19,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from embedmask.cli.threads import CALM, CHOSEN
+from embedmask.cli.threads import OPENMP_SLEEP, OPENMP_VARIABLES
 
 SETTINGS: dict[str, dict[str, str]] = {
     "one thread": {"OMP_NUM_THREADS": "1"},
     "torch's own": {},
-    "command line": CALM,
+    "command line": OPENMP_SLEEP,
 }
 WARMUP = 2
 
@@ -58,7 +58,11 @@ def train(steps: int) -> None:
 
 def measure(setting: dict[str, str], steps: int) -> dict[str, float]:
     """Run `train` in a separate process, in an environment with this setting and no other."""
-    plain = {k: v for k, v in os.environ.items() if k not in (*CHOSEN, "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    plain = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in (*OPENMP_VARIABLES, "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
     # OpenMP reads its settings once, when it is loaded: hence a new process per run
     done = subprocess.run(
         [sys.executable, __file__, "--child", "--steps", str(steps)],

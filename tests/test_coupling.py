@@ -14,7 +14,7 @@ from torch import Tensor
 from embedmask.coupling import (
     MIN_DISTANCE,
     logit,
-    own_distance,
+    paired_distance,
     prior_precision,
     weighted_distance,
 )
@@ -50,7 +50,7 @@ def test_own_distance(case: tuple[Tensor, Tensor, Tensor]) -> None:
     pixel, embed, margin = case
     expected = slow.weighted_distance(*case)
     own = pixel.T.expand(len(embed), -1, -1).contiguous()
-    found = own_distance(own, embed, margin)
+    found = paired_distance(own, embed, margin)
     assert found.dtype == torch.float32
     assert torch.allclose(found.double(), expected, rtol=50 * EPSILON, atol=0)
 

@@ -46,7 +46,7 @@ def weighted_distance(pixel_embed: Tensor, instance_embed: Tensor, instance_marg
         return distance.clamp(min=0)
 
 
-def own_distance(pixel_embed: Tensor, instance_embed: Tensor, instance_margin: Tensor) -> Tensor:
+def paired_distance(pixel_embed: Tensor, instance_embed: Tensor, instance_margin: Tensor) -> Tensor:
     """Compute d of eq. 3 where every instance has its own pixels, term by term and without cancellation.
 
     Args:

@@ -12,14 +12,14 @@ import torch
 from command_line import fails
 
 from embedmask.cli import main
-from embedmask.cli.threads import CALM, CHOSEN, let_threads_sleep
+from embedmask.cli.threads import OPENMP_SLEEP, OPENMP_VARIABLES, let_threads_sleep
 
 SHOW = "import os; print({name: os.environ.get(name) for name in %r}, 'torch' in __import__('sys').modules)"
 
 
 @pytest.fixture
 def no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in CHOSEN:
+    for name in OPENMP_VARIABLES:
         monkeypatch.setenv(name, "x")  # registers the variable, so that it is restored
         monkeypatch.delenv(name)
 
@@ -27,21 +27,21 @@ def no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_choice")
 def test_idle_threads_sleep_soon() -> None:
     let_threads_sleep()
-    assert {name: os.environ[name] for name in CALM} == CALM
+    assert {name: os.environ[name] for name in OPENMP_SLEEP} == OPENMP_SLEEP
 
 
 @pytest.mark.usefixtures("no_choice")
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", OPENMP_VARIABLES)
 def test_environment_of_the_user_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "7")
     let_threads_sleep()
-    assert {each: os.environ.get(each) for each in CHOSEN} == {
-        each: "7" if each == name else None for each in CHOSEN
+    assert {each: os.environ.get(each) for each in OPENMP_VARIABLES} == {
+        each: "7" if each == name else None for each in OPENMP_VARIABLES
     }
 
 
 def run_python(code: str) -> str:
-    plain = {name: value for name, value in os.environ.items() if name not in CHOSEN}
+    plain = {name: value for name, value in os.environ.items() if name not in OPENMP_VARIABLES}
     done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
 
@@ -50,7 +50,7 @@ def test_environment_is_set_before_torch_is_imported() -> None:
     code = (
         "import sys; from embedmask.cli import main; sys.argv = ['embedmask', 'convert', '--help']; main(); "
     )
-    assert run_python(code + SHOW % (list(CALM),)) == f"{CALM} False"
+    assert run_python(code + SHOW % (list(OPENMP_SLEEP),)) == f"{OPENMP_SLEEP} False"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,9 @@ def test_environment_is_set_before_torch_is_imported() -> None:
     ["import embedmask, torch; embedmask.Predictor", "from embedmask.cli import main; main(['--help'])"],
 )
 def test_import_does_not_change_the_environment(use: str) -> None:
-    assert run_python(f"{use}; " + SHOW % (list(CHOSEN),)).startswith(str(dict.fromkeys(CHOSEN)))
+    assert run_python(f"{use}; " + SHOW % (list(OPENMP_VARIABLES),)).startswith(
+        str(dict.fromkeys(OPENMP_VARIABLES))
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from faster_coco_eval.core import mask as coco_mask
 
 from embedmask.data.consistency import find_repeats
 from embedmask.data.packed import GroundTruth, PackedAnnotations
-from embedmask.data.segmentation import Polygons, to_rle
+from embedmask.data.segmentation import Polygons, to_coco_rle
 
 SIZE = (120, 160)
 
@@ -43,7 +43,7 @@ def test_repeats_agree_with_all_pairs(seed: int) -> None:
     )
     repeats = find_repeats(packed, *packed.measure())
     assert repeats
-    rles = [to_rle(mask, SIZE) for own in masks for mask in own]
+    rles = [to_coco_rle(mask, SIZE) for own in masks for mask in own]
     same = np.asarray(coco_mask.iou(rles, rles, [0] * len(rles))) >= 0.9
     same &= packed.owners[:, None] == packed.owners
     same &= packed.labels[:, None] == packed.labels

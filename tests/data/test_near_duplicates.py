@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from embedmask.data.near_duplicates import divide, near_duplicates
+from embedmask.data.near_duplicates import near_duplicates, split_by_content
 from embedmask.data.scenes import make_scene
 from embedmask.errors import BadInput
 
@@ -110,7 +110,7 @@ def test_split_depends_only_on_content(tmp_path: Path) -> None:
     copy = tmp_path / "a/copy.png"
     ImageOps.mirror(Image.open(paths[3])).save(copy)
     paths.append(copy)
-    first = divide(paths, {"val": 0.2, "test": 0.1})
+    first = split_by_content(paths, {"val": 0.2, "test": 0.1})
     assert {split: len(places) for split, places in first.items()} == {"train": 15, "val": 4, "test": 2}
     assert sorted(i for places in first.values() for i in places) == list(range(21))
     assert any({3, 20} <= set(places) for places in first.values())
@@ -118,16 +118,16 @@ def test_split_depends_only_on_content(tmp_path: Path) -> None:
         Path(shutil.copy(path, tmp_path / f"{number:02}.png")) for number, path in enumerate(paths[::-1])
     ]
     random.Random(0).shuffle(others)
-    second = divide(others, {"val": 0.2, "test": 0.1})
+    second = split_by_content(others, {"val": 0.2, "test": 0.1})
     for split, places in first.items():
         assert contents(paths, places) == contents(others, second[split])
     # val is the same with and without test
-    assert divide(paths, {"val": 0.2})["val"] == first["val"]
+    assert split_by_content(paths, {"val": 0.2})["val"] == first["val"]
 
 
 def test_added_images_move_few_others(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 60, size=48)
-    before, after = divide(paths[:50], {"val": 0.2}), divide(paths, {"val": 0.2})
+    before, after = split_by_content(paths[:50], {"val": 0.2}), split_by_content(paths, {"val": 0.2})
     assert len(before["val"]), len(after["val"]) == (10, 12)
     moved = set(before["val"]) ^ {i for i in after["val"] if i < 50}
     assert len(moved) <= 3
@@ -149,13 +149,13 @@ def test_small_data_sets(
     tmp_path: Path, count: int, fractions: dict[str, float], sizes: tuple[int, ...]
 ) -> None:
     paths = write_images(tmp_path, count, size=48)
-    assert tuple(map(len, divide(paths, fractions).values())) == sizes
+    assert tuple(map(len, split_by_content(paths, fractions).values())) == sizes
 
 
 def test_a_large_group_does_not_fill_a_small_split(tmp_path: Path) -> None:
     paths = write_images(tmp_path, 4, size=48)
     paths += [Path(shutil.copy(paths[0], tmp_path / f"copy{number}.png")) for number in range(15)]
-    found = divide(paths, {"val": 0.1})
+    found = split_by_content(paths, {"val": 0.1})
     assert len(found["val"]) == 2
     assert 0 in found["train"]
 
@@ -166,9 +166,9 @@ def test_raises_on_sets_that_cannot_be_divided(tmp_path: Path) -> None:
     with pytest.raises(
         BadInput, match="2 images in 1 groups of near-duplicates cannot be divided into train, val"
     ):
-        divide(paths, {"val": 0.5})
+        split_by_content(paths, {"val": 0.5})
     with pytest.raises(BadInput, match="0 images in 0 groups"):
-        divide([], {"val": 0.5})
+        split_by_content([], {"val": 0.5})
     for fractions in (
         {"val": 0.0},
         {"val": -0.1},
@@ -177,9 +177,9 @@ def test_raises_on_sets_that_cannot_be_divided(tmp_path: Path) -> None:
         {"val": float("nan")},
     ):
         with pytest.raises(BadInput, match="fractions must be above 0 and below 1 together"):
-            divide(paths, fractions)
+            split_by_content(paths, fractions)
     with pytest.raises(BadInput, match=r"gone\.png: cannot be read"):
-        divide([*paths, tmp_path / "gone.png"], {"val": 0.5})
+        split_by_content([*paths, tmp_path / "gone.png"], {"val": 0.5})
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(BadInput, match=r"broken\.png: cannot be read as an image"):
-        divide([*paths, tmp_path / "broken.png"], {"val": 0.5})
+        split_by_content([*paths, tmp_path / "broken.png"], {"val": 0.5})

@@ -25,7 +25,7 @@ BIG = 2**60
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """Return the ground truth of an evaluation, for all images."""
-    gt = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth).truth
+    gt = CocoEvaluator(CocoInstances.open(folder, "train").ground_truth).ground_truth
     return [record for own in gt.records.values() for record in own]
 
 

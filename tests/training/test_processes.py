@@ -144,8 +144,8 @@ def test_processes_follow_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert choose_processes(CUDA, None, 1) == Processes(4, 1)
     assert choose_processes(CUDA, 2, 1) == Processes(2, 1)
-    assert not any(few.are_many for few in (Processes(1), Processes([1])))
-    assert all(many.are_many for many in (Processes(2), Processes(1, 2)))
+    assert not any(few.is_multi_process for few in (Processes(1), Processes([1])))
+    assert all(many.is_multi_process for many in (Processes(2), Processes(1, 2)))
 
 
 def test_processes_follow_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def evaluate(
     """
     use_threads(threads)
     from embedmask.data.coco import CocoInstances
-    from embedmask.evaluation.run import evaluate_weights, has_ground_truth
+    from embedmask.evaluation.run import evaluate_weights, has_annotations
     from embedmask.weights.checkpoint import read_config
 
     options = read_config(weights).reading().changed(page, channels)
@@ -73,7 +73,7 @@ def evaluate(
         "device": device,
         "progress": is_interactive(),
     }
-    if not has_ground_truth(dataset.annotations_file):
+    if not has_annotations(dataset.annotations_file):
         path = write_server_file(weights, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return

@@ -206,11 +206,11 @@ def print_summary(summary: PredictSummary, out: Path) -> int:
 
 def launch(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:
     """Return a context that starts and connects the processes and yields the device of this one."""
-    if not processes.are_many:
+    if not processes.is_multi_process:
         return nullcontext(device)
-    from embedmask.training.engine import joined  # needs Lightning, an extra
+    from embedmask.training.engine import launch_processes  # needs Lightning, an extra
 
-    return joined(device, processes)
+    return launch_processes(device, processes)
 
 
 class Worker:

@@ -16,7 +16,7 @@ from embedmask.config.data import Exif, Split
 from embedmask.data.check import Report
 from embedmask.data.coco import CocoInstances
 from embedmask.data.geometry import GeometricTransform
-from embedmask.data.problems import KINDS, Example
+from embedmask.data.problems import PROBLEM_TYPES, Example
 from embedmask.data.segmentation import Bounds, Polygons
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
@@ -107,7 +107,7 @@ def write_drawings(report: Report, out: Path) -> None:
         tiles = [_draw_tile(dataset, index, dataset.image_path(index).name) for index in indices]
         _write_sheet(tiles, out / f"{split}.png")
     examples = []
-    for kind, problems in sorted(report.examples.items(), key=lambda item: KINDS.index(item[0])):
+    for kind, problems in sorted(report.examples.items(), key=lambda item: PROBLEM_TYPES.index(item[0])):
         for split, example in problems:
             dataset = report.datasets[split]
             index = dataset.image_ids.index(example.image_id)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from embedmask.data.packed import PackedAnnotations
-from embedmask.data.problems import Inspect, OnIssue, Problem, raise_issue
+from embedmask.data.problems import OnIssue, OnObject, Problem, raise_issue
 from embedmask.data.records import RecordCheck, as_id
 from embedmask.errors import BadInput
 from embedmask.files import read_text
@@ -122,7 +122,7 @@ def collector_paused() -> Iterator[None]:
 
 
 def check_annotations(
-    content: Content, path: Path, on_issue: OnIssue = raise_issue, inspect: Inspect | None = None
+    content: Content, path: Path, on_issue: OnIssue = raise_issue, inspect: OnObject | None = None
 ) -> AnnotationFile:
     """Check the content of a COCO file. Training, evaluation and `data check` all use this function.
 

@@ -15,10 +15,10 @@ from embedmask.config.data import Degenerate, Exif, Split
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.check_images import check_images
 from embedmask.data.check_masks import MaskCheck
-from embedmask.data.coco import CocoInstances, check_same_classes, refuse_val_split
+from embedmask.data.coco import CocoInstances, check_no_val_split, check_same_classes
 from embedmask.data.exif import mixed_frames
 from embedmask.data.layouts import find_split
-from embedmask.data.problems import DEGENERATE, KINDS, Example, Kind, OnIssue, Problem
+from embedmask.data.problems import DEGENERATE, PROBLEM_TYPES, Example, OnIssue, Problem, ProblemType
 from embedmask.errors import BadInput
 
 CHECKED: tuple[Split, ...] = ("train", "val", "test")
@@ -63,7 +63,9 @@ class Report:
     splits: dict[str, SplitSummary] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     datasets: dict[Split, CocoInstances] = field(default_factory=dict)
-    examples: dict[Kind, list[tuple[Split, Example]]] = field(default_factory=lambda: defaultdict(list))
+    examples: dict[ProblemType, list[tuple[Split, Example]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     def add(self, split: Split, degenerate: Degenerate, problem: Problem) -> None:
         """Add a problem of a split. Problems that do not stop training are not fatal."""
@@ -79,12 +81,12 @@ class Report:
         """Return whether training would stop."""
         return any(problem.fatal for problem in self.problems)
 
-    def by_kind(self) -> list[tuple[Kind, list[Problem]]]:
+    def by_kind(self) -> list[tuple[ProblemType, list[Problem]]]:
         """Return the problems of each type, those that stop training first."""
-        kinds: dict[tuple[bool, Kind], list[Problem]] = defaultdict(list)
+        kinds: dict[tuple[bool, ProblemType], list[Problem]] = defaultdict(list)
         for problem in self.problems:
             kinds[not problem.fatal, problem.kind].append(problem)
-        order = sorted(kinds, key=lambda key: (key[0], KINDS.index(key[1])))
+        order = sorted(kinds, key=lambda key: (key[0], PROBLEM_TYPES.index(key[1])))
         return [(key[1], kinds[key]) for key in order]
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +135,7 @@ def check_folder(
         raise BadInput(f"--workers must be at least 1, got {workers}")
     report = Report()
     if val_fraction:
-        refuse_val_split(folder)
+        check_no_val_split(folder)
     handlers: dict[Split, OnIssue] = {split: partial(report.add, split, degenerate) for split in CHECKED}
     for split, on_issue in handlers.items():
         masks = MaskCheck(on_issue)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from embedmask.config.data import Split
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image, read_size, size_of
-from embedmask.data.problems import Example, Kind, OnIssue, Problem
+from embedmask.data.problems import Example, OnIssue, Problem, ProblemType
 from embedmask.data.turned_copies import NAMES, Thumb, find_turned_copies, misplaced, thumbnail
 from embedmask.errors import BadInput
 
@@ -116,7 +116,7 @@ class Copies:
         """Report an image with the same content as an earlier one; remember any other image."""
         other = self.places.setdefault(content.digest, place)
         if other != place:
-            kind: Kind = "leak" if other[0] != place[0] else "same image twice"
+            kind: ProblemType = "leak" if other[0] != place[0] else "same image twice"
             message = f"{self.name(place)}: is the same image as {self.name(other)}; remove one"
             self.handlers[place[0]](Problem(kind, message, fatal=False))
         elif content.thumb is not None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from embedmask.data.problems import CheckedObject, Example, Kind, OnIssue, Problem
+from embedmask.data.problems import CheckedObject, Example, OnIssue, Problem, ProblemType
 from embedmask.data.segmentation import Bounds, Polygons, pixel_area
 from embedmask.structures import Size
 
@@ -62,7 +62,9 @@ class MaskCheck:
                 self.on_issue(Problem(kind, f"{item.where} {message}", fatal=False, example=example))
 
 
-def mask_faults(item: CheckedObject, area: int, crosses: bool, bounds: Bounds) -> Iterator[tuple[Kind, str]]:
+def mask_faults(
+    item: CheckedObject, area: int, crosses: bool, bounds: Bounds
+) -> Iterator[tuple[ProblemType, str]]:
     """Yield the faults of a mask: type of problem and message.
 
     Args:

@@ -21,12 +21,12 @@ from embedmask.data.exif import count_frames, find_turned, frame_problems
 from embedmask.data.image_files import ImageFiles, find_image_files
 from embedmask.data.images import read_extent, read_image, size_of
 from embedmask.data.layouts import SplitFiles, find_split, has_split
-from embedmask.data.near_duplicates import divide
+from embedmask.data.near_duplicates import split_by_content
 from embedmask.data.packed import GroundTruth
 from embedmask.data.pages import report_defaults
 from embedmask.data.problems import (
-    Inspect,
     OnIssue,
+    OnObject,
     Problem,
     WarningCollector,
     drop_degenerate,
@@ -65,7 +65,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         *,
         exif: Exif = "auto",
         options: ReadOptions = DEFAULT_READING,
-        inspect: Inspect | None = None,
+        inspect: OnObject | None = None,
     ) -> None:
         """Read and check the annotations, and check that every image file exists.
 
@@ -137,7 +137,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             BadInput: see `find_split` and `__init__`; or `val_fraction` is set for a folder with a val split.
         """
         if val_fraction and split in ("train", "val"):
-            refuse_val_split(data_dir)
+            check_no_val_split(data_dir)
             whole = cls.open(data_dir, "train", transform, degenerate, where, exif=exif, options=options)
             return whole.hold_out(val_fraction)[split == "val"]
         on_issue = drop_degenerate if degenerate == "drop" else raise_issue
@@ -149,7 +149,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return dataset
 
     def hold_out(self, fraction: float) -> tuple[CocoInstances, CocoInstances]:
-        """Split the images into train and val by their content, without separating near-duplicates; see `divide`.
+        """Split the images into train and val by content, see `split_by_content`; near-duplicates stay together.
 
         Args:
             fraction: fraction of the images for val, between 0 and 1.
@@ -160,7 +160,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         Raises:
             BadInput: all images are near-duplicates of each other, or an image cannot be read.
         """
-        parts = divide([self.image_path(i) for i in range(len(self))], {"val": fraction})
+        parts = split_by_content([self.image_path(i) for i in range(len(self))], {"val": fraction})
         train, val = self.select(parts["train"]), self.select(parts["val"])
         train.layout = val.layout = f"{self.layout}; {len(val)} of {len(self)} images held out as val"
         return train, val
@@ -179,7 +179,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return self._content
 
     @property
-    def leaves_out(self) -> bool:
+    def has_dropped_objects(self) -> bool:
         """Return whether degenerate objects or polygons were dropped."""
         return bool(self._content.dropped or self._content.dropped_parts)
 
@@ -291,7 +291,7 @@ def open_train_val(
         "options": options,
     }
     if config.val_fraction:
-        refuse_val_split(data_dir)
+        check_no_val_split(data_dir)
         whole = CocoInstances.open(data_dir, "train", **how)
         train, val = whole.hold_out(config.val_fraction)
         train.transform = transform
@@ -300,7 +300,7 @@ def open_train_val(
     return train, CocoInstances.open(data_dir, "val", **how)
 
 
-def refuse_val_split(data_dir: str | Path) -> None:
+def check_no_val_split(data_dir: str | Path) -> None:
     """Check that a folder has no val split, before images of train are held out.
 
     Raises:

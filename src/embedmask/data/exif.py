@@ -13,7 +13,7 @@ from typing import Literal
 from embedmask.config.data import Split
 from embedmask.data.images import read_header
 from embedmask.data.problems import Example, Problem
-from embedmask.data.tiff import TURNED
+from embedmask.data.tiff import TRANSPOSED_ORIENTATIONS
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -61,7 +61,7 @@ def find_turned(
             return None  # reported when the image is read
         if orientation == 1:
             return None
-        upright = stored[::-1] if orientation in TURNED else stored
+        upright = stored[::-1] if orientation in TRANSPOSED_ORIENTATIONS else stored
         fit: Fit = "stored" if sizes[index] == stored else "upright"
         both = relative or stored == upright
         return Turned(path, image_ids[index], orientation, "either" if both else fit)

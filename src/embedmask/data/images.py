@@ -20,7 +20,7 @@ from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
 from embedmask.data.pillow import EXIF_ORIENTATION, decode, num_pages, seek
-from embedmask.data.tiff import TURNED, Stack, is_tiff, read_planes
+from embedmask.data.tiff import TRANSPOSED_ORIENTATIONS, Stack, is_tiff, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -89,7 +89,7 @@ def read_size(path: str | Path, options: ReadOptions = DEFAULT_READING) -> Size:
         BadInput: the file does not exist, is not an image, or lacks the page.
     """
     stored, orientation = read_header(path, options)
-    return stored[::-1] if orientation in TURNED else stored
+    return stored[::-1] if orientation in TRANSPOSED_ORIENTATIONS else stored
 
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tuple[Size, int]:

@@ -78,7 +78,7 @@ def eval_loader(
     workers: int,
     rank: int = 0,
     world_size: int = 1,
-    wanted: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
 ) -> DataLoader[EvalBatch]:
     """Build the loader of batches `(uint8 images in the network's frame, image ids, original (height, width))`, lists.
 
@@ -92,9 +92,9 @@ def eval_loader(
         rank: rank of this process.
         world_size: number of processes; each gets its own share of the images. A process without a share gets the
             first image, because every process has to take part in collective operations.
-        wanted: positions of the images to load; None: all.
+        positions: positions of the images to load; None: all.
     """
-    every = list(range(len(dataset)) if wanted is None else wanted)
+    every = list(range(len(dataset)) if positions is None else positions)
     share = every[rank::world_size] or every[:1]
     return _loader(_EvalItems(dataset, transform), [[index] for index in share], _collate_eval, workers)
 

@@ -33,7 +33,7 @@ AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+")
 """Names of Roboflow's augmented copies, which begin with the name of the original."""
 
 
-def divide(paths: Sequence[Path], fractions: Mapping[str, float]) -> dict[str, list[int]]:
+def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> dict[str, list[int]]:
     """Split images into `train` and other splits by their content.
 
     Groups of near-duplicates are sorted by the smallest hash of their files. `val` takes groups from the beginning,

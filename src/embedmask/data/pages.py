@@ -34,7 +34,7 @@ class BadChoice(ValueError):
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class IgnoredContent:
     """Pages or channels of a file that are ignored because the options do not choose any.
 
     Attributes:
@@ -100,13 +100,13 @@ class Extent:
             )
         return options.channels
 
-    def unread(self, options: ReadOptions) -> Iterator[LeftOut]:
+    def unread(self, options: ReadOptions) -> Iterator[IgnoredContent]:
         """Yield the pages and the channels that are ignored because the options do not choose any."""
         if options.page is None and self.pages > 1 and not self.pages_are_channels(options):
-            yield LeftOut("page", "page 0 is used", self.pages)
+            yield IgnoredContent("page", "page 0 is used", self.pages)
         if options.channels is None and self.channels > (3 if self.in_colour else 1):
             used = "channels 0, 1 and 2 are used as R, G, B" if self.in_colour else "channel 0 is used"
-            yield LeftOut("channels", used, self.channels)
+            yield IgnoredContent("channels", used, self.channels)
 
 
 def report_defaults(

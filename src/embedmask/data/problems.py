@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from embedmask.data.segmentation import Segmentation
     from embedmask.structures import Size
 
-Kind = Literal[
+ProblemType = Literal[
     "missing split",
     "unreadable annotations",
     "bad record",
@@ -53,9 +53,9 @@ Kind = Literal[
     "several pages",
     "unread file",
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+PROBLEM_TYPES: tuple[ProblemType, ...] = get_args(ProblemType)
 """All types of problem, in the order of a report: those that stop training come first."""
-DEGENERATE: tuple[Kind, ...] = ("degenerate polygon", "empty mask")
+DEGENERATE: tuple[ProblemType, ...] = ("degenerate polygon", "empty mask")
 """Problems of objects or polygons that cover no pixel; `DataConfig.degenerate` decides whether they are dropped."""
 
 
@@ -85,7 +85,7 @@ class Problem:
         example: image or object to draw, if that helps.
     """
 
-    kind: Kind
+    kind: ProblemType
     message: str
     fatal: bool = True
     example: Example | None = None
@@ -116,7 +116,7 @@ class WarningCollector:
 
 def warning_lines(problems: Iterable[Problem]) -> list[str]:
     """Return one line for each type of problem: the first message and the number of further ones."""
-    kinds: dict[Kind, list[str]] = {}
+    kinds: dict[ProblemType, list[str]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem.message)
     return [
@@ -146,14 +146,14 @@ class CheckedObject(NamedTuple):
     box: Any
 
 
-Inspect = Callable[[CheckedObject], None]
+OnObject = Callable[[CheckedObject], None]
 """Callback for every accepted object, in the order of the file."""
 
 
 class BadObject(BadInput):
     """Error for an object that cannot be used. The caller adds the file and the annotation to the message."""
 
-    def __init__(self, kind: Kind, message: str) -> None:
+    def __init__(self, kind: ProblemType, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 

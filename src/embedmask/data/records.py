@@ -12,7 +12,15 @@ import numpy as np
 
 from embedmask.data.consistency import check_areas, check_boxes, find_repeats
 from embedmask.data.packed import GroundTruth, PackedAnnotations
-from embedmask.data.problems import DEGENERATE, BadObject, CheckedObject, Inspect, Kind, OnIssue, Problem
+from embedmask.data.problems import (
+    DEGENERATE,
+    BadObject,
+    CheckedObject,
+    OnIssue,
+    OnObject,
+    Problem,
+    ProblemType,
+)
 from embedmask.data.segmentation import Segmentation, parse_segmentation
 from embedmask.structures import Size
 
@@ -26,7 +34,7 @@ NUMBERS = frozenset((int, float, np.float64, np.float32, np.int64, np.int32))
 NO_BOX = (np.nan,) * 4
 EXAMPLES = 3
 """Number of annotations that a warning names."""
-WARNINGS: Mapping[str, tuple[Kind, str]] = {
+WARNINGS: Mapping[str, tuple[ProblemType, str]] = {
     "id": ("duplicate id", "have the id of another annotation; all are used; make the ids unique"),
     "area": ("bad area", "have an 'area' that is no number above 0; it is taken from their masks"),
     "other area": ("bad area", "have an 'area' that does not match their masks; it is taken from the masks"),
@@ -76,7 +84,7 @@ class RecordCheck:
     on_issue: OnIssue
     images: Mapping[int, tuple[str, Size]]
     labels: Mapping[int, int]
-    inspect: Inspect | None = None
+    inspect: OnObject | None = None
     dropped: list[int] = field(default_factory=list)
     dropped_parts: int = 0
     _known_ids: set[Any] = field(default_factory=set)

@@ -267,7 +267,7 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
     return points, left < width and top < height and right > 0 and bottom > 0
 
 
-def to_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
+def to_coco_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
     """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": bytes}`.
 
     Polygons are rasterized as pycocotools does.
@@ -279,11 +279,13 @@ def to_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
     if isinstance(mask, RunLengths):
         runs: Any = coco_mask.frPyObjects({"size": list(size), "counts": mask.counts.tolist()}, *size)
         return dict(runs)
-    parts: Any = coco_mask.frPyObjects([as_written(part).ravel().tolist() for part in mask.parts], *size)
+    parts: Any = coco_mask.frPyObjects(
+        [shortest_decimals(part).ravel().tolist() for part in mask.parts], *size
+    )
     return dict(coco_mask.merge(parts))
 
 
-def as_written(values: NDArray[np.float32]) -> NDArray[np.float64]:
+def shortest_decimals(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the shortest decimals (2 to 5 places) that round to the same float32 values.
 
     Files have few decimals, and a pixel may be painted for 10.7 but not for the float32 value 10.699999809.
@@ -297,7 +299,7 @@ def as_written(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def pixel_area(mask: Segmentation, size: Size) -> float:
     """Return the number of pixels of a mask in an image `(height, width)`."""
-    return mask.area() if isinstance(mask, RunLengths) else float(coco_mask.area(to_rle(mask, size)))
+    return mask.area() if isinstance(mask, RunLengths) else float(coco_mask.area(to_coco_rle(mask, size)))
 
 
 def mask_iou(first: Segmentation, second: Segmentation, size: Size) -> float:
@@ -305,7 +307,9 @@ def mask_iou(first: Segmentation, second: Segmentation, size: Size) -> float:
     stored = [mask.parts if isinstance(mask, Polygons) else [mask.counts] for mask in (first, second)]
     if [part.tobytes() for part in stored[0]] == [part.tobytes() for part in stored[1]]:
         return 1.0
-    return float(np.asarray(coco_mask.iou([to_rle(first, size)], [to_rle(second, size)], [0]))[0, 0])
+    return float(
+        np.asarray(coco_mask.iou([to_coco_rle(first, size)], [to_coco_rle(second, size)], [0]))[0, 0]
+    )
 
 
 def decode_counts(text: str | bytes) -> NDArray[np.int64]:

@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from embedmask.config.data import Degenerate
-from embedmask.data.coco import CocoInstances, refuse_val_split
+from embedmask.data.coco import CocoInstances, check_no_val_split
 from embedmask.data.layouts import has_split
-from embedmask.data.near_duplicates import divide
+from embedmask.data.near_duplicates import split_by_content
 from embedmask.data.records import as_id
 from embedmask.data.segmentation import Polygons, Segmentation
 from embedmask.errors import BadInput
@@ -44,7 +44,7 @@ def write_split(
     degenerate: Degenerate = "refuse",
     copy: bool = False,
 ) -> SplitReport:
-    """Split a data set by the content of its images, see `divide`, and write it; the source is not changed.
+    """Split a data set by the content of its images, see `split_by_content`, and write it; the source is not changed.
 
     COCO records are written unchanged except for the file names, other layouts are converted to COCO. A test split of
     the source is copied.
@@ -64,13 +64,13 @@ def write_split(
         raise BadInput(
             f"{out}: lies inside {data_dir}, which must not be changed; choose a folder outside it"
         )
-    refuse_val_split(data_dir)
+    check_no_val_split(data_dir)
     has_test = has_split(data_dir, "test")
     if has_test and test:
         raise BadInput(f"{data_dir}: already has a test split, which is copied; omit --test")
     whole = CocoInstances.open(data_dir, "train", degenerate=degenerate)
     fractions: dict[str, float] = {"val": val, **({"test": test} if test else {})}
-    places = divide([whole.image_path(i) for i in range(len(whole))], fractions)
+    places = split_by_content([whole.image_path(i) for i in range(len(whole))], fractions)
     sets = {split: whole.select(indices) for split, indices in places.items()}
     if has_test:
         sets["test"] = CocoInstances.open(data_dir, "test", degenerate=degenerate)

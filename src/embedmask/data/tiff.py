@@ -25,7 +25,7 @@ CONVERTED = tuple(
 """Colour spaces that Pillow converts to RGB."""
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 ORIENTATION = 274
-TURNED = (5, 6, 7, 8)
+TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 # tifffile logs every oddity of a file; errors are raised here, or the file is left to Pillow
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -115,7 +115,7 @@ class Plane:
     def size(self, *, upright: bool) -> Size:
         """Return `(height, width)`."""
         height, width = self.key.imagelength, self.key.imagewidth
-        return (width, height) if upright and self.orientation in TURNED else (height, width)
+        return (width, height) if upright and self.orientation in TRANSPOSED_ORIENTATIONS else (height, width)
 
     def values(self, *, upright: bool = False) -> Values:
         """Decode the plane.
@@ -144,7 +144,7 @@ class Plane:
         if not upright:
             return values
         # EXIF: exchange the axes first, then flip them
-        if self.orientation in TURNED:
+        if self.orientation in TRANSPOSED_ORIENTATIONS:
             values = values.swapaxes(0, 1)
         flip_y, flip_x = self.orientation in (3, 4, 7, 8), self.orientation in (2, 3, 6, 7)
         return values[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

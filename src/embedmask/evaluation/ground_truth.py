@@ -13,7 +13,7 @@ from faster_coco_eval.core import mask as mask_api
 from embedmask.data.annotations import AnnotationFile, check_annotations, read_coco
 from embedmask.data.packed import GroundTruth
 from embedmask.data.problems import WarningCollector, raise_issue, warning_lines
-from embedmask.data.segmentation import as_written, to_rle
+from embedmask.data.segmentation import shortest_decimals, to_coco_rle
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -80,10 +80,10 @@ def read_ground_truth(annotations: AnnotationFile | str | Path | Mapping[str, An
 
 def _records(item: GroundTruth, category_ids: Sequence[int], count: int) -> list[Record]:
     """Return the objects and crowds of one image, numbered from `count + 1`."""
-    rles = [to_rle(mask, item.size) for mask in item.segmentations]
+    rles = [to_coco_rle(mask, item.size) for mask in item.segmentations]
     # nan marks a missing area or box: compute it from the mask
     areas = np.where(np.isnan(item.areas), mask_api.area(rles) if rles else 0, item.areas).tolist()
-    boxes = as_written(item.boxes)  # float64 [G, 4], xywh
+    boxes = shortest_decimals(item.boxes)  # float64 [G, 4], xywh
     missing = np.isnan(boxes[:, 0])
     if missing.any():
         boxes[missing] = mask_api.toBbox(rles)[missing]

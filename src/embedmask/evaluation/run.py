@@ -119,7 +119,7 @@ def write_results(
     return path
 
 
-def has_ground_truth(annotations: Path) -> bool:
+def has_annotations(annotations: Path) -> bool:
     """Return whether a split has annotations. COCO's test sets come without; its server has them."""
     return not annotations.name.startswith(IMAGE_INFO)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedmask.coupling import own_distance
+from embedmask.coupling import paired_distance
 from embedmask.structures import CropMasks, RunCrops, Runs, Size
 
 BLOCK_VALUES = 1 << 20
@@ -85,7 +85,7 @@ class _Windows:
         index = x.clamp(0, across - 1)[:, :, None] * height + y.clamp(0, height - 1)[:, None]
         pixels = cells.embed.index_select(0, index.flatten()).view(len(left), -1, cells.embed.shape[1])
         # p [B, W * H, D], q [B, D] -> d [B, W * H]
-        values = own_distance(pixels, self.embed, self.margin).view(index.shape).neg_()
+        values = paired_distance(pixels, self.embed, self.margin).view(index.shape).neg_()
         if not cells.in_log:
             values.exp_()
         return values.masked_fill_(beyond_x[:, :, None] | beyond_y[:, None], cells.outside)

@@ -13,7 +13,7 @@ from torch import Tensor
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import ImageSource
-from embedmask.model.detector import frame_of
+from embedmask.model.detector import padded_size_of
 from embedmask.structures import Instances, Size
 
 Item = TypeVar("Item")
@@ -47,7 +47,7 @@ class LoadedImage:
     @property
     def frame(self) -> Size | None:
         """Return the size that the resized image alone is padded to."""
-        return None if self.resized is None else frame_of([size_of(self.resized)])
+        return None if self.resized is None else padded_size_of([size_of(self.resized)])
 
     @property
     def num_bytes(self) -> int:

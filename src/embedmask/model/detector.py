@@ -46,7 +46,7 @@ class Detector(nn.Module):
             float32 `[N, 3, Hp, Wp]` on the model's device, and the sizes before padding.
         """
         sizes = [(image.shape[1], image.shape[2]) for image in images]
-        height, width = frame_of([*sizes, min_size])
+        height, width = padded_size_of([*sizes, min_size])
         tensors = self.mean.new_zeros(len(images), 3, height, width)
         for slot, image, (h, w) in zip(tensors, images, sizes, strict=True):
             pixels = image.to(self.mean.device).float()
@@ -71,7 +71,7 @@ def with_backbone_defaults(config: DetectorConfig, backbone: Backbone) -> Detect
     return replace(config, **{name: value for name, value in own.items() if getattr(config, name) is None})
 
 
-def frame_of(sizes: Sequence[Size]) -> Size:
+def padded_size_of(sizes: Sequence[Size]) -> Size:
     """Return the smallest frame that contains images of these sizes.
 
     Args:

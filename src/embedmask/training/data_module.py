@@ -44,7 +44,7 @@ class TrainValDataModule(LightningDataModule):
 
     def report_lines(self, data: Path) -> list[str]:
         """Return a line for the layout of the data, and one for each type of doubtful annotation."""
-        layouts = [self.train_set.layout] + [self.val_set.layout] * self.val_set.leaves_out
+        layouts = [self.train_set.layout] + [self.val_set.layout] * self.val_set.has_dropped_objects
         warnings = [*self.train_set.warning_lines(), *self.val_set.warning_lines()]
         return [*(f"{data}: {layout}" for layout in layouts), *warnings]
 
@@ -93,7 +93,7 @@ class TrainValDataModule(LightningDataModule):
             workers=choose_workers(self.recipe.train.workers),
             rank=rank,
             world_size=world_size,
-            wanted=self.evaluated,
+            positions=self.evaluated,
         )
 
     def _processes(self) -> tuple[int, int]:

@@ -78,7 +78,7 @@ def make_trainer(
         "devices": hardware.processes.devices,
         "num_nodes": hardware.processes.nodes,
         # every loss reaches every parameter, so DDP need not search for unused ones
-        "strategy": "ddp" if hardware.processes.are_many else "auto",
+        "strategy": "ddp" if hardware.processes.is_multi_process else "auto",
         "precision": LIGHTNING_PRECISION[hardware.dtype],
         "plugins": [AtomicCheckpointIO()],
         "callbacks": list(callbacks),
@@ -103,7 +103,7 @@ def accelerator(device: torch.device) -> str:
 
 
 @contextmanager
-def joined(device: torch.device, processes: Processes) -> Iterator[torch.device]:
+def launch_processes(device: torch.device, processes: Processes) -> Iterator[torch.device]:
     """Start the processes that no launcher has started and join them in a process group, without training.
 
     Args:

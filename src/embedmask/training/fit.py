@@ -135,7 +135,7 @@ def prepare(
     recipe = with_classes(recipe, len(splits.train_set.class_names), max_detections)
     module = EmbedMaskModule(recipe, splits.val_set.category_ids, channels_last=hardware.channels_last)
     recipe = replace(recipe, model=module.model.config)
-    if hardware.processes.are_many:
+    if hardware.processes.is_multi_process:
         synchronize_batch_norms(module.model)
     return recipe, splits, module
 

@@ -32,7 +32,7 @@ class Processes:
     nodes: int = 1
 
     @property
-    def are_many(self) -> bool:
+    def is_multi_process(self) -> bool:
         """Return whether there is more than one process."""
         return self.nodes > 1 or (isinstance(self.devices, int) and self.devices > 1)
 
