@@ -178,7 +178,7 @@ def test_thresholds_and_limits(predictor: Predictor, photo: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"score_threshold": 1.5}, "score_threshold"), ({"score_threshold": math.nan}, "score_threshold"),
         ({"max_detections": 0}, "max_detections"), ({"tile": 8}, "tile"),
