@@ -204,7 +204,7 @@ def modality_lines(rows: Rows) -> list[str]:
             "matching mean", "matching .50"]  # fmt: skip
     return [
         "### By modality",
-        "Models that were measured on several kinds of images.",
+        "Models that were measured on several modalities.",
         "",
         *table(head, body),
     ]

@@ -225,14 +225,14 @@ def comparison_lines(section: Results) -> list[str]:
     order = [stage for stage in stages if stage not in ("to_masks", "whole")] + ["to_masks", "whole"]
     rows = [
         [
-            side,
+            pipeline,
             *(milliseconds(seconds.get(stage)) for stage in order),
             f"{after(seconds) / seconds['whole']:.1%}",
         ]
-        for side, seconds in report["medians"].items()
+        for pipeline, seconds in report["medians"].items()
     ]
     lines = [machine_line(report), f"Image of {height}x{width} px. Milliseconds per image.", ""]
-    lines += table(["side", *order, "after the network"], rows)
+    lines += table(["pipeline", *order, "after the network"], rows)
     lines += ratio_lines(report) + work_lines(report)
     return lines + rate_lines(section)
 
@@ -240,26 +240,28 @@ def comparison_lines(section: Results) -> list[str]:
 def ratio_lines(report: Results) -> list[str]:
     """Return the table of speed relative to Mask R-CNN, and the settings that do not run."""
     rows = [
-        [side, *(f"{ratios.get(k, math.nan):.2f}" for k in ("best", "float32"))]
-        for side, ratios in report["ratios"].items()
+        [pipeline, *(f"{ratios.get(k, math.nan):.2f}" for k in ("best", "float32"))]
+        for pipeline, ratios in report["ratios"].items()
     ]
     lines = table(["images per second, times Mask R-CNN's", "at its best", "at its default, float32"], rows)
     return (
-        lines + [f"- {side} does not work here: {reason}" for side, reason in report["fails"].items()] + [""]
+        lines
+        + [f"- {pipeline} does not work here: {reason}" for pipeline, reason in report["fails"].items()]
+        + [""]
     )
 
 
 def work_lines(report: Results) -> list[str]:
     """Return the table of detections and memory of each pipeline."""
     rows = []
-    for side, work in report["works"].items():
-        peaks = report["memory_mb"].get(side) or {}
+    for pipeline, work in report["works"].items():
+        peaks = report["memory_mb"].get(pipeline) or {}
         rows.append([
-            side, str(work["detections"]), f"{work['mean_box_area_px']:.0f}", f"{work['mean_mask_area_px']:.0f}",
+            pipeline, str(work["detections"]), f"{work['mean_box_area_px']:.0f}", f"{work['mean_mask_area_px']:.0f}",
             f"{peaks['before']:.0f}" if peaks else "-", f"{peaks['results']:.0f}" if peaks else "-",
         ])  # fmt: skip
     return table(
-        ["side", "detections", "mean box, px", "mean mask, px", "MB before the run", "MB at most"], rows
+        ["pipeline", "detections", "mean box, px", "mean mask, px", "MB before the run", "MB at most"], rows
     )
 
 
@@ -273,11 +275,11 @@ def rate_lines(section: Results) -> list[str]:
         "",
     ]
     rows = [
-        [side, f"{rate['network_operations'] / seconds['network'] / rate['matrix_per_second']:.0%}"]
-        for side, seconds in report["medians"].items()
-        if side in report["ratios"]
+        [pipeline, f"{rate['network_operations'] / seconds['network'] / rate['matrix_per_second']:.0%}"]
+        for pipeline, seconds in report["medians"].items()
+        if pipeline in report["ratios"]
     ]
-    return lines + table(["side", "share"], rows)
+    return lines + table(["pipeline", "share"], rows)
 
 
 def instance_lines(section: Results) -> list[str]:
@@ -285,8 +287,8 @@ def instance_lines(section: Results) -> list[str]:
     rows = []
     for name, reports in section.items():
         for report in reports:
-            for side, seconds in report["medians"].items():
-                work = report["works"][side]
+            for pipeline, seconds in report["medians"].items():
+                work = report["works"][pipeline]
                 cells = (milliseconds(seconds[stage]) for stage in AFTER)
                 rows.append(
                     [
@@ -333,13 +335,13 @@ def variant_lines(section: Results) -> list[str]:
     rows = []
     for name, report in section.items():
         height, width = report["plan"]["network_size"]
-        for side, ratios in report["ratios"].items():
-            seconds = report["medians"][side]
+        for pipeline, ratios in report["ratios"].items():
+            seconds = report["medians"][pipeline]
             cells = map(milliseconds, (seconds["network"], after(seconds), seconds["whole"]))
-            rows.append([name, side, f"{height}x{width}", *cells, f"{ratios.get('best', math.nan):.2f}"])
+            rows.append([name, pipeline, f"{height}x{width}", *cells, f"{ratios.get('best', math.nan):.2f}"])
     head = [
         "model",
-        "side",
+        "pipeline",
         "network's image",
         "network, ms",
         "after it",
@@ -353,11 +355,11 @@ def memory_lines(section: Results) -> list[str]:
     """Return the section of the memory that decoding adds to the network's peak."""
     rows = []
     for name, report in section.items():
-        for side, peaks in report["memory_mb"].items():
-            detections = report["works"][side]["detections"]
-            rows.append([name, side, str(detections), f"{peaks['network']:.0f}", f"{peaks['results']:.0f}",
+        for pipeline, peaks in report["memory_mb"].items():
+            detections = report["works"][pipeline]["detections"]
+            rows.append([name, pipeline, str(detections), f"{peaks['network']:.0f}", f"{peaks['results']:.0f}",
                          f"{peaks['results'] - peaks['network']:.0f}"])  # fmt: skip
-    head = ["load", "side", "found", "MB at most up to the network", "MB at most in all", "added"]
+    head = ["load", "pipeline", "detections", "MB at most up to the network", "MB at most in all", "added"]
     return table(head, rows)
 
 
@@ -421,9 +423,9 @@ def draw_stages(panel: Any, section: Results) -> None:
     # stacked bars: each stage begins where the previous one ends
     left = dict.fromkeys(medians, 0.0)
     for stage in stages:
-        widths = {side: times.get(stage, 0.0) / times["whole"] for side, times in medians.items()}
+        widths = {pipeline: times.get(stage, 0.0) / times["whole"] for pipeline, times in medians.items()}
         panel.barh(list(medians), list(widths.values()), left=list(left.values()), label=stage)
-        left = {side: left[side] + width for side, width in widths.items()}
+        left = {pipeline: left[pipeline] + width for pipeline, width in widths.items()}
     panel.invert_yaxis()
     panel.set(xlabel="share of the whole")
     panel.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -433,9 +435,9 @@ def draw_instances(panel: Any, section: Results) -> None:
     """Draw the time after the network against the number of objects."""
     for name, reports in section.items():
         points = [
-            (r["works"][side]["detections"], 1000 * after(t))
+            (r["works"][pipeline]["detections"], 1000 * after(t))
             for r in reports
-            for side, t in r["medians"].items()
+            for pipeline, t in r["medians"].items()
         ]
         panel.plot(*zip(*points, strict=True), marker="o", label=name)
     panel.set(xscale="log", xlabel="objects", ylabel="ms after the network", ylim=(0, None))
@@ -467,9 +469,9 @@ def draw_batch(panel: Any, section: Results) -> None:
 def draw_variants(panel: Any, section: Results) -> None:
     """Draw the whole time of each variant, one bar per engine of EmbedMask."""
     bars = {
-        f"{name} ({side.removeprefix('embedmask ')})": 1000 * report["medians"][side]["whole"]
+        f"{name} ({pipeline.removeprefix('embedmask ')})": 1000 * report["medians"][pipeline]["whole"]
         for name, report in section.items()
-        for side in report["ratios"]
+        for pipeline in report["ratios"]
     }
     panel.barh(list(bars), list(bars.values()))
     panel.invert_yaxis()
@@ -505,8 +507,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     args = parse()
     folder = args.out.parent / args.out.stem
-    kept = folder / "results.json"
-    results: Results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    file = folder / "results.json"
+    results: Results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     plan = BenchConfig(
         config=config_of("paper/r50_1x", {}), engines=tuple(args.engine), runs=args.runs, threads=args.threads,
         device=args.device, precision="bfloat16",
@@ -517,7 +519,7 @@ def main() -> None:
         logging.info("section %s", name)
         # all engines beside Mask R-CNN; one elsewhere, since the trends are the same for all
         results[name] = measure(plan if name in ("cpu", "cuda") else replace(plan, engines=plan.engines[:1]))
-        write_json(kept, results)
+        write_json(file, results)
     draw(results, folder)
     write_text(args.out, page(results, (HERE / "performance_introduction.md").read_text(encoding="utf-8")))
 
