@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
 from embedmask import Postprocessor
-from embedmask.inference.rescoring import free_shares, mask_boxes, rescore_by_masks
+from embedmask.inference.rescoring import mask_boxes, rescore_by_masks, uncovered_fractions
 from embedmask.structures import CropMasks, Instances, RunCrops
 
 SIZE = (24, 32)
@@ -87,7 +87,7 @@ def test_no_results(crops: str) -> None:
     none = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), empty)
     assert len(rescore_by_masks(none)) == 0
     assert mask_boxes(empty).shape == (0, 4)
-    assert free_shares(empty, []).shape == (0,)
+    assert uncovered_fractions(empty, []).shape == (0,)
 
 
 @settings(max_examples=40, deadline=None)

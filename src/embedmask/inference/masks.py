@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from embedmask.coupling import weighted_distance
-from embedmask.inference.outlines import BLOCK_VALUES, Cells, trace
+from embedmask.inference.contours import BLOCK_VALUES, Cells, trace
 from embedmask.inference.proposals import Proposals
 from embedmask.structures import CropMasks, Size
 

@@ -23,7 +23,7 @@ from embedmask.inference.engines import make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
 from embedmask.inference.loop import choose_workers, detect
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
-from embedmask.inference.request import Request, config_of_request, passing
+from embedmask.inference.request import Request, config_of_request, filter_by_score
 from embedmask.inference.results import to_detections
 from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
@@ -366,7 +366,7 @@ class Predictor:
                 for image in images
             ]
         for item, instances in zip(items, results, strict=True):
-            item.result.instances = passing(instances, request.score_thresholds)
+            item.result.instances = filter_by_score(instances, request.score_thresholds)
             item.resized = None
         return items
 

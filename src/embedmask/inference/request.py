@@ -32,7 +32,7 @@ class Request:
     reading: ReadOptions = DEFAULT_READING
 
 
-def passing(instances: Instances, thresholds: tuple[float, ...]) -> Instances:
+def filter_by_score(instances: Instances, thresholds: tuple[float, ...]) -> Instances:
     """Return the instances that reach the threshold of their class, `[C]`; all of them without thresholds."""
     if not thresholds:
         return instances

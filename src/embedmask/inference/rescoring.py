@@ -28,7 +28,10 @@ def rescore_by_masks(instances: Instances) -> Instances:
     Args:
         instances: by descending score, in the frame of the image; they are not changed.
     """
-    around, free = mask_boxes(instances.masks), free_shares(instances.masks, instances.labels.tolist())
+    around, free = (
+        mask_boxes(instances.masks),
+        uncovered_fractions(instances.masks, instances.labels.tolist()),
+    )
     agreement = box_iou(instances.boxes.cpu(), around).diagonal()
     factor = torch.where(free > 0, agreement * free, 0)  # the IoU of two boxes without area is nan
     scores = instances.scores * factor.to(instances.scores)
@@ -47,7 +50,7 @@ def mask_boxes(masks: CropMasks) -> Tensor:
     return boxes
 
 
-def free_shares(masks: CropMasks, labels: list[int]) -> Tensor:
+def uncovered_fractions(masks: CropMasks, labels: list[int]) -> Tensor:
     """Return the fraction of each mask that no earlier mask of its label covers, float32 `[R]`; 0 for empty masks.
 
     Memory holds one dense mask of the image and one crop at a time.
