@@ -29,7 +29,7 @@ from embedmask.inference.loop import detect
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Size
-from embedmask.training.samples import spread
+from embedmask.training.samples import evenly_spaced
 from embedmask.weights.checkpoint import load_checkpoint
 
 WIDER = (32, 64, 128, 256)
@@ -109,7 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="default: random weights")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--count", type=int, default=40, help="images, spread over the split")
+    parser.add_argument("--count", type=int, default=40, help="images, evenly_spaced over the split")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="0 with random weights")
     return parser.parse_args()
 
@@ -129,7 +129,7 @@ def main() -> None:
     cases |= {f"{rows} px blank": partial(blanked, rows=rows) for rows in BLANKS}
     rows_of: dict[str, list[Tensor]] = {name: [] for name in cases}
     with torch.inference_mode():
-        for index in spread(len(dataset), args.count):
+        for index in evenly_spaced(len(dataset), args.count):
             batch = model.preprocess([resize.image(dataset.image(index))])
             alone, (height, width) = predict(batch), batch.sizes[0]
             for name, change in cases.items():

@@ -76,7 +76,7 @@ def test_any_sizes(
     margin = (torch.randn(3, 3 if seed % 2 else 1, generator=rng) - 1).exp()
     proposals = proposals_of(boxes, torch.randn(3, 3, generator=rng), margin)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(outlines, "BLOCK_VALUES", block_values)
+        patch.setattr(contours, "BLOCK_VALUES", block_values)
         sizes = (image_size, original_size)
         assert_equal_to_whole_maps(pixels, proposals, way[0], stride, sizes, frame=way[1])
 

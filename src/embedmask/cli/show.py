@@ -21,7 +21,7 @@ from embedmask.data.segmentation import Bounds, Polygons
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
 from embedmask.structures import Size
-from embedmask.training.samples import draw_target, spread
+from embedmask.training.samples import draw_target, evenly_spaced
 from embedmask.visualize import Pixels, contact_sheet, entitle, plot_counts, write_image
 
 NUM_COLUMNS = 4
@@ -48,7 +48,7 @@ def write_contact_sheet(
     options: ReadOptions = DEFAULT_READING,
     val_fraction: float = 0.0,
 ) -> int:
-    """Draw images spread evenly over a split with their ground truth on one contact sheet.
+    """Draw images evenly_spaced evenly over a split with their ground truth on one contact sheet.
 
     Args:
         folder: Data set in any layout.
@@ -83,7 +83,7 @@ def write_contact_sheet(
             options=options,
             val_fraction=val_fraction or augment.val_fraction,
         )
-    items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in spread(len(dataset), count)]
+    items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in evenly_spaced(len(dataset), count)]
     images = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_image(contact_sheet(images, columns=min(NUM_COLUMNS, len(images))), out)
     return len(images)
@@ -103,7 +103,7 @@ def write_drawings(report: Report, out: Path) -> None:
         return
     plot_counts(counts, out / "counts.png")
     for split, dataset in report.datasets.items():
-        indices = spread(len(dataset), NUM_IMAGES)
+        indices = evenly_spaced(len(dataset), NUM_IMAGES)
         tiles = [_draw_tile(dataset, index, dataset.image_path(index).name) for index in indices]
         _write_sheet(tiles, out / f"{split}.png")
     examples = []

@@ -38,7 +38,7 @@ from embedmask.training.fit import (
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.processes import is_rank_zero
-from embedmask.training.samples import spread
+from embedmask.training.samples import evenly_spaced
 from embedmask.training.step_log import duration, peak_memory
 
 NUM_EVALUATED = 4
@@ -89,7 +89,7 @@ def try_run(
     recipe: Recipe, splits: DryRunDataModule, module: EmbedMaskModule, hardware: Hardware, out: Path | None
 ) -> Estimate:
     """Train, evaluate and write all output to a temporary folder on the disk of `out`, or anywhere if it is None."""
-    splits.evaluated = spread(len(splits.val_set), NUM_EVALUATED)
+    splits.evaluated = evenly_spaced(len(splits.val_set), NUM_EVALUATED)
     short = replace(
         recipe.train,
         epochs=1,

@@ -28,7 +28,7 @@ def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, co
         count: maximum number of images.
     """
     full_size = EvalTransform(None, 0)
-    for index in spread(len(dataset), count):
+    for index in evenly_spaced(len(dataset), count):
         image = dataset.image(index)
         panels = side_by_side(
             draw_target(
@@ -54,6 +54,6 @@ def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> ND
     return draw_detections(image, detections, class_names)
 
 
-def spread(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """Return at most `count` indices below `length`, evenly spaced from the first to the last."""
     return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length)).tolist()})

@@ -27,7 +27,7 @@ from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
-from embedmask.weights.released import find_weights, no_weights
+from embedmask.weights.released import find_weights, missing_weights_error
 
 FORMAT = "embedmask"
 VERSION = 1
@@ -211,7 +211,7 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise no_weights(path)
+        raise missing_weights_error(path)
     values = load_plain(path, partial(torch.load, map_location="cpu", weights_only=True))
     # training checkpoints wrap the state dict, some of them twice
     for key in ("model", "state_dict"):

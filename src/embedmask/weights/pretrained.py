@@ -26,7 +26,7 @@ from embedmask.weights.checkpoint import (
     reading_safetensors,
     without_prefix,
 )
-from embedmask.weights.released import no_weights
+from embedmask.weights.released import missing_weights_error
 
 OPTIONAL = ("image_mean", "image_std", "backbone_norm_eps")
 """Settings that weights change only where they are None."""
@@ -123,7 +123,9 @@ def read_backbone_file(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str
     """
     path = Path(path)
     if not path.is_file():
-        raise no_weights(path, "; timm's weights are selected by --model.backbone, as resnet50.tv_in1k")
+        raise missing_weights_error(
+            path, "; timm's weights are selected by --model.backbone, as resnet50.tv_in1k"
+        )
     form = file_form(path)
     if form == "safetensors":
         with reading_safetensors(path), safe_open(path, framework="pt") as file:

@@ -23,10 +23,10 @@ def find_weights(path: str | Path) -> Path:
         return released
     names = released_names()
     hint = nearest(str(path), names) if path.name == str(path) else ""
-    raise no_weights(path, f"{hint}; released models: {', '.join(names)}")
+    raise missing_weights_error(path, f"{hint}; released models: {', '.join(names)}")
 
 
-def no_weights(path: Path, hint: str = "") -> BadInput:
+def missing_weights_error(path: Path, hint: str = "") -> BadInput:
     """Return the error for a missing weights file."""
     if path.is_dir():
         return BadInput(f"{path}: a folder; give the weights file in it")
