@@ -92,7 +92,7 @@ def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:
         yield Shot(
             name,
             f"**{name.replace('_', ' ').capitalize()}:** `{scenes.file_name(image_id)}`, matching AP "
-            f"{qualities[image_id]:.3f}, {count_labels(gt)} objects, {count_labels(pred)} found",
+            f"{qualities[image_id]:.3f}, {count_labels(gt)} objects, {count_labels(pred)} detections",
         )
 
 

@@ -97,12 +97,12 @@ def generated_text(stored: Results, shots: Sequence[Shot], drawn: Sequence[str])
         *comparison_lines(rows, stored["time"]),
         *modality_lines({name: row for name, row in rows.items() if len(row["modalities"]) > 1}),
         "### Images",
-        f"Ground truth on the left, results of {first} that score at least {rows[first]['score_threshold']:g} on the "
-        "right. The images are the two best, the two in the middle and the two worst by their own mean matching "
-        f"AP. Of large images the most crowded {SIDE} x {SIDE} px are shown, the figures are of the whole. Pixels "
-        f"are enlarged {ZOOM} times, contrast is stretched, dark values are lifted. An object and the result that "
-        f"overlaps it by at least half (IoU {PARTNER_IOU}) have one colour; a thick white outline has no partner. "
-        "All images are of BBBC038, CC0 1.0.",
+        f"Left: ground truth. Right: results of {first} with a score of at least {rows[first]['score_threshold']:g}. "
+        "Shown are the two best, the two median and the two worst images by mean matching AP. For large images, the "
+        f"most crowded {SIDE} x {SIDE} px are shown; figures are for the whole image. Pixels are enlarged {ZOOM} times, "
+        "contrast is stretched, dark values are brightened. A ground-truth object and its matching result (IoU of at "
+        f"least {PARTNER_IOU}) have the same colour; thick white outlines are unmatched. All images are from BBBC038, "
+        "CC0 1.0.",
         "",
     ]
     for shot in shots:
@@ -120,10 +120,10 @@ def published_lines(rows: Rows) -> list[str]:
         body.append([f"**{name}**", *map(number, (*values, *ends))])
     return [
         "### Against published results",
-        "AP is TP / (TP + FP + FN) at an IoU, mean over images; in the last column the counts of all images are "
-        "pooled before the mean over IoU is taken. The upper rows are published: the figure of the EmbedSeg paper "
+        "AP is TP / (TP + FP + FN) at an IoU, mean over images; in the last column, the counts of all images are "
+        "pooled before averaging over IoU. The upper rows are published, a figure of the EmbedSeg paper "
         "(arXiv 2101.10033), on the 50 test images of StarDist's subset. The rows in bold were measured here, on "
-        f"{first['images']} validation images{chosen_by(first)}, one forward pass an image, without "
+        f"{first['images']} validation images{chosen_by(first)}, with one forward pass per image, without "
         "test-time augmentation. The images differ from the published ones.",
         "",
         *table(["", *(f".{metric.removeprefix('AP')}" for metric in MATCHING), "mean", "pooled"], body),
@@ -152,9 +152,9 @@ def comparison_lines(rows: Rows, times: Results | None) -> list[str]:
     by_iou = [[name, *map(number, row["by_iou"]["segm"])] for name, row in rows.items()]
     ious = [f".{50 + 5 * step}" for step in range(10)]
     return [
-        "### Beside Mask R-CNN",
-        "Rows compare where they have the same images. AP is COCO's, mean over IoU 0.5 to 0.95; boundary AP looks at "
-        "a band along the outline.",
+        "### Compared with Mask R-CNN",
+        "Rows are comparable if they have the same images. AP is COCO's, mean over IoU 0.5 to 0.95; boundary AP "
+        "compares a band along the outline.",
         "",
         *table(head, body),
         "Mask AP at each IoU:",
@@ -180,13 +180,13 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
     ]
     where = times["machine"]
     return [
-        "Time is the median over the images, one at a time, from the decoded image to finished masks in its own "
-        "frame; each image was shown to all models in turn, in one process. Memory is that of a separate "
-        "process that predicts all images, one after the other: before the first, and the peak. On "
+        "Time is the median over images, one at a time, from the decoded image to final masks in its own frame; all "
+        "models predicted each image in turn, in one process. Memory is measured in a separate process that predicts "
+        "all images one by one: before the first image, and at its peak. On "
         f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",
-        *table(["", "ms an image", "times the first", "MB before", "MB at most"], body),
+        *table(["", "ms per image", "relative to the first", "MB before", "peak MB"], body),
     ]
 
 
@@ -232,7 +232,7 @@ def command_lines(stored: Results, drawn: Sequence[str]) -> list[str]:
         )
     lines += [f"python benchmarks/nuclei.py page --data nuclei --weights {files(stored, drawn)}", "```"]
     commits = [f"{name}: {row['machine']['commit']}" for name, row in stored["rows"].items()]
-    return [*lines, f"Measured at these commits: {', '.join(commits)}."]
+    return [*lines, f"Commits of the measurements: {', '.join(commits)}."]
 
 
 def train_line(training: Results, where: str | None) -> str:

@@ -116,7 +116,7 @@ def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 
 def by_batch(plan: BenchConfig) -> Results:
-    """Measure several images at once."""
+    """Measure several batch sizes."""
     return embedmask_only(plan, batches=BATCHES)
 
 
@@ -231,7 +231,7 @@ def comparison_lines(section: Results) -> list[str]:
         ]
         for pipeline, seconds in report["medians"].items()
     ]
-    lines = [machine_line(report), f"Image of {height}x{width} px. Milliseconds per image.", ""]
+    lines = [machine_line(report), f"Image {height}x{width} px. Milliseconds per image.", ""]
     lines += table(["pipeline", *order, "after the network"], rows)
     lines += ratio_lines(report) + work_lines(report)
     return lines + rate_lines(section)
@@ -243,7 +243,7 @@ def ratio_lines(report: Results) -> list[str]:
         [pipeline, *(f"{ratios.get(k, math.nan):.2f}" for k in ("best", "float32"))]
         for pipeline, ratios in report["ratios"].items()
     ]
-    lines = table(["images per second, times Mask R-CNN's", "at its best", "at its default, float32"], rows)
+    lines = table(["images per second, relative to Mask R-CNN", "at its best", "at its default, float32"], rows)
     return (
         lines
         + [f"- {pipeline} does not work here: {reason}" for pipeline, reason in report["fails"].items()]
@@ -261,7 +261,7 @@ def work_lines(report: Results) -> list[str]:
             f"{peaks['before']:.0f}" if peaks else "-", f"{peaks['results']:.0f}" if peaks else "-",
         ])  # fmt: skip
     return table(
-        ["pipeline", "detections", "mean box, px", "mean mask, px", "MB before the run", "MB at most"], rows
+        ["pipeline", "detections", "mean box, px", "mean mask, px", "MB before the run", "peak MB"], rows
     )
 
 
@@ -269,9 +269,9 @@ def rate_lines(section: Results) -> list[str]:
     """Return the lines of the fraction of the matrix rate."""
     rate, report = section["rate"], section["report"]
     lines = [
-        f"A large bfloat16 matrix product reaches {rate['matrix_per_second'] / 1e12:.2f} Tflop/s here; EmbedMask "
-        f"needs {rate['network_operations'] / 1e9:.0f} Gflop per image. Its share of that rate, with all other work of "
-        "the network included in its time:",
+        f"A large bfloat16 matrix product reaches {rate['matrix_per_second'] / 1e12:.2f} Tflop/s on this machine; the "
+        f"EmbedMask network needs {rate['network_operations'] / 1e9:.0f} Gflop per image. Its share of that rate, "
+        "including all other operations of the network:",
         "",
     ]
     rows = [
@@ -316,7 +316,7 @@ def pixel_lines(section: Results) -> list[str]:
             megapixels = math.prod(report["plan"]["image_size"]) / 1e6
             rows.append([name, *sizes, *map(milliseconds, (seconds["network"], after(seconds), seconds["whole"])),
                          milliseconds(seconds["whole"] / megapixels)])  # fmt: skip
-    head = ["", "image", "network", "network, ms", "after it, ms", "whole, ms", "ms a megapixel"]
+    head = ["", "image", "network", "network, ms", "after it, ms", "total, ms", "ms per megapixel"]
     return [*table(head, rows), "![time by pixels](performance/pixels.png)", ""]
 
 
@@ -326,7 +326,7 @@ def batch_lines(section: Results) -> list[str]:
         [str(size), *map(milliseconds, (seconds["network"], after(seconds), seconds["whole"]))]
         for size, seconds in zip(section["plan"]["batches"], section["medians"].values(), strict=True)
     ]
-    head = ["images at once", "network, ms an image", "after it", "whole"]
+    head = ["batch size", "network, ms per image", "after it", "total"]
     return [*table(head, rows), "![time by batch](performance/batch.png)", ""]
 
 
@@ -342,11 +342,11 @@ def variant_lines(section: Results) -> list[str]:
     head = [
         "model",
         "pipeline",
-        "network's image",
+        "network input",
         "network, ms",
         "after it",
-        "whole",
-        "times Mask R-CNN on this size",
+        "total",
+        "speed relative to Mask R-CNN at this size",
     ]
     return [*table(head, rows), "![time by variant](performance/variants.png)", ""]
 
@@ -359,18 +359,18 @@ def memory_lines(section: Results) -> list[str]:
             detections = report["works"][pipeline]["detections"]
             rows.append([name, pipeline, str(detections), f"{peaks['network']:.0f}", f"{peaks['results']:.0f}",
                          f"{peaks['results'] - peaks['network']:.0f}"])  # fmt: skip
-    head = ["load", "pipeline", "detections", "MB at most up to the network", "MB at most in all", "added"]
+    head = ["load", "pipeline", "detections", "peak MB up to the network", "peak MB in total", "added"]
     return table(head, rows)
 
 
 TITLES: dict[str, tuple[str, Callable[[Any], list[str]]]] = {
-    "cpu": ("Beside Mask R-CNN, on a processor", comparison_lines),
-    "cuda": ("Beside Mask R-CNN, on a CUDA device", comparison_lines),
+    "cpu": ("Compared with Mask R-CNN, CPU", comparison_lines),
+    "cuda": ("Compared with Mask R-CNN, CUDA", comparison_lines),
     "instances": ("More objects", instance_lines),
     "pixels": ("Larger images", pixel_lines),
-    "batch": ("Several images at once", batch_lines),
+    "batch": ("Batches", batch_lines),
     "variants": ("Lighter models", variant_lines),
-    "memory": ("Memory of crowds", memory_lines),
+    "memory": ("Memory of crowded images", memory_lines),
 }
 COMMANDS = {"cuda": "--device cuda"}
 
@@ -383,7 +383,7 @@ def page(results: Results, introduction: str) -> str:
         lines += [f"## {title}", f"{command}", ""]
         if name not in results:
             lines += [
-                "Not measured yet" + (": this has not run on such a device." if name == "cuda" else "."),
+                "Not measured yet.",
                 "",
             ]
             continue
@@ -462,7 +462,7 @@ def draw_batch(panel: Any, section: Results) -> None:
     for stage in ("whole", "network"):
         values = [1000 * seconds[stage] for seconds in section["medians"].values()]
         panel.plot(section["plan"]["batches"], values, marker="o", label=stage)
-    panel.set(xlabel="images at once", ylabel="ms an image", ylim=(0, None))
+    panel.set(xlabel="batch size", ylabel="ms per image", ylim=(0, None))
     panel.legend()
 
 
