@@ -99,10 +99,10 @@ def generated_text(stored: Results, shots: Sequence[Shot], drawn: Sequence[str])
         "### Images",
         f"Left: ground truth. Right: results of {first} with a score of at least {rows[first]['score_threshold']:g}. "
         "Shown are the two best, the two median and the two worst images by mean matching AP. For large images, the "
-        f"most crowded {SIDE} x {SIDE} px are shown; figures are for the whole image. Pixels are enlarged {ZOOM} times, "
-        "contrast is stretched, dark values are brightened. A ground-truth object and its matching result (IoU of at "
-        f"least {PARTNER_IOU}) have the same colour; thick white outlines are unmatched. All images are from BBBC038, "
-        "CC0 1.0.",
+        f"most crowded {SIDE} x {SIDE} px are shown; figures are for the whole image. Pixels are enlarged {ZOOM} "
+        "times, contrast is stretched, dark values are brightened. A ground-truth object and its matching result "
+        f"(IoU of at least {PARTNER_IOU}) have the same colour; thick white outlines are unmatched. All images are "
+        "from BBBC038, CC0 1.0.",
         "",
     ]
     for shot in shots:

@@ -243,7 +243,9 @@ def ratio_lines(report: Results) -> list[str]:
         [pipeline, *(f"{ratios.get(k, math.nan):.2f}" for k in ("best", "float32"))]
         for pipeline, ratios in report["ratios"].items()
     ]
-    lines = table(["images per second, relative to Mask R-CNN", "at its best", "at its default, float32"], rows)
+    lines = table(
+        ["images per second, relative to Mask R-CNN", "at its best", "at its default, float32"], rows
+    )
     return (
         lines
         + [f"- {pipeline} does not work here: {reason}" for pipeline, reason in report["fails"].items()]

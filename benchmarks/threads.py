@@ -116,11 +116,11 @@ def main() -> None:
         return
     settings = {**SETTINGS, **{f"spin {turns}": {"GOMP_SPINCOUNT": turns} for turns in args.spin}}
     loads = {"alone": 0, f"beside {args.busy} busy loops": args.busy}
-    # interleaved, so that other load affects all settings alike
+    # interleaved, and in the opposite order every other round: drift of the machine affects all settings alike
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _ in range(args.rounds):
+    for turn in range(args.rounds):
         for load, count in loads.items():
-            for name, setting in settings.items():
+            for name, setting in list(settings.items())[:: 1 if turn % 2 else -1]:
                 with busy(count):
                     seconds = measure(setting, args.steps)
                 runs.setdefault((load, name), []).append(seconds)

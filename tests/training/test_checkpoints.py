@@ -17,6 +17,7 @@ from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.training import fit
 from embedmask.training.checkpoints import AtomicCheckpointIO
+from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.module import EmbedMaskModule
 
 LIMIT = 100_000
@@ -158,3 +159,10 @@ def test_checkpoint_minutes_sets_the_interval(
         written.clear()
         fit.train(tiny(eval_every=9, **changes), shapes, tmp_path / str(number))
         assert written == steps
+
+
+def test_entries_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    torch.save({"SplitPair": {"batches": 3}, "epoch": 1}, tmp_path / "last.ckpt")
+    checkpoint = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert checkpoint == {"TrainValDataModule": {"batches": 3}, "epoch": 1}
+    assert TrainValDataModule.__qualname__ in checkpoint

@@ -17,6 +17,8 @@ from embedmask.files import atomic_write
 LAST_CHECKPOINT = "last.ckpt"
 SECONDS_BETWEEN = 60
 """Minimum time between checkpoints at the ends of epochs."""
+OLDER_KEYS = {"SplitPair": "TrainValDataModule"}
+"""Entries of `last.ckpt` in earlier versions: Lightning names them after classes."""
 
 
 class LastCheckpoint(Checkpoint):
@@ -83,6 +85,11 @@ class LastCheckpoint(Checkpoint):
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint reader and writer, with atomic writes."""
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; entries that have another name today are renamed."""
+        checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        return {OLDER_KEYS.get(key, key): value for key, value in checkpoint.items()}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint by `atomic_write`.
