@@ -181,7 +181,7 @@ def seconds_an_image(
         image = dataset.image(max(number, 0))
         for name, predictor in predictors.items():
             begin = time.perf_counter()
-            predictor.find([image], score_threshold=thresholds[name])
+            predictor.predict_instances([image], score_threshold=thresholds[name])
             took = time.perf_counter() - begin
             if number >= 0:
                 seconds[name].append(took)
@@ -201,7 +201,7 @@ def prediction(weights: str, files: list[str], threshold: float, threads: int) -
 
     def images() -> None:
         for file in files:
-            predictor.find([read_image(Path(file))], score_threshold=threshold)
+            predictor.predict_instances([read_image(Path(file))], score_threshold=threshold)
 
     return {"images": images}
 

@@ -68,7 +68,7 @@ def test_list_is_checked_first(predictor: Predictor, photo: np.ndarray) -> None:
     with pytest.raises(BadInput, match=r"^images\[1\]: .* got float32"):
         watched([photo, photo.astype(np.float32)])
     with pytest.raises(BadInput, match=r"^images\[1\]: "):
-        watched.find([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
+        watched.predict_instances([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
     assert batches == []
 
 
@@ -80,7 +80,7 @@ def test_embeddings_match_detections(predictor: Predictor, photo: np.ndarray) ->
     embed, margin = actual.data["proposal_embed"], actual.data["proposal_margin"]
     assert (embed.dtype, embed.shape) == (np.float32, (20, 4))
     assert (margin.dtype, margin.shape) == (np.float32, (20, 1))
-    (instances,) = predictor.find([as_image(photo)])
+    (instances,) = predictor.predict_instances([as_image(photo)])
     np.testing.assert_array_equal(embed, instances.proposal_embed)
     np.testing.assert_array_equal(margin, instances.proposal_margin)
     assert actual.class_id is not None
@@ -193,18 +193,18 @@ def test_raises_on_bad_options(
         with pytest.raises(BadInput, match=message):
             predictor(source, **options)
     with pytest.raises(BadInput, match=message):
-        predictor.stream([], **options)
+        predictor.predict_stream([], **options)
 
 
 def test_raises_on_batch_size_zero(predictor: Predictor) -> None:
     with pytest.raises(BadInput, match="batch_size 0"):
-        predictor.stream([], batch_size=0)
+        predictor.predict_stream([], batch_size=0)
 
 
 def test_equals_separate_steps(predictor: Predictor, photo: np.ndarray) -> None:
     """Compare with the separate steps, on an image of the network's size, which is not resized."""
     image = torch.from_numpy(photo[:64, :96].copy()).permute(2, 0, 1)
-    (actual,) = predictor.find([image])
+    (actual,) = predictor.predict_instances([image])
     with torch.inference_mode():
         batch = predictor.model.preprocess([image])
         predictions = predictor.network(batch)
@@ -281,7 +281,7 @@ def test_default_score_threshold(photo: np.ndarray) -> None:
     decided = predictor(photo)
     assert 0 < len(decided) < len(everything)
     assert same(decided, predictor(photo, score_threshold=middle))
-    (streamed,) = predictor.stream([photo])
+    (streamed,) = predictor.predict_stream([photo])
     assert streamed.instances is not None
     assert len(streamed.instances) == len(decided)
 

@@ -46,7 +46,7 @@ def camera(photo: np.ndarray, taken: list[int]) -> Iterator[np.ndarray]:
 
 def test_stopping_early_leaves_no_threads(predictor: Predictor, photo: np.ndarray) -> None:
     threads = threading.active_count()
-    for result in predictor.stream(camera(photo, [])):
+    for result in predictor.predict_stream(camera(photo, [])):
         assert result.image is not None
         break
     del result
@@ -57,7 +57,7 @@ def test_stopping_early_leaves_no_threads(predictor: Predictor, photo: np.ndarra
         yield photo
         raise OSError("unplugged")
 
-    stream = predictor.stream(unplugged())
+    stream = predictor.predict_stream(unplugged())
     next(stream)
     with pytest.raises(OSError, match="unplugged"):
         next(stream)
@@ -73,7 +73,7 @@ def mixed_images(photo: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_results_are_in_order(predictor: Predictor, photo: np.ndarray, batch_size: int) -> None:
     images = mixed_images(photo)
-    results = list(predictor.stream(images, score_threshold=0.0, batch_size=batch_size))
+    results = list(predictor.predict_stream(images, score_threshold=0.0, batch_size=batch_size))
     assert len(results) == len(images)
     for result, source in zip(results, images, strict=True):
         assert result.source is source
@@ -97,7 +97,7 @@ def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.
 
     watched = changed(predictor, network=network)
     images = mixed_images(photo)
-    list(watched.stream(images, batch_size=4))
+    list(watched.predict_stream(images, batch_size=4))
     assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
     alone: set[tuple[int, ...]] = set()
     for source in images:
@@ -116,7 +116,7 @@ def test_large_images_are_not_batched_on_cpu(predictor: Predictor) -> None:
 
     predictor = changed(predictor, resize=EvalTransform(None, 0), _run=run)
     large, small = torch.zeros(3, 512, 513, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)
-    list(predictor.stream([large] * 3 + [small] * 8, batch_size=4))
+    list(predictor.predict_stream([large] * 3 + [small] * 8, batch_size=4))
     assert sizes == [1, 1, 1, 4, 4]
 
 
@@ -134,7 +134,7 @@ def test_thousand_small_images(predictor: Predictor) -> None:
     predictor = changed(predictor, _run=run)
     greys = np.random.default_rng(0).integers(0, 256, 1000)
     images = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
-    results = list(predictor.stream(images, score_threshold=0.0, batch_size=8))
+    results = list(predictor.predict_stream(images, score_threshold=0.0, batch_size=8))
     scores = [float(result.instances.scores[0]) for result in results if result.instances is not None]
     np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
 
@@ -144,13 +144,13 @@ def test_broken_image(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -
     path = tmp_path / "broken.png"
     path.write_bytes(b"no image")
     images = [photo, path, photo, b"", photo]
-    results = list(predictor.stream(images, skip_broken=True, batch_size=2))
+    results = list(predictor.predict_stream(images, skip_broken=True, batch_size=2))
     assert [result.error is None for result in results] == [True, False, True, False, True]
     broken = results[1]
     assert (broken.source, broken.image, broken.instances) == (path, None, None)
     assert "broken.png" in str(broken.error)
     assert str(results[3].error).startswith("images[3]: ")
-    stream = predictor.stream(images)
+    stream = predictor.predict_stream(images)
     assert next(stream).error is None
     with pytest.raises(BadInput, match=r"broken\.png"):
         next(stream)

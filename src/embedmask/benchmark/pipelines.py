@@ -106,7 +106,7 @@ class EmbedMaskPipeline:
     def decode_masks(self) -> None:
         """Decode the masks in the frames of the original images."""
         self.instances = [
-            self.postprocessor.finish(
+            self.postprocessor.decode_instances(
                 self.predictions, index, proposals, self.batch.sizes[index], size_of(self.images[index])
             )
             for index, proposals in enumerate(self.proposals)

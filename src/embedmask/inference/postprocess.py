@@ -40,7 +40,7 @@ class Postprocessor:
         """
         sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
         return [
-            self.finish(predictions, index, self.propose(predictions, index, pair[0]), *pair)
+            self.decode_instances(predictions, index, self.propose(predictions, index, pair[0]), *pair)
             for index, pair in sizes
         ]
 
@@ -60,7 +60,7 @@ class Postprocessor:
             clip_before_nms=cfg.clip_before_nms,
         )
 
-    def finish(
+    def decode_instances(
         self,
         predictions: Predictions,
         index: int,

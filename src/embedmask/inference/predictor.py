@@ -220,7 +220,7 @@ class Predictor:
             check_image_source(item, _name(index))
         return [finish(result) for result in self._stream(images, request)]
 
-    def stream(
+    def predict_stream(
         self,
         images: Iterable[ImageSource],
         *,
@@ -249,7 +249,7 @@ class Predictor:
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
         return self._stream(images, request, skip_broken=skip_broken)
 
-    def find(
+    def predict_instances(
         self,
         images: Sequence[Tensor],
         max_detections: int | None = None,
