@@ -29,7 +29,7 @@ from nuclei_page import write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.benchmark.timing import machine
-from embedmask.config import ModelConfig, Recipe, override
+from embedmask.config import Recipe, model_type_of, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
@@ -139,7 +139,7 @@ def modalities(dataset: CocoInstances) -> dict[str, list[int]]:
 def model_facts(checkpoint: Checkpoint) -> Results:
     """Return type, backbone and number of parameters of a network."""
     return {
-        "kind": "EmbedMask" if isinstance(checkpoint.config, ModelConfig) else "Mask R-CNN",
+        "kind": model_type_of(checkpoint.config).title,
         "backbone": checkpoint.config.backbone,
         "parameters": sum(p.numel() for p in checkpoint.model.parameters()),
     }

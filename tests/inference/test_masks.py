@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reference import inference as slow
 from torch import Tensor
 
+from embedmask.inference import contours
 from embedmask.inference.masks import cell_ranges, decode_masks
 from embedmask.inference.proposals import Proposals
 

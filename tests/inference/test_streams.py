@@ -16,9 +16,10 @@ import torch
 from predictors import NOTHING, changed, same
 from torch import Tensor
 
-from embedmask import ModelConfig, Predictions, Predictor
+from embedmask import Predictions, Predictor
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
+from embedmask.inference.detect import PostProcessing
 from embedmask.inference.image_source import as_image
 from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 
@@ -114,7 +115,7 @@ def test_large_images_are_not_batched_on_cpu(predictor: Predictor) -> None:
         sizes.append(len(resized))
         return [NOTHING] * len(resized)
 
-    predictor = changed(predictor, resize=EvalTransform(None, 0), _run=run)
+    predictor = changed(predictor, resize=EvalTransform.full_size(), _run=run)
     large, small = torch.zeros(3, 512, 513, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)
     list(predictor.predict_stream([large] * 3 + [small] * 8, batch_size=4))
     assert sizes == [1, 1, 1, 4, 4]
@@ -123,7 +124,7 @@ def test_large_images_are_not_batched_on_cpu(predictor: Predictor) -> None:
 def test_thousand_small_images(predictor: Predictor) -> None:
     """Check the order of many images in batches and threads, with a stub network."""
 
-    def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
+    def run(resized: list[Tensor], sizes: list[Size], postprocess: PostProcessing) -> list[Instances]:
         """Return one object per image, with its grey value as the score."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),

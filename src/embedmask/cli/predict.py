@@ -33,10 +33,10 @@ from embedmask.cli.writers import (
 )
 from embedmask.config import DEFAULT_READING, Engine, Precision, ReadOptions, ScoreThreshold
 from embedmask.data.images import read_extent
+from embedmask.data.loader import choose_workers
 from embedmask.data.pages import UnreadPages, report_defaults
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
-from embedmask.inference.loop import choose_workers
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.prefetch import ImageResult
 from embedmask.inference.results import coco_results, to_detections
