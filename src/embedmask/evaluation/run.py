@@ -76,14 +76,7 @@ def evaluate_weights(
     decision = checkpoint.config.decision(score_threshold, checkpoint.class_names)
     thresholds = dict(zip(match_classes(checkpoint.class_names, dataset), decision, strict=True))
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
-    batches = _predict(
-        checkpoint,
-        dataset,
-        reference_masks=reference_masks,
-        device=device,
-        precision=precision,
-        progress=progress,
-    )
+    batches = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)
     begin()
     for results in batches:
         evaluator.add(results)
@@ -126,14 +119,7 @@ def write_results(
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     name = dataset.annotations_file.stem.removeprefix(IMAGE_INFO)
     path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
-    results = _predict(
-        checkpoint,
-        dataset,
-        reference_masks=reference_masks,
-        device=device,
-        precision=precision,
-        progress=progress,
-    )
+    results = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)
     write_json_rows(path, chain.from_iterable(results))
     return path
 
@@ -156,10 +142,10 @@ def _open_weights(weights: Path, **changes: int | None) -> Checkpoint:
 def _predict(
     checkpoint: Checkpoint,
     dataset: CocoInstances,
-    *,
     reference_masks: bool,
     device: str,
     precision: Precision,
+    *,
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
     """Return an iterator over the COCO results of each image, in the classes of the data set."""
