@@ -17,11 +17,11 @@ from embedmask.config import Recipe, TrainConfig, model_type_of
 from embedmask.data.loader import EvalBatch, TrainBatch
 from embedmask.errors import TrainingStopped
 from embedmask.inference.detect import detect, make_postprocessor
-from embedmask.inference.engines import Network, make_network
+from embedmask.inference.engines import make_network
 from embedmask.inference.results import coco_results
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
-from embedmask.structures import ImageBatch, LossTerms, Target
+from embedmask.structures import ImageBatch, Instances, LossTerms, Size, Target
 from embedmask.training.processes import all_reduce_max_size, gather
 from embedmask.training.schedule import lr_factor, parameter_groups
 
@@ -38,7 +38,7 @@ class EmbedMaskModule(LightningModule):
 
     Attributes:
         model: the network in training.
-        network: copy of `model` for inference; it exists during an evaluation only.
+        detect: `detect` with a copy of `model` for inference; it exists during an evaluation only.
     """
 
     def __init__(
@@ -55,8 +55,7 @@ class EmbedMaskModule(LightningModule):
         self.memory_format = torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
         self.model = build_model(recipe.model).to(memory_format=self.memory_format)
         self.objective: Objective = model_type_of(recipe.model).load("objective")(recipe.model)
-        self.postprocess = make_postprocessor(recipe.model)
-        self.network: Network | None = None
+        self.detect: Callable[[ImageBatch, Sequence[Size]], list[Instances]] | None = None
 
     def compute_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch, as scalars by name."""
@@ -97,18 +96,19 @@ class EmbedMaskModule(LightningModule):
         return {"loss": total, "losses": losses, "lr": rate}
 
     def on_validation_epoch_start(self) -> None:
-        """Build the network of the evaluation from the current weights; a callback has put in their average before."""
-        self.network = make_network(self.model, dtype=self.inference_dtype)
+        """Build the network of the evaluation from the weights, which a callback has replaced by their average."""
+        network = make_network(self.model, dtype=self.inference_dtype)
+        self.detect = partial(detect, network, make_postprocessor(self.recipe.model))
 
     def on_validation_epoch_end(self) -> None:
-        """Free the network of the evaluation."""
-        self.network = None
+        """Drop the network of the evaluation."""
+        self.detect = None
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
         """Return `results`: pairs of image id and COCO results in the frame of the image file."""
         images, image_ids, original_sizes = batch
-        assert self.network is not None
-        detections = detect(self.network, self.postprocess, self.model.preprocess(images), original_sizes)
+        assert self.detect is not None
+        detections = self.detect(self.model.preprocess(images), original_sizes)
         pairs = zip(image_ids, detections, strict=True)
         return {
             "results": [
