@@ -63,7 +63,7 @@ def sheet(items: Subset, config: DataConfig) -> Pixels:
     """Return a sheet of the first item and different random samples of it; with objects in the second row."""
     first = items.image(0), items.annotations(0)
     transform = TrainTransform(config)
-    samples = [EvalTransform(None, 0)(*first, torch.Generator())]
+    samples = [EvalTransform.full_size()(*first, torch.Generator())]
     # some augmentations apply with a probability: try seeds until enough samples differ
     for seed in range(100):
         sample = transform(*first, torch.Generator().manual_seed(seed), items)

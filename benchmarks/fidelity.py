@@ -146,14 +146,14 @@ def compare(
     model: EmbedMask, dataset: CocoInstances, chosen: Sequence[int], engines: Sequence[Any], twin: Twin
 ) -> dict[str, dict[str, float]]:
     """Compare every fast network with the reference over the chosen items of a data set."""
-    cfg = replace(model.config, mask_frame="exact")
+    cfg = model.config
     # tests/reference implements only the authors' frame and scores
     if twin == "reference":
         cfg = replace(cfg, mask_frame="authors", rescore_masks=False)
-    resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
+    resize = EvalTransform.from_config(cfg)
     fast = networks(model, engines)
     tallies = {name: Tally() for name in fast}
-    post = Postprocessor(cfg)
+    post = Postprocessor.from_config(cfg, reference_masks=twin == "reference")
     for index in chosen:
         image = dataset.image(index)
         batch, original = model.preprocess([resize.image(image)]), size_of(image)

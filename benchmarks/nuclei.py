@@ -29,7 +29,7 @@ from nuclei_page import write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.benchmark.timing import machine
-from embedmask.config import ModelConfig, Recipe, override
+from embedmask.config import Recipe, model_type_of, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
@@ -139,7 +139,7 @@ def modalities(dataset: CocoInstances) -> dict[str, list[int]]:
 def model_facts(checkpoint: Checkpoint) -> Results:
     """Return type, backbone and number of parameters of a network."""
     return {
-        "kind": "EmbedMask" if isinstance(checkpoint.config, ModelConfig) else "Mask R-CNN",
+        "kind": model_type_of(checkpoint.config).title,
         "backbone": checkpoint.config.backbone,
         "parameters": sum(p.numel() for p in checkpoint.model.parameters()),
     }
@@ -181,7 +181,7 @@ def seconds_an_image(
         image = dataset.image(max(number, 0))
         for name, predictor in predictors.items():
             begin = time.perf_counter()
-            predictor.find([image], score_threshold=thresholds[name])
+            predictor.predict_instances([image], score_threshold=thresholds[name])
             took = time.perf_counter() - begin
             if number >= 0:
                 seconds[name].append(took)
@@ -201,7 +201,7 @@ def prediction(weights: str, files: list[str], threshold: float, threads: int) -
 
     def images() -> None:
         for file in files:
-            predictor.find([read_image(Path(file))], score_threshold=threshold)
+            predictor.predict_instances([read_image(Path(file))], score_threshold=threshold)
 
     return {"images": images}
 

@@ -25,7 +25,8 @@ from torchvision.ops import box_iou
 from embedmask.config import ModelConfig
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform
-from embedmask.inference.loop import detect
+from embedmask.inference.detect import detect, make_postprocessor
+from embedmask.inference.engines import make_network
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Size
@@ -118,11 +119,11 @@ def main() -> None:
     """Predict every image in every case and print a table of the changes."""
     args = parse()
     model, dataset = load_model(args.weights), CocoInstances.open(args.data, args.split)
-    config = model.config
-    resize = EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding)
+    resize = EvalTransform.from_config(model.config)
+    network, postprocess = make_network(model), make_postprocessor(model.config)
 
     def predict(batch: ImageBatch) -> Instances:
-        return detect(model, config, batch, batch.sizes)[0]
+        return detect(network, postprocess, batch, batch.sizes)[0]
 
     cases: dict[str, Callable[[ImageBatch], ImageBatch]] = {}
     cases |= {f"{by} px wider": partial(wider, by=by) for by in WIDER}

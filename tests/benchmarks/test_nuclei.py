@@ -149,7 +149,9 @@ def test_models_run_on_each_image_in_turn(data: Path) -> None:
     shown: list[tuple[str, float]] = []
 
     def predictor(name: str) -> Any:
-        return SimpleNamespace(find=lambda images, score_threshold: shown.append((name, score_threshold)))
+        return SimpleNamespace(
+            predict_instances=lambda images, score_threshold: shown.append((name, score_threshold))
+        )
 
     both = {"a": predictor("a"), "b": predictor("b")}
     seconds = nuclei.seconds_an_image(both, {"a": 0.4, "b": 0.2}, CocoInstances.open(data, "val"))

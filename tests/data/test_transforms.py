@@ -228,7 +228,7 @@ def test_eval_transform_is_the_whole_image_resized() -> None:
     assert result.shape == (3, 90, 120)
     assert torch.equal(result, transform.image(image))
     assert target.boxes.tolist() == [[15, 30, 45, 60]]
-    result, same = EvalTransform(None, 0)(image, annotations, seeded())
+    result, same = EvalTransform.full_size()(image, annotations, seeded())
     assert torch.equal(result, image)
     assert same.boxes.tolist() == [[10, 20, 30, 40]]
 

@@ -69,7 +69,9 @@ def test_predictor_returns_the_results_that_eval_measures(
     predictor = Predictor.load("nuclei", **SETTINGS)
     (level,) = predictor.model.config.decision(threshold)
     evaluator = CocoEvaluator(dataset.ground_truth, predictor.model.config.max_detections)
-    streamed = predictor.stream(map(dataset.image_path, range(len(dataset))), score_threshold=threshold)
+    streamed = predictor.predict_stream(
+        map(dataset.image_path, range(len(dataset))), score_threshold=threshold
+    )
     for image_id, result in zip(dataset.image_ids, streamed, strict=True):
         assert result.instances is not None
         evaluator.add(coco_results(result.instances, image_id, dataset.category_ids))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_models import random_predictions, small_config
@@ -58,6 +60,27 @@ def test_max_detections_is_a_setting(limit: int) -> None:
     actual = Postprocessor.from_config(cfg, max_detections=limit)(predictions, [(160, 160)], [(40, 40)])[0]
     assert len(actual) == len(actual.masks) == limit
     assert Postprocessor.from_config(cfg).max_detections == cfg.max_detections
+
+
+def test_score_threshold_is_a_setting() -> None:
+    cfg, predictions = small_config(embed_dim=4, nms_threshold=1.0), random_predictions((64, 64))
+    sizes = ([(64, 64)], [(64, 64)])
+    (few,), (many,) = (
+        Postprocessor.from_config(cfg, 1000, threshold)(predictions, *sizes) for threshold in (0.6, 0.0)
+    )
+    assert 0 < len(few) < len(many)
+    assert Postprocessor.from_config(cfg).score_threshold == cfg.score_threshold
+
+
+def test_reference_masks_follow_the_config() -> None:
+    predictions, sizes = random_predictions((64, 96), seed=1), ([(63, 93)], [(90, 131)])
+    cfg = small_config(embed_dim=4, mask_frame="authors")
+    (authors,) = Postprocessor.from_config(cfg)(predictions, *sizes)
+    (exact,) = Postprocessor.from_config(cfg, reference_masks=False)(predictions, *sizes)
+    (own,) = Postprocessor.from_config(replace(cfg, mask_frame="exact"))(predictions, *sizes)
+    assert torch.equal(authors.boxes, exact.boxes)
+    assert not torch.equal(authors.masks.to_dense(), exact.masks.to_dense())
+    assert torch.equal(own.masks.to_dense(), exact.masks.to_dense())
 
 
 def test_no_detections() -> None:

@@ -18,14 +18,14 @@ from predictors import NAMES, NOTHING, changed, predictor_config, same
 from small_models import forms_of, small_baseline
 from torch import Tensor
 
-from embedmask import EmbedMask, ModelConfig, Predictor
+from embedmask import EmbedMask, Predictor
 from embedmask._supervision import CompactMask, sv
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import as_image
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.model.build import build_model
-from embedmask.structures import ImageBatch, Instances, Size
+from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
 
 
@@ -68,7 +68,7 @@ def test_list_is_checked_first(predictor: Predictor, photo: np.ndarray) -> None:
     with pytest.raises(BadInput, match=r"^images\[1\]: .* got float32"):
         watched([photo, photo.astype(np.float32)])
     with pytest.raises(BadInput, match=r"^images\[1\]: "):
-        watched.find([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
+        watched.predict_instances([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
     assert batches == []
 
 
@@ -80,7 +80,7 @@ def test_embeddings_match_detections(predictor: Predictor, photo: np.ndarray) ->
     embed, margin = actual.data["proposal_embed"], actual.data["proposal_margin"]
     assert (embed.dtype, embed.shape) == (np.float32, (20, 4))
     assert (margin.dtype, margin.shape) == (np.float32, (20, 1))
-    (instances,) = predictor.find([as_image(photo)])
+    (instances,) = predictor.predict_instances([as_image(photo)])
     np.testing.assert_array_equal(embed, instances.proposal_embed)
     np.testing.assert_array_equal(margin, instances.proposal_margin)
     assert actual.class_id is not None
@@ -111,30 +111,32 @@ def test_limits_reach_the_baseline() -> None:
 
 
 def test_masks_are_placed_exactly(predictor: Predictor, photo: np.ndarray) -> None:
-    """Check that prediction overrides `mask_frame: authors`, which is for reproducing published figures."""
+    """Check that prediction ignores `mask_frame: authors`, which is for reproducing published figures."""
     assert predictor.model.config.mask_frame == "authors"
     image = EvalTransform(64, 128).image(as_image(photo))
     with torch.inference_mode():
         predictions = predictor.network(predictor.model.preprocess([image]))
-    config = replace(predictor.model.config, mask_frame="exact")
-    (exact,) = Postprocessor.from_config(config)(predictions, [(64, 93)], [(90, 131)])
+    postprocess = Postprocessor.from_config(predictor.model.config, reference_masks=False)
+    (exact,) = postprocess(predictions, [(64, 93)], [(90, 131)])
     assert np.array_equal(exact.masks.to_dense().numpy(), np.asarray(predictor(photo, 0.0).mask))
 
 
-def test_request_config_is_cached(predictor: Predictor, photo: np.ndarray) -> None:
-    """Check that the frames of a video share one config."""
-    configs = []
+@pytest.mark.parametrize(
+    ("tile", "score_threshold", "max_detections"), [(None, 0.25, 7), (64, 0.0, 20)], ids=["image", "tiles"]
+)
+def test_request_limits_reach_the_postprocessor(
+    predictor: Predictor, photo: np.ndarray, tile: int | None, score_threshold: float, max_detections: int
+) -> None:
+    """Check that limits apply to an image at once, and to tiles only as far as no object can be lost."""
+    used = []
 
-    def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
-        configs.append(config)
-        return [NOTHING]
+    def run(resized: list[Tensor], sizes: list[Size], postprocess: Postprocessor) -> list[Instances]:
+        used.append(postprocess)
+        return [replace(NOTHING, masks=CropMasks([], [], size)) for size in sizes]
 
-    watched = changed(predictor, _run=run)
-    for _ in range(3):
-        watched(photo, 0.25, 7)
-    assert configs[0] is configs[1] is configs[2]
-    assert (configs[0].score_threshold, configs[0].max_detections) == (pytest.approx(0.25, rel=1e-5), 7)
-    assert configs[0].mask_frame == "exact"
+    changed(predictor, _run=run)(photo, 0.25, 7, tile=tile, overlap=16)
+    assert used[0].score_threshold == pytest.approx(score_threshold, rel=1e-5)
+    assert (used[0].max_detections, used[0].mask_frame) == (max_detections, "exact")
 
 
 def test_tiles(predictor: Predictor) -> None:
@@ -193,23 +195,23 @@ def test_raises_on_bad_options(
         with pytest.raises(BadInput, match=message):
             predictor(source, **options)
     with pytest.raises(BadInput, match=message):
-        predictor.stream([], **options)
+        predictor.predict_stream([], **options)
 
 
 def test_raises_on_batch_size_zero(predictor: Predictor) -> None:
     with pytest.raises(BadInput, match="batch_size 0"):
-        predictor.stream([], batch_size=0)
+        predictor.predict_stream([], batch_size=0)
 
 
 def test_equals_separate_steps(predictor: Predictor, photo: np.ndarray) -> None:
     """Compare with the separate steps, on an image of the network's size, which is not resized."""
     image = torch.from_numpy(photo[:64, :96].copy()).permute(2, 0, 1)
-    (actual,) = predictor.find([image])
+    (actual,) = predictor.predict_instances([image])
     with torch.inference_mode():
         batch = predictor.model.preprocess([image])
         predictions = predictor.network(batch)
-    config = replace(predictor.model.config, mask_frame="exact")
-    expected = Postprocessor.from_config(config)(predictions, [(64, 96)], [(64, 96)])[0]
+    postprocess = Postprocessor.from_config(predictor.model.config, reference_masks=False)
+    expected = postprocess(predictions, [(64, 96)], [(64, 96)])[0]
     assert len(actual) == 20
     assert torch.equal(actual.boxes, expected.boxes)
     assert torch.equal(actual.masks.to_dense(), expected.masks.to_dense())
@@ -281,7 +283,7 @@ def test_default_score_threshold(photo: np.ndarray) -> None:
     decided = predictor(photo)
     assert 0 < len(decided) < len(everything)
     assert same(decided, predictor(photo, score_threshold=middle))
-    (streamed,) = predictor.stream([photo])
+    (streamed,) = predictor.predict_stream([photo])
     assert streamed.instances is not None
     assert len(streamed.instances) == len(decided)
 

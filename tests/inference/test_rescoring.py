@@ -117,7 +117,7 @@ def test_equals_slow_twin(count: int, seed: int) -> None:
 def test_postprocessor_rescores() -> None:
     predictions = random_predictions((64, 64))
     plain, rescored = (
-        Postprocessor(small_config(embed_dim=4, rescore_masks=rescore), max_detections=1000)(
+        Postprocessor.from_config(small_config(embed_dim=4, rescore_masks=rescore), max_detections=1000)(
             predictions, [(64, 64)], [(64, 64)]
         )[0]
         for rescore in (False, True)
@@ -134,7 +134,7 @@ def test_best_results_with_few_detections(limit: int) -> None:
     predictions = random_predictions((96, 96))
     config = small_config(embed_dim=4, rescore_masks=True, score_threshold=0.0)
     whole, few = (
-        Postprocessor(config, max_detections=count)(predictions, [(96, 96)], [(96, 96)])[0]
+        Postprocessor.from_config(config, max_detections=count)(predictions, [(96, 96)], [(96, 96)])[0]
         for count in (50, limit)
     )
     assert len(few) == limit

@@ -90,8 +90,8 @@ def test_all_methods_filter_alike(predictor: Predictor) -> None:
     image = torch.from_numpy(random_image()).permute(2, 0, 1)
     threshold = levels(predictor(image, score_threshold=0.0))[0]
     expected = predictor(image, score_threshold=threshold).confidence
-    (actual,) = predictor.find([image], score_threshold=threshold)
-    (streamed,) = predictor.stream([image], score_threshold=threshold)
+    (actual,) = predictor.predict_instances([image], score_threshold=threshold)
+    (streamed,) = predictor.predict_stream([image], score_threshold=threshold)
     assert streamed.instances is not None
     np.testing.assert_array_equal(actual.scores, expected)
     np.testing.assert_array_equal(streamed.instances.scores, expected)

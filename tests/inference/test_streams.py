@@ -16,9 +16,10 @@ import torch
 from predictors import NOTHING, changed, same
 from torch import Tensor
 
-from embedmask import ModelConfig, Predictions, Predictor
+from embedmask import Predictions, Predictor
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
+from embedmask.inference.detect import PostProcessing
 from embedmask.inference.image_source import as_image
 from embedmask.structures import CropMasks, ImageBatch, Instances, Size
 
@@ -46,7 +47,7 @@ def camera(photo: np.ndarray, taken: list[int]) -> Iterator[np.ndarray]:
 
 def test_stopping_early_leaves_no_threads(predictor: Predictor, photo: np.ndarray) -> None:
     threads = threading.active_count()
-    for result in predictor.stream(camera(photo, [])):
+    for result in predictor.predict_stream(camera(photo, [])):
         assert result.image is not None
         break
     del result
@@ -57,7 +58,7 @@ def test_stopping_early_leaves_no_threads(predictor: Predictor, photo: np.ndarra
         yield photo
         raise OSError("unplugged")
 
-    stream = predictor.stream(unplugged())
+    stream = predictor.predict_stream(unplugged())
     next(stream)
     with pytest.raises(OSError, match="unplugged"):
         next(stream)
@@ -73,7 +74,7 @@ def mixed_images(photo: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_results_are_in_order(predictor: Predictor, photo: np.ndarray, batch_size: int) -> None:
     images = mixed_images(photo)
-    results = list(predictor.stream(images, score_threshold=0.0, batch_size=batch_size))
+    results = list(predictor.predict_stream(images, score_threshold=0.0, batch_size=batch_size))
     assert len(results) == len(images)
     for result, source in zip(results, images, strict=True):
         assert result.source is source
@@ -97,7 +98,7 @@ def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.
 
     watched = changed(predictor, network=network)
     images = mixed_images(photo)
-    list(watched.stream(images, batch_size=4))
+    list(watched.predict_stream(images, batch_size=4))
     assert frames == [(4, 3, 64, 96), (2, 3, 96, 64), (2, 3, 64, 64), (1, 3, 64, 96)]
     alone: set[tuple[int, ...]] = set()
     for source in images:
@@ -114,16 +115,16 @@ def test_large_images_are_not_batched_on_cpu(predictor: Predictor) -> None:
         sizes.append(len(resized))
         return [NOTHING] * len(resized)
 
-    predictor = changed(predictor, resize=EvalTransform(None, 0), _run=run)
+    predictor = changed(predictor, resize=EvalTransform.full_size(), _run=run)
     large, small = torch.zeros(3, 512, 513, dtype=torch.uint8), torch.zeros(3, 32, 32, dtype=torch.uint8)
-    list(predictor.stream([large] * 3 + [small] * 8, batch_size=4))
+    list(predictor.predict_stream([large] * 3 + [small] * 8, batch_size=4))
     assert sizes == [1, 1, 1, 4, 4]
 
 
 def test_thousand_small_images(predictor: Predictor) -> None:
     """Check the order of many images in batches and threads, with a stub network."""
 
-    def run(resized: list[Tensor], sizes: list[Size], config: ModelConfig) -> list[Instances]:
+    def run(resized: list[Tensor], sizes: list[Size], postprocess: PostProcessing) -> list[Instances]:
         """Return one object per image, with its grey value as the score."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
@@ -134,7 +135,7 @@ def test_thousand_small_images(predictor: Predictor) -> None:
     predictor = changed(predictor, _run=run)
     greys = np.random.default_rng(0).integers(0, 256, 1000)
     images = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
-    results = list(predictor.stream(images, score_threshold=0.0, batch_size=8))
+    results = list(predictor.predict_stream(images, score_threshold=0.0, batch_size=8))
     scores = [float(result.instances.scores[0]) for result in results if result.instances is not None]
     np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
 
@@ -144,13 +145,13 @@ def test_broken_image(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -
     path = tmp_path / "broken.png"
     path.write_bytes(b"no image")
     images = [photo, path, photo, b"", photo]
-    results = list(predictor.stream(images, skip_broken=True, batch_size=2))
+    results = list(predictor.predict_stream(images, skip_broken=True, batch_size=2))
     assert [result.error is None for result in results] == [True, False, True, False, True]
     broken = results[1]
     assert (broken.source, broken.image, broken.instances) == (path, None, None)
     assert "broken.png" in str(broken.error)
     assert str(results[3].error).startswith("images[3]: ")
-    stream = predictor.stream(images)
+    stream = predictor.predict_stream(images)
     assert next(stream).error is None
     with pytest.raises(BadInput, match=r"broken\.png"):
         next(stream)

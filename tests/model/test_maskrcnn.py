@@ -13,10 +13,11 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from embedmask.config import MaskRCNNConfig
 from embedmask.errors import BadInput
-from embedmask.inference.loop import predict_batch
+from embedmask.inference.detect import detect, make_postprocessor
+from embedmask.inference.engines import make_network
 from embedmask.model.build import build_model
 from embedmask.model.maskrcnn import MaskRCNN
-from embedmask.structures import Target
+from embedmask.structures import Instances, Size, Target
 
 CLASSES = 3
 SIZES = [(64, 96), (80, 64)]
@@ -30,6 +31,13 @@ def images() -> list[Tensor]:
 
 def targets() -> list[Target]:
     return [random_rectangles(4, size, seed=seed) for seed, size in enumerate(SIZES)]
+
+
+def detected(
+    model: MaskRCNN, pixels: list[Tensor], sizes: list[Size], dtype: torch.dtype = torch.float32
+) -> list[Instances]:
+    network = make_network(model, dtype=dtype)
+    return detect(network, make_postprocessor(model.config), model.preprocess(pixels), sizes)
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +88,8 @@ def test_losses_and_gradients_match_torchvision(pair: tuple[MaskRCNN, Any]) -> N
 
 def test_detections_match_torchvision(pair: tuple[MaskRCNN, Any]) -> None:
     baseline, reference_model = (model.eval() for model in pair)
+    found = detected(baseline, images(), SIZES)
     with torch.inference_mode():
-        found = predict_batch(baseline, baseline.config, images(), SIZES)
         expected = reference_model([image.float() for image in images()])
     for one, reference in zip(found, expected, strict=True):
         assert len(one) > 10
@@ -145,8 +153,8 @@ def test_boxes_keep_their_precision_under_autocast() -> None:
     torch.manual_seed(0)
     model = MaskRCNN(small_baseline()).eval()
     image = torch.randint(0, 256, (3, 64, 640), dtype=torch.uint8)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        (found,) = predict_batch(model, model.config, [image], [(64, 640)])
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = detected(model, [image], [(64, 640)], torch.bfloat16)
     right = found.boxes[:, 2]
     inside = right[(right > 256) & (right < 640)]
     assert len(inside) > 5

@@ -122,7 +122,7 @@ def test_predicted_masks_match_the_rectangles(run: Path, folder: Path, side: int
     """Check files of the network's size and larger ones, which are resized (`image_short_side` 64)."""
     predictor = Predictor.load(run / "model.safetensors", device="cpu", precision="float32")
     image = Image.open(folder / "images" / "one.png").resize((side, side), Image.Resampling.NEAREST)
-    (instances,) = predictor.find([torch.from_numpy(np.array(image)).permute(2, 0, 1)])
+    (instances,) = predictor.predict_instances([torch.from_numpy(np.array(image)).permute(2, 0, 1)])
     scale = side / SIZE[0]
     expected = rectangles([[scale * x for x in box] for box in BOXES], (side, side), classes=2).masks
     masks = instances.masks.to_dense()

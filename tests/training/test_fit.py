@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -18,10 +19,13 @@ from tiny_run import tiny
 from embedmask.config import Recipe, override
 from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.inference.engines import Network, make_network
 from embedmask.model.build import build_model
+from embedmask.model.detector import Detector
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
 from embedmask.training.data_module import TrainValDataModule
+from embedmask.training.module import EmbedMaskModule
 from embedmask.weights.checkpoint import load_checkpoint
 
 
@@ -165,6 +169,32 @@ def test_averaged_weights_are_saved(run: tuple[Path, dict[str, float], list[str]
     name = "head.class_logits.weight"
     assert torch.equal(state["state_dict"][f"model.{name}"], saved[name])
     assert not torch.equal(state["current_model_state"][f"model.{name}"], saved[name])
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_evaluation_uses_the_saved_weights(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float | None
+) -> None:
+    """Check that an evaluation copies the (averaged) weights that it saves, and drops the copy."""
+    weights, modules = [], []
+
+    def record(model: Detector, dtype: torch.dtype) -> Network:
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        return make_network(model, dtype=dtype)
+
+    class Recorded(EmbedMaskModule):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            modules.append(self)
+
+    monkeypatch.setattr("embedmask.training.module.make_network", record)
+    monkeypatch.setattr(fit, "EmbedMaskModule", Recorded)
+    fit.train(tiny(epochs=2, ema_decay=ema_decay), shapes, tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "last.safetensors")
+    assert len(weights) == 2
+    assert not torch.equal(weights[0]["head.box.weight"], weights[1]["head.box.weight"])
+    assert all(torch.equal(weights[1][name], value) for name, value in saved.items())
+    assert modules[0].detect is None
 
 
 def test_run_is_evaluated_at_the_end_if_no_epoch_was(shapes: Path, tmp_path: Path) -> None:

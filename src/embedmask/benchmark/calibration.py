@@ -89,7 +89,7 @@ def calibrate_embedmask(
 
 def _median_distance(config: ModelConfig, predictions: Predictions, batch: ImageBatch) -> float:
     """Return the median of d (eq. 3) over the cells inside the boxes of the first image; 0 without boxes."""
-    proposals = Postprocessor(config).propose(predictions, 0, batch.sizes[0])
+    proposals = Postprocessor.from_config(config).propose(predictions, 0, batch.sizes[0])
     pixels = predictions.pixel_embed[0].float()  # [D, H1, W1]
     distances = []
     for row, box in enumerate((proposals.boxes / predictions.pixel_stride).tolist()):

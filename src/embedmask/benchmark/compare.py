@@ -88,13 +88,12 @@ class BenchConfig:
 
     @property
     def model_config(self) -> ModelConfig:
-        """Return the model configuration as `Predictor` uses it: images are not enlarged, mask frames are exact."""
+        """Return the model configuration of both pipelines: images are not enlarged."""
         short = self.config.image_short_side
         return replace(
             self.config,
             image_short_side=None if short is None else min(short, *self.image_size),
             max_detections=self.detections,
-            mask_frame="exact",
         )
 
     @property
@@ -165,7 +164,7 @@ class PipelineFactory:
             return model
         if bench.weights is not None:
             model.load_state_dict(load_file(bench.weights))
-        resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
+        resize = EvalTransform.from_config(cfg)
         batch = model.preprocess([resize.image(read_image(self.image))])
         calibrate_embedmask(
             model, batch, bench.detections, trained=bench.weights is not None, box_cells=bench.box_cells

@@ -64,8 +64,8 @@ class EmbedMaskPipeline:
             files: image files of one batch.
         """
         self.model, self.network, self.files = model, network, files
-        self.transform = EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding)
-        self.postprocessor = Postprocessor(config)
+        self.transform = EvalTransform.from_config(config)
+        self.postprocessor = Postprocessor.from_config(config, reference_masks=False)
         self.class_names = [str(label) for label in range(config.num_classes)]
 
     def stages(self) -> Stages:
@@ -106,7 +106,7 @@ class EmbedMaskPipeline:
     def decode_masks(self) -> None:
         """Decode the masks in the frames of the original images."""
         self.instances = [
-            self.postprocessor.finish(
+            self.postprocessor.decode_instances(
                 self.predictions, index, proposals, self.batch.sizes[index], size_of(self.images[index])
             )
             for index, proposals in enumerate(self.proposals)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from embedmask.benchmark.compare import BenchConfig
 from embedmask.cli.recipes import resolve_recipe
-from embedmask.config import DetectorConfig, ModelConfig, override
+from embedmask.config import DetectorConfig, ModelConfig, model_type_of, override
 from embedmask.errors import BadInput
 from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.released import find_weights
@@ -35,11 +35,12 @@ def make_bench_config(
         model: DetectorConfig = override(load_checkpoint(weights).config, changes, where="--model")
     else:
         model = resolve_recipe(config, {"model": changes}).model
-    if not isinstance(model, ModelConfig):
+    entry = model_type_of(model)
+    if entry.config is not ModelConfig:
         raise BadInput(
-            f"{weights or config}: is a Mask R-CNN; bench compares an EmbedMask model to one, pass an EmbedMask"
+            f"{weights or config}: is a {entry.title}; bench compares an EmbedMask model to one, pass an EmbedMask"
         )
-    return BenchConfig(config=model, weights=weights, **options)
+    return BenchConfig(config=cast(ModelConfig, model), weights=weights, **options)
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:

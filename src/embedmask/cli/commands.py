@@ -20,10 +20,10 @@ from embedmask.cli.recipes import (
 from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.config import (
+    MODEL_TYPES,
     DataConfig,
     DetectorConfig,
     Engine,
-    MaskRCNNConfig,
     ModelConfig,
     Precision,
     Recipe,
@@ -301,7 +301,11 @@ def field_names(title: str, config: type[DetectorConfig] | type[DataConfig] | ty
 TRAIN_FIELDS = " ".join(
     (
         field_names("Fields of --model", ModelConfig),
-        field_names("Fields of --model in recipes with model: maskrcnn", MaskRCNNConfig),
+        *(
+            field_names(f"Fields of --model in recipes with model: {name}", entry.config)
+            for name, entry in MODEL_TYPES.items()
+            if entry.config is not ModelConfig
+        ),
         field_names("Fields of --data and --augment", DataConfig),
         field_names("Fields of --train", TrainConfig),
     )

@@ -24,6 +24,7 @@ def evaluate(
     max_detections: int | None = None,
     image_short_side: int | None = None,
     score_threshold: str | None = None,
+    reference_masks: bool = False,
     matching: bool = False,
     degenerate: Degenerate = "refuse",
     val_fraction: float = 0.0,
@@ -47,6 +48,8 @@ def evaluate(
         image_short_side: Short side of the network's input, px; by default from the model.
         score_threshold: Minimum score in matching and report: one number, or CLASS=NUMBER,CLASS=NUMBER; by default
             from the model. AP ranks all detections.
+        reference_masks: Place masks as the authors' code does (the model's mask_frame), to reproduce published
+            figures; by default exactly, as predict does.
         matching: Compute TP / (TP + FP + FN) at IoU 0.5 to 0.9 with several classes, too.
         degenerate: refuse or drop ground-truth objects without area.
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
@@ -69,6 +72,7 @@ def evaluate(
     prediction: dict[str, Any] = {
         "max_detections": max_detections,
         "image_short_side": image_short_side,
+        "reference_masks": reference_masks,
         "precision": precision,
         "device": device,
         "progress": is_interactive(),

@@ -33,10 +33,10 @@ from embedmask.cli.writers import (
 )
 from embedmask.config import DEFAULT_READING, Engine, Precision, ReadOptions, ScoreThreshold
 from embedmask.data.images import read_extent
+from embedmask.data.loader import choose_workers
 from embedmask.data.pages import UnreadPages, report_defaults
 from embedmask.errors import BadInput
 from embedmask.inference.device import choose_device
-from embedmask.inference.loop import choose_workers
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.prefetch import ImageResult
 from embedmask.inference.results import coco_results, to_detections
@@ -241,7 +241,7 @@ class Worker:
         # images per block; single images need no grouping
         self.block = 1 if batch_size == 1 else BLOCK_BATCHES * batch_size
         self.stream: Callable[[Iterable[Any]], Iterator[ImageResult]] = partial(
-            self.predictor.stream,
+            self.predictor.predict_stream,
             score_threshold=settings.score_threshold,
             max_detections=settings.max_detections,
             tile=settings.tile,
@@ -368,7 +368,7 @@ def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Sou
     images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
     if not images:
         return ""
-    results = predictor.stream(
+    results = predictor.predict_stream(
         images, score_threshold=0.0, max_detections=1, tile=settings.tile, overlap=settings.overlap
     )
     scores = [

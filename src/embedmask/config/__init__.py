@@ -11,7 +11,7 @@ from embedmask.config.data import DataConfig
 from embedmask.config.detector import DetectorConfig, ScoreThreshold
 from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import HINGE_MARGIN, PRESETS, ModelConfig
-from embedmask.config.model_types import model_from_dict, model_to_dict
+from embedmask.config.model_types import MODEL_TYPES, model_from_dict, model_to_dict, model_type_of
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.config.recipe import Recipe, read_yaml
 from embedmask.config.train import Engine, Precision, TrainConfig
@@ -19,6 +19,7 @@ from embedmask.config.train import Engine, Precision, TrainConfig
 __all__ = [
     "DEFAULT_READING",
     "HINGE_MARGIN",
+    "MODEL_TYPES",
     "PRESETS",
     "DataConfig",
     "DetectorConfig",
@@ -33,6 +34,7 @@ __all__ = [
     "from_dict",
     "model_from_dict",
     "model_to_dict",
+    "model_type_of",
     "override",
     "read_yaml",
     "to_dict",

@@ -106,6 +106,11 @@ class DetectorConfig:
         require(self, "image_short_side", short_ok, "at least 1, or null")
         require(self, "frozen_stages", self.frozen_stages >= 0, "at least 0")
 
+    @property
+    def has_embeddings(self) -> bool:
+        """Return whether the model's `Instances` have proposal embeddings and margins."""
+        return False
+
     def reading(self) -> ReadOptions:
         """Return the options for reading image files."""
         return ReadOptions(page=self.image_page, channels=self.image_channels, depth=self.image_depth)

@@ -116,13 +116,14 @@ class ModelConfig(DetectorConfig):
     2021). `prob` and `log_prob` resize p to half its stride and couple inside the box. `aligned` couples p over the
     whole image, and resizes with cells kept at their locations, in the mask loss too."""
     mask_frame: Literal["authors", "exact"] = "authors"
-    """Placement of masks in the image: as in the authors' code, or `exact`. `authors` resizes the map to its size
-    rounded up to whole px, so that masks drift by up to 1 px at the far edge, and lets a mask reach one or two cells
+    """Placement of masks with `embedmask eval --reference-masks`, which reproduces published figures; all other
+    predictions use `exact`. `authors`, the placement of the authors' code, resizes the map to its size rounded up to
+    whole px, so that masks drift by up to 1 px at the far edge, and lets a mask reach one or two cells
     (of 4 px if p has stride 8) beyond its box. `exact` keeps cells at their locations and lets a mask reach
     `mask_margin` beyond its box. Without effect with `mask_interpolation: aligned`."""
     mask_margin: float = 0.1
     """Distance that a mask may reach beyond its box, as a fraction of the box's side and at least 1.5 cells. Applies to
-    `mask_frame: exact`. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
+    exact masks. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
     include neighbors (docs/predicting.md)."""
 
     def __post_init__(self) -> None:
@@ -187,6 +188,11 @@ class ModelConfig(DetectorConfig):
         # `root` compares candidates by class score x centerness, the square of the final score; `product` compares
         # them by the class score, which is at least the final score since centerness <= 1
         return score**2 if self.score == "root" else score
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Return True: proposals have embeddings and margins."""
+        return True
 
     @property
     def pixel_stride(self) -> int:

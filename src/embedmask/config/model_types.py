@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
 
 from embedmask.config.convert import from_dict, to_dict
 from embedmask.config.detector import DetectorConfig
@@ -12,8 +14,68 @@ from embedmask.config.model import ModelConfig
 from embedmask.errors import BadInput
 from embedmask.fields import nearest
 
-KINDS: dict[str, type[DetectorConfig]] = {"embedmask": ModelConfig, "maskrcnn": MaskRCNNConfig}
-DEFAULT_KIND = "embedmask"
+Part = Literal["model", "objective", "postprocessor", "network"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelType:
+    """Entry of the registry.
+
+    The parts other than the config are named `module:attribute` and imported by `load` on first use, since configs do
+    not depend on torch and are imported by all other modules.
+
+    Attributes:
+        title: name in messages.
+        config: config class.
+        model: subclass of `Detector`, built from the config alone.
+        objective: function from the config to a function `(model, batch, targets) -> LossTerms`, where `batch` is an
+            `ImageBatch` and `targets` has one `Target` per image.
+        postprocessor: class with `from_config(config, max_detections, score_threshold, reference_masks)`, whose objects
+            are `PostProcessing`.
+        network: function from `(model, engine, dtype)` to the `Network` of inference.
+    """
+
+    title: str
+    config: type[DetectorConfig]
+    model: str
+    objective: str
+    postprocessor: str
+    network: str = "embedmask.inference.engines:copy_network"
+
+    def load(self, part: Part) -> Any:
+        """Import a part."""
+        module, _, attribute = getattr(self, part).partition(":")
+        return getattr(import_module(module), attribute)
+
+
+MODEL_TYPES: dict[str, ModelType] = {
+    "embedmask": ModelType(
+        title="EmbedMask",
+        config=ModelConfig,
+        model="embedmask.model.embedmask:EmbedMask",
+        objective="embedmask.objective.criterion:make_objective",
+        postprocessor="embedmask.inference.postprocess:Postprocessor",
+        network="embedmask.inference.engines:fused_network",
+    ),
+    "maskrcnn": ModelType(
+        title="Mask R-CNN",
+        config=MaskRCNNConfig,
+        model="embedmask.model.maskrcnn:MaskRCNN",
+        objective="embedmask.model.maskrcnn:make_objective",
+        postprocessor="embedmask.model.maskrcnn_postprocess:MaskRCNNPostprocessor",
+    ),
+}
+DEFAULT_TYPE = "embedmask"
+
+
+def model_type_name(config: DetectorConfig) -> str:
+    """Return the name of a config's model type in `MODEL_TYPES`."""
+    return next(name for name, entry in MODEL_TYPES.items() if type(config) is entry.config)
+
+
+def model_type_of(config: DetectorConfig) -> ModelType:
+    """Return the registry's entry of a config."""
+    return MODEL_TYPES[model_type_name(config)]
 
 
 def model_from_dict(values: Mapping[str, Any], where: str) -> DetectorConfig:
@@ -26,15 +88,15 @@ def model_from_dict(values: Mapping[str, Any], where: str) -> DetectorConfig:
     Raises:
         BadInput: the type or a field is unknown (the message suggests the nearest), or a value is invalid.
     """
-    kind = values.get("kind", DEFAULT_KIND)
-    if not isinstance(kind, str) or kind not in KINDS:
+    name = values.get("kind", DEFAULT_TYPE)
+    if not isinstance(name, str) or name not in MODEL_TYPES:
         raise BadInput(
-            f"{where}: unknown model type {kind!r}{nearest(str(kind), KINDS)}; use {' or '.join(KINDS)}"
+            f"{where}: unknown model type {name!r}{nearest(str(name), MODEL_TYPES)}; use {' or '.join(MODEL_TYPES)}"
         )
-    return from_dict(KINDS[kind], {k: v for k, v in values.items() if k != "kind"}, where=where)
+    return from_dict(MODEL_TYPES[name].config, {k: v for k, v in values.items() if k != "kind"}, where=where)
 
 
 def model_to_dict(config: DetectorConfig) -> dict[str, Any]:
     """Return the plain values that `model_from_dict` reads; those of EmbedMask have no `kind`."""
-    kind = next(name for name, cls in KINDS.items() if type(config) is cls)
-    return to_dict(config) if kind == DEFAULT_KIND else {"kind": kind, **to_dict(config)}
+    name = model_type_name(config)
+    return to_dict(config) if name == DEFAULT_TYPE else {"kind": name, **to_dict(config)}

@@ -13,7 +13,7 @@ from embedmask.config.convert import from_dict, to_dict
 from embedmask.config.data import DataConfig
 from embedmask.config.detector import DetectorConfig
 from embedmask.config.model import PRESETS, ModelConfig
-from embedmask.config.model_types import DEFAULT_KIND, model_from_dict, model_to_dict
+from embedmask.config.model_types import DEFAULT_TYPE, model_from_dict, model_to_dict
 from embedmask.config.train import TrainConfig
 from embedmask.errors import BadInput
 from embedmask.fields import nearest
@@ -72,7 +72,7 @@ class Recipe:
 
 def _preset(values: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of the recipe's preset of EmbedMask; other model types have none."""
-    if model.get("kind", DEFAULT_KIND) != DEFAULT_KIND:
+    if model.get("kind", DEFAULT_TYPE) != DEFAULT_TYPE:
         if "preset" in values:
             raise BadInput(f"{where}: presets exist for EmbedMask only; omit preset for {model['kind']!r}")
         return {}

@@ -83,7 +83,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         self.annotations_file = files.annotations
         self.layout = files.layout
-        self.transform: Transform = transform or EvalTransform(None, 0)
+        self.transform: Transform = transform or EvalTransform.full_size()
         self.options = options
         self.exif = exif
         collector = WarningCollector(on_issue)

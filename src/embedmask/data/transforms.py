@@ -6,12 +6,12 @@ The parameters of a `GeometricTransform` are sampled first; then the image is re
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from embedmask.config import DataConfig
+from embedmask.config import DataConfig, DetectorConfig
 from embedmask.config.detector import Rounding
 from embedmask.data.colors import change_camera, change_colors
 from embedmask.data.copy_paste import choose_objects, paste_objects, sample_corner
@@ -93,6 +93,16 @@ class EvalTransform:
         self.short_side = short_side
         self.long_side = long_side
         self.rounding = rounding
+
+    @classmethod
+    def from_config(cls, config: DetectorConfig) -> Self:
+        """Return the resizing of a model's config."""
+        return cls(config.image_short_side, config.image_long_side, config.image_rounding)
+
+    @classmethod
+    def full_size(cls) -> Self:
+        """Return the transform that keeps the size of every image."""
+        return cls(None, 0)
 
     def geometry(self, size: Size) -> GeometricTransform:
         """Return the transform of a whole image of `(height, width)` px."""

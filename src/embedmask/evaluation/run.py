@@ -13,15 +13,16 @@ from tqdm import tqdm
 from embedmask.config import Precision, ScoreThreshold, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import CLASS_NAME
-from embedmask.data.loader import eval_loader
+from embedmask.data.loader import choose_workers, eval_loader
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
 from embedmask.files import write_json_rows
+from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.inference.device import choose_device, choose_precision
-from embedmask.inference.loop import choose_workers, predict_dataset
+from embedmask.inference.engines import make_network
 from embedmask.inference.results import coco_results
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -36,6 +37,7 @@ def evaluate_weights(
     max_detections: int | None = None,
     image_short_side: int | None = None,
     score_threshold: ScoreThreshold | None = None,
+    reference_masks: bool = False,
     matching: bool = False,
     report: Path | None = None,
     title: str = "",
@@ -53,6 +55,8 @@ def evaluate_weights(
         image_short_side: size to which images are resized for the network, px; None: from the configuration.
         score_threshold: results from here on count as decided in `matching` and in the report; AP ranks all results.
             One for all classes, one per class, or by class name; None: the model's `decision_threshold`.
+        reference_masks: place masks as the `mask_frame` of the configuration says, to reproduce published figures;
+            False: exactly, as `Predictor` does.
         matching: compute the matching metrics for data sets of several classes too.
         report: folder for a page with curves, errors and images; None: no page.
         title: of the page.
@@ -72,7 +76,7 @@ def evaluate_weights(
     decision = checkpoint.config.decision(score_threshold, checkpoint.class_names)
     thresholds = dict(zip(match_classes(checkpoint.class_names, dataset), decision, strict=True))
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
-    batches = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
+    batches = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)
     begin()
     for results in batches:
         evaluator.add(results)
@@ -91,6 +95,7 @@ def write_results(
     *,
     max_detections: int | None = None,
     image_short_side: int | None = None,
+    reference_masks: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
     progress: bool = False,
@@ -114,7 +119,7 @@ def write_results(
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     name = dataset.annotations_file.stem.removeprefix(IMAGE_INFO)
     path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
-    results = _predict(checkpoint, dataset, device=device, precision=precision, progress=progress)
+    results = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)
     write_json_rows(path, chain.from_iterable(results))
     return path
 
@@ -137,28 +142,29 @@ def _open_weights(weights: Path, **changes: int | None) -> Checkpoint:
 def _predict(
     checkpoint: Checkpoint,
     dataset: CocoInstances,
-    *,
+    reference_masks: bool,
     device: str,
     precision: Precision,
+    *,
     progress: bool,
 ) -> Iterator[list[dict[str, Any]]]:
     """Return an iterator over the COCO results of each image, in the classes of the data set."""
     config, category_ids = checkpoint.config, match_classes(checkpoint.class_names, dataset)
-    batches = eval_loader(
-        dataset,
-        EvalTransform(config.image_short_side, config.image_long_side, config.image_rounding),
-        workers=choose_workers(None),
-    )
+    batches = eval_loader(dataset, EvalTransform.from_config(config), workers=choose_workers(None))
     on = choose_device(device)
-    predicted = predict_dataset(
-        checkpoint.model.to(on), config, batches, dtype=choose_precision(on, precision)
-    )
+    model = checkpoint.model.to(on)
+    network = make_network(model, dtype=choose_precision(on, precision))
+    postprocess = make_postprocessor(config, reference_masks=reference_masks)
 
     # a generator of its own: the checks above run at the call, not at the first image
     def walk() -> Iterator[list[dict[str, Any]]]:
-        for image_id, instances in tqdm(predicted, total=len(dataset), unit="image", disable=not progress):
-            results = coco_results(instances, image_id, category_ids)
-            yield [result for result in results if result["category_id"] in dataset.category_ids]
+        with tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
+            for images, image_ids, original_sizes in batches:
+                detections = detect(network, postprocess, model.preprocess(images), original_sizes)
+                for image_id, instances in zip(image_ids, detections, strict=True):
+                    results = coco_results(instances, image_id, category_ids)
+                    yield [result for result in results if result["category_id"] in dataset.category_ids]
+                    bar.update()
 
     return walk()
 

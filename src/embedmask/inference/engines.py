@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from embedmask.config import Engine
+from embedmask.config import Engine, model_type_of
 from embedmask.errors import BadInput
 from embedmask.inference.fused import Maps, Trunk
 from embedmask.inference.openvino import openvino_trunk
@@ -22,8 +22,8 @@ from embedmask.model.head import Head
 from embedmask.structures import ImageBatch, Predictions
 
 Network = Callable[..., Any]
-"""Maps a preprocessed batch to the output of the model's `forward` (`Predictions`, all maps float32), and takes the
-keyword arguments of `forward`."""
+"""Maps a preprocessed batch to the output of the model's `forward` (for EmbedMask `Predictions`, all maps float32), and
+takes the keyword arguments of `forward`."""
 
 STEP_PIXELS = 2**20
 """Pixels per call on a CPU, which already run it at full rate; larger calls are slower, because the allocator requests
@@ -40,13 +40,20 @@ def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype =
             of several images, then accepts any size; `openvino` converts the network once (CPU).
         dtype: of the convolutions; embeddings and distances stay float32.
 
+    Returns:
+        A network with its own copy of the weights, which casts and lays out its inputs itself.
+
     Raises:
         BadInput: the engine does not exist or cannot run this model here.
     """
     if engine not in get_args(Engine):
         raise BadInput(f"engine {engine!r}: use {', '.join(get_args(Engine))}")
-    if not isinstance(model, EmbedMask):
-        return _under_autocast(model, engine, dtype)
+    network: Network = model_type_of(model.config).load("network")(model, engine, dtype)
+    return network
+
+
+def fused_network(model: EmbedMask, engine: Engine, dtype: torch.dtype) -> Network:
+    """Return the network of an EmbedMask: its fused trunk, run by the engine, then its head."""
     if engine == "openvino":
         return _with_head(copy.deepcopy(model.head).eval(), openvino_trunk(model, dtype))
     trunk = Trunk(model, dtype, portable=False)
@@ -83,14 +90,19 @@ def _with_head(head: Head, trunk: Callable[[Tensor], Maps]) -> Network:
     return network
 
 
-def _under_autocast(model: Detector, engine: Engine, dtype: torch.dtype) -> Network:
-    """Return the network of any other type of model: the model itself under autocast."""
+def copy_network(model: Detector, engine: Engine, dtype: torch.dtype) -> Network:
+    """Return the network of a model without engines of its own: a copy, under autocast if `dtype` is reduced."""
     if engine != "torch":
         raise BadInput(f"engine {engine!r} supports EmbedMask only; use torch for a {type(model).__name__}")
-    device, reduced = next(model.parameters()).device, dtype != torch.float32
+    device, reduced = model.mean.device.type, dtype != torch.float32
+    # convolutions in reduced precision are faster in this layout
+    layout = torch.channels_last if reduced else torch.contiguous_format
+    own = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=layout)
 
-    def run(batch: ImageBatch, **limits: Any) -> Any:
-        with torch.inference_mode(), torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
-            return model(batch, **limits)
+    @torch.inference_mode()
+    def network(batch: ImageBatch, **options: Any) -> Any:
+        images = replace(batch, tensors=batch.tensors.contiguous(memory_format=layout))
+        with torch.autocast(device, dtype if reduced else None, enabled=reduced):
+            return own(images, **options)
 
-    return run
+    return network

@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torchvision.ops import clip_boxes_to_image
 
 from embedmask.config import ModelConfig
-from embedmask.inference.masks import decode_masks
+from embedmask.inference.masks import Frame, decode_masks
 from embedmask.inference.proposals import Proposals, decode_proposals
 from embedmask.inference.rescoring import MIN_RESCORED, rescore_by_masks
 from embedmask.structures import Instances, Predictions, Size
 
 
 class Postprocessor:
-    """Inference of section 3.6: decoding, class-wise NMS, masks inside boxes, resizing, thresholding."""
+    """Inference of section 3.6: decoding, class-wise NMS, masks inside boxes, resizing, thresholding.
 
-    def __init__(self, cfg: ModelConfig, max_detections: int | None = None) -> None:
+    Args:
+        cfg: all settings but those below.
+        max_detections: maximum number of instances per image.
+        score_threshold: threshold of candidates before NMS.
+        mask_frame: placement of the masks in the image; see `ModelConfig.mask_frame`.
+    """
+
+    network_options: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self, cfg: ModelConfig, *, max_detections: int, score_threshold: float, mask_frame: Frame
+    ) -> None:
         self.cfg = cfg
-        self.max_detections = cfg.max_detections if max_detections is None else max_detections
+        self.max_detections = max_detections
+        self.score_threshold = score_threshold
+        self.mask_frame = mask_frame
 
     @classmethod
-    def from_config(cls, cfg: ModelConfig, max_detections: int | None = None) -> Self:
-        """Return the post-processing of a model's config; `max_detections` overrides that of the config."""
-        return cls(cfg, max_detections)
+    def from_config(
+        cls,
+        cfg: ModelConfig,
+        max_detections: int | None = None,
+        score_threshold: float | None = None,
+        reference_masks: bool = True,
+    ) -> Self:
+        """Return the post-processing of a model's config.
+
+        Args:
+            cfg: of the model.
+            max_detections: maximum number of instances per image; None: that of the config.
+            score_threshold: threshold of candidates; None: that of the config.
+            reference_masks: place masks as the config's `mask_frame` says, to reproduce published figures; False:
+                exactly, as `Predictor` and `embedmask eval` do.
+        """
+        return cls(
+            cfg,
+            max_detections=cfg.max_detections if max_detections is None else max_detections,
+            score_threshold=cfg.score_threshold if score_threshold is None else score_threshold,
+            mask_frame=cfg.mask_frame if reference_masks else "exact",
+        )
 
     @torch.no_grad()
     def __call__(
@@ -40,7 +72,7 @@ class Postprocessor:
         """
         sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
         return [
-            self.finish(predictions, index, self.propose(predictions, index, pair[0]), *pair)
+            self.decode_instances(predictions, index, self.propose(predictions, index, pair[0]), *pair)
             for index, pair in sizes
         ]
 
@@ -51,7 +83,7 @@ class Postprocessor:
             predictions,
             index,
             image_size,
-            score_threshold=cfg.score_threshold,
+            score_threshold=self.score_threshold,
             pre_nms=cfg.pre_nms,
             nms_threshold=cfg.nms_threshold,
             max_detections=max(limit, MIN_RESCORED) if cfg.rescore_masks else limit,
@@ -60,7 +92,7 @@ class Postprocessor:
             clip_before_nms=cfg.clip_before_nms,
         )
 
-    def finish(
+    def decode_instances(
         self,
         predictions: Predictions,
         index: int,
@@ -78,7 +110,7 @@ class Postprocessor:
             original_size=original_size,
             threshold=cfg.mask_threshold,
             interpolation=cfg.mask_interpolation,
-            frame=cfg.mask_frame,
+            frame=self.mask_frame,
             margin=cfg.mask_margin,
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from embedmask._supervision import sv
-from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, ScoreThreshold
+from embedmask.config import Engine, Precision, ScoreThreshold, model_type_of
 from embedmask.data.images import size_of
+from embedmask.data.loader import choose_workers
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
+from embedmask.inference.detect import PostProcessing, detect
 from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.engines import make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
-from embedmask.inference.loop import choose_workers, detect
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
-from embedmask.inference.request import Request, config_of_request, filter_by_score
+from embedmask.inference.request import Request, filter_by_score, postprocessor_of_request
 from embedmask.inference.results import to_detections
 from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
@@ -53,7 +54,7 @@ class Options(TypedDict, total=False):
 class Predictor:
     """A model with its device, precision and engine, ready to predict.
 
-    Masks are always placed exactly (`mask_frame: exact`); the setting in the model's config is for evaluation.
+    Masks are always placed exactly; `mask_frame` of the model's config is for reference masks.
 
     Example:
         >>> predictor = Predictor.load("model.safetensors")
@@ -94,8 +95,7 @@ class Predictor:
         self.engine = engine
         self.network = make_network(self.model, engine, self.dtype)
         self.batch_size = BATCH_SIZE.get(self.device.type, 1)
-        cfg = model.config
-        self.resize = EvalTransform(cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
+        self.resize = EvalTransform.from_config(model.config)
 
     def __repr__(self) -> str:
         more = ", ..." if len(self.class_names) > 3 else ""
@@ -197,12 +197,13 @@ class Predictor:
             BadInput: not an image (the message names it), a threshold outside 0..1, `max_detections` below 1, tiles
                 that are too small or overlap too much, or embeddings of a model without any.
         """
-        if embeddings and not isinstance(self.model.config, ModelConfig):
-            raise BadInput("embeddings: Mask R-CNN has none; pass embeddings=False")
+        if embeddings and not self.model.config.has_embeddings:
+            title = model_type_of(self.model.config).title
+            raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
         request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
 
-        def finish(result: ImageResult) -> sv.Detections:
+        def as_detections(result: ImageResult) -> sv.Detections:
             assert result.instances is not None
             detections = to_detections(result.instances, self.class_names)
             for name in ("proposal_embed", "proposal_margin") if embeddings else ():
@@ -212,15 +213,15 @@ class Predictor:
         if isinstance(source, IMAGE_SOURCE_TYPES) or not isinstance(source, Iterable):
             image = as_image(source, any_size=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
-            return finish(item.result)
+            return as_detections(item.result)
         if isinstance(source, Iterator):
-            return (finish(result) for result in self._stream(source, request))
+            return (as_detections(result) for result in self._stream(source, request))
         images = list(source)
         for index, item in enumerate(images):
             check_image_source(item, _name(index))
-        return [finish(result) for result in self._stream(images, request)]
+        return [as_detections(result) for result in self._stream(images, request)]
 
-    def stream(
+    def predict_stream(
         self,
         images: Iterable[ImageSource],
         *,
@@ -249,7 +250,7 @@ class Predictor:
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
         return self._stream(images, request, skip_broken=skip_broken)
 
-    def find(
+    def predict_instances(
         self,
         images: Sequence[Tensor],
         max_detections: int | None = None,
@@ -268,9 +269,9 @@ class Predictor:
         for index, image in enumerate(images):
             check_image_source(image, f"images[{index}]")
         thresholds = None if score_threshold is None else self._decision(score_threshold)
-        return self._find(images, self._request(thresholds, max_detections))
+        return self._predict_instances(images, self._request(thresholds, max_detections))
 
-    def _find(self, images: Sequence[Tensor], request: Request) -> list[Instances]:
+    def _predict_instances(self, images: Sequence[Tensor], request: Request) -> list[Instances]:
         items = (self._prepare(image, image, request) for image in images)
         solved = self._in_order(items, request)
         return [item.result.instances for item in solved if item.result.instances is not None]
@@ -291,9 +292,11 @@ class Predictor:
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: use at least 1")
         lowest = None if score_thresholds is None else min(score_thresholds)
-        config = config_of_request(self.model.config, lowest, max_detections, parts=tile is not None)
+        postprocess = postprocessor_of_request(
+            self.model.config, lowest, max_detections, parts=tile is not None
+        )
         batch_size = batch_size or self.batch_size
-        return Request(config, score_thresholds or (), max_detections, tile, overlap, batch_size)
+        return Request(postprocess, score_thresholds or (), max_detections, tile, overlap, batch_size)
 
     def _stream(
         self, images: Iterable[ImageSource], request: Request, *, skip_broken: bool = False
@@ -351,13 +354,13 @@ class Predictor:
             return items
         resized = [item.resized for item in items if item.resized is not None]
         if resized:
-            results = self._run(resized, list(map(size_of, images)), request.config)
+            results = self._run(resized, list(map(size_of, images)), request.postprocess)
         else:
             whole = replace(request, tile=None, score_thresholds=())
             results = [
                 tiled_instances(
                     image,
-                    lambda tiles: self._find(tiles, whole),
+                    lambda tiles: self._predict_instances(tiles, whole),
                     tile=request.tile or 0,
                     overlap=request.overlap,
                     max_detections=request.max_detections,
@@ -371,10 +374,9 @@ class Predictor:
         return items
 
     def _run(
-        self, resized: Sequence[Tensor], original_sizes: Sequence[Size], config: DetectorConfig
+        self, resized: Sequence[Tensor], original_sizes: Sequence[Size], postprocess: PostProcessing
     ) -> list[Instances]:
-        with torch.inference_mode():
-            return detect(self.network, config, self.model.preprocess(resized), original_sizes)
+        return detect(self.network, postprocess, self.model.preprocess(resized), original_sizes)
 
 
 def _name(index: int) -> str:

@@ -22,7 +22,7 @@ Ready = TypeVar("Ready")
 
 @dataclass
 class ImageResult:
-    """Result of one image of `Predictor.stream`.
+    """Result of one image of `Predictor.predict_stream`.
 
     Attributes:
         source: the image as it was passed.

@@ -1,12 +1,14 @@
-"""Options of a prediction, the config for them, and filtering by score thresholds."""
+"""Options of a prediction, the post-processing for them, and filtering by score thresholds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
-from embedmask.config import DetectorConfig, ModelConfig, override
+from embedmask.config import DetectorConfig
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
+from embedmask.errors import BadInput
+from embedmask.fields import coerce
+from embedmask.inference.detect import PostProcessing, make_postprocessor
 from embedmask.structures import Instances
 
 
@@ -15,7 +17,7 @@ class Request:
     """Validated options of a prediction.
 
     Attributes:
-        config: see `config_of_request`.
+        postprocess: see `postprocessor_of_request`.
         score_thresholds: minimum final score of each class, C values; empty: no thresholds.
         max_detections: of a whole image; None: as in the config.
         tile, overlap: px; `tile` is None without tiles.
@@ -23,7 +25,7 @@ class Request:
         reading: options for reading image files.
     """
 
-    config: DetectorConfig
+    postprocess: PostProcessing
     score_thresholds: tuple[float, ...]
     max_detections: int | None
     tile: int | None
@@ -40,11 +42,10 @@ def filter_by_score(instances: Instances, thresholds: tuple[float, ...]) -> Inst
     return instances.select((instances.scores >= limits).nonzero()[:, 0].tolist())
 
 
-@lru_cache
-def config_of_request(
+def postprocessor_of_request(
     config: DetectorConfig, score_threshold: float | None, max_detections: int | None, *, parts: bool
-) -> DetectorConfig:
-    """Return the config for a request; it is cached, because all frames of a video share a request.
+) -> PostProcessing:
+    """Build the post-processing of a request; masks are placed exactly.
 
     The requested threshold applies to final scores. It raises the threshold of candidates only as far as no result is
     lost.
@@ -55,19 +56,17 @@ def config_of_request(
         max_detections: None: that of the config.
         parts: whether images are tiles. The request then applies to whole objects only, whose parts may have lower
             scores and be more numerous.
+
+    Raises:
+        BadInput: `max_detections` is not a whole number or below 1, or the threshold is invalid.
     """
-    changes: dict[str, object] = {}
-    if score_threshold is not None:
-        changes["score_threshold"] = config.candidate_threshold(score_threshold)
-    if max_detections is not None:
-        changes["max_detections"] = max_detections
-    if isinstance(config, ModelConfig):
-        changes["mask_frame"] = "exact"
-    changed = override(config, changes, where="predictor")
-    if not parts:
-        return changed
-    return replace(
-        changed,
-        score_threshold=min(changed.score_threshold, config.score_threshold),
-        max_detections=max(changed.max_detections, config.max_detections),
-    )
+    limit = coerce(config.max_detections if max_detections is None else max_detections, int)
+    is_whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if not is_whole or limit < 1:
+        rule = "at least 1" if is_whole else "a whole number"
+        raise BadInput(f"predictor: max_detections must be {rule}, got {limit!r}")
+    lowest = config.score_threshold
+    candidates = lowest if score_threshold is None else config.candidate_threshold(score_threshold)
+    if parts:
+        limit, candidates = max(limit, config.max_detections), min(candidates, lowest)
+    return make_postprocessor(config, max_detections=limit, score_threshold=candidates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -106,6 +106,13 @@ class MaskRCNN(Detector):
         maps = self.backbone(batch.tensors)
         named = OrderedDict((str(index), level) for index, level in enumerate(maps))
         return self.fpn(named), ImageList(batch.tensors, batch.sizes)
+
+
+def make_objective(
+    config: MaskRCNNConfig,
+) -> Callable[[MaskRCNN, ImageBatch, Sequence[Target]], TwoStageLosses]:
+    """Return the function `(model, batch, targets)` that computes the losses; they are methods of the model."""
+    return MaskRCNN.losses
 
 
 def _to_float32(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -27,7 +27,7 @@ from embedmask.objective.losses import (
     smooth_loss,
 )
 from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
-from embedmask.structures import Losses, Predictions, Size, Target
+from embedmask.structures import ImageBatch, Losses, Predictions, Size, Target
 
 MASK_UPSAMPLING = 2
 """Factor between the grid of the mask loss and that of the pixel embedding: stride 8 -> 4."""
@@ -285,6 +285,14 @@ class Criterion:
         region = box_regions(gt.boxes[matched.gt], grid, stride, self.cfg.box_expansion).flatten(1)
         # [m, P] -> [m, W]: from here on the cost follows the pixels inside boxes, not instances x image
         return pack_rows(values, region), pack_rows(masks, region), pack_rows(region, region)
+
+
+def make_objective(
+    cfg: ModelConfig,
+) -> Callable[[Callable[[ImageBatch], Predictions], ImageBatch, Sequence[Target]], Losses]:
+    """Return the function `(model, batch, targets)` that computes the losses of a preprocessed batch."""
+    criterion = Criterion(cfg)
+    return lambda model, batch, targets: criterion(model(batch), targets)
 
 
 def check_targets(targets: Sequence[Target], predictions: Predictions, num_classes: int) -> None:

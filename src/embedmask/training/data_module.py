@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader
 
 from embedmask.config import Recipe
 from embedmask.data.coco import check_same_classes, open_train_val
-from embedmask.data.loader import EvalBatch, TrainBatch, eval_loader, train_loader
+from embedmask.data.loader import EvalBatch, TrainBatch, choose_workers, eval_loader, train_loader
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.errors import BadInput
-from embedmask.inference.loop import choose_workers
 
 
 class TrainValDataModule(LightningDataModule):
@@ -85,11 +84,10 @@ class TrainValDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[EvalBatch]:
         """Return the loader of val images, one per batch since padding would change GroupNorm's statistics."""
-        model = self.recipe.model
         world_size, rank = self._processes()
         return eval_loader(
             self.val_set,
-            EvalTransform(model.image_short_side, model.image_long_side, model.image_rounding),
+            EvalTransform.from_config(self.recipe.model),
             workers=choose_workers(self.recipe.train.workers),
             rank=rank,
             world_size=world_size,

@@ -17,11 +17,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from embedmask.config import DataConfig, Recipe
-from embedmask.data.loader import TrainBatch, collate
+from embedmask.data.loader import TrainBatch, choose_workers, collate
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
-from embedmask.inference.loop import choose_workers
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, explain_out_of_memory, quiet
 from embedmask.training.fit import (

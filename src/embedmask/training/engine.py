@@ -58,11 +58,6 @@ class Hardware:
             raise BadInput("--precision float16: not supported on the CPU; use bfloat16 or float32")
         return cls(chosen, dtype, choose_processes(chosen, devices, nodes))
 
-    @property
-    def channels_last(self) -> bool:
-        """Return whether to use the channels-last layout, which bfloat16 convolutions are faster in."""
-        return self.dtype == torch.bfloat16
-
 
 def make_trainer(
     config: TrainConfig, hardware: Hardware, callbacks: Sequence[Callback], **changes: Any

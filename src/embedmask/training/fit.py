@@ -133,7 +133,7 @@ def prepare(
     seed_everything(recipe.train.seed, workers=True, verbose=False)
     splits = data_module(data, recipe)
     recipe = with_classes(recipe, len(splits.train_set.class_names), max_detections)
-    module = EmbedMaskModule(recipe, splits.val_set.category_ids, channels_last=hardware.channels_last)
+    module = EmbedMaskModule(recipe, splits.val_set.category_ids, dtype=hardware.dtype)
     recipe = replace(recipe, model=module.model.config)
     if hardware.processes.is_multi_process:
         synchronize_batch_norms(module.model)

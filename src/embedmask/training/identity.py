@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.config import Recipe
-from embedmask.config.model_types import DEFAULT_KIND
+from embedmask.config.model_types import DEFAULT_TYPE
 from embedmask.config.recipe import read_yaml
 from embedmask.errors import BadInput
 from embedmask.files import write_json
@@ -83,7 +83,7 @@ def _recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> Iterator[s
     if not before:
         return
     now = json.loads(json.dumps(recipe.to_dict()))  # as read from JSON, with lists for tuples
-    default = {"kind": DEFAULT_KIND}  # recipes of EmbedMask omit it
+    default = {"kind": DEFAULT_TYPE}  # recipes of EmbedMask omit it
     before, now = ({**values, "model": {**default, **values["model"]}} for values in (before, now))
     for section, free in FREE.items():
         old = before[section]

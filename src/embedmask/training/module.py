@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,16 +13,19 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from embedmask.config import ModelConfig, Recipe, TrainConfig
+from embedmask.config import Recipe, TrainConfig, model_type_of
 from embedmask.data.loader import EvalBatch, TrainBatch
 from embedmask.errors import TrainingStopped
-from embedmask.inference.loop import predict_batch
+from embedmask.inference.detect import detect, make_postprocessor
+from embedmask.inference.engines import make_network
 from embedmask.inference.results import coco_results
 from embedmask.model.build import build_model
-from embedmask.model.maskrcnn import MaskRCNN
-from embedmask.objective.criterion import Criterion
+from embedmask.model.detector import Detector
+from embedmask.structures import ImageBatch, Instances, LossTerms, Size, Target
 from embedmask.training.processes import all_reduce_max_size, gather
 from embedmask.training.schedule import lr_factor, parameter_groups
+
+Objective = Callable[[Detector, ImageBatch, Sequence[Target]], LossTerms]
 
 
 class EmbedMaskModule(LightningModule):
@@ -31,7 +34,11 @@ class EmbedMaskModule(LightningModule):
     Args:
         recipe: recipe whose `model.num_classes` matches the data set.
         category_ids: category id of each class, for the COCO results.
-        channels_last: store weights and images in the channels-last layout.
+        dtype: of the convolutions; in bfloat16 weights and images have the channels-last layout, which is faster.
+
+    Attributes:
+        model: the network in training.
+        detect: `detect` with a copy of `model` for inference; it exists during an evaluation only.
     """
 
     def __init__(
@@ -39,17 +46,16 @@ class EmbedMaskModule(LightningModule):
         recipe: Recipe,
         category_ids: Sequence[int],
         *,
-        channels_last: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.recipe = recipe
         self.category_ids = list(category_ids)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.inference_dtype = dtype
+        self.memory_format = torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
         self.model = build_model(recipe.model).to(memory_format=self.memory_format)
-        # Mask R-CNN has losses of its own
-        self.criterion = (
-            Criterion.from_config(recipe.model) if isinstance(recipe.model, ModelConfig) else None
-        )
+        self.objective: Objective = model_type_of(recipe.model).load("objective")(recipe.model)
+        self.detect: Callable[[ImageBatch, Sequence[Size]], list[Instances]] | None = None
 
     def compute_losses(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Return the weighted loss terms of a batch, as scalars by name."""
@@ -60,10 +66,7 @@ class EmbedMaskModule(LightningModule):
             images, all_reduce_max_size([image.shape[1:] for image in images], self.device)
         )
         inputs.tensors = inputs.tensors.contiguous(memory_format=self.memory_format)
-        if isinstance(self.model, MaskRCNN):
-            return self.model.losses(inputs, targets).as_dict()
-        assert self.criterion is not None
-        return self.criterion(self.model(inputs), targets).as_dict()  # casts to float32
+        return self.objective(self.model, inputs, targets).as_dict()
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Seed torch by the recipe's seed, the batch and the rank, so that a resumed run samples the same."""
@@ -92,12 +95,20 @@ class EmbedMaskModule(LightningModule):
         self.log("loss", losses["total"], prog_bar=True, logger=False)
         return {"loss": total, "losses": losses, "lr": rate}
 
+    def on_validation_epoch_start(self) -> None:
+        """Build the network of the evaluation from the weights, which a callback has replaced by their average."""
+        network = make_network(self.model, dtype=self.inference_dtype)
+        self.detect = partial(detect, network, make_postprocessor(self.recipe.model))
+
+    def on_validation_epoch_end(self) -> None:
+        """Drop the network of the evaluation."""
+        self.detect = None
+
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Any]:
         """Return `results`: pairs of image id and COCO results in the frame of the image file."""
         images, image_ids, original_sizes = batch
-        detections = predict_batch(
-            self.model, self.recipe.model, images, original_sizes, memory_format=self.memory_format
-        )
+        assert self.detect is not None
+        detections = self.detect(self.model.preprocess(images), original_sizes)
         pairs = zip(image_ids, detections, strict=True)
         return {
             "results": [

@@ -27,7 +27,7 @@ def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, co
         folder: folder to write to.
         count: maximum number of images.
     """
-    full_size = EvalTransform(None, 0)
+    full_size = EvalTransform.full_size()
     for index in evenly_spaced(len(dataset), count):
         image = dataset.image(index)
         panels = side_by_side(

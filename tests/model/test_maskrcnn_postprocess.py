@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
-from embedmask.inference.mask_rcnn import paste, postprocess_mask_rcnn
+from embedmask.model.maskrcnn_postprocess import paste, postprocess_mask_rcnn
 from embedmask.structures import Size
 
 SIDES = st.integers(1, 60)

@@ -2,14 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image
 
+from embedmask.config import MaskRCNNConfig
 from embedmask.model.maskrcnn import Detections
 from embedmask.structures import CropMasks, Instances, RunCrops, Runs, Size
+
+
+class MaskRCNNPostprocessor:
+    """Post-processing of Mask R-CNN for a batch.
+
+    Args:
+        mask_threshold: probability above which a pixel belongs to the instance.
+        network_options: limits, which the network applies to its boxes before it computes their masks.
+    """
+
+    def __init__(self, mask_threshold: float, network_options: dict[str, Any]) -> None:
+        self.mask_threshold = mask_threshold
+        self.network_options = network_options
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: MaskRCNNConfig,
+        max_detections: int | None = None,
+        score_threshold: float | None = None,
+        reference_masks: bool = True,
+    ) -> Self:
+        """Return the post-processing of a model's config.
+
+        Args:
+            cfg: of the model.
+            max_detections: maximum number of instances per image; None: that of the config.
+            score_threshold: minimum score; None: that of the config.
+            reference_masks: unused, since masks have one placement.
+        """
+        options = {
+            "score_threshold": cfg.score_threshold if score_threshold is None else score_threshold,
+            "nms_threshold": cfg.nms_threshold,
+            "max_detections": cfg.max_detections if max_detections is None else max_detections,
+        }
+        return cls(cfg.mask_threshold, options)
+
+    def __call__(
+        self, detections: Sequence[Detections], image_sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Instances]:
+        """Return the instances of each image, in its original frame.
+
+        Args:
+            detections: output of `MaskRCNN` for N images.
+            image_sizes: `(height, width)` of each image inside the padded frame.
+            original_sizes: `(height, width)` of each original image.
+        """
+        return [
+            postprocess_mask_rcnn(one, *sizes, mask_threshold=self.mask_threshold)
+            for one, *sizes in zip(detections, image_sizes, original_sizes, strict=True)
+        ]
 
 
 def postprocess_mask_rcnn(
