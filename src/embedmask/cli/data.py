@@ -21,7 +21,7 @@ def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256
         size: Side of the images, px.
         seed: Seed of the random numbers; the same seed gives the same images.
     """
-    from embedmask.data.shapes import make_shapes
+    from embedmask.synthetic.dataset import make_shapes
 
     with progress_bar() as progress:
         make_shapes(folder, train=train, val=val, size=size, seed=seed, progress=progress)

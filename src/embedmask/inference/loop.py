@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -15,8 +14,6 @@ from embedmask.inference.mask_rcnn import postprocess_mask_rcnn
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Size
-
-MAX_WORKERS = 8
 
 
 def predict_batch(
@@ -95,11 +92,3 @@ def predict_dataset(
         with torch.inference_mode(), torch.autocast(device.type, dtype if reduced else None, enabled=reduced):
             results = predict_batch(model, config, images, original_sizes, memory_format=memory_format)
         yield from zip(image_ids, results, strict=True)
-
-
-def choose_workers(requested: int | None) -> int:
-    """Return the number of loading processes; None selects one fewer than the available cores, at most 8."""
-    if requested is not None:
-        return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, MAX_WORKERS)

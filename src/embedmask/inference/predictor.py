@@ -17,11 +17,11 @@ from embedmask._supervision import sv
 from embedmask.config import DetectorConfig, Engine, ModelConfig, Precision, ScoreThreshold
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
+from embedmask.device import choose_device, choose_precision, choose_workers
 from embedmask.errors import BadInput
-from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.engines import make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
-from embedmask.inference.loop import choose_workers, detect
+from embedmask.inference.loop import detect
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import Request, config_of_request, filter_by_score
 from embedmask.inference.results import to_detections

@@ -15,13 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from embedmask.config import ModelConfig, Recipe, TrainConfig
 from embedmask.data.loader import EvalBatch, TrainBatch
+from embedmask.distributed import all_reduce_max_size, gather
 from embedmask.errors import TrainingStopped
 from embedmask.inference.loop import predict_batch
 from embedmask.inference.results import coco_results
 from embedmask.model.build import build_model
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.objective.criterion import Criterion
-from embedmask.training.processes import all_reduce_max_size, gather
 from embedmask.training.schedule import lr_factor, parameter_groups
 
 

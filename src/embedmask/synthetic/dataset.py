@@ -18,9 +18,9 @@ import numpy as np
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image
 
-from embedmask.data.scenes import CLASS_NAMES, MIN_SIZE, make_scene
 from embedmask.errors import BadInput
 from embedmask.files import atomic_folder
+from embedmask.synthetic.renderer import CLASS_NAMES, MIN_SIZE, make_scene
 
 SPLITS = ("train", "val")
 JPEG_QUALITY = 95
