@@ -11,12 +11,6 @@ from embedmask.cli.data import data_check, data_shapes, data_show, data_split
 from embedmask.cli.evaluate import evaluate
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.predict import predict
-from embedmask.cli.recipes import (
-    find_recipe,
-    recipe_names,
-    recipe_summary,
-    resolve_recipe,
-)
 from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.config import (
@@ -28,6 +22,12 @@ from embedmask.config import (
     Precision,
     Recipe,
     TrainConfig,
+)
+from embedmask.config.bundled import (
+    find_recipe,
+    recipe_names,
+    recipe_summary,
+    resolve_recipe,
 )
 from embedmask.errors import BadInput
 
@@ -117,7 +117,7 @@ def convert(official: Path, out: Path) -> None:
         official: The authors' checkpoint; read as tensors only, never executed.
         out: Model file to write (.safetensors).
     """
-    from embedmask.cli.convert import convert_file
+    from embedmask.weights.official import convert_file
 
     config = convert_file(official, out)
     print(f"{config.backbone}, {config.num_classes} classes, {config.embed_dim} embedding dims · {out}")

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from embedmask.cli.recipes import parse_score_threshold
 from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS, is_interactive
 from embedmask.cli.threads import use_threads
+from embedmask.cli.thresholds import parse_score_threshold
 from embedmask.config import Engine, Precision
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ from embedmask.device import choose_workers
 from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
+from embedmask.samples import evenly_spaced
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, explain_out_of_memory
 from embedmask.training.fit import (
@@ -38,7 +39,6 @@ from embedmask.training.fit import (
 )
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.samples import evenly_spaced
 from embedmask.training.step_log import duration, peak_memory
 
 NUM_EVALUATED = 4
