@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS, is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.cli.thresholds import parse_score_threshold
 from embedmask.config import Engine, Precision
-
-if TYPE_CHECKING:
-    from embedmask.predict import PredictSummary
+from embedmask.predict import PredictSummary
 
 
 def predict(
@@ -70,9 +68,9 @@ def predict(
             and MASTER_PORT set.
     """
     use_threads(threads)
-    import embedmask.predict
+    from embedmask.predict import run
 
-    summary = embedmask.predict.run(
+    summary = run(
         source,
         weights,
         out,

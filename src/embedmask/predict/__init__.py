@@ -5,14 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from embedmask.predict.summary import PredictSummary
+
 if TYPE_CHECKING:
-    from embedmask.predict.job import PredictSummary, run
+    from embedmask.predict.job import run
 
 __all__ = ["PredictSummary", "run"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use, because the job imports torch and all readers and writers."""
-    if name not in __all__:
+    """Import `run` on first use, because it imports torch and all readers and writers."""
+    if name != "run":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("embedmask.predict.job"), name)
+    return import_module("embedmask.predict.job").run

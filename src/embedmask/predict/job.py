@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from embedmask.config import Engine, Precision, ScoreThreshold
@@ -16,6 +16,7 @@ from embedmask.distributed import choose_processes, gather, launch_processes, ra
 from embedmask.predict.dataset_ids import DatasetIds
 from embedmask.predict.journal import Journal
 from embedmask.predict.sources import Source, find_sources, refuse_overwriting
+from embedmask.predict.summary import PredictSummary
 from embedmask.predict.worker import Settings, Worker
 from embedmask.predict.writers import (
     Format,
@@ -24,24 +25,6 @@ from embedmask.predict.writers import (
 )
 from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.released import find_weights
-
-
-@dataclass(frozen=True)
-class PredictSummary:
-    """Summary of a run, complete on rank zero and empty elsewhere.
-
-    Attributes:
-        num_images, num_objects: Totals of all finished sources, including earlier runs.
-        broken: One line per file that could not be read.
-        hint: The best score, in a run without any detection.
-        notes: One line per type of file that was skipped or read in part, and per video with unusable sound.
-    """
-
-    num_images: int = 0
-    num_objects: int = 0
-    broken: tuple[str, ...] = ()
-    hint: str = ""
-    notes: tuple[str, ...] = ()
 
 
 def run(

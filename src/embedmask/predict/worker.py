@@ -271,7 +271,10 @@ def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Sou
 def _map_in_threads(
     function: Callable[[tuple[Item, ImageResult]], Output], jobs: Iterable[tuple[Item, ImageResult]]
 ) -> Iterator[Output]:
-    """Apply a function to every job in threads while the next jobs are produced; yield the outputs in order."""
+    """Apply a function to every job in threads while the next jobs are produced; yield the outputs in order.
+
+    Unlike `prefetch`, the jobs are produced in the calling thread, which runs the network.
+    """
     workers = max(choose_workers(None), 1)
     pending: deque[tuple[Future[Output], int]] = deque()
     with ThreadPoolExecutor(workers) as pool:
