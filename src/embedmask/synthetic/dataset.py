@@ -1,4 +1,4 @@
-"""Synthetic data set in COCO format, easy enough to train on in minutes; `scenes` renders its images.
+"""Synthetic data set in COCO format, easy enough to train on in minutes; `renderer` paints its images.
 
 Every image has its own random stream, seeded by the seed of the set, the split, the image's number and the size. The
 result does not depend on the number of workers.
