@@ -23,7 +23,7 @@ from embedmask.config import DataConfig, from_dict
 from embedmask.data.annotations import Annotations
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform, TrainTransform
-from embedmask.training.samples import draw_target
+from embedmask.samples import draw_target
 from embedmask.visualize import contact_sheet, write_image
 
 PAGE = Path(__file__).parents[1] / "docs" / "augmentation.md"

@@ -28,9 +28,9 @@ from embedmask.config import ModelConfig
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
+from embedmask.device import DTYPES
 from embedmask.errors import BadInput
 from embedmask.files import write_json
-from embedmask.inference.device import DTYPES
 from embedmask.inference.engines import Network, make_network
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.proposals import Proposals

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from nuclei_images import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
 
-from embedmask.cli.recipes import resolve_recipe
+from embedmask.config.bundled import resolve_recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator

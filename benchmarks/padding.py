@@ -29,8 +29,8 @@ from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.inference.engines import make_network
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
+from embedmask.samples import evenly_spaced
 from embedmask.structures import ImageBatch, Instances, Size
-from embedmask.training.samples import evenly_spaced
 from embedmask.weights.checkpoint import load_checkpoint
 
 WIDER = (32, 64, 128, 256)

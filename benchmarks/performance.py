@@ -27,8 +27,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedmask.benchmark.calibration import BOX_CELLS
 from embedmask.benchmark.compare import BenchConfig, compare
-from embedmask.cli.recipes import resolve_recipe
 from embedmask.config import ModelConfig, override
+from embedmask.config.bundled import resolve_recipe
 from embedmask.files import atomic_write, write_json, write_text
 from embedmask.model.embedmask import EmbedMask
 

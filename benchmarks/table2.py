@@ -25,8 +25,8 @@ from typing import Any
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from embedmask.config import Recipe, override, read_yaml
-from embedmask.data.shapes import make_shapes
 from embedmask.files import write_json, write_text
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training.fit import train
 
 HERE = Path(__file__).parent

@@ -33,7 +33,7 @@ def train(steps: int) -> None:
     """Train the network of recipe `shapes` on random images; print wall and processor seconds as JSON."""
     import torch
 
-    from embedmask.cli.recipes import resolve_recipe
+    from embedmask.config.bundled import resolve_recipe
     from embedmask.model.build import build_model
     from embedmask.objective.criterion import Criterion
     from embedmask.structures import Target

@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md and docs/paper_map.md match the code: names, paths, values, the tree and the imports."""
+"""ARCHITECTURE.md and docs/paper_map.md match the code: names, paths, values, folders and imports."""
 
 from __future__ import annotations
 
@@ -161,30 +161,42 @@ def test_commands_are_those_of_the_command_line() -> None:
     assert flat == list(COMMANDS)
 
 
-def listed_files() -> list[Path]:
-    """Return the paths of the tree in ARCHITECTURE.md."""
+def tree() -> dict[Path, str]:
+    """Return the paths of the tree in ARCHITECTURE.md with their descriptions."""
     fence = re.search(r"```\n(.*?)```", section(ARCHITECTURE, "The tree"), re.DOTALL)
     assert fence is not None
-    paths: list[Path] = []
+    described: dict[Path, str] = {}
     folders: dict[int, Path] = {}
     for line in fence[1].splitlines():
-        name = line.split()[0]
+        name, description = line.split(maxsplit=1)
         depth = len(line) - len(line.lstrip())
         path = folders.get(depth - 2, ROOT) / name
         if name.endswith("/"):
             folders[depth] = path
-        paths.append(path)
-        assert len(line.split()) > 1, f"{name}: has no description"
-    return paths
+        assert path not in described
+        described[path] = description
+    return described
 
 
 def test_tree_matches_the_files() -> None:
-    listed = listed_files()
-    assert [path for path in listed if not path.exists()] == []
-    assert len(set(listed)) == len(listed)
-    # the line of a folder describes its __init__.py
-    packages = {path / "__init__.py" for path in listed if path.is_dir()}
-    assert [str(path.relative_to(SRC)) for path in MODULES if path not in {*listed, *packages}] == []
+    described = tree()
+    assert [path for path in described if not path.exists()] == []
+    # every folder and every file of the package's root has a line, except its entry points
+    units = {SRC / parts[0] if len(parts) > 1 else path for path, parts in MODULES.items()}
+    assert units - set(described) == {SRC / "__init__.py", SRC / "__main__.py"}
+    named = [
+        (folder if folder.is_dir() else SRC) / name
+        for folder, text in described.items()
+        for name in re.findall(r"\b[a-z_]+\.(?:py|md)\b", text)
+    ]
+    assert len(named) > 30
+    assert [path for path in named if not path.exists()] == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_first_line_describes_the_file(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    assert re.match(r'"""[A-Z`_].{15,}', first), f"{path}: begins with {first!r}"
 
 
 def imports() -> dict[str, set[str]]:

@@ -94,7 +94,7 @@ def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.
     if sys.platform == "win32":
         pytest.skip("no quick way to start processes here")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["embedmask.training.fit", "embedmask.cli.predict"])
+    context.set_forkserver_preload(["embedmask.training.fit", "embedmask.predict.job"])
     process = context.Process(target=function, args=args)
     process.start()
     return process

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from embedmask import predict
     from embedmask.config import ModelConfig
     from embedmask.inference.postprocess import Postprocessor
     from embedmask.inference.predictor import Predictor
@@ -25,6 +26,7 @@ __all__ = [
     "Predictor",
     "Target",
     "load",
+    "predict",
     "save",
 ]
 
@@ -43,6 +45,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import a public name on first use, so that the help of the command line does not import torch."""
+    if name == "predict":
+        return import_module("embedmask.predict")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -11,8 +11,8 @@ from small_models import small_config
 
 from embedmask import EmbedMask
 from embedmask.data.coco import CocoInstances
-from embedmask.data.shapes import make_shapes
 from embedmask.structures import CropMasks, Instances
+from embedmask.synthetic.dataset import make_shapes
 
 benchmark = load_script("fidelity")
 

@@ -19,12 +19,12 @@ from scripts import BENCHMARKS, load_script
 from small_models import small_baseline, small_config
 
 from embedmask.data.coco import CocoInstances
-from embedmask.data.scenes import CLASS_NAMES
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.run import evaluate_weights, write_results
 from embedmask.model.build import build_model
+from embedmask.synthetic.dataset import make_shapes
+from embedmask.synthetic.renderer import CLASS_NAMES
 from embedmask.weights.checkpoint import save
 
 sys.path.append(str(BENCHMARKS))  # its scripts import each other

@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import copy_with, fails, two_points
 
-from embedmask.data.shapes import make_shapes
+from embedmask.synthetic.dataset import make_shapes
 
 
 def rle(height: int, width: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from embedmask.cli import main
-from embedmask.data.shapes import make_shapes
+from embedmask.synthetic.dataset import make_shapes
 
 
 @pytest.fixture

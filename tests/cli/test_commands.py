@@ -7,16 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import yaml
 from command_line import copy_with, fails, two_points
 from PIL import Image
+from predict_command import words
 
 from embedmask import ModelConfig
 from embedmask.cli import main
 from embedmask.cli.evaluate import metrics_table
 from embedmask.model.detector import Detector
-from embedmask.weights.checkpoint import load_checkpoint
+from embedmask.weights.checkpoint import load_checkpoint, read_config
 
 METRICS = ("AP", "AP50", "AP75", "AP90", "AR", "AP_small", "AP_medium", "AP_large")
 
@@ -124,8 +127,8 @@ class TestEval:
 
         monkeypatch.setattr("embedmask.evaluation.run.evaluate_weights", evaluate)
         monkeypatch.setattr("embedmask.weights.checkpoint.read_config", lambda path: ModelConfig())
-        for words, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
-            assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *words]) == 0
+        for option, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
+            assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *option]) == 0
             assert ("EXIF orientation 3" in capsys.readouterr().out) == warned
         auto, stored, upright = images
         assert auto.equal(upright)
@@ -278,3 +281,45 @@ class TestData:
         before = sorted(path.name for path in shapes.rglob("*"))
         assert str(shapes) in fails(capsys, "data", "shapes", shapes)
         assert before == sorted(path.name for path in shapes.rglob("*"))
+
+
+def test_model_stores_its_channels(shapes: Path, recipe: str, tmp_path: Path, capsys: Any) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    (data / "images").mkdir(parents=True)
+    for split in ("train", "val"):
+        content = json.loads((shapes / f"{split}.json").read_text())
+        for image in content["images"]:
+            pixels = np.asarray(Image.open(shapes / "images" / image["file_name"]).convert("L"))
+            image["file_name"] = Path(image["file_name"]).with_suffix(".tif").name
+            tifffile.imwrite(
+                data / "images" / image["file_name"],
+                np.stack([np.zeros_like(pixels), pixels]).astype(np.uint16) * 16,
+                metadata={"axes": "CYX"},
+                imagej=True,
+            )
+        (data / f"{split}.json").write_text(json.dumps(content))
+    assert main(["data", "check", str(data)]) == 0
+    assert "several channels: channel 0 is used" in capsys.readouterr().out
+    assert main(["data", "check", str(data), "--channels", "1"]) == 0
+    assert "several" not in capsys.readouterr().out
+    assert main(["data", "show", str(data), "--channels", "1", "--out", str(tmp_path / "a.png")]) == 0
+    begin = ["train", "--data", str(data), "--config", recipe, "--device", "cpu"]
+    assert main([*begin, "--dry-run"]) == 0
+    assert "channel 0 is used" in capsys.readouterr().out
+    assert (
+        main(
+            [*begin, "--out", str(run), "--channels", "1", "--train.max_steps", "1", "--train.epochs", "null"]
+        )
+        == 0
+    )
+    assert "several" not in capsys.readouterr().out
+    config = read_config(run / "model.safetensors")
+    assert (config.image_channels, config.image_page, config.image_depth) == ((1,), None, "camera")
+    assert (
+        main(["eval", "--weights", str(run / "model.safetensors"), "--data", str(data), "--device", "cpu"])
+        == 0
+    )
+    assert "several" not in capsys.readouterr().out
+    source = next((data / "images").iterdir())
+    assert main(words(source, run / "model.safetensors", tmp_path / "out")) == 0
+    assert capsys.readouterr().err == ""

@@ -17,8 +17,8 @@ from command_line import fails
 from embedmask import __version__
 from embedmask.cli import main
 from embedmask.cli.entry import one_line
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.synthetic.dataset import make_shapes
 
 
 class TestHelp:

@@ -10,8 +10,8 @@ import yaml
 from command_line import fails
 
 from embedmask.cli import main
-from embedmask.cli.recipes import recipe_names, resolve_recipe
 from embedmask.config import MaskRCNNConfig, Recipe
+from embedmask.config.bundled import recipe_names, resolve_recipe
 
 
 class TestRecipes:
@@ -55,7 +55,7 @@ class TestRecipes:
         assert main(["recipes"]) == 0
         lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
         assert list(lines) == recipe_names()
-        assert lines["shapes"].startswith("The synthetic shapes of")
+        assert lines["shapes"].startswith("Synthetic shapes of")
 
     @pytest.mark.parametrize("name", ["shapes", "paper/r50_1x.yaml", "maskrcnn/nuclei"])
     def test_show_prints_all_fields(

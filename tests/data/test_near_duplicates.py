@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from embedmask.data.near_duplicates import near_duplicates, split_by_content
-from embedmask.data.scenes import make_scene
 from embedmask.errors import BadInput
+from embedmask.synthetic.renderer import make_scene
 
 
 def write_images(folder: Path, count: int, size: int = 96) -> list[Path]:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_run import start, tiny
 
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import fit
 from embedmask.training.checkpoints import AtomicCheckpointIO
 from embedmask.training.data_module import TrainValDataModule

@@ -12,7 +12,7 @@ import yaml
 from tiny_run import TINY
 
 from embedmask.cli import main
-from embedmask.data.shapes import make_shapes
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training.module import EmbedMaskModule
 
 

@@ -14,9 +14,9 @@ import torch
 from tiny_run import tiny
 
 from embedmask.config import DataConfig
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import dry_run, fit
 from embedmask.training.dry_run import Estimate, at_largest_scale, run_dry
 from embedmask.training.engine import explain_out_of_memory

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny_run import tiny
 
 from embedmask.config import Recipe, override
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
 from embedmask.inference.engines import Network, make_network
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
 from embedmask.training.data_module import TrainValDataModule

@@ -12,8 +12,8 @@ import yaml
 from tiny_run import tiny
 
 from embedmask.config import Recipe
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.fit import with_classes
 from embedmask.training.identity import RUN_FILE, check_identity, write_identity

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from tiny_run import TORCHRUN, free_port, start, tiny
 
 from embedmask.config import Recipe
-from embedmask.data.shapes import make_shapes
+from embedmask.distributed import Processes, choose_processes, gather, is_rank_zero
 from embedmask.errors import BadInput, TrainingStopped
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import fit
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import Processes, choose_processes, gather, is_rank_zero
 
 WITHOUT_OBJECTS = 4
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

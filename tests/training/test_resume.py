@@ -14,8 +14,8 @@ from tiny_run import left_behind, same, start, tiny
 
 from embedmask import files
 from embedmask.config import Recipe
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import checkpoints, fit
 from embedmask.training.dry_run import run_dry
 from embedmask.training.module import EmbedMaskModule

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import tiny
 
 from embedmask.config import Recipe, override
-from embedmask.data.shapes import make_shapes
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import step_log
 from embedmask.training.fit import train
 

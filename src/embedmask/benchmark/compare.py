@@ -27,8 +27,8 @@ from embedmask.benchmark.timing import Times, interleave, machine, medians, quar
 from embedmask.config import Engine, ModelConfig, Precision
 from embedmask.data.images import read_image
 from embedmask.data.transforms import EvalTransform, resized_size
+from embedmask.device import choose_device, choose_precision
 from embedmask.errors import BadInput
-from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.engines import make_network
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Size

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from embedmask.benchmark.compare import BenchConfig
-from embedmask.cli.recipes import resolve_recipe
 from embedmask.config import DetectorConfig, ModelConfig, model_type_of, override
+from embedmask.config.bundled import resolve_recipe
 from embedmask.errors import BadInput
 from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.released import find_weights

@@ -10,13 +10,7 @@ from typing import Any, Literal
 from embedmask.cli.data import data_check, data_shapes, data_show, data_split
 from embedmask.cli.evaluate import evaluate
 from embedmask.cli.parser import Command, Commands
-from embedmask.cli.recipes import (
-    find_recipe,
-    parse_score_threshold,
-    recipe_names,
-    recipe_summary,
-    resolve_recipe,
-)
+from embedmask.cli.predict import predict
 from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
 from embedmask.config import (
@@ -28,6 +22,12 @@ from embedmask.config import (
     Precision,
     Recipe,
     TrainConfig,
+)
+from embedmask.config.bundled import (
+    find_recipe,
+    recipe_names,
+    recipe_summary,
+    resolve_recipe,
 )
 from embedmask.errors import BadInput
 
@@ -110,91 +110,6 @@ def train(
     )
 
 
-def predict(
-    *,
-    source: list[str],
-    weights: Path,
-    out: Path,
-    format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
-    ids_from: Path | None = None,
-    no_draw: bool = False,
-    score_threshold: str | None = None,
-    max_detections: int | None = None,
-    tile: int | None = None,
-    overlap: int = 128,
-    page: int | None = None,
-    channels: list[int] = [],  # noqa: B006
-    resume: bool = False,
-    batch_size: int | None = None,
-    precision: Precision = "auto",
-    engine: Engine = "torch",
-    threads: int | None = None,
-    device: str = "auto",
-    devices: int | None = None,
-    nodes: int = 1,
-) -> int:
-    """Predict instance masks in images and videos.
-
-    Writes the images with masks drawn, predictions.json (COCO results) and images.json to --out, replacing existing
-    files of the same name. Exits with code 1 when some files could not be read; they are listed at the end.
-
-    Args:
-        source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as 'photos/*.jpg'.
-        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
-        out: Results folder; its images.json maps each image_id to a file and frame.
-        format: Additional annotations per image: labels/NAME.png (16-bit label image), polygons/NAME.json (LabelMe),
-            labels/NAME.txt with data.yaml (yolo), or masks/NAME/ (one image per mask).
-        ids_from: Data set folder that contains the images. Results use its image and category ids, so they can be
-            evaluated against its annotations. By default, images are numbered from 1.
-        no_draw: Do not write images and videos with masks drawn.
-        score_threshold: Minimum score, 0 to 1: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from the model.
-        max_detections: Maximum detections per image; by default from the model.
-        tile: Side of square tiles for large images, px; results of neighbouring tiles are merged. 0: no tiles.
-        overlap: Overlap of neighbouring tiles, px; half the size of a typical object is enough.
-        page: Page of TIFF stacks or frame of animations, from 0; by default from the model, else the first.
-        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model, else the
-            image's own colours or its first channel.
-        resume: Continue an interrupted run with the same options; finished files are skipped.
-        batch_size: Images per batch; by default chosen for the device.
-        precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
-        engine: torch, compile (takes minutes to start) or openvino (CPU; needs pip install 'embedmask[export]').
-        threads: CPU threads per process; by default PyTorch's choice.
-        device: auto, cpu, cuda, cuda:N or mps.
-        devices: Processes on this machine; by default one per CUDA device, else one. Not needed under torchrun.
-        nodes: Number of machines, which share a file system. Run the command on each one, with NODE_RANK, MASTER_ADDR
-            and MASTER_PORT set.
-    """
-    use_threads(threads)
-    from embedmask.cli.predict import Settings, predict_files, print_summary
-
-    settings = Settings(
-        format=format,
-        score_threshold=parse_score_threshold(score_threshold),
-        max_detections=max_detections,
-        tile=tile or None,
-        overlap=overlap,
-        precision=precision,
-        engine=engine,
-        no_draw=no_draw,
-        page=page,
-        channels=channels or None,
-    )
-    summary = predict_files(
-        source,
-        weights,
-        out,
-        settings,
-        resume=resume,
-        batch_size=batch_size,
-        device=device,
-        devices=devices,
-        nodes=nodes,
-        progress=is_interactive(),
-        ids_from=ids_from,
-    )
-    return print_summary(summary, out)
-
-
 def convert(official: Path, out: Path) -> None:
     """Convert a checkpoint of the authors' code (.pth, any version) to a model file.
 
@@ -202,7 +117,7 @@ def convert(official: Path, out: Path) -> None:
         official: The authors' checkpoint; read as tensors only, never executed.
         out: Model file to write (.safetensors).
     """
-    from embedmask.cli.convert import convert_file
+    from embedmask.weights.official import convert_file
 
     config = convert_file(official, out)
     print(f"{config.backbone}, {config.num_classes} classes, {config.embed_dim} embedding dims · {out}")

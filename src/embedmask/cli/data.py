@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from embedmask.cli.recipes import resolve_recipe
 from embedmask.cli.terminal import INVALID_INPUT, SUCCESS, progress_bar
 from embedmask.config import DEFAULT_READING
+from embedmask.config.bundled import resolve_recipe
 from embedmask.config.data import Degenerate, Exif, Split
 
 
@@ -21,7 +21,7 @@ def data_shapes(folder: Path, train: int = 2000, val: int = 200, size: int = 256
         size: Side of the images, px.
         seed: Seed of the random numbers; the same seed gives the same images.
     """
-    from embedmask.data.shapes import make_shapes
+    from embedmask.synthetic.dataset import make_shapes
 
     with progress_bar() as progress:
         make_shapes(folder, train=train, val=val, size=size, seed=seed, progress=progress)
@@ -62,9 +62,9 @@ def data_check(
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.cli.check import report_lines
-    from embedmask.cli.show import write_drawings
     from embedmask.data.check import check_folder
     from embedmask.files import write_json
+    from embedmask.samples import write_drawings
 
     with progress_bar() as progress:
         report = check_folder(
@@ -148,7 +148,7 @@ def data_show(
         augment: Override a FIELD of the recipe's data section, as --data.FIELD does; fields are listed below.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
-    from embedmask.cli.show import write_contact_sheet
+    from embedmask.samples import write_contact_sheet
 
     path = out or Path(f"{split}.png")
     recipe = resolve_recipe(config, {"data": augment}) if config or augment else None

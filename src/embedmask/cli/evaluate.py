@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from embedmask.cli.recipes import parse_score_threshold
 from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
+from embedmask.cli.thresholds import parse_score_threshold
 from embedmask.config import Precision
 from embedmask.config.data import Degenerate, Exif, Split
 from embedmask.errors import BadInput

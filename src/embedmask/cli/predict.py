@@ -1,194 +1,98 @@
-"""The command `embedmask predict`: sources in; drawn images, COCO results and other annotation files out."""
+"""The command `embedmask predict`."""
 
 from __future__ import annotations
 
-import hashlib
 import sys
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal
 
-import torch
-from tqdm import tqdm
-
-from embedmask.cli.dataset_ids import DatasetIds
-from embedmask.cli.journal import Journal, Row
-from embedmask.cli.sources import Source, find_sources, refuse_overwriting
-from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS
-from embedmask.cli.video import VideoReader, write_video
-from embedmask.cli.writers import (
-    Format,
-    drawn_name,
-    remove_leftovers,
-    targets,
-    write_annotations,
-    write_classes,
-)
-from embedmask.config import DEFAULT_READING, Engine, Precision, ReadOptions, ScoreThreshold
-from embedmask.data.images import read_extent
-from embedmask.data.loader import choose_workers
-from embedmask.data.pages import UnreadPages, report_defaults
-from embedmask.errors import BadInput
-from embedmask.inference.device import choose_device
-from embedmask.inference.predictor import Predictor
-from embedmask.inference.prefetch import ImageResult
-from embedmask.inference.results import coco_results, to_detections
-from embedmask.training.processes import Processes, choose_processes, gather, rank_and_world_size
-from embedmask.visualize import Pixels, draw_detections, write_image
-from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
-from embedmask.weights.released import find_weights
-
-BLOCK_BATCHES = 4
-"""Batches per block. Batches never span blocks, so their contents do not depend on the number of processes."""
-MAX_PENDING_BYTES = 2**27
-"""Limit of the images that wait to be written, bytes."""
-HINT_IMAGES = 8
-"""Images that are predicted again for the hint of a run without detections."""
-
-Broken = tuple[int, str]
-"""Position of a file in the list of sources, and its error."""
-Item = TypeVar("Item")
-Output = TypeVar("Output")
+from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS, is_interactive
+from embedmask.cli.threads import use_threads
+from embedmask.cli.thresholds import parse_score_threshold
+from embedmask.config import Engine, Precision
+from embedmask.predict import PredictSummary
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Options of the command that the results depend on, beside the weights.
-
-    Attributes:
-        score_threshold, max_detections, page, channels: None: from the model's config.
-        tile: Side of tiles, px; None: no tiles.
-    """
-
-    format: Format
-    score_threshold: ScoreThreshold | None
-    max_detections: int | None
-    tile: int | None
-    overlap: int
-    precision: Precision
-    engine: Engine
-    no_draw: bool
-    page: int | None = None
-    channels: list[int] | None = None
-
-    def reading(self) -> ReadOptions:
-        """Return the options of reading image files."""
-        return DEFAULT_READING.changed(self.page, self.channels)
-
-    def resolved(self, checkpoint: Checkpoint) -> Settings:
-        """Return the settings with missing values filled in from the model's config.
-
-        Raises:
-            BadInput: A threshold names a class that the model lacks.
-        """
-        config = checkpoint.config
-        thresholds = config.decision(self.score_threshold, checkpoint.class_names)
-        reading = config.reading().changed(self.page, self.channels)
-        return replace(
-            self,
-            # one number if the classes agree, so that equal options compare equal on resume
-            score_threshold=thresholds[0] if len(set(thresholds)) == 1 else list(thresholds),
-            page=reading.page,
-            channels=None if reading.channels is None else list(reading.channels),
-        )
-
-    def __post_init__(self) -> None:
-        """Validate page and channels."""
-        self.reading()
-
-
-@dataclass(frozen=True)
-class PredictSummary:
-    """Summary of a run, complete on rank zero and empty elsewhere.
-
-    Attributes:
-        num_images, num_objects: Totals of all finished sources, including earlier runs.
-        broken: One line per file that could not be read.
-        hint: The best score, in a run without any detection.
-        notes: One line per type of file that was skipped or read in part.
-    """
-
-    num_images: int = 0
-    num_objects: int = 0
-    broken: Sequence[str] = ()
-    hint: str = ""
-    notes: Sequence[str] = ()
-
-
-def predict_files(
-    arguments: Sequence[str],
+def predict(
+    *,
+    source: list[str],
     weights: Path,
     out: Path,
-    settings: Settings,
-    *,
-    resume: bool,
-    batch_size: int | None,
-    device: str,
-    devices: int | None,
-    nodes: int,
-    progress: bool,
+    format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
     ids_from: Path | None = None,
-) -> PredictSummary:
-    """Predict images and videos and write the results into `out`; files are written atomically.
+    no_draw: bool = False,
+    score_threshold: str | None = None,
+    max_detections: int | None = None,
+    tile: int | None = None,
+    overlap: int = 128,
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
+    resume: bool = False,
+    batch_size: int | None = None,
+    precision: Precision = "auto",
+    engine: Engine = "torch",
+    threads: int | None = None,
+    device: str = "auto",
+    devices: int | None = None,
+    nodes: int = 1,
+) -> int:
+    """Predict instance masks in images and videos.
 
-    Broken files are skipped and reported. Several processes share the files, and rank zero merges the results, which do
-    not depend on the number of processes.
+    Writes the images with masks drawn, predictions.json (COCO results) and images.json to --out, replacing existing
+    files of the same name. Exits with code 1 when some files could not be read; they are listed at the end.
 
     Args:
-        arguments: Files, folders and patterns.
-        weights: Model file, or the name of a bundled model.
-        out: Results folder.
-        settings: Options that the results depend on.
-        resume: Skip finished files; the settings must be those of the earlier run.
-        batch_size: Images per batch; None: chosen for the device.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        devices: Processes per machine; None: one per CUDA device, else one.
-        nodes: Number of machines.
-        progress: Show a progress bar on stderr.
-        ids_from: Data set whose image and category ids the results carry; None: images are numbered from 1.
-
-    Raises:
-        BadInput: No sources, invalid settings or other ones than those of the resumed run, unusable weights, or an
-            unwritable folder.
+        source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as 'photos/*.jpg'.
+        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
+        out: Results folder; its images.json maps each image_id to a file and frame.
+        format: Additional annotations per image: labels/NAME.png (16-bit label image), polygons/NAME.json (LabelMe),
+            labels/NAME.txt with data.yaml (yolo), or masks/NAME/ (one image per mask).
+        ids_from: Data set folder that contains the images. Results use its image and category ids, so they can be
+            evaluated against its annotations. By default, images are numbered from 1.
+        no_draw: Do not write images and videos with masks drawn.
+        score_threshold: Minimum score, 0 to 1: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from the model.
+        max_detections: Maximum detections per image; by default from the model.
+        tile: Side of square tiles for large images, px; results of neighbouring tiles are merged. 0: no tiles.
+        overlap: Overlap of neighbouring tiles, px; half the size of a typical object is enough.
+        page: Page of TIFF stacks or frame of animations, from 0; by default from the model, else the first.
+        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model, else the
+            image's own colours or its first channel.
+        resume: Continue an interrupted run with the same options; finished files are skipped.
+        batch_size: Images per batch; by default chosen for the device.
+        precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
+        engine: torch, compile (takes minutes to start) or openvino (CPU; needs pip install 'embedmask[export]').
+        threads: CPU threads per process; by default PyTorch's choice.
+        device: auto, cpu, cuda, cuda:N or mps.
+        devices: Processes on this machine; by default one per CUDA device, else one. Not needed under torchrun.
+        nodes: Number of machines, which share a file system. Run the command on each one, with NODE_RANK, MASTER_ADDR
+            and MASTER_PORT set.
     """
-    notes: list[str] = []
-    sources = find_sources(arguments, notes.append)
-    refuse_overwriting(sources, targets(sources, settings.format, out, drawn=not settings.no_draw))
-    checkpoint = load_checkpoint(weights)
-    ids = None if ids_from is None else DatasetIds.read(ids_from, sources, checkpoint.class_names)
-    settings = settings.resolved(checkpoint)
-    with find_weights(weights).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    journal = Journal(out, {**asdict(settings), "weights": digest})
-    if resume:
-        journal.check()
-    target = choose_device(device)
-    warnings.filterwarnings("ignore", category=UnreadPages)  # `notes` summarise them in one line
-    with launch(target, choose_processes(target, devices, nodes)) as own_device:
-        worker = Worker(checkpoint, own_device, settings, journal, batch_size)
-        is_rank_zero = rank_and_world_size()[0] == 0
-        try:
-            if is_rank_zero:
-                journal.begin(resume=resume)
-                remove_leftovers(settings.format, out)
-                notes += report_defaults([source.path for source in sources], settings.reading(), read_extent)
-            gather([])  # a barrier: no process writes before the folder is ready
-            # sorted by position in the list of sources
-            broken = sorted(gather(worker.predict(sources, progress=progress and is_rank_zero)))
-            if not is_rank_zero:
-                return PredictSummary()
-            counts, hint = worker.merge(sources, ids)
-            return PredictSummary(*counts, [line for _, line in broken], hint, notes)
-        finally:
-            if is_rank_zero:
-                journal.discard_empty()
+    use_threads(threads)
+    from embedmask.predict import run
+
+    summary = run(
+        source,
+        weights,
+        out,
+        format=format,
+        ids_from=ids_from,
+        draw=not no_draw,
+        score_threshold=parse_score_threshold(score_threshold),
+        max_detections=max_detections,
+        tile=tile or None,
+        overlap=overlap,
+        page=page,
+        channels=channels or None,
+        resume=resume,
+        batch_size=batch_size,
+        precision=precision,
+        engine=engine,
+        device=device,
+        devices=devices,
+        nodes=nodes,
+        progress=is_interactive(),
+    )
+    return print_summary(summary, out)
 
 
 def print_summary(summary: PredictSummary, out: Path) -> int:
@@ -202,199 +106,3 @@ def print_summary(summary: PredictSummary, out: Path) -> int:
     if summary.hint:
         print(f"no detections: {summary.hint}")
     return FAILURE if summary.broken else SUCCESS
-
-
-def launch(device: torch.device, processes: Processes) -> AbstractContextManager[torch.device]:
-    """Return a context that starts and connects the processes and yields the device of this one."""
-    if not processes.is_multi_process:
-        return nullcontext(device)
-    from embedmask.training.engine import launch_processes  # needs Lightning, an extra
-
-    return launch_processes(device, processes)
-
-
-class Worker:
-    """One process's share of a run."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        device: torch.device,
-        settings: Settings,
-        journal: Journal,
-        batch_size: int | None,
-    ) -> None:
-        """Move the model to the device; nothing is written yet.
-
-        Raises:
-            BadInput: Settings that are invalid, or not available on this machine.
-        """
-        self.out, self.settings, self.journal = journal.out, settings, journal
-        self.predictor = Predictor(
-            checkpoint.model,
-            checkpoint.class_names,
-            device=device,
-            precision=settings.precision,
-            engine=settings.engine,
-        )
-        batch_size = self.predictor.batch_size if batch_size is None else batch_size
-        # images per block; single images need no grouping
-        self.block = 1 if batch_size == 1 else BLOCK_BATCHES * batch_size
-        self.stream: Callable[[Iterable[Any]], Iterator[ImageResult]] = partial(
-            self.predictor.predict_stream,
-            score_threshold=settings.score_threshold,
-            max_detections=settings.max_detections,
-            tile=settings.tile,
-            overlap=settings.overlap,
-            page=settings.page,
-            channels=settings.channels,
-            batch_size=batch_size,
-            skip_broken=True,
-        )
-        self.stream([])  # validates the settings before anything is written
-
-    def predict(self, sources: Sequence[Source], *, progress: bool) -> list[Broken]:
-        """Predict the unfinished sources of this process's share; return those that could not be read."""
-        numbered = list(enumerate(sources))
-        rank, world_size = rank_and_world_size()
-        blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
-        # a video is one unit of work: process r takes videos r, r + world_size, ...
-        videos = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
-        videos = [(number, source) for number, source in videos if not self.journal.is_done(source)]
-        broken: list[Broken] = []
-        with tqdm(total=sum(map(len, blocks)) + len(videos), unit=" images", disable=not progress) as bar:
-            for block in blocks:
-                results = zip(block, self.stream([source.path for _, source in block]), strict=True)
-                for problems in _map_in_threads(self.write_image_results, results):
-                    bar.update()
-                    broken += problems
-            for number, source in videos:
-                try:
-                    self.write_video_results(source, bar)
-                except BadInput as error:
-                    broken.append((number, str(error)))
-        return broken
-
-    def merge(self, sources: Sequence[Source], ids: DatasetIds | None) -> tuple[tuple[int, int], str]:
-        """Merge the results of all finished sources; return the numbers of images and objects, and a hint."""
-        done = [source for source in sources if self.journal.is_done(source)]
-        counts = (0, 0)
-        if done:
-            write_classes(self.settings.format, self.out, self.predictor.class_names)
-            counts = self.journal.merge(done, self.predictor.class_names, ids)
-        return counts, "" if counts[1] else best_score_hint(self.predictor, self.settings, done)
-
-    def _blocks(self, images: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
-        """Return this process's blocks of images that are not all finished.
-
-        Blocks are cut from the whole list, finished images included: batches, and with them the last bits of the
-        results, depend neither on the number of processes nor on a resume.
-        """
-        rank, world_size = rank_and_world_size()
-        blocks = [list(images[start : start + self.block]) for start in range(0, len(images), self.block)]
-        blocks = [
-            block
-            for block in blocks[rank::world_size]
-            if not all(self.journal.is_done(source) for _, source in block)
-        ]
-        # with batches of one image, a single stream avoids a pause between blocks
-        return blocks if self.block > 1 else [list(chain.from_iterable(blocks))]
-
-    def write_image_results(self, job: tuple[tuple[int, Source], ImageResult]) -> list[Broken]:
-        """Write all results of one image, its journal entry last; return its error, if any."""
-        (number, source), result = job
-        if result.error is not None:
-            return [(number, str(result.error))]
-        if not self.journal.is_done(source):
-            row, drawn = self._write_result(source, source.name, result)
-            if drawn is not None:
-                write_image(drawn, self.out / drawn_name(source))
-            self.journal.write(source, [row])
-        return []
-
-    def write_video_results(self, source: Source, bar: Any) -> None:
-        """Write all results of one video, its journal entry last.
-
-        Raises:
-            BadInput: The file is not a video, has no frames, or is truncated; frames read until then are written.
-        """
-        video = VideoReader(source.path)
-        bar.total += max(video.total - 1, 0)  # the bar counts frames; a video is one unit already
-
-        def write_frame(job: tuple[int, ImageResult]) -> tuple[Row, Pixels | None]:
-            index, result = job
-            row, drawn = self._write_result(source, f"{source.name}/{index:06}", result)
-            return {"frame": index, "time": video.seconds(index), **row}, drawn
-
-        # rows are produced lazily, so that frames are predicted, drawn and written in one pass
-        def rows() -> Iterator[Row]:
-            path = self.out / drawn_name(source)
-            with nullcontext() if self.settings.no_draw else write_video(path, video) as append:
-                results = enumerate(self.stream(video.frames()))
-                for row, drawn in _map_in_threads(write_frame, results):
-                    if append is not None and drawn is not None:
-                        append(drawn, row["frame"])
-                    bar.update()
-                    yield row
-
-        self.journal.write(source, rows())
-        if video.breaks_off:
-            of = f" of {video.total}" if video.total else ""
-            why = f" ({video.error})" if video.error else ""
-            raise BadInput(
-                f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
-            )
-
-    def _write_result(self, source: Source, name: str, result: ImageResult) -> tuple[Row, Pixels | None]:
-        """Write the annotation file of an image; return its journal row, and the drawn image if requested."""
-        assert result.image is not None
-        assert result.instances is not None
-        instances, names = result.instances, self.predictor.class_names
-        write_annotations(
-            self.settings.format, self.out, name, instances, class_names=names, source=source.path
-        )
-        height, width = result.image.shape[1:]
-        results = coco_results(instances, 0, range(1, len(names) + 1))
-        row = {"name": name, "height": height, "width": width, "results": results}
-        # drop the reference: a large image must not stay in memory beside its drawn copy
-        image, result.image = result.image, None
-        if self.settings.no_draw:
-            return row, None
-        return row, draw_detections(image, to_detections(instances, names), names)
-
-
-def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
-    """Return a line with the best score in the first images of a run without detections; empty without images."""
-    images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
-    if not images:
-        return ""
-    results = predictor.predict_stream(
-        images, score_threshold=0.0, max_detections=1, tile=settings.tile, overlap=settings.overlap
-    )
-    scores = [
-        (float(result.instances.scores[0]), path)
-        for path, result in zip(images, results, strict=True)
-        if result.instances is not None and len(result.instances)
-    ]
-    if not scores:
-        return f"the first {len(images)} images have no candidates at any score"
-    score, path = max(scores)
-    scope = f" in {len(images)} of {len(done)}" if len(images) < len(done) else ""
-    return f"the best score{scope} is {score:.2g} ({path}); a lower --score-threshold shows more"
-
-
-def _map_in_threads(
-    function: Callable[[tuple[Item, ImageResult]], Output], jobs: Iterable[tuple[Item, ImageResult]]
-) -> Iterator[Output]:
-    """Apply a function to every job in threads while the next jobs are produced; yield the outputs in order."""
-    workers = max(choose_workers(None), 1)
-    pending: deque[tuple[Future[Output], int]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for job in jobs:
-            num_bytes = 0 if job[1].image is None else job[1].image.numel()
-            pending.append((pool.submit(function, job), num_bytes))
-            # bounded by number and by bytes, so that slow writing holds back the network instead of filling memory
-            while len(pending) > 2 * workers or sum(size for _, size in pending) > MAX_PENDING_BYTES:
-                yield pending.popleft()[0].result()
-        while pending:
-            yield pending.popleft()[0].result()

@@ -7,7 +7,6 @@ of workers or on earlier epochs, so a resumed run continues exactly as an uninte
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -26,7 +25,6 @@ SeededIndex = tuple[int, int]
 """Index of an item, and the seed of its random transforms."""
 TrainBatch = tuple[list[Tensor], list[Target]]
 EvalBatch = tuple[list[Tensor], list[int], list[Size]]
-MAX_WORKERS = 8
 
 
 def collate(items: Sequence[tuple[Tensor, Target]]) -> TrainBatch:
@@ -99,14 +97,6 @@ def eval_loader(
     every = list(range(len(dataset)) if positions is None else positions)
     share = every[rank::world_size] or every[:1]
     return _loader(_EvalItems(dataset, transform), [[index] for index in share], _collate_eval, workers)
-
-
-def choose_workers(requested: int | None) -> int:
-    """Return the number of loading processes; None selects one fewer than the available cores, at most 8."""
-    if requested is not None:
-        return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores - 1, MAX_WORKERS)
 
 
 def _loader(

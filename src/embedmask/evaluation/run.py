@@ -13,15 +13,15 @@ from tqdm import tqdm
 from embedmask.config import Precision, ScoreThreshold, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import CLASS_NAME
-from embedmask.data.loader import choose_workers, eval_loader
+from embedmask.data.loader import eval_loader
 from embedmask.data.transforms import EvalTransform
+from embedmask.device import choose_device, choose_precision, choose_workers
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
 from embedmask.files import write_json_rows
 from embedmask.inference.detect import detect, make_postprocessor
-from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.engines import make_network
 from embedmask.inference.results import coco_results
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint

@@ -16,11 +16,10 @@ from torch import Tensor
 from embedmask._supervision import sv
 from embedmask.config import Engine, Precision, ScoreThreshold, model_type_of
 from embedmask.data.images import size_of
-from embedmask.data.loader import choose_workers
 from embedmask.data.transforms import EvalTransform
+from embedmask.device import choose_device, choose_precision, choose_workers
 from embedmask.errors import BadInput
 from embedmask.inference.detect import PostProcessing, detect
-from embedmask.inference.device import choose_device, choose_precision
 from embedmask.inference.engines import make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch

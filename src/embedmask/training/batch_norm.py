@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from embedmask.training.processes import is_distributed
+from embedmask.distributed import is_distributed
 
 
 class _AllReduceSum(torch.autograd.Function):

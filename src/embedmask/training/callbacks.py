@@ -19,11 +19,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from embedmask.config import Recipe
+from embedmask.distributed import gather
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.threshold_curves import Choice, choose_thresholds
 from embedmask.files import write_text
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import gather
 from embedmask.weights.checkpoint import save
 
 Row = dict[str, float]

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader
 
 from embedmask.config import Recipe
 from embedmask.data.coco import check_same_classes, open_train_val
-from embedmask.data.loader import EvalBatch, TrainBatch, choose_workers, eval_loader, train_loader
+from embedmask.data.loader import EvalBatch, TrainBatch, eval_loader, train_loader
 from embedmask.data.transforms import EvalTransform, TrainTransform
+from embedmask.device import choose_workers
 from embedmask.errors import BadInput
 
 

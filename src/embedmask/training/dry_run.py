@@ -17,12 +17,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from embedmask.config import DataConfig, Recipe
-from embedmask.data.loader import TrainBatch, choose_workers, collate
+from embedmask.data.loader import TrainBatch, collate
 from embedmask.data.transforms import TrainTransform
+from embedmask.device import choose_workers
+from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
+from embedmask.samples import evenly_spaced
 from embedmask.training.data_module import TrainValDataModule
-from embedmask.training.engine import Hardware, explain_out_of_memory, quiet
+from embedmask.training.engine import Hardware, explain_out_of_memory
 from embedmask.training.fit import (
     Report,
     check_folder,
@@ -36,8 +39,6 @@ from embedmask.training.fit import (
 )
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import is_rank_zero
-from embedmask.training.samples import evenly_spaced
 from embedmask.training.step_log import duration, peak_memory
 
 NUM_EVALUATED = 4

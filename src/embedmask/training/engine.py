@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,24 +9,19 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch import Callback, Trainer
-from torch import distributed
 
 from embedmask.config import TrainConfig
+from embedmask.device import choose_device, choose_precision
+from embedmask.distributed import Processes, accelerator, choose_processes
 from embedmask.errors import BadInput
-from embedmask.inference.device import choose_device, choose_precision
 from embedmask.training.checkpoints import AtomicCheckpointIO
-from embedmask.training.processes import Processes, choose_processes, is_distributed
 
 LIGHTNING_PRECISION: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     torch.float32: "32-true",
     torch.bfloat16: "bf16-mixed",
     torch.float16: "16-mixed",
 }
-PATIENCE = timedelta(days=30)
-"""Timeout of collective operations; processes with less work wait for the others."""
 
 
 @dataclass(frozen=True)
@@ -90,64 +83,6 @@ def make_trainer(
         "use_distributed_sampler": False,  # our loaders share the batches themselves
     }
     return Trainer(**{**settings, **changes})
-
-
-def accelerator(device: torch.device) -> str:
-    """Return Lightning's name of a device type."""
-    return "gpu" if device.type == "cuda" else device.type
-
-
-@contextmanager
-def launch_processes(device: torch.device, processes: Processes) -> Iterator[torch.device]:
-    """Start the processes that no launcher has started and join them in a process group, without training.
-
-    Args:
-        device: device type of every process.
-
-    Yields:
-        The device of this process.
-    """
-    strategy = DDPStrategy(timeout=PATIENCE)
-    with quiet():
-        fabric = Fabric(
-            accelerator=accelerator(device),
-            devices=processes.devices,
-            num_nodes=processes.nodes,
-            strategy=strategy,
-        )
-        fabric.launch()
-    try:
-        yield fabric.device
-    finally:
-        if is_distributed():
-            distributed.destroy_process_group()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence Lightning's tips and its warnings about workers and logging intervals."""
-    messages = (
-        ".*does not have many workers.*",
-        ".*is smaller than the logging interval.*",
-        ".*exists and is not empty.*",
-        ".*in eval mode at the start of training.*",
-        ".*Trying to infer the `batch_size`.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*callbacks used to create the checkpoint need to be provided.*",
-        ".*your dataloader is not resumable.*",  # it is: `TrainValDataModule` stores its position
-    )
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            for message in messages:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager

@@ -16,20 +16,20 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedmask.config import Recipe, TrainConfig, override
 from embedmask.config.detector import DEFAULT_DECISION
+from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, is_temporary, make_folder, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.model.detector import Detector
+from embedmask.samples import write_samples
 from embedmask.training.batch_norm import synchronize_batch_norms
 from embedmask.training.callbacks import EvaluationPause, MovingAverage, Progress, ResultsFolder, StopAfter
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.data_module import TrainValDataModule
-from embedmask.training.engine import Hardware, explain_out_of_memory, make_trainer, quiet
+from embedmask.training.engine import Hardware, explain_out_of_memory, make_trainer
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.processes import is_rank_zero
-from embedmask.training.samples import write_samples
 from embedmask.training.step_log import StepLog
 from embedmask.visualize import plot_curves
 from embedmask.weights.checkpoint import load_checkpoint

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from embedmask.config import Recipe, TrainConfig, model_type_of
 from embedmask.data.loader import EvalBatch, TrainBatch
+from embedmask.distributed import all_reduce_max_size, gather
 from embedmask.errors import TrainingStopped
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.inference.engines import make_network
@@ -22,7 +23,6 @@ from embedmask.inference.results import coco_results
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, LossTerms, Size, Target
-from embedmask.training.processes import all_reduce_max_size, gather
 from embedmask.training.schedule import lr_factor, parameter_groups
 
 Objective = Callable[[Detector, ImageBatch, Sequence[Target]], LossTerms]

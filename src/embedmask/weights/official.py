@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from embedmask.config import ModelConfig
 from embedmask.errors import BadInput
 from embedmask.model.embedmask import EmbedMask
-from embedmask.weights.checkpoint import without_prefix
+from embedmask.weights.checkpoint import read_torch_file, save, without_prefix
 
 CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean of the first repository, for BGR pixels 0..255; the standard deviation is 1."""
@@ -62,6 +63,7 @@ JOINED = (
     ("pixel_head.{}_embed_head", ("spatial", "free"), "head.pixel_branch.embed"),
 )
 """Convolutions that since 2021 are split into two spatial dims, first, and the others; here each is one."""
+COCO_CLASSES = 80
 UNUSED = ("mask_pred._iter", "mask_pred.sizes_of_interest")
 """Buffers of the second repository that are dropped: a step counter, and unused constants."""
 
@@ -102,6 +104,32 @@ def convert(state_dict: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Te
     if extra:
         raise BadInput(f"the file has an unexpected tensor for {extra[0]!r}")
     return config, converted
+
+
+def convert_file(official: Path, out: Path) -> ModelConfig:
+    """Convert a checkpoint of the authors' code to a model file and return its config.
+
+    Raises:
+        BadInput: The file is not a checkpoint of the authors' code, is damaged, or would execute code.
+    """
+    if out.suffix != ".safetensors":
+        raise BadInput(f"--out {out}: model files end in .safetensors")
+    config, state = convert(read_torch_file(official))
+    model = EmbedMask(config)
+    model.load_state_dict(state)
+    save(model, out, class_names=_class_names(config.num_classes))
+    return config
+
+
+def _class_names(count: int) -> list[str]:
+    """Return COCO's class names for 80 classes, else numbered names: the authors' files contain none."""
+    if count != COCO_CLASSES:
+        return [f"class {label}" for label in range(count)]
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+    # torchvision lists COCO's 91 category ids, of which 80 have a name
+    listed = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [name for name in listed if name not in ("__background__", "N/A")]
 
 
 def infer_config(official: Mapping[str, Tensor]) -> ModelConfig:

@@ -18,7 +18,7 @@ from predict_command import RATE, results_of, words
 
 from embedmask._supervision import sv
 from embedmask.cli import main
-from embedmask.cli.video import VideoReader
+from embedmask.predict.video import VideoReader
 
 
 class TestVideo:
@@ -161,7 +161,7 @@ class TestSound:
             raise av.InvalidDataError(1, "no sound")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("embedmask.cli.video.copied_packets", broken)
+            patch.setattr("embedmask.predict.video.copied_packets", broken)
             assert main(words(video, weights, out)) == 0
         assert "clip.mkv: its sound is left out from here on" in capsys.readouterr().err
         assert frame_times(out / "clip.mp4") == frame_times(video)

@@ -1,4 +1,4 @@
-"""Synthetic data set in COCO format, easy enough to train on in minutes; `scenes` renders its images.
+"""Synthetic data set in COCO format, easy enough to train on in minutes; `renderer` paints its images.
 
 Every image has its own random stream, seeded by the seed of the set, the split, the image's number and the size. The
 result does not depend on the number of workers.
@@ -18,9 +18,9 @@ import numpy as np
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image
 
-from embedmask.data.scenes import CLASS_NAMES, MIN_SIZE, make_scene
 from embedmask.errors import BadInput
 from embedmask.files import atomic_folder
+from embedmask.synthetic.renderer import CLASS_NAMES, MIN_SIZE, make_scene
 
 SPLITS = ("train", "val")
 JPEG_QUALITY = 95

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 from embedmask.data.label_images import label_objects
 from embedmask.data.yolo import read_yolo
 from embedmask.errors import BadInput
-from embedmask.inference import polygons
-from embedmask.inference.polygons import label_image, labelme, outline, pieces, rings, yolo_lines
+from embedmask.predict import polygons
+from embedmask.predict.polygons import label_image, labelme, outline, pieces, rings, yolo_lines
 from embedmask.structures import CropMasks, Instances
 
 Bools = NDArray[np.bool_]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from embedmask.device import choose_device, choose_precision
 from embedmask.errors import BadInput
-from embedmask.inference.device import choose_device, choose_precision
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,8 @@
-"""Choice of device and number format."""
+"""Choice of device, number format and number of workers."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -12,6 +14,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+MAX_WORKERS = 8
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -59,3 +62,11 @@ def choose_precision(device: torch.device, precision: Precision = "auto") -> tor
         probes = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile"))
         is_fast = any(probe() for probe in probes if probe is not None)
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def choose_workers(requested: int | None) -> int:
+    """Return the number of loading processes; None selects one fewer than the available cores, at most 8."""
+    if requested is not None:
+        return requested
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores - 1, MAX_WORKERS)

@@ -1,4 +1,4 @@
-"""Contact sheets of `data show` and `data check --out`."""
+"""Images of a data set with their objects drawn: contact sheets, close-ups of problems, and predictions beside them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from embedmask.config import DEFAULT_READING, DataConfig, ReadOptions
 from embedmask.config.data import Exif, Split
@@ -18,11 +19,20 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.geometry import GeometricTransform
 from embedmask.data.problems import PROBLEM_TYPES, Example
 from embedmask.data.segmentation import Bounds, Polygons
-from embedmask.data.transforms import TrainTransform
+from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.errors import BadInput
-from embedmask.structures import Size
-from embedmask.training.samples import draw_target, evenly_spaced
-from embedmask.visualize import Pixels, contact_sheet, entitle, plot_counts, write_image
+from embedmask.inference.predictor import Predictor
+from embedmask.inference.results import to_detections
+from embedmask.structures import Instances, Size, Target
+from embedmask.visualize import (
+    Pixels,
+    contact_sheet,
+    draw_detections,
+    entitle,
+    plot_counts,
+    side_by_side,
+    write_image,
+)
 
 NUM_COLUMNS = 4
 NUM_IMAGES = 12
@@ -37,6 +47,47 @@ OUTLINE, FRAME = (255, 40, 40), (255, 255, 255)
 """Colours of an object's polygons and of the border of its image."""
 
 
+def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> Pixels:
+    """Return the image with its ground truth drawn over it, uint8 `[h, w, 3]`.
+
+    Args:
+        image: uint8 `[3, h, w]`.
+        target: ground truth in the frame of `image`.
+        class_names: name of each label.
+    """
+    instances = Instances(target.boxes, torch.ones(len(target)), target.labels, target.crop_masks())
+    detections = to_detections(instances, class_names)
+    detections.confidence = None  # ground truth has no scores
+    return draw_detections(image, detections, class_names)
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return at most `count` indices below `length`, evenly spaced from the first to the last."""
+    return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length)).tolist()})
+
+
+def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, count: int = 8) -> None:
+    """Write images of a data set as `IMAGE_ID.png`, with ground truth on the left and predictions on the right.
+
+    Args:
+        predictor: predictor with the classes of the data set.
+        dataset: data set to take images from, evenly spaced.
+        folder: folder to write to.
+        count: maximum number of images.
+    """
+    full_size = EvalTransform.full_size()
+    for index in evenly_spaced(len(dataset), count):
+        image = dataset.image(index)
+        panels = side_by_side(
+            draw_target(
+                *full_size(image, dataset.annotations(index), torch.Generator()), dataset.class_names
+            ),
+            draw_detections(image, predictor(image), dataset.class_names),
+            titles=("ground truth", "prediction"),
+        )
+        write_image(panels, folder / f"{dataset.image_ids[index]}.png")
+
+
 def write_contact_sheet(
     folder: Path,
     split: Split,
@@ -48,7 +99,7 @@ def write_contact_sheet(
     options: ReadOptions = DEFAULT_READING,
     val_fraction: float = 0.0,
 ) -> int:
-    """Draw images evenly_spaced evenly over a split with their ground truth on one contact sheet.
+    """Draw images spread evenly over a split with their ground truth on one contact sheet.
 
     Args:
         folder: Data set in any layout.

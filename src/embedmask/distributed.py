@@ -1,10 +1,14 @@
-"""Distributed training: number of processes, ranks and collective operations."""
+"""Several processes: their number, their start, their ranks and collective operations."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +21,8 @@ T = TypeVar("T")
 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "SLURM_PROCID")
 """Environment variables by which launchers set the rank, known before the process group exists."""
+PATIENCE = timedelta(days=30)
+"""Timeout of collective operations; processes with less work wait for the others."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,73 @@ def choose_processes(device: torch.device, devices: int | None, nodes: int) -> P
         return Processes([device.index], nodes)
     available = torch.cuda.device_count() if device.type == "cuda" else 1
     return Processes(available if devices is None else devices, nodes)
+
+
+def accelerator(device: torch.device) -> str:
+    """Return Lightning's name of a device type."""
+    return "gpu" if device.type == "cuda" else device.type
+
+
+@contextmanager
+def launch_processes(device: torch.device, processes: Processes) -> Iterator[torch.device]:
+    """Start the processes that no launcher has started and join them in a process group, without training.
+
+    Each one runs the calling script from its beginning, as Lightning starts them. A single process is left alone.
+
+    Args:
+        device: device type of every process.
+
+    Yields:
+        The device of this process.
+    """
+    if not processes.is_multi_process:
+        yield device
+        return
+    # Lightning belongs to the extra `train`, which one process does not need
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    strategy = DDPStrategy(timeout=PATIENCE)
+    with quiet():
+        fabric = Fabric(
+            accelerator=accelerator(device),
+            devices=processes.devices,
+            num_nodes=processes.nodes,
+            strategy=strategy,
+        )
+        fabric.launch()
+    try:
+        yield fabric.device
+    finally:
+        if is_distributed():
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's tips and its warnings about workers and logging intervals."""
+    messages = (
+        ".*does not have many workers.*",
+        ".*is smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+        ".*in eval mode at the start of training.*",
+        ".*Trying to infer the `batch_size`.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*your dataloader is not resumable.*",  # it is: `TrainValDataModule` stores its position
+    )
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for message in messages:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def is_rank_zero() -> bool:

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embedmask.cli.dataset_ids import DatasetIds
-from embedmask.cli.sources import Source
 from embedmask.errors import BadInput
 from embedmask.files import atomic_write, is_temporary, remove_temporary, write_json, write_json_rows
+from embedmask.predict.dataset_ids import DatasetIds
+from embedmask.predict.sources import Source
 
 FOLDER = ".predict"
 Row = dict[str, Any]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedmask.cli.sources import Source
 from embedmask.config.data import Split
 from embedmask.data.coco import CocoInstances
 from embedmask.data.layouts import SPLITS, find_split
 from embedmask.errors import BadInput
 from embedmask.evaluation.run import match_classes
+from embedmask.predict.sources import Source
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from PIL import Image
 from predict_command import files, results_of, words
 
 from embedmask.cli import main
-from embedmask.weights.checkpoint import read_config
 
 
 @pytest.fixture
@@ -90,45 +88,3 @@ def test_folder_without_images_reports_its_contents(weights: Path, tmp_path: Pat
     assert "a.heic (HEIC" in fails(capsys, *words(folder, weights, out))
     assert "a.heic (HEIC" in fails(capsys, *words(folder / "*.heic", weights, out))
     assert "table.csv" in fails(capsys, *words(folder / "*.csv", weights, out))
-
-
-def test_model_stores_its_channels(shapes: Path, recipe: str, tmp_path: Path, capsys: Any) -> None:
-    data, run = tmp_path / "data", tmp_path / "run"
-    (data / "images").mkdir(parents=True)
-    for split in ("train", "val"):
-        content = json.loads((shapes / f"{split}.json").read_text())
-        for image in content["images"]:
-            pixels = np.asarray(Image.open(shapes / "images" / image["file_name"]).convert("L"))
-            image["file_name"] = Path(image["file_name"]).with_suffix(".tif").name
-            tifffile.imwrite(
-                data / "images" / image["file_name"],
-                np.stack([np.zeros_like(pixels), pixels]).astype(np.uint16) * 16,
-                metadata={"axes": "CYX"},
-                imagej=True,
-            )
-        (data / f"{split}.json").write_text(json.dumps(content))
-    assert main(["data", "check", str(data)]) == 0
-    assert "several channels: channel 0 is used" in capsys.readouterr().out
-    assert main(["data", "check", str(data), "--channels", "1"]) == 0
-    assert "several" not in capsys.readouterr().out
-    assert main(["data", "show", str(data), "--channels", "1", "--out", str(tmp_path / "a.png")]) == 0
-    begin = ["train", "--data", str(data), "--config", recipe, "--device", "cpu"]
-    assert main([*begin, "--dry-run"]) == 0
-    assert "channel 0 is used" in capsys.readouterr().out
-    assert (
-        main(
-            [*begin, "--out", str(run), "--channels", "1", "--train.max_steps", "1", "--train.epochs", "null"]
-        )
-        == 0
-    )
-    assert "several" not in capsys.readouterr().out
-    config = read_config(run / "model.safetensors")
-    assert (config.image_channels, config.image_page, config.image_depth) == ((1,), None, "camera")
-    assert (
-        main(["eval", "--weights", str(run / "model.safetensors"), "--data", str(data), "--device", "cpu"])
-        == 0
-    )
-    assert "several" not in capsys.readouterr().out
-    source = next((data / "images").iterdir())
-    assert main(words(source, run / "model.safetensors", tmp_path / "out")) == 0
-    assert lines_of(capsys) == []

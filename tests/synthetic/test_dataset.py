@@ -11,10 +11,10 @@ import pytest
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image
 
-from embedmask.data import scenes
 from embedmask.data.coco import CocoInstances
-from embedmask.data.shapes import make_shapes
 from embedmask.errors import BadInput
+from embedmask.synthetic import renderer
+from embedmask.synthetic.dataset import make_shapes
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -32,7 +32,9 @@ def outline(name: str, radius: float = 40.0, seed: int = 0, turn: float = 0.0) -
     """Return the mask of one shape in the centre of a 100 px image."""
     y, x = np.mgrid[:100, :100].astype(np.float32) - 49.5
     cos, sin = np.cos(turn), np.sin(turn)
-    return scenes.SHAPES[name](x * cos + y * sin, y * cos - x * sin, radius, np.random.default_rng(seed)) < 0
+    return (
+        renderer.SHAPES[name](x * cos + y * sin, y * cos - x * sin, radius, np.random.default_rng(seed)) < 0
+    )
 
 
 def parts(mask: np.ndarray, corners: bool = False) -> int:
@@ -53,13 +55,13 @@ def parts(mask: np.ndarray, corners: bool = False) -> int:
 
 class TestShapes:
     def test_there_are_thin_concave_and_holed_classes(self) -> None:
-        assert len(scenes.CLASS_NAMES) >= 6
-        holes = {name for name in scenes.CLASS_NAMES if parts(~outline(name)) > 1}
+        assert len(renderer.CLASS_NAMES) >= 6
+        holes = {name for name in renderer.CLASS_NAMES if parts(~outline(name)) > 1}
         assert holes == {"ring"}
         bar = outline("bar")
         assert np.ptp(np.nonzero(bar)[1]) > 5 * np.ptp(np.nonzero(bar)[0])
 
-    @pytest.mark.parametrize("name", scenes.CLASS_NAMES)
+    @pytest.mark.parametrize("name", renderer.CLASS_NAMES)
     @pytest.mark.parametrize("seed", range(4))
     def test_one_part_within_reach_of_the_radius(self, name: str, seed: int) -> None:
         mask = outline(name, seed=seed, turn=seed)
@@ -68,10 +70,12 @@ class TestShapes:
         reach = np.hypot(y - 49.5, x - 49.5).max()
         assert 0.7 * 40 < reach < 1.3 * 40 + 1
 
-    @pytest.mark.parametrize("name", scenes.CLASS_NAMES)
+    @pytest.mark.parametrize("name", renderer.CLASS_NAMES)
     def test_smallest_objects_have_pixels(self, name: str) -> None:
         for seed in range(20):
-            assert outline(name, scenes.MIN_RADIUS, seed, turn=seed).sum() >= scenes.MIN_VISIBLE_PIXELS / 2
+            assert (
+                outline(name, renderer.MIN_RADIUS, seed, turn=seed).sum() >= renderer.MIN_VISIBLE_PIXELS / 2
+            )
 
     def test_areas_match_geometry(self) -> None:
         rng = np.random.default_rng(0)
@@ -86,45 +90,45 @@ class TestShapes:
 class TestScene:
     def test_masks_do_not_overlap_and_are_large_enough(self) -> None:
         for seed in range(60):
-            scene = scenes.make_scene(96, np.random.default_rng(seed))
+            scene = renderer.make_scene(96, np.random.default_rng(seed))
             assert scene.image.shape == (96, 96, 3)
             assert scene.image.dtype == np.uint8
-            assert len(scene.labels) == len(scene.masks) <= scenes.MAX_OBJECTS
+            assert len(scene.labels) == len(scene.masks) <= renderer.MAX_OBJECTS
             assert not scene.masks or np.stack(scene.masks).sum(0).max() == 1
-            assert all(mask.sum() >= scenes.MIN_VISIBLE_PIXELS for mask in scene.masks)
+            assert all(mask.sum() >= renderer.MIN_VISIBLE_PIXELS for mask in scene.masks)
 
     def test_hidden_objects_are_dropped(self) -> None:
         rng = np.random.default_rng(0)
-        front = scenes.Shape.sample((32.0, 32.0, 24.0), 64, rng)
+        front = renderer.Shape.sample((32.0, 32.0, 24.0), 64, rng)
         front.distance = np.full_like(front.distance, -1)
-        behind = scenes.Shape.sample((32.0, 32.0, 8.0), 64, rng)
-        shapes, masks = scenes.select_visible([front, behind], 64)
+        behind = renderer.Shape.sample((32.0, 32.0, 8.0), 64, rng)
+        shapes, masks = renderer.select_visible([front, behind], 64)
         assert shapes == [front]
         assert len(masks) == 1
 
     def test_object_is_visible_through_a_hole(self) -> None:
         y, x = np.mgrid[:64, :64].astype(np.float32) - 31.5
         whole = slice(0, 64)
-        ring = scenes.Shape(4, 28, whole, whole, x, y, np.abs(np.hypot(x, y) - 24) - 4)
-        disc = scenes.Shape(0, 10, whole, whole, x, y, np.hypot(x, y) - 10)
-        shapes, masks = scenes.select_visible([ring, disc], 64)
+        ring = renderer.Shape(4, 28, whole, whole, x, y, np.abs(np.hypot(x, y) - 24) - 4)
+        disc = renderer.Shape(0, 10, whole, whole, x, y, np.hypot(x, y) - 10)
+        shapes, masks = renderer.select_visible([ring, disc], 64)
         assert len(shapes) == 2
         assert masks[1].sum() == (np.hypot(x, y) < 10).sum()
 
     def test_mask_matches_the_painted_pixels(self) -> None:
         """Check that a pixel is at least half covered exactly inside the mask."""
         rng = np.random.default_rng(5)
-        shape = scenes.Shape.sample((30.0, 34.0, 20.0), 64, rng)
+        shape = renderer.Shape.sample((30.0, 34.0, 20.0), 64, rng)
         canvas = np.zeros((64, 64, 3), np.float32)
         cover = np.clip(0.5 - shape.distance, 0, 1)
-        scenes._paint(canvas, shape, rng)
+        renderer._paint(canvas, shape, rng)
         painted = canvas[shape.rows, shape.columns].max(-1)
         assert (painted[cover == 0] == 0).all()
         assert (painted[shape.mask] > 0).all()
         assert ((cover > 0.5) == shape.mask).all()
 
     def test_some_are_empty_and_sizes_are_spread(self) -> None:
-        made = [scenes.make_scene(128, np.random.default_rng([1, n])) for n in range(150)]
+        made = [renderer.make_scene(128, np.random.default_rng([1, n])) for n in range(150)]
         counts = [len(scene.masks) for scene in made]
         assert min(counts) == 0
         assert max(counts) >= 4
@@ -132,17 +136,17 @@ class TestScene:
         assert min(extents) <= 10
         assert max(extents) >= 80
         labels = np.bincount([label for scene in made for label in scene.labels])
-        assert len(labels) == len(scenes.SHAPES)
+        assert len(labels) == len(renderer.SHAPES)
         assert labels.min() > 0.5 * labels.mean()
 
     def test_colour_is_a_hint_only(self) -> None:
         """Check that the nearest hue gives the class of many objects, but not of all."""
         right = []
         for seed in range(150):
-            scene = scenes.make_scene(64, np.random.default_rng(seed))
+            scene = renderer.make_scene(64, np.random.default_rng(seed))
             for label, mask in zip(scene.labels, scene.masks, strict=True):
                 hue = colorsys.rgb_to_hsv(*scene.image[mask].mean(0) / 255)[0]
-                right.append(round(hue * len(scenes.CLASS_NAMES)) % len(scenes.CLASS_NAMES) == label)
+                right.append(round(hue * len(renderer.CLASS_NAMES)) % len(renderer.CLASS_NAMES) == label)
         assert 0.3 < np.mean(right) < 0.9
 
 
@@ -151,11 +155,11 @@ class TestMakeShapes:
         for split, count in (("train", 40), ("val", 7)):
             dataset = CocoInstances.open(made, split)
             assert len(dataset) == count
-            assert tuple(dataset.class_names) == scenes.CLASS_NAMES
+            assert tuple(dataset.class_names) == renderer.CLASS_NAMES
             for index in range(count):
                 image, target = dataset[index]
                 assert image.shape == (3, 96, 96)
-                target.validate(len(scenes.CLASS_NAMES))
+                target.validate(len(renderer.CLASS_NAMES))
 
     def test_annotations_are_those_of_their_masks(self, made: Path) -> None:
         content = json.loads((made / "train.json").read_text())
@@ -172,7 +176,7 @@ class TestMakeShapes:
 
     def test_masks_are_those_of_the_scene(self, made: Path) -> None:
         content = json.loads((made / "val.json").read_text())
-        scene = scenes.make_scene(96, np.random.default_rng([3, 1, 2]))
+        scene = renderer.make_scene(96, np.random.default_rng([3, 1, 2]))
         found = [a for a in content["annotations"] if a["image_id"] == 2]
         assert len(found) == len(scene.masks)
         for entry, mask in zip(found, scene.masks, strict=True):

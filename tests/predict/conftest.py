@@ -12,7 +12,7 @@ from PIL import Image
 from predict_command import COUNT, RATE
 
 from embedmask._supervision import sv
-from embedmask.data.shapes import make_shapes
+from embedmask.synthetic.dataset import make_shapes
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from tiny_run import TORCHRUN, free_port, start
 
 from embedmask._supervision import sv
 from embedmask.cli import main
-from embedmask.cli.journal import FOLDER
 from embedmask.files import is_temporary
+from embedmask.predict.journal import FOLDER
 
 
 def run_main(arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 from av.container import InputContainer, OutputContainer
 from torch import Tensor
-from tqdm import tqdm
 
 from embedmask.errors import BadInput
 from embedmask.files import atomic_write
@@ -109,8 +107,15 @@ class VideoReader:
 
 
 @contextmanager
-def write_video(path: Path, video: VideoReader) -> Iterator[Callable[[Pixels, int], None]]:
+def write_video(
+    path: Path, video: VideoReader, report: Callable[[str], None]
+) -> Iterator[Callable[[Pixels, int], None]]:
     """Write an MP4 file with the frame times and the sound of `video`; the file is written atomically.
+
+    Args:
+        path: File to write.
+        video: Source of times and sound.
+        report: Called with one line if the sound cannot be transferred.
 
     Yields:
         Function that appends a drawn frame, uint8 RGB `[H, W, 3]`, given its index in `video`.
@@ -123,7 +128,7 @@ def write_video(path: Path, video: VideoReader) -> Iterator[Callable[[Pixels, in
         av.open(os.fspath(video.path)) as source,
         av.open(os.fspath(temporary), "w", format="mp4") as target,
     ):
-        writer = FrameWriter(video, source, target)
+        writer = FrameWriter(video, target, Sound(source, target, report))
         yield writer.append
         writer.close()
 
@@ -131,16 +136,15 @@ def write_video(path: Path, video: VideoReader) -> Iterator[Callable[[Pixels, in
 class FrameWriter:
     """Encoder of frames that interleaves the sound of the source."""
 
-    def __init__(self, video: VideoReader, source: InputContainer, target: OutputContainer) -> None:
-        """Add the streams to the target, before anything is written."""
-        self.video, self.target = video, target
+    def __init__(self, video: VideoReader, target: OutputContainer, sound: Sound) -> None:
+        """Add a video stream to the target, before anything is written."""
+        self.video, self.target, self.sound = video, target, sound
         # MPEG-4 stores the numerator of the rate in 16 bits
         rate = video.rate.limit_denominator(1001)
         if rate.numerator >= 2**16:
             rate = Fraction(min(round(rate), 2**16 - 1))
         self.stream: Any = target.add_stream(CODEC, rate=rate)
         self.stream.time_base = video.time_base
-        self.sound = Sound(source, target)
 
     def append(self, image: Pixels, index: int) -> None:
         """Encode a frame, uint8 RGB `[H, W, 3]`; the first one sets the size of the video."""
@@ -174,9 +178,11 @@ class FrameWriter:
 class Sound:
     """Transfer of the sound of one file to another; does nothing if the source is silent."""
 
-    def __init__(self, source: InputContainer, target: OutputContainer) -> None:
+    def __init__(
+        self, source: InputContainer, target: OutputContainer, report: Callable[[str], None]
+    ) -> None:
         """Add an audio stream to the target, before anything is written."""
-        self.source, self.target = source, target
+        self.source, self.target, self.report = source, target, report
         self._next_packet: Any = None  # read from the source, not yet due
         self._packets: Iterator[Any] = iter(())
         stream: Any = source.streams.best("audio")
@@ -205,10 +211,9 @@ class Sound:
             self._stop(error)
 
     def _stop(self, error: Exception) -> None:
-        """Leave out the remaining sound, with a warning."""
+        """Omit the remaining sound and report it."""
         self._next_packet, self._packets = None, iter(())
-        line = f"embedmask: {self.source.name}: its sound is left out from here on ({_reason(error)})"
-        tqdm.write(line, file=sys.stderr)
+        self.report(f"{self.source.name}: its sound is left out from here on ({_reason(error)})")
 
 
 def copied_packets(source: InputContainer, stream: Any, output: Any) -> Iterator[Any]:

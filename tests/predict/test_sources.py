@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from embedmask.cli.sources import Source, find_sources, refuse_overwriting, unique_names
 from embedmask.errors import BadInput
+from embedmask.predict.sources import Source, find_sources, refuse_overwriting, unique_names
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from PIL import Image
 from predict_command import COUNT, files, masks_of, results_of, words
 
 from embedmask.cli import main
-from embedmask.cli.journal import FOLDER
 from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import label_objects
+from embedmask.predict.journal import FOLDER
 
 
 class TestResults:

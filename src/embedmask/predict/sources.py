@@ -31,7 +31,9 @@ class Source:
         return is_video(self.path)
 
 
-def find_sources(arguments: Sequence[str], report: Callable[[str], None] = lambda line: None) -> list[Source]:
+def find_sources(
+    arguments: Sequence[str | Path], report: Callable[[str], None] = lambda line: None
+) -> list[Source]:
     """Expand files, folders (images and videos by name) and glob patterns; each file is listed once.
 
     Args:
@@ -49,12 +51,12 @@ def find_sources(arguments: Sequence[str], report: Callable[[str], None] = lambd
     return [Source(path, name) for path, name in zip(files, unique_names(files), strict=True)]
 
 
-def _expand(argument: str, unread: list[Path]) -> list[Path]:
+def _expand(argument: str | Path, unread: list[Path]) -> list[Path]:
     """Return the files of one argument; append files that are not read to `unread`."""
     path = Path(argument)
     if path.is_file():
         return [path]
-    inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(argument, recursive=True)))
+    inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(str(argument), recursive=True)))
     files = [file for file in inside if file.is_file() and (is_image_file(file) or is_video(file))]
     unread += [file for file in inside if file not in files]
     if files:

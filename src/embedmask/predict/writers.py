@@ -10,9 +10,9 @@ from typing import Literal
 
 import yaml
 
-from embedmask.cli.sources import Source
 from embedmask.files import is_temporary, write_json, write_text
-from embedmask.inference.polygons import label_image, labelme, yolo_lines
+from embedmask.predict.polygons import label_image, labelme, yolo_lines
+from embedmask.predict.sources import Source
 from embedmask.structures import Instances
 from embedmask.visualize import write_image
 

@@ -1,8 +1,7 @@
-"""Recipes by name or file, with overrides from the command line."""
+"""Recipes by name or file, with overrides of their fields."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from embedmask.config import Recipe, override
 from embedmask.errors import BadInput
+from embedmask.fields import nearest
 
 Changes = Mapping[str, Mapping[str, Any] | None]
 OPTIONS = {"model": "--model", "data": "--augment", "train": "--train"}
@@ -48,27 +48,6 @@ def with_one_length(section: str, fields: Mapping[str, Any]) -> Mapping[str, Any
     return {other[lengths[0]]: None, **fields} if len(lengths) == 1 else fields
 
 
-def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
-    """Parse `--score-threshold`: one number, or `CLASS=NUMBER,CLASS=NUMBER`.
-
-    Raises:
-        BadInput: A value is not a number between 0 and 1.
-    """
-    if text is None:
-        return None
-    parts = [part.rpartition("=") for part in text.split(",")]
-    try:
-        # a number without a class has the name ""; the comparison also rejects nan
-        numbers = {name.strip(): float(value) for name, _, value in parts}
-        if (len(parts) > 1 and "" in numbers) or not all(0 <= value <= 1 for value in numbers.values()):
-            raise ValueError
-    except ValueError:
-        raise BadInput(
-            f"--score-threshold must lie between 0 and 1, one number or CLASS=NUMBER,CLASS=NUMBER, got {text}"
-        ) from None
-    return numbers.get("", numbers)
-
-
 def run_recipe(folder: Path | None) -> Path:
     """Return the path of the recipe that a run stored in its results folder.
 
@@ -93,8 +72,7 @@ def find_recipe(name: str, option: str = "--config") -> Path:
     if bundled.is_file():
         return bundled
     names = recipe_names()
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = nearest(name, names)
     raise BadInput(f"{option} {name}: no such file or recipe{hint}; recipes: {', '.join(names) or 'none'}")
 
 

@@ -1,0 +1,26 @@
+"""The option `--score-threshold`."""
+
+from __future__ import annotations
+
+from embedmask.errors import BadInput
+
+
+def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
+    """Parse `--score-threshold`: one number, or `CLASS=NUMBER,CLASS=NUMBER`.
+
+    Raises:
+        BadInput: A value is not a number between 0 and 1.
+    """
+    if text is None:
+        return None
+    parts = [part.rpartition("=") for part in text.split(",")]
+    try:
+        # a number without a class has the name ""; the comparison also rejects nan
+        numbers = {name.strip(): float(value) for name, _, value in parts}
+        if (len(parts) > 1 and "" in numbers) or not all(0 <= value <= 1 for value in numbers.values()):
+            raise ValueError
+    except ValueError:
+        raise BadInput(
+            f"--score-threshold must lie between 0 and 1, one number or CLASS=NUMBER,CLASS=NUMBER, got {text}"
+        ) from None
+    return numbers.get("", numbers)

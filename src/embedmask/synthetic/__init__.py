@@ -1,0 +1,1 @@
+"""Synthetic data: images of overlapping textured shapes with exact masks."""
