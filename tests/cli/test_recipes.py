@@ -55,7 +55,7 @@ class TestRecipes:
         assert main(["recipes"]) == 0
         lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
         assert list(lines) == recipe_names()
-        assert lines["shapes"].startswith("The synthetic shapes of")
+        assert lines["shapes"].startswith("Synthetic shapes of")
 
     @pytest.mark.parametrize("name", ["shapes", "paper/r50_1x.yaml", "maskrcnn/nuclei"])
     def test_show_prints_all_fields(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embedmask.errors import BadInput
-from embedmask.fields import coerce, nearest
+from embedmask.fields import coerce, field_types, nearest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,7 +27,7 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     Raises:
         BadInput: a field is unknown (the message suggests the nearest) or a value is invalid.
     """
-    hints = typing.get_type_hints(cls)
+    hints = field_types(cls)
     known = [f.name for f in fields(cls)]
     built: dict[str, Any] = {}
     for name, value in values.items():
@@ -49,6 +48,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def override(config: Config, values: Mapping[str, Any], where: str) -> Config:
-    """Return a copy with some fields changed, validated as in `from_dict`."""
+    """Return a copy with some fields changed, validated as in `from_dict`; without changes, the config itself."""
+    if not values:
+        return config
     changed = {f.name: getattr(config, f.name) for f in fields(config)}
     return from_dict(type(config), {**changed, **values}, where=where)
