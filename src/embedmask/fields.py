@@ -125,7 +125,7 @@ def check_fields(config: object) -> None:
     Raises:
         BadInput: a value has another type or violates a constraint.
     """
-    cls: type[Any] = type(config)
+    cls: Any = type(config)
     constraints = field_constraints(cls)
     for name, hint in field_types(cls).items():
         value = getattr(config, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +18,7 @@ from embedmask.cli.recipes import (
 )
 from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
-from embedmask.config import (
-    DataConfig,
-    DetectorConfig,
-    Engine,
-    MaskRCNNConfig,
-    ModelConfig,
-    Precision,
-    Recipe,
-    TrainConfig,
-)
+from embedmask.config import Engine, Precision, Recipe
 from embedmask.errors import BadInput
 
 
@@ -61,7 +51,7 @@ def train(
         out: Results folder, new or empty, or an existing run with --resume. Not needed for a dry run.
         config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume, defaults to the run's own.
         model: Override a FIELD of the model config; fields are listed below.
-        augment: Override a FIELD of the data section; --data.FIELD is equivalent.
+        augment: Override a FIELD of the data config; --augment.FIELD is an alias.
         train: Override a FIELD of the solver config.
         resume: Continue from the last checkpoint in the results folder.
         dry_run: Check data, config and memory with two steps, estimate the training time, and write nothing.
@@ -293,33 +283,17 @@ def bench(
         write_json(json, report)
 
 
-def field_names(title: str, config: type[DetectorConfig] | type[DataConfig] | type[TrainConfig]) -> str:
-    """Return one line of help that lists the fields of a config."""
-    return f"{title}: {', '.join(field.name for field in fields(config))}."
-
-
-TRAIN_FIELDS = " ".join(
-    (
-        field_names("Fields of --model", ModelConfig),
-        field_names("Fields of --model in recipes with model: maskrcnn", MaskRCNNConfig),
-        field_names("Fields of --data and --augment", DataConfig),
-        field_names("Fields of --train", TrainConfig),
-    )
-)
-
 COMMANDS: Commands = {
-    "train": Command(train, epilog=TRAIN_FIELDS),
+    "train": Command(train, sections=("model", "data", "train")),
     "eval": Command(evaluate),
     "predict": Command(predict, positional="source"),
     "convert": Command(convert, positional="official"),
     "recipes": Command(recipes),
-    "bench": Command(bench, epilog=field_names("Fields of --model", ModelConfig)),
+    "bench": Command(bench, sections=("model",)),
     "data": {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),
-        "show": Command(
-            data_show, positional="folder", epilog=field_names("Fields of --data and --augment", DataConfig)
-        ),
+        "show": Command(data_show, positional="folder", sections=("data",)),
         "split": Command(data_split, positional="folder"),
     },
 }

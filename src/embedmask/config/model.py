@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from embedmask.config.convert import from_dict
+from embedmask.config.convert import current_names, from_dict
 from embedmask.config.detector import DetectorConfig
 from embedmask.errors import BadInput
 from embedmask.fields import (
@@ -177,7 +177,8 @@ class ModelConfig(DetectorConfig):
         """
         if name not in PRESETS:
             raise BadInput(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
-        return from_dict(ModelConfig, {**PRESETS[name], **overrides}, where=f"preset {name}")
+        where = f"preset {name}"
+        return from_dict(cls, {**PRESETS[name], **current_names(cls, overrides, where)}, where=where)
 
     def _candidate_score(self, score: float) -> float:
         # `root` compares candidates by class score x centerness, the square of the final score; `product` compares
