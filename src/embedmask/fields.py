@@ -52,6 +52,7 @@ def between(low: float, high: float) -> Constraint:
     return Constraint(lambda value: low <= value <= high, f"between {low} and {high}")
 
 
+OR_NULL = " or null"
 FINITE = Constraint(math.isfinite, "finite")
 
 PositiveInt = Annotated[int, at_least(1)]
@@ -116,7 +117,7 @@ def field_types(cls: type) -> dict[str, Any]:
 def field_constraints(cls: type) -> dict[str, tuple[Constraint, ...]]:
     """Return the constraints of each field of a config."""
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {name: tuple(_constraints(hint)) for name, hint in hints.items()}
+    return {name: tuple(dict.fromkeys(_constraints(hint))) for name, hint in hints.items()}
 
 
 def check_fields(config: object) -> None:
@@ -133,14 +134,15 @@ def check_fields(config: object) -> None:
         items = value if isinstance(value, tuple) else (value,)
         numbers = [item for item in items if isinstance(item, (int, float))]
         valid = all(constraint.holds(number) for constraint in constraints[name] for number in numbers)
-        null = ", or null" if type(None) in typing.get_args(hint) else ""
-        require(config, name, valid, _join_rules(constraints[name]) + null)
+        require(config, name, valid, _describe_rule(cls, name))
 
 
 def describe_field(cls: type, name: str) -> str:
     """Return the type and the constraints of a field in words."""
-    rules = _join_rules(field_constraints(cls)[name])
-    return _describe(field_types(cls)[name]) + (f", {rules}" if rules else "")
+    text = _describe(field_types(cls)[name])
+    return (
+        f"{text.removesuffix(OR_NULL)}, {_describe_rule(cls, name)}" if field_constraints(cls)[name] else text
+    )
 
 
 def _constraints(hint: Any) -> typing.Iterator[Constraint]:
@@ -151,8 +153,9 @@ def _constraints(hint: Any) -> typing.Iterator[Constraint]:
         yield from _constraints(part)
 
 
-def _join_rules(constraints: typing.Iterable[Constraint]) -> str:
-    return " and ".join(constraint.rule for constraint in constraints)
+def _describe_rule(cls: type, name: str) -> str:
+    null = f",{OR_NULL}" if type(None) in typing.get_args(field_types(cls)[name]) else ""
+    return " and ".join(constraint.rule for constraint in field_constraints(cls)[name]) + null
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -180,8 +183,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
-        count = "a list" if args[-1] is Ellipsis else f"{len(args)} values"
-        return f"{count} of {_describe(args[0])}"
+        count = "a list of" if args[-1] is Ellipsis else f"{len(args)}"
+        return f"{count} {_describe(args[0]).removeprefix('a ')}s"
     if hint is type(None):
         return "null"
     return {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}[

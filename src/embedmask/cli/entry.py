@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jsonargparse import Namespace
 
 from embedmask.cli.commands import COMMANDS
-from embedmask.cli.parser import build_parser, find_command, rename_data_fields
+from embedmask.cli.parser import DATA_FIELDS, build_parser, find_command, rename_data_fields
 from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS
 from embedmask.cli.threads import let_threads_sleep
 from embedmask.errors import BadInput, TrainingStopped
@@ -114,7 +114,7 @@ def argument_message(text: str) -> str:
     option = re.search(r'Parser key "(?:\w+\.)*(\w+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)", text)
     if option is None or value is None:
-        return " ".join(text.split()) + "; see --help"
+        return " ".join(text.split()).replace(f"{DATA_FIELDS}.", "--data.") + "; see --help"
     # one entry per member of a union: a class name, or the choices of a Literal
     types = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", text)
     expected = [

@@ -51,11 +51,6 @@ class Formatter(HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
-    def _format_action_invocation(self, action: Action) -> str:
-        if action.metavar == FIELDS:
-            return f"{shown_option(action.option_strings[0])}.FIELD VALUE"
-        return super()._format_action_invocation(action)
-
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
         if not action.option_strings or action.default in (None, False, [], "==SUPPRESS=="):
@@ -76,17 +71,18 @@ class CommandParser(ArgumentParser):
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """Return the help of the command and of the fields that it can change."""
+        for action in self._actions:
+            if action.metavar == FIELDS:  # for display only: parsing needs the option without a field
+                (option,) = action.option_strings
+                shown = "--data" if option == DATA_FIELDS else option
+                action.option_strings, action.metavar = [f"{shown}.FIELD"], "VALUE"
         text = super().format_help(formatter)
         if not self.sections:
             return text
-        more = "" if self.every_field else f"\n{self.prog} --help --all lists every field.\n"
+        command = self.prog.replace("[options] ", "")
+        more = "" if self.every_field else f"\n{command} --help --all lists every field.\n"
         fields = describe_sections(self.sections, Formatter(self.prog), every=self.every_field)
         return f"{text}\n{fields}{more}"
-
-
-def shown_option(option: str) -> str:
-    """Return the documented name of an option."""
-    return "--data" if option == DATA_FIELDS else option
 
 
 def rename_data_fields(words: Sequence[str]) -> list[str]:
@@ -180,7 +176,7 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
         spelled = [option.replace("_", "-") for option in action.option_strings]
         parser._option_string_actions |= dict.fromkeys(spelled, action)
         action.option_strings = spelled
-        # a dict is filled field by field, as --model.FIELD
+        # a dict is filled field by field
         if "dict" in str(hints.get(action.dest, "")):
             action.metavar = FIELDS
 
