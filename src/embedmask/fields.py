@@ -1,13 +1,65 @@
-"""Conversion and validation of config fields by their declared types."""
+"""Conversion and validation of config fields by their declared types and constraints."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
-from typing import Any, Literal, Union
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union
 
 from embedmask.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Condition on the numbers of a field, declared beside it as `Annotated[int, at_least(1)]`.
+
+    Attributes:
+        holds: whether a number meets the condition; None and text are not tested.
+        rule: the condition in words, which continues "NAME must be ...".
+    """
+
+    holds: Callable[[float], bool]
+    rule: str
+
+
+def at_least(low: float) -> Constraint:
+    """Return the constraint `value >= low`."""
+    return Constraint(lambda value: value >= low, f"at least {low}")
+
+
+def above(low: float) -> Constraint:
+    """Return the constraint `value > low`."""
+    return Constraint(lambda value: value > low, f"above {low}")
+
+
+def at_most(high: float) -> Constraint:
+    """Return the constraint `value <= high`."""
+    return Constraint(lambda value: value <= high, f"at most {high}")
+
+
+def below(high: float) -> Constraint:
+    """Return the constraint `value < high`."""
+    return Constraint(lambda value: value < high, f"below {high}")
+
+
+def between(low: float, high: float) -> Constraint:
+    """Return the constraint `low <= value <= high`."""
+    return Constraint(lambda value: low <= value <= high, f"between {low} and {high}")
+
+
+OR_NULL = " or null"
+FINITE = Constraint(math.isfinite, "finite")
+
+PositiveInt = Annotated[int, at_least(1)]
+NonNegativeInt = Annotated[int, at_least(0)]
+PositiveFloat = Annotated[float, above(0)]
+NonNegativeFloat = Annotated[float, at_least(0)]
+Fraction = Annotated[float, between(0, 1)]
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -35,7 +87,7 @@ def require(config: object, name: str, condition: bool, rule: str) -> None:
 def coerce(value: Any, hint: Any) -> Any:
     """Convert a plain value of YAML or the command line to the type of a field.
 
-    Lists become tuples and numbers take the declared type. Other values are returned as they are, for `check_types`
+    Lists become tuples and numbers take the declared type. Other values are returned as they are, for `check_fields`
     to reject.
     """
     options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -55,16 +107,55 @@ def coerce(value: Any, hint: Any) -> Any:
     return int(number) if number.is_integer() else value
 
 
-def check_types(config: object) -> None:
-    """Check that every field of a config has a value of its declared type.
+@lru_cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the declared type of each field of a config, without constraints."""
+    return typing.get_type_hints(cls)
+
+
+@lru_cache
+def field_constraints(cls: type) -> dict[str, tuple[Constraint, ...]]:
+    """Return the constraints of each field of a config."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {name: tuple(dict.fromkeys(_constraints(hint))) for name, hint in hints.items()}
+
+
+def check_fields(config: object) -> None:
+    """Check that every field of a config has its declared type and meets its constraints.
 
     Raises:
-        BadInput: a value has another type.
+        BadInput: a value has another type or violates a constraint.
     """
-    for name, hint in typing.get_type_hints(type(config)).items():
+    cls: Any = type(config)
+    constraints = field_constraints(cls)
+    for name, hint in field_types(cls).items():
         value = getattr(config, name)
-        if not _fits(value, hint):
-            raise BadInput(f"{name} must be {_describe(hint)}, got {value!r}")
+        require(config, name, _fits(value, hint), _describe(hint))
+        items = value if isinstance(value, tuple) else (value,)
+        numbers = [item for item in items if isinstance(item, (int, float))]
+        valid = all(constraint.holds(number) for constraint in constraints[name] for number in numbers)
+        require(config, name, valid, _describe_rule(cls, name))
+
+
+def describe_field(cls: type, name: str) -> str:
+    """Return the type and the constraints of a field in words."""
+    text = _describe(field_types(cls)[name])
+    return (
+        f"{text.removesuffix(OR_NULL)}, {_describe_rule(cls, name)}" if field_constraints(cls)[name] else text
+    )
+
+
+def _constraints(hint: Any) -> typing.Iterator[Constraint]:
+    """Yield the constraints of a type, and of the members of a union or a tuple."""
+    if typing.get_origin(hint) is Annotated:
+        yield from hint.__metadata__
+    for part in typing.get_args(hint):
+        yield from _constraints(part)
+
+
+def _describe_rule(cls: type, name: str) -> str:
+    null = f",{OR_NULL}" if type(None) in typing.get_args(field_types(cls)[name]) else ""
+    return " and ".join(constraint.rule for constraint in field_constraints(cls)[name]) + null
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -92,8 +183,8 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple:
-        count = "a list" if args[-1] is Ellipsis else f"{len(args)} values"
-        return f"{count} of {_describe(args[0])}"
+        count = "a list of" if args[-1] is Ellipsis else f"{len(args)}"
+        return f"{count} {_describe(args[0]).removeprefix('a ')}s"
     if hint is type(None):
         return "null"
     return {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}[

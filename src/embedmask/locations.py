@@ -10,6 +10,9 @@ from torch.nn import functional as F
 
 from embedmask.structures import Size
 
+MASK_UPSAMPLING = 2
+"""Factor from the grid of the pixel embedding to that of masks, in the loss and in inference: stride 8 -> 4."""
+
 
 def level_locations(size: Size, stride: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the locations of one level, row-major: cell (y, x) lies at (x s + s // 2, y s + s // 2) (section 3.1).

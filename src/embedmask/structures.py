@@ -51,7 +51,7 @@ class Predictions:
         strides: px per cell of each level, finest first.
         semantic_logits: `[N, C, H, W]` on the grid of the finest level; None without a semantic head or outside
             training mode.
-        pixel_stride: px per cell of `pixel_embed`; by default that of the finest level.
+        embed_stride: px per cell of `pixel_embed`; None: that of the finest level.
     """
 
     class_logits: list[Tensor]
@@ -62,10 +62,12 @@ class Predictions:
     pixel_embed: Tensor
     strides: tuple[int, ...]
     semantic_logits: Tensor | None = None
-    pixel_stride: int = 0
+    embed_stride: int | None = None
 
-    def __post_init__(self) -> None:
-        self.pixel_stride = self.pixel_stride or self.strides[0]
+    @property
+    def pixel_stride(self) -> int:
+        """Return the stride of `pixel_embed`, px."""
+        return self.strides[0] if self.embed_stride is None else self.embed_stride
 
     @property
     def padded_size(self) -> Size:
@@ -160,12 +162,12 @@ class Assignment:
 
 @dataclass
 class LossTerms:
-    """Named, weighted terms of an objective: differentiable scalars."""
+    """Named, weighted terms of an objective: differentiable scalars. Fields of other types are no terms."""
 
     def as_dict(self) -> dict[str, Tensor]:
         """Return the weighted terms by name, without those that the objective lacks."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_positives"}
-        return {name: value for name, value in named.items() if value is not None}
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
     @property
     def total(self) -> Tensor:

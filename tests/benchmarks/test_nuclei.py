@@ -172,7 +172,7 @@ def test_training_facts(tmp_path: Path) -> None:
 def test_training_command_has_epochs_that_differ_from_the_recipe() -> None:
     facts, train_line = {"recipe": "nuclei", "run": "one", "epochs": 12}, nuclei_page.train_line
     assert train_line(facts, None) == "embedmask train --config nuclei --data nuclei --out runs/one"
-    assert train_line({**facts, "epochs": 3}, "a=b").endswith("--augment.where a=b --train.epochs 3")
+    assert train_line({**facts, "epochs": 3}, "a=b").endswith("--data.where a=b --train.epochs 3")
 
 
 def test_page_shows_every_row_and_keeps_text_by_hand(

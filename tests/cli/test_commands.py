@@ -268,14 +268,14 @@ class TestData:
             return Image.open(tmp_path / "sheet.png").convert("RGB")
 
         plain = sheet()
-        cropped = sheet("--config", "shapes", "--augment.crop_size", "32", "--augment.copy_paste", "1")
+        cropped = sheet("--config", "shapes", "--data.crop_size", "32", "--data.copy_paste", "1")
         assert cropped.size == (32 + 4 + 32, 32)
         assert plain.height > 32
-        again = sheet("--config", "shapes", "--augment.crop_size", "32", "--augment.copy_paste", "1")
+        again = sheet("--config", "shapes", "--data.crop_size", "32", "--data.copy_paste", "1")
         assert again.tobytes() == cropped.tobytes()
         show = ("data", "show", shapes, "--out", tmp_path / "s.png")
-        assert "--config" in fails(capsys, *show, "--augment.crop_size", "64")
-        assert "copy_paste" in fails(capsys, *show, "--config", "shapes", "--augment.copy_past", "1")
+        assert "--config" in fails(capsys, *show, "--data.crop_size", "64")
+        assert "copy_paste" in fails(capsys, *show, "--config", "shapes", "--data.copy_past", "1")
 
     def test_shapes_raises_instead_of_overwriting(self, shapes: Path, capsys: Any) -> None:
         before = sorted(path.name for path in shapes.rglob("*"))

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from command_line import fails
 from embedmask import __version__
 from embedmask.cli import main
 from embedmask.cli.entry import one_line
+from embedmask.config import DataConfig, MaskRCNNConfig, ModelConfig, TrainConfig
 from embedmask.errors import BadInput
 from embedmask.synthetic.dataset import make_shapes
 
@@ -48,13 +50,46 @@ class TestHelp:
         assert "--score-threshold" in text
         assert "--score_threshold" not in text
 
-    def test_train_lists_every_field(self, capsys: pytest.CaptureFixture[str]) -> None:
-        main(["train", "--help"])
-        words = capsys.readouterr().out.replace(",", " ").replace(".", " ").split()
-        assert {"margin", "short_sides", "warmup_steps", "--model"} <= set(words)
+    @pytest.mark.parametrize("word", ["--help", "-h"])
+    def test_train_lists_common_fields(self, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["train", word]) == 0
+        text = capsys.readouterr().out
+        assert "[--data.FIELD VALUE]" in text
+        assert "--train.lr " in text
+        assert "--train.momentum" not in text
+        assert text.endswith("embedmask train --help --all lists every field.\n")
+
+    @pytest.mark.parametrize("words", ["train --help --all", "train --all -h"])
+    def test_all_lists_every_field(
+        self, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "500")
+        assert main(words.split()) == 0
+        lines = [
+            line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "default: " in line
+        ]
+        listed = {name: text for name, text in lines if "." in name}
+        configs = {"model": (ModelConfig, MaskRCNNConfig), "data": (DataConfig,), "train": (TrainConfig,)}
+        expected = {f"--{name}.{f.name}" for name, own in configs.items() for cls in own for f in fields(cls)}
+        assert set(listed) == expected
+        assert listed["--model.embed_dim"] == (
+            "Dimension D of the embeddings (Table 2 e) (a whole number, at least 1; default: 32)"
+        )
+        assert listed["--model.margin"].endswith("(one of predicted, constant, hinge; default: predicted)")
+        assert listed["--data.crop_size"].endswith("(a whole number, at least 32, or null; default: null)")
+        assert listed["--train.milestones"].endswith("between 0 and 1; default: [0.666667, 0.888889])")
+
+    def test_all_lists_the_fields_of_the_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["data", "show", "--help", "--all"]) == 0
+        text = capsys.readouterr().out
+        assert "--data.min_box_side" in text
+        assert "--train." not in text
+
+    def test_all_extends_help_only(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "--all" in fails(capsys, "train", "--data", "x", "--all")
 
     def test_help_needs_no_torch(self) -> None:
-        code = "import sys; from embedmask.cli import main; main(['train', '--help'])"
+        code = "import sys; from embedmask.cli import main; main(['train', '--help', '--all'])"
         code += "; sys.exit('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
         assert done.returncode == 0, done.stderr
@@ -87,6 +122,7 @@ class TestArguments:
             (["eval", "--weights", "x", "--data", "y", "--precision", "half"], "bfloat16"),
             (["data", "shapes", "x", "--size", "wide"], "--size"),
             (["train", "--data", "x", "--out", "y", "--speed", "9"], "--speed"),
+            (["data", "check", "x", "--data.repeat", "9"], "--data.repeat"),
         ],
     )
     def test_invalid_arguments_are_named(

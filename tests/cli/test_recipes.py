@@ -77,6 +77,7 @@ class TestRecipes:
         [
             ("--model.embed_dims", "embed_dim"),
             ("--train.learning", "warmup"),
+            ("--data.short_side", "short_sides"),
             ("--augment.short_side", "short_sides"),
         ],
     )
@@ -106,6 +107,24 @@ class TestRecipes:
         assert "margin" in fails(capsys, *words, "--model.margin", "wide")
         assert "lr" in fails(capsys, *words, "--train.lr", "fast")
         assert not out.exists()
+
+    @pytest.mark.parametrize("option", ["--data.repeat", "--augment.repeat", "--augment.repeat=0"])
+    def test_data_fields_beside_the_folder(
+        self, option: str, *, shapes: Path, recipe: str, tmp_path: Path, capsys: Any
+    ) -> None:
+        value = [] if "=" in option else ["0"]
+        words = ("train", "--config", recipe, "--data", shapes, "--out", tmp_path / "out")
+        line = fails(capsys, *words, option, *value)
+        assert line == "embedmask: --data: repeat must be at least 1, got 0"
+
+    def test_raises_on_a_data_field_and_its_alias(
+        self, shapes: Path, recipe: str, tmp_path: Path, capsys: Any
+    ) -> None:
+        words = ("train", "--config", recipe, "--data", shapes, "--out", tmp_path / "out")
+        line = fails(capsys, *words, "--data.repeat", "2", "--augment.repeat=2")
+        assert line.endswith(
+            "--data.repeat and --augment.repeat are the same option; give --data.repeat only"
+        )
 
     def test_raises_on_missing_config(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
         assert "--config is missing" in fails(capsys, "train", "--data", shapes, "--out", tmp_path / "out")

@@ -291,11 +291,11 @@ def test_memory_follows_the_crop_not_the_image() -> None:
         ({"rotate": -1.0}, "rotate must be between 0 and 180"),
         ({"copy_paste": 1.5}, "copy_paste must be between 0 and 1"),
         ({"noise": 2.0}, "noise must be between 0 and 1"),
-        ({"blur": -0.5}, "blur must be a finite number, at least 0"),
-        ({"gamma": float("inf")}, "gamma must be a finite number"),
-        ({"min_box_side": float("nan")}, "min_box_side must be a finite number"),
+        ({"blur": -0.5}, "blur must be at least 0 and finite"),
+        ({"gamma": float("inf")}, "gamma must be at least 0 and finite"),
+        ({"min_box_side": float("nan")}, "min_box_side must be at least 0 and finite"),
         ({"scale_draw": "cubic"}, "scale_draw must be one of log, linear"),
-        ({"crop_pad": True}, "crop_pad must be false where crop_size is null"),
+        ({"crop_pad": True}, "crop_pad must be false if crop_size is null"),
     ],
 )
 def test_raises_on_invalid_values(fields: dict[str, Any], rule: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +12,7 @@ from embedmask.cli.parser import Command, Commands
 from embedmask.cli.predict import predict
 from embedmask.cli.terminal import is_interactive
 from embedmask.cli.threads import use_threads
-from embedmask.config import (
-    MODEL_TYPES,
-    DataConfig,
-    DetectorConfig,
-    Engine,
-    ModelConfig,
-    Precision,
-    Recipe,
-    TrainConfig,
-)
+from embedmask.config import Engine, Precision, Recipe
 from embedmask.config.bundled import (
     find_recipe,
     recipe_names,
@@ -61,7 +51,7 @@ def train(
         out: Results folder, new or empty, or an existing run with --resume. Not needed for a dry run.
         config: Recipe: a name such as shapes or nuclei, or a YAML file. With --resume, defaults to the run's own.
         model: Override a FIELD of the model config; fields are listed below.
-        augment: Override a FIELD of the data section; --data.FIELD is equivalent.
+        augment: Override a FIELD of the data config; --augment.FIELD is an alias.
         train: Override a FIELD of the solver config.
         resume: Continue from the last checkpoint in the results folder.
         dry_run: Check data, config and memory with two steps, estimate the training time, and write nothing.
@@ -208,37 +198,17 @@ def bench(
         write_json(json, report)
 
 
-def field_names(title: str, config: type[DetectorConfig] | type[DataConfig] | type[TrainConfig]) -> str:
-    """Return one line of help that lists the fields of a config."""
-    return f"{title}: {', '.join(field.name for field in fields(config))}."
-
-
-TRAIN_FIELDS = " ".join(
-    (
-        field_names("Fields of --model", ModelConfig),
-        *(
-            field_names(f"Fields of --model in recipes with model: {name}", entry.config)
-            for name, entry in MODEL_TYPES.items()
-            if entry.config is not ModelConfig
-        ),
-        field_names("Fields of --data and --augment", DataConfig),
-        field_names("Fields of --train", TrainConfig),
-    )
-)
-
 COMMANDS: Commands = {
-    "train": Command(train, epilog=TRAIN_FIELDS),
+    "train": Command(train, sections=("model", "data", "train")),
     "eval": Command(evaluate),
     "predict": Command(predict, positional="source"),
     "convert": Command(convert, positional="official"),
     "recipes": Command(recipes),
-    "bench": Command(bench, epilog=field_names("Fields of --model", ModelConfig)),
+    "bench": Command(bench, sections=("model",)),
     "data": {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),
-        "show": Command(
-            data_show, positional="folder", epilog=field_names("Fields of --data and --augment", DataConfig)
-        ),
+        "show": Command(data_show, positional="folder", sections=("data",)),
         "split": Command(data_split, positional="folder"),
     },
 }

@@ -145,7 +145,7 @@ def data_show(
         channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the recipe, else the
             image's own colours or its first channel.
         config: Recipe, a name or a YAML file: draw augmented training samples instead of the original images.
-        augment: Override a FIELD of the recipe's data section, as --data.FIELD does; fields are listed below.
+        augment: Override a FIELD of the recipe's data config; --augment.FIELD is an alias.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
     """
     from embedmask.samples import write_contact_sheet

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from jsonargparse import Namespace
 
 from embedmask.cli.commands import COMMANDS
-from embedmask.cli.parser import build_parser, find_command
+from embedmask.cli.parser import DATA_FIELDS, build_parser, find_command, rename_data_fields
 from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS
 from embedmask.cli.threads import let_threads_sleep
 from embedmask.errors import BadInput, TrainingStopped
@@ -67,12 +67,15 @@ def read_any_file_name() -> None:
 
 def run(words: list[str]) -> int:
     """Parse the arguments and call the function of the command."""
-    parser = build_parser(COMMANDS)
+    # --help acts as soon as it is read, so the word that extends it is read first
+    every_field = "--all" in words and not {"-h", "--help"}.isdisjoint(words)
+    parser = build_parser(COMMANDS, every_field=every_field)
     if not words:
         parser.print_help()
         return SUCCESS
-    # --data is itself an option, the folder, so --data.FIELD needs another name inside the parser
-    parsed: Namespace = parser.parse_args([re.sub(r"^--data\.", "--augment.", word) for word in words])
+    if every_field:
+        words = [word for word in words if word != "--all"]
+    parsed: Namespace = parser.parse_args(rename_data_fields(words))
     function, values = find_command(COMMANDS, parsed)
     return function(**values) or SUCCESS
 
@@ -111,7 +114,7 @@ def argument_message(text: str) -> str:
     option = re.search(r'Parser key "(?:\w+\.)*(\w+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)", text)
     if option is None or value is None:
-        return " ".join(text.split()) + "; see --help"
+        return " ".join(text.split()).replace(f"{DATA_FIELDS}.", "--data.") + "; see --help"
     # one entry per member of a union: a class name, or the choices of a Literal
     types = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*)\])", text)
     expected = [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from argparse import Action, HelpFormatter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -12,6 +13,8 @@ import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 
 from embedmask import __version__
+from embedmask.cli.field_help import describe_sections
+from embedmask.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,12 @@ class Command:
     Attributes:
         function: Implementation; returns an exit code, or None for 0.
         positional: Parameter that is passed without an option name.
-        epilog: Text below the options in the help.
+        sections: Sections of a recipe whose fields the command can change; its help lists them.
     """
 
     function: Callable[..., int | None]
     positional: str | None = None
-    epilog: str | None = None
+    sections: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -38,6 +41,8 @@ Commands = Mapping[str, Union[Command, "Commands"]]
 
 FIELDS = "..."
 """Metavar of options that take a field name after a dot, as --model.FIELD."""
+DATA_FIELDS = "--augment"
+"""Option of the fields of `data` inside the parser, and an alias of --data.FIELD: --data itself is the folder."""
 
 
 class Formatter(HelpFormatter):
@@ -46,11 +51,6 @@ class Formatter(HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
-    def _format_action_invocation(self, action: Action) -> str:
-        if action.metavar == FIELDS:
-            return f"{action.option_strings[0]}.FIELD VALUE"
-        return super()._format_action_invocation(action)
-
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
         if not action.option_strings or action.default in (None, False, [], "==SUPPRESS=="):
@@ -58,8 +58,52 @@ class Formatter(HelpFormatter):
         return f"{text} (default: {action.default})"
 
 
-def build_parser(commands: Commands) -> ArgumentParser:
-    """Build the parser of all commands."""
+class CommandParser(ArgumentParser):
+    """Parser of one command, whose help also describes config fields.
+
+    Attributes:
+        sections: see `Command`.
+        every_field: describe every field, not only the common ones.
+    """
+
+    sections: tuple[str, ...] = ()
+    every_field = False
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Return the help of the command and of the fields that it can change."""
+        for action in self._actions:
+            if action.metavar == FIELDS:  # for display only: parsing needs the option without a field
+                (option,) = action.option_strings
+                shown = "--data" if option == DATA_FIELDS else option
+                action.option_strings, action.metavar = [f"{shown}.FIELD"], "VALUE"
+        text = super().format_help(formatter)
+        if not self.sections:
+            return text
+        command = self.prog.replace("[options] ", "")
+        more = "" if self.every_field else f"\n{command} --help --all lists every field.\n"
+        fields = describe_sections(self.sections, Formatter(self.prog), every=self.every_field)
+        return f"{text}\n{fields}{more}"
+
+
+def rename_data_fields(words: Sequence[str]) -> list[str]:
+    """Replace `--data.FIELD` by the name of the option inside the parser.
+
+    Raises:
+        BadInput: a field is given as `--data.FIELD` and `--augment.FIELD`.
+    """
+    fields = {
+        prefix: {word.removeprefix(prefix).partition("=")[0] for word in words if word.startswith(prefix)}
+        for prefix in ("--data.", f"{DATA_FIELDS}.")
+    }
+    twice = set.intersection(*fields.values())
+    if twice:
+        name = min(twice)
+        raise BadInput(f"--data.{name} and --augment.{name} are the same option; give --data.{name} only")
+    return [re.sub(r"^--data\.", f"{DATA_FIELDS}.", word) for word in words]
+
+
+def build_parser(commands: Commands, *, every_field: bool = False) -> ArgumentParser:
+    """Build the parser of all commands; their help lists every config field or the common ones."""
     parser = ArgumentParser(
         prog="embedmask",
         version=__version__,
@@ -68,7 +112,7 @@ def build_parser(commands: Commands) -> ArgumentParser:
         exit_on_error=False,
         formatter_class=Formatter,
     )
-    _add_commands(parser, commands)
+    _add_commands(parser, commands, every_field)
     return parser
 
 
@@ -80,7 +124,7 @@ def find_command(commands: Commands, parsed: Namespace) -> tuple[Callable[..., i
     return find_command(entry, values)
 
 
-def _add_commands(parser: ArgumentParser, commands: Commands) -> None:
+def _add_commands(parser: ArgumentParser, commands: Commands, every_field: bool) -> None:
     """Add a subparser for each command, recursively for groups of commands."""
     subcommands = parser.add_subcommands(required=True, title="commands", metavar="COMMAND")
     for name, entry in commands.items():
@@ -89,18 +133,14 @@ def _add_commands(parser: ArgumentParser, commands: Commands) -> None:
             if isinstance(entry, Command)
             else f"{', '.join(entry)}: see embedmask {name} --help"
         )
-        child = ArgumentParser(
-            description=summary,
-            epilog=entry.epilog if isinstance(entry, Command) else None,
-            exit_on_error=False,
-            formatter_class=Formatter,
-        )
+        child = CommandParser(description=summary, exit_on_error=False, formatter_class=Formatter)
         if isinstance(entry, Command):
+            child.sections, child.every_field = entry.sections, every_field
             _add_options(child, entry)
         # jsonargparse requires an outer level to be added before its inner ones
         subcommands.add_subcommand(name, child, help=summary)
         if not isinstance(entry, Command):
-            _add_commands(child, entry)
+            _add_commands(child, entry, every_field)
 
 
 def _add_options(parser: ArgumentParser, command: Command) -> None:
@@ -136,7 +176,7 @@ def _add_options(parser: ArgumentParser, command: Command) -> None:
         spelled = [option.replace("_", "-") for option in action.option_strings]
         parser._option_string_actions |= dict.fromkeys(spelled, action)
         action.option_strings = spelled
-        # a dict is filled field by field, as --model.FIELD
+        # a dict is filled field by field
         if "dict" in str(hints.get(action.dest, "")):
             action.metavar = FIELDS
 

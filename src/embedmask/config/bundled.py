@@ -12,7 +12,6 @@ from embedmask.errors import BadInput
 from embedmask.fields import nearest
 
 Changes = Mapping[str, Mapping[str, Any] | None]
-OPTIONS = {"model": "--model", "data": "--augment", "train": "--train"}
 
 
 def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = None) -> Recipe:
@@ -34,9 +33,9 @@ def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = 
     recipe = Recipe.from_yaml(path)
     sections = {
         section: override(
-            getattr(recipe, section), with_one_length(section, changes.get(section) or {}), where=option
+            getattr(recipe, section), with_one_length(section, changes.get(section) or {}), f"--{section}"
         )
-        for section, option in OPTIONS.items()
+        for section in ("model", "data", "train")
     }
     return Recipe(**sections)
 

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from embedmask.config.reading import Depth, ReadOptions
 from embedmask.errors import BadInput
-from embedmask.fields import check_types, nearest, require
+from embedmask.fields import (
+    Fraction,
+    NonNegativeInt,
+    PositiveInt,
+    above,
+    at_most,
+    check_fields,
+    nearest,
+)
 
 Rounding = Literal["down", "nearest"]
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -38,7 +46,7 @@ def check_score(value: object) -> None:
 class DetectorConfig:
     """Image input, backbone, pyramid and post-processing settings shared by all types of model."""
 
-    num_classes: int = 80
+    num_classes: PositiveInt = 80
     """Number of classes; training sets it from the data set."""
 
     # Image -> network
@@ -49,7 +57,7 @@ class DetectorConfig:
     With `batch` set `frozen_stages` to 0, since the running statistics of frozen stages are updated, too."""
     backbone_norm_eps: float | None = None
     """Epsilon of the backbone's BatchNorm; null: timm's (1e-5 in ResNets, 1e-3 in `tf_*` models)."""
-    frozen_stages: int = 2
+    frozen_stages: NonNegativeInt = 2
     """Number of frozen backbone stages, counted from the stem; section 4.1 freezes the stem and the first stage."""
     stride_in_1x1: bool = False
     """Use Caffe's ResNet, with stride 2 in the first 1x1 convolution of a stage instead of the 3x3."""
@@ -61,10 +69,10 @@ class DetectorConfig:
     """Standard deviation of pixels 0..255 in `channel_order`; null: as the backbone's pretrained weights expect."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """Channel order of the network's input."""
-    image_short_side: int | None = 800
+    image_short_side: PositiveInt | None = 800
     """Short side to resize images to in evaluation and prediction, px; null: images keep their size. EmbedMask-600 of
     Table 1 has 600."""
-    image_long_side: int = 1333
+    image_long_side: PositiveInt = 1333
     """Maximum long side of resized images, px."""
     image_rounding: Rounding = "down"
     """Rounding of resized sides: `down` as in the authors' first repository, `nearest` as in the second."""
@@ -75,36 +83,25 @@ class DetectorConfig:
     channel."""
     image_depth: Depth = "camera"
     """Conversion of more than 8 bits to 8: `camera` (see docs/data.md), or the value that becomes 255."""
-    channels: int = 256
+    channels: PositiveInt = 256
     """Number of channels of every pyramid level."""
 
     # Inference (section 3.6)
-    score_threshold: float = 0.05
+    score_threshold: Fraction = 0.05
     """Threshold on candidate scores before NMS, for speed; not a threshold on final scores."""
-    decision_threshold: float | tuple[float, ...] | None = None
+    decision_threshold: Fraction | tuple[Fraction, ...] | None = None
     """Default score threshold of `predict` and of counting metrics, for all classes or one per class; null: chosen on
     val. Training chooses the highest F1 at mask IoU 0.5; an untrained model uses 0.3."""
-    nms_threshold: float = 0.6
+    nms_threshold: Fraction = 0.6
     """IoU threshold of the class-wise NMS."""
-    max_detections: int = 100
+    max_detections: PositiveInt = 100
     """Maximum number of detections per image."""
-    mask_threshold: float = 0.5
+    mask_threshold: Annotated[float, above(0), at_most(1)] = 0.5
     """Probability above which a pixel belongs to a mask."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         self.reading()  # validates the fields `image_page`, `image_channels` and `image_depth`
-        for name in ("num_classes", "channels", "max_detections", "image_long_side"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("score_threshold", "nms_threshold", "mask_threshold"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        own = self.decision_threshold
-        for value in () if own is None else own if isinstance(own, tuple) else (own,):
-            require(self, "decision_threshold", 0 <= value <= 1, "between 0 and 1, one or one per class")
-        require(self, "mask_threshold", self.mask_threshold > 0, "above 0")
-        short_ok = self.image_short_side is None or self.image_short_side >= 1
-        require(self, "image_short_side", short_ok, "at least 1, or null")
-        require(self, "frozen_stages", self.frozen_stages >= 0, "at least 0")
 
     @property
     def has_embeddings(self) -> bool:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from embedmask.config.convert import from_dict
+from embedmask.config.convert import current_names, from_dict
 from embedmask.config.detector import DetectorConfig
 from embedmask.errors import BadInput
-from embedmask.fields import nearest, require
+from embedmask.fields import (
+    FINITE,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    at_least,
+    nearest,
+    require,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +37,11 @@ class ModelConfig(DetectorConfig):
     """Bounds between the levels, px: an object belongs to the level whose bounds enclose max(l, t, r, b)."""
 
     # Head (section 3.1) and pixel branch
-    tower_convs: int = 4
+    tower_convs: NonNegativeInt = 4
     """Number of convolutions in each tower."""
-    norm_groups: int = 32
+    norm_groups: PositiveInt = 32
     """Number of groups of GroupNorm."""
-    embed_dim: int = 32
+    embed_dim: PositiveInt = 32
     """Dimension D of the embeddings (Table 2 e)."""
     coordinates: bool = False
     """Add the pixel position x scale / 100 to the first two dims of p and q (2021)."""
@@ -43,16 +53,16 @@ class ModelConfig(DetectorConfig):
     """Stride of p, px; null: that of the finest level. Coarser values are faster. Finer ones (2, or 4 if the finest
     level has 8) add finer backbone maps to the pixel branch. Masks are coupled at half this stride, with
     `mask_interpolation: aligned` at this stride."""
-    embed_channels: int | None = None
+    embed_channels: PositiveInt | None = None
     """Width of the layers before the embeddings; null: `channels`. A number adds 1x1 convolutions before q and s, and
     is the width of the fused pixel branch and of the semantic head."""
     margin: Literal["predicted", "constant", "hinge"] = "predicted"
     """Margin of the mask loss: predicted or constant, or the hinge loss with two fixed margins, eq. 2 (Table 2 a)."""
     margin_source: Literal["box", "tower"] = "box"
     """Input of the predicted margin: the box, for a scalar (2019), or the box tower, for one value per dim (2021)."""
-    margin_input_scale: float = 800.0
+    margin_input_scale: PositiveFloat = 800.0
     """Divisor of the margin's input: px for box distances, or box tower features."""
-    prior_margin: float = 2.0
+    prior_margin: PositiveFloat = 2.0
     """Initial margin delta_0: the distance at which phi = 0.5 before training."""
     cluster_center: Literal["proposal", "pixel"] = "proposal"
     """Source of Q: the proposal embedding, or the pixel embedding at the proposal's location (Table 2 b)."""
@@ -67,9 +77,9 @@ class ModelConfig(DetectorConfig):
     embed_samples: Literal["iou", "all", "best", "each"] = "iou"
     """Positives averaged for Q and S: those with box IoU > `sample_iou`, all, or the best one (Table 2 c). With `each`
     every positive is an instance of its own in the mask loss (second repository)."""
-    sample_iou: float = 0.5
+    sample_iou: Fraction = 0.5
     """IoU threshold of `embed_samples: iou`."""
-    box_offset: float = 1.0
+    box_offset: NonNegativeFloat = 1.0
     """Offset on width and height in box areas and IoUs: 1 as in the authors' code, 0 for continuous coordinates."""
 
     # Objective (eq. 8)
@@ -77,30 +87,30 @@ class ModelConfig(DetectorConfig):
     """Weight of positives in the focal loss."""
     focal_gamma: float = 2.0
     """Focusing exponent of the focal loss."""
-    mask_weight: float = 0.5
+    mask_weight: NonNegativeFloat = 0.5
     """Weight lambda_1 of the mask loss."""
-    smooth_weight: float = 0.1
+    smooth_weight: NonNegativeFloat = 0.1
     """Weight lambda_2 of the smooth loss; 0: none."""
-    semantic_weight: float = 0.0
+    semantic_weight: NonNegativeFloat = 0.0
     """Weight of the semantic loss of an auxiliary head that classifies every cell in training; 0: none."""
     mask_loss: Literal["lovasz", "dice"] = "lovasz"
     """Mask loss L of eq. 4; `margin: hinge` replaces it by eq. 2."""
-    box_expansion: float | None = 1.2
+    box_expansion: Annotated[float, at_least(1)] | None = 1.2
     """Factor on the sides of the ground-truth box whose pixels the mask loss uses; null: whole image (Table 2 d)."""
-    min_prob: float = 0.0
+    min_prob: NonNegativeFloat = 0.0
     """Lower clamp of phi in the mask loss (2021: 1e-9). Beyond it no gradient flows. With `mask_interpolation: aligned`
     phi is also clamped from above, at 1 - `min_prob`."""
     mask_normalizer: Literal["all", "matched", "batch"] = "all"
     """Count K of eq. 4: all ground truths of an image, or those with a positive location. `batch`: the mean over all
     instances of the batch (second repository)."""
-    max_mask_instances: int | None = 500
+    max_mask_instances: PositiveInt | None = 500
     """Maximum number of instances in the mask loss of a process's batch, sampled in every step; null: no maximum. The
     loss is scaled up to all instances, so that its expectation is unchanged; the other losses use every object. Memory
     grows with instances x cells: 500 take 0.8 to 1.4 GB on images of 1024 px. The second repository has 500, the first
     no maximum."""
 
     # Inference (section 3.6)
-    pre_nms: int = 1000
+    pre_nms: PositiveInt = 1000
     """Maximum number of candidates per level before NMS."""
     score: Literal["product", "root"] = "product"
     """Final score: class score x centerness, or its square root (second repository). `score_threshold` applies to the
@@ -121,27 +131,13 @@ class ModelConfig(DetectorConfig):
     whole px, so that masks drift by up to 1 px at the far edge, and lets a mask reach one or two cells
     (of 4 px if p has stride 8) beyond its box. `exact` keeps cells at their locations and lets a mask reach
     `mask_margin` beyond its box. Without effect with `mask_interpolation: aligned`."""
-    mask_margin: float = 0.1
+    mask_margin: Annotated[float, at_least(0), FINITE] = 0.1
     """Distance that a mask may reach beyond its box, as a fraction of the box's side and at least 1.5 cells. Applies to
     exact masks. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
     include neighbors (docs/predicting.md)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("embed_dim", "norm_groups", "pre_nms"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "sample_iou", 0 <= self.sample_iou <= 1, "between 0 and 1")
-        for name in ("prior_margin", "margin_input_scale"):
-            require(self, name, getattr(self, name) > 0, "above 0")
-        for name in ("box_offset", "mask_weight", "smooth_weight", "semantic_weight", "min_prob"):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
-        require(self, "mask_margin", 0 <= self.mask_margin < math.inf, "a finite number, at least 0")
-        for name in ("embed_channels", "max_mask_instances"):
-            value = getattr(self, name)
-            require(self, name, value is None or value >= 1, "at least 1, or null")
-        expansion_ok = self.box_expansion is None or self.box_expansion >= 1
-        require(self, "box_expansion", expansion_ok, "at least 1, or null for the whole image")
-        require(self, "tower_convs", self.tower_convs >= 0, "at least 0")
         groups_ok = self.channels % self.norm_groups == 0
         require(self, "channels", groups_ok, f"a multiple of norm_groups {self.norm_groups}")
         min_dim = 3 if self.coordinates else 1  # two dims hold the position
@@ -182,7 +178,8 @@ class ModelConfig(DetectorConfig):
         """
         if name not in PRESETS:
             raise BadInput(f"unknown preset {name!r}{nearest(name, PRESETS)}; presets: {', '.join(PRESETS)}")
-        return from_dict(ModelConfig, {**PRESETS[name], **overrides}, where=f"preset {name}")
+        where = f"preset {name}"
+        return from_dict(cls, {**PRESETS[name], **current_names(cls, overrides, where)}, where=where)
 
     def _candidate_score(self, score: float) -> float:
         # `root` compares candidates by class score x centerness, the square of the final score; `product` compares

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import yaml
 
-from embedmask.config.convert import from_dict, to_dict
+from embedmask.config.convert import current_names, from_dict, to_dict
 from embedmask.config.data import DataConfig
 from embedmask.config.detector import DetectorConfig
 from embedmask.config.model import PRESETS, ModelConfig
@@ -49,9 +49,9 @@ class Recipe:
         for name, part in parts.items():
             if not isinstance(part, Mapping):
                 raise BadInput(f"{where}: {name} must be a mapping of fields, got {part!r}")
-        preset = _preset(values, where, parts["model"])
+        model = _add_preset(values, where, parts["model"])
         return cls(
-            model=model_from_dict({**preset, **parts["model"]}, where=f"{where}: model"),
+            model=model_from_dict(model, where=f"{where}: model"),
             data=from_dict(DataConfig, parts["data"], where=f"{where}: data"),
             train=from_dict(TrainConfig, parts["train"], where=f"{where}: train"),
         )
@@ -70,16 +70,16 @@ class Recipe:
         return {"model": model_to_dict(self.model), "data": to_dict(self.data), "train": to_dict(self.train)}
 
 
-def _preset(values: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the recipe's preset of EmbedMask; other model types have none."""
+def _add_preset(values: Mapping[str, Any], where: str, model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add the fields of the recipe's preset to those of an EmbedMask model; other model types have none."""
     if model.get("kind", DEFAULT_TYPE) != DEFAULT_TYPE:
         if "preset" in values:
             raise BadInput(f"{where}: presets exist for EmbedMask only; omit preset for {model['kind']!r}")
-        return {}
+        return model
     preset = values.get("preset", "paper")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise BadInput(f"{where}: unknown preset {preset!r}{nearest(str(preset), PRESETS)}")
-    return PRESETS[preset]
+    return {**PRESETS[preset], **current_names(ModelConfig, model, f"{where}: model")}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from embedmask.fields import check_types, require
+from embedmask.fields import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    at_least,
+    below,
+    check_fields,
+    require,
+)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Engine = Literal["torch", "compile", "openvino"]
@@ -17,61 +27,61 @@ class TrainConfig:
     """Settings of the solver (section 4.1; defaults: R-50 1x) and of the training engine."""
 
     # Length and batch
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Images per optimizer step, over all processes and accumulated parts."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Number of parts that a step is split into to save memory. Their gradients are added up, at the memory of
     `batch_size / accumulate` images; the loss normalizers are computed per part."""
-    max_steps: int | None = 90_000
+    max_steps: PositiveInt | None = 90_000
     """Number of optimizer steps. Set either this or `epochs`, and the other to null."""
-    epochs: int | None = None
+    epochs: PositiveInt | None = None
     """Number of epochs, instead of `max_steps`."""
-    max_minutes: float | None = None
+    max_minutes: PositiveFloat | None = None
     """Time limit in minutes, followed by a last evaluation; null: none. Time before a `--resume` counts."""
-    early_stop: int | None = None
+    early_stop: PositiveInt | None = None
     """Number of evaluations without a better mask AP after which training stops; null: never."""
 
     # Checkpoints
-    checkpoint_minutes: float | None = 10
+    checkpoint_minutes: PositiveFloat | None = 10
     """Minutes between checkpoints (`last.ckpt`) within an epoch; null: none within epochs. The end of an epoch writes
     one too, at most once a minute; with null every epoch does."""
-    checkpoint_steps: int | None = None
+    checkpoint_steps: PositiveInt | None = None
     """Steps between checkpoints within an epoch; null: by `checkpoint_minutes` alone."""
 
     # Solver (section 4.1)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Optimizer: SGD with momentum, or AdamW."""
-    lr: float = 0.01
+    lr: PositiveFloat = 0.01
     """Base learning rate."""
-    lr_batch_size: int | None = None
+    lr_batch_size: PositiveInt | None = None
     """Batch size that `lr` is given for; null: `batch_size`. Another `batch_size` scales all rates in proportion (the
     linear rule)."""
-    momentum: float = 0.9
+    momentum: NonNegativeFloat = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     """Weight decay."""
-    bias_lr_factor: float = 2.0
+    bias_lr_factor: NonNegativeFloat = 2.0
     """Factor on the learning rate of biases."""
-    bias_weight_decay: float = 0.0
+    bias_weight_decay: NonNegativeFloat = 0.0
     """Weight decay of biases."""
-    norm_weight_decay: float | None = None
+    norm_weight_decay: NonNegativeFloat | None = None
     """Weight decay of the weights of normalization layers; null: `weight_decay`. The authors' second repository uses 0.
     Biases of these layers follow `bias_weight_decay`."""
     schedule: Literal["step", "cosine"] = "step"
     """Learning-rate schedule: drops at `milestones`, or a half cosine to zero."""
-    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    milestones: tuple[Fraction, ...] = (2 / 3, 8 / 9)
     """Drops of the step schedule, as fractions of the training (60k and 80k of 90k steps)."""
     gamma: float = 0.1
     """Factor on the learning rate at each milestone."""
-    warmup_steps: int = 500
+    warmup_steps: NonNegativeInt = 500
     """Number of warm-up steps."""
     warmup_factor: float = 1 / 3
     """Factor on the learning rate at the start of the warm-up."""
     warmup: Literal["constant", "linear"] = "constant"
     """Course of the warm-up: constant at `warmup_factor`, or rising linearly from it."""
-    clip_norm: float | None = None
+    clip_norm: PositiveFloat | None = None
     """Maximum norm of the gradient; null: no clipping."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float, at_least(0), below(1)] | None = None
     """Decay of a moving average of the weights, which is evaluated and saved; null: no average."""
 
     # Initial weights
@@ -86,13 +96,13 @@ class TrainConfig:
     precision: Precision = "auto"
     """Precision of the convolutions; `auto`: bfloat16 on devices that are fast at it. Embeddings, distances and losses
     stay float32."""
-    workers: int | None = None
+    workers: NonNegativeInt | None = None
     """Processes that load images; null: one fewer than the cores, at most 8."""
 
     # Evaluation and saved weights
-    eval_every: int = 1
+    eval_every: PositiveInt = 1
     """Epochs between evaluations on val."""
-    eval_minutes: float | None = None
+    eval_minutes: PositiveFloat | None = None
     """Minutes that must pass between two evaluations besides, for data sets whose epochs take seconds. The end of the
     training is always evaluated; which weights are best then depends on the clock. Null: by epochs alone."""
     class_thresholds: bool = False
@@ -100,38 +110,15 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     """Weights to save as `model.safetensors`: the best on val by mask AP, or the last, as in published results."""
 
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         lengths = sum(value is not None for value in (self.max_steps, self.epochs))
         require(self, "max_steps", lengths == 1, "set if epochs is null, or null if epochs is set")
-        for name in ("batch_size", "accumulate", "eval_every"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
         parts_ok = self.batch_size % self.accumulate == 0
         require(self, "accumulate", parts_ok, f"a divisor of batch_size {self.batch_size}")
-        for name in ("max_steps", "epochs", "max_minutes", "clip_norm", "early_stop", "lr_batch_size", "eval_minutes",
-                     "checkpoint_minutes", "checkpoint_steps"):  # fmt: skip
-            value = getattr(self, name)
-            require(self, name, value is None or value > 0, "above 0, or null")
-        require(self, "lr", self.lr > 0, "above 0")
-        for name in (
-            "warmup_steps",
-            "seed",
-            "momentum",
-            "weight_decay",
-            "bias_weight_decay",
-            "bias_lr_factor",
-        ):
-            require(self, name, getattr(self, name) >= 0, "at least 0")
-        norm_ok = self.norm_weight_decay is None or self.norm_weight_decay >= 0
-        require(self, "norm_weight_decay", norm_ok, "at least 0, or null")
-        require(self, "workers", self.workers is None or self.workers >= 0, "at least 0, or null")
-        decay_ok = self.ema_decay is None or 0 <= self.ema_decay < 1
-        require(self, "ema_decay", decay_ok, "from 0 to below 1, or null")
-        milestones_ok = all(0 <= m <= 1 for m in self.milestones)
-        require(self, "milestones", milestones_ok, "fractions of the training, from 0 to 1")
 
     @property
     def step_lr(self) -> float:

@@ -12,10 +12,9 @@ from torch.nn import functional as F
 from embedmask.coupling import weighted_distance
 from embedmask.inference.contours import BLOCK_VALUES, Cells, trace
 from embedmask.inference.proposals import Proposals
+from embedmask.locations import MASK_UPSAMPLING
 from embedmask.structures import CropMasks, Size
 
-UPSAMPLING = 2
-"""Factor by which the pixel embedding (with `aligned`, phi) is upsampled first, as in training."""
 OUTSIDE_LOG_PROB = -10.0
 """Value of log phi outside the cells of a box when the 2021 version resizes log phi."""
 MIN_MARGIN_CELLS = 1.5
@@ -55,8 +54,8 @@ def decode_masks(
     pixels = pixel_embed.float()[None].mT.contiguous(memory_format=torch.channels_last)  # [1, D, w, h]
     cell = stride
     if interpolation != "aligned":
-        pixels = F.interpolate(pixels, scale_factor=UPSAMPLING, mode="bilinear", align_corners=False)
-        cell = stride // UPSAMPLING
+        pixels = F.interpolate(pixels, scale_factor=MASK_UPSAMPLING, mode="bilinear", align_corners=False)
+        cell = stride // MASK_UPSAMPLING
     grid = (pixels.shape[3], pixels.shape[2])
     sides = zip(grid, original_size, image_size, strict=True)
     rows, columns = (
@@ -165,7 +164,7 @@ def source_positions(
     if aligned:
         in_network = (pixel * (network / original) - 0.5).clamp(0, network - 1)
         # aligned upsampling puts cell i of the map at 2 i + 1, and cell j of that at j * cell / 2 + cell / 4
-        source = (in_network - (cell // UPSAMPLING + cell // UPSAMPLING // 2)) / cell
+        source = (in_network - (cell // MASK_UPSAMPLING + cell // MASK_UPSAMPLING // 2)) / cell
     elif frame == "exact":
         source = pixel.double() * (network / original / cell) - 0.5
     else:

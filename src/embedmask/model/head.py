@@ -96,7 +96,7 @@ class Head(nn.Module):
             margins,
             pixel_embed,
             self.strides,
-            pixel_stride=self.pixel_stride,
+            embed_stride=self.pixel_stride,
         )
 
     def _proposal_embed(self, box_feature: Tensor, pixel_embed: Tensor, stride: int) -> Tensor:

@@ -14,7 +14,13 @@ from torchvision.ops import sigmoid_focal_loss
 from embedmask.config import ModelConfig
 from embedmask.coupling import logit, weighted_distance
 from embedmask.errors import BadInput
-from embedmask.locations import all_locations, flatten_levels, ltrb_to_xyxy, resize_aligned
+from embedmask.locations import (
+    MASK_UPSAMPLING,
+    all_locations,
+    flatten_levels,
+    ltrb_to_xyxy,
+    resize_aligned,
+)
 from embedmask.objective.assignment import assign, select_samples
 from embedmask.objective.lookup import MaskLookup
 from embedmask.objective.losses import (
@@ -28,9 +34,6 @@ from embedmask.objective.losses import (
 )
 from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
 from embedmask.structures import ImageBatch, Losses, Predictions, Size, Target
-
-MASK_UPSAMPLING = 2
-"""Factor between the grid of the mask loss and that of the pixel embedding: stride 8 -> 4."""
 
 
 @dataclass

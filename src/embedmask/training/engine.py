@@ -101,5 +101,5 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
         raise BadInput(
             f"out of memory with {config.batch_size} images in {config.accumulate} part(s) a step: set "
             f"--train.accumulate {2 * config.accumulate} to halve it, or lower --train.batch_size or the image size "
-            f"in --augment ({str(error).split('. ')[0]})"
+            f"in the data section ({str(error).split('. ')[0]})"
         ) from error

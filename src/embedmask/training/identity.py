@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedmask.config import Recipe
+from embedmask.config.convert import current_names
 from embedmask.config.model_types import DEFAULT_TYPE
 from embedmask.config.recipe import read_yaml
 from embedmask.errors import BadInput
@@ -86,7 +87,7 @@ def _recipe_differences(before: Mapping[str, Any], recipe: Recipe) -> Iterator[s
     default = {"kind": DEFAULT_TYPE}  # recipes of EmbedMask omit it
     before, now = ({**values, "model": {**default, **values["model"]}} for values in (before, now))
     for section, free in FREE.items():
-        old = before[section]
+        old = current_names(type(getattr(recipe, section)), before[section], f"{RUN_FILE}: {section}")
         for name, value in now[section].items():
             if name not in free and name in old and old[name] != value:
                 yield f"{section}.{name} is {value}, began with {old[name]}"
