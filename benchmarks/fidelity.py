@@ -94,7 +94,7 @@ def slow_instances(
     from reference.inference import decode_proposals, mask_values
 
     decoded = decode_proposals(
-        predictions, 0, image_size, score_threshold=cfg.score_threshold, pre_nms=cfg.pre_nms,
+        predictions, 0, image_size, score_threshold=cfg.candidate_threshold, pre_nms_topk=cfg.pre_nms_topk,
         nms_threshold=cfg.nms_threshold, max_detections=cfg.max_detections, box_offset=cfg.box_offset,
         score=cfg.score, clip_before_nms=cfg.clip_before_nms,
     )  # fmt: skip
@@ -194,7 +194,7 @@ def main() -> None:
     model = load_checkpoint(args.weights).model
     if not isinstance(model, EmbedMask):
         raise BadInput(f"{args.weights}: not an EmbedMask model; give one")
-    dataset = CocoInstances.open(args.data, args.split, where=args.where)
+    dataset = CocoInstances.open(args.data, args.split, image_filter=args.where)
     chosen = items(dataset, args.images)
     report = compare(model, dataset, chosen, args.engine, args.twin)
     for name, figures in report.items():

@@ -68,9 +68,9 @@ def measure(
                 data, copy, where=where, score_threshold=score_threshold, run=run, recipe=recipe, changes={}
             )
         return {**row, "weights": weights.name, "changes": dict(changes)}  # not the name of the copy
-    dataset = CocoInstances.open(data, "val", where=where)
+    dataset = CocoInstances.open(data, "val", image_filter=where)
     checkpoint = load_checkpoint(weights)
-    threshold = checkpoint.config.decision(score_threshold)[0]  # nuclei are one class
+    threshold = checkpoint.config.score_thresholds(score_threshold)[0]  # nuclei are one class
     evaluator = evaluate(weights, dataset)
     curves = evaluator.curves()["segm"]
     name = (
@@ -209,7 +209,7 @@ def prediction(weights: str, files: list[str], threshold: float, threads: int) -
 def compare_times(data: Path, files: Mapping[str, Path], rows: Mapping[str, Results]) -> Results:
     """Measure several models in turn; return seconds per image and their ratios to the first model."""
     first = rows[next(iter(files))]
-    dataset = CocoInstances.open(data, "val", where=first["where"])
+    dataset = CocoInstances.open(data, "val", image_filter=first["where"])
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
     thresholds = {name: rows[name]["score_threshold"] for name in files}
     seconds = seconds_an_image(predictors, thresholds, dataset)
@@ -228,7 +228,7 @@ def page(data: Path, files: Mapping[str, Path], stored: Results, docs: Path) -> 
     shown = next(iter(rows))
     if shown not in files:
         raise BadInput(f"--weights: the first row of {RESULTS}, {shown!r}, is missing; its images are shown")
-    dataset = CocoInstances.open(data, "val", where=rows[shown]["where"])
+    dataset = CocoInstances.open(data, "val", image_filter=rows[shown]["where"])
     # a generator: the page is checked before the models run
     evaluators = ((name, evaluate(files[name], dataset)) for name in rows if name in files)
     write_page(stored, dataset, evaluators, docs)

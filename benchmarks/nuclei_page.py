@@ -238,7 +238,7 @@ def command_lines(stored: Results, drawn: Sequence[str]) -> list[str]:
 def train_line(training: Results, where: str | None) -> str:
     """Return the command of a training, with its epochs if the recipe has another number."""
     name, epochs = training["recipe"], training["epochs"]
-    part = "" if where is None else f" --data.where {where}"
+    part = "" if where is None else f" --data.image_filter {where}"
     length = "" if resolve_recipe(name, {}).train.epochs == epochs else f" --train.epochs {epochs}"
     return f"embedmask train --config {name} --data nuclei --out runs/{training['run']}{part}{length}"
 

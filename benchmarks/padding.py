@@ -45,7 +45,7 @@ def load_model(weights: Path | None) -> Detector:
     if weights is not None:
         return load_checkpoint(weights).model.eval()
     torch.manual_seed(0)
-    return build_model(ModelConfig.preset("paper", num_classes=1, score_threshold=0.0)).eval()
+    return build_model(ModelConfig.preset("paper", num_classes=1, candidate_threshold=0.0)).eval()
 
 
 def wider(batch: ImageBatch, by: int) -> ImageBatch:

@@ -135,7 +135,7 @@ def measure_model(backbone: str, short_side: str = "1024") -> None:
     """Measure a network with random weights; a threshold of 0 keeps some hundred candidates per tile."""
     torch.manual_seed(0)
     config = ModelConfig.preset(
-        "paper", num_classes=1, backbone=backbone, image_short_side=int(short_side), score_threshold=0.0
+        "paper", num_classes=1, backbone=backbone, image_short_side=int(short_side), candidate_threshold=0.0
     )
     predictor = Predictor(EmbedMask(config), ["object"])
     start = time.monotonic()

@@ -20,7 +20,7 @@ from embedmask.weights.checkpoint import save
 def save_eager(shapes: Path, path: Path) -> Path:
     """Write a model of a data set's classes that has detections in every image."""
     names = [c["name"] for c in json.loads((shapes / "val.json").read_text())["categories"]]
-    config = ModelConfig(**{**TINY["model"], "num_classes": len(names), "score_threshold": 0.0})
+    config = ModelConfig(**{**TINY["model"], "num_classes": len(names), "candidate_threshold": 0.0})
     torch.manual_seed(0)
     model = EmbedMask(config)
     torch.nn.init.constant_(model.head.class_logits.bias, 2.0)

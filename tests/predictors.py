@@ -22,7 +22,7 @@ def predictor_config(**changes: Any) -> ModelConfig:
     values: dict[str, Any] = {
         "num_classes": 3, "backbone": "resnet18", "channels": 16, "norm_groups": 4, "embed_dim": 4,
         "tower_convs": 1, "backbone_norm": "batch", "image_short_side": 64, "image_long_side": 128,
-        "score_threshold": 0.0, "max_detections": 20,
+        "candidate_threshold": 0.0, "max_detections": 20,
     }  # fmt: skip
     return ModelConfig.preset("paper", **{**values, **changes})
 

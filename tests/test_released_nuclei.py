@@ -54,9 +54,9 @@ def test_it_is_the_model_of_its_recipe() -> None:
     config = load("nuclei").config
     assert isinstance(config, ModelConfig)
     assert isinstance(recipe.model, ModelConfig)
-    assert config.decision_threshold == 0.35  # chosen on val, as training does
+    assert config.default_score_threshold == 0.35  # chosen on val, as training does
     assert (
-        replace(config, decision_threshold=None)
+        replace(config, default_score_threshold=None)
         == EmbedMask(ModelConfig(**{**vars(recipe.model), "num_classes": 1})).config
     )
 

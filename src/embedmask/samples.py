@@ -129,7 +129,7 @@ def write_contact_sheet(
             split,
             TrainTransform(augment),
             augment.degenerate,
-            augment.where,
+            augment.image_filter,
             exif=exif or augment.exif,
             options=options,
             val_fraction=val_fraction or augment.val_fraction,

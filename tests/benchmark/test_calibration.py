@@ -43,7 +43,7 @@ def test_requested_number_of_detections(preset: str) -> None:
     model = loaded(20, preset=preset)
     predictions = model(batch())
     logits = torch.cat([level.flatten() for level in predictions.class_logits])
-    threshold = model.config.score_threshold * (2 if preset == "fused" else 1)
+    threshold = model.config.candidate_threshold * (2 if preset == "fused" else 1)
     assert int((logits.sigmoid() > threshold).sum()) == pytest.approx(20 * CANDIDATES, abs=1)
     (found,) = Postprocessor.from_config(model.config)(predictions, [(128, 192)], [(128, 192)])
     assert len(found) == 20

@@ -119,7 +119,7 @@ def test_embedmask_pipeline_equals_predictor(tmp_path: Path) -> None:
     time_run(pipeline, CPU)
     assert isinstance(pipeline, EmbedMaskPipeline)
     predictor = Predictor(pipeline.model, ["a", "b", "c"], device="cpu", precision="float32")
-    expected = predictor(tmp_path / "image.jpg", score_threshold=pipeline.model.config.score_threshold)
+    expected = predictor(tmp_path / "image.jpg", score_threshold=pipeline.model.config.candidate_threshold)
     (alone, again) = pipeline.detections
     assert len(alone) == len(again) == len(expected) == 5
     np.testing.assert_allclose(alone.xyxy, expected.xyxy, rtol=1e-4, atol=1e-3)

@@ -38,9 +38,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return weights of untrained networks that return some results."""
     few = {
         "num_classes": len(CLASS_NAMES),
-        "score_threshold": 0.001,
+        "candidate_threshold": 0.001,
         "max_detections": 20,
-        "decision_threshold": 0.002,
+        "default_score_threshold": 0.002,
     }
     configs = {"Ours": small_config(**few, mask_frame="exact"), "Mask R-CNN": small_baseline(**few)}
     paths = {}
@@ -101,7 +101,7 @@ def measure(data: Path, docs: Path, weights: Path, name: str, *more: str | Path)
 
 def test_row_equals_evaluation(data: Path, weights: dict[str, Path], docs: Path) -> None:
     row = measure(data, docs, weights["Ours"], "Ours", "--where", "site=a")["rows"]["Ours"]
-    dataset = CocoInstances.open(data, "val", where="site=a")
+    dataset = CocoInstances.open(data, "val", image_filter="site=a")
     expected = evaluate_weights(weights["Ours"], dataset, matching=True)
     del expected["classes"]
     none_is_nan = {name: np.nan if value is None else value for name, value in row["metrics"].items()}
@@ -172,7 +172,7 @@ def test_training_facts(tmp_path: Path) -> None:
 def test_training_command_has_epochs_that_differ_from_the_recipe() -> None:
     facts, train_line = {"recipe": "nuclei", "run": "one", "epochs": 12}, nuclei_page.train_line
     assert train_line(facts, None) == "embedmask train --config nuclei --data nuclei --out runs/one"
-    assert train_line({**facts, "epochs": 3}, "a=b").endswith("--data.where a=b --train.epochs 3")
+    assert train_line({**facts, "epochs": 3}, "a=b").endswith("--data.image_filter a=b --train.epochs 3")
 
 
 def test_page_shows_every_row_and_keeps_text_by_hand(

@@ -89,9 +89,9 @@ def test_holds_out_val_from_train(tmp_path: Path) -> None:
 
 def test_training_and_evaluation_use_the_same_split(tmp_path: Path) -> None:
     folder = write_set(tmp_path)
-    recipe = Recipe.from_mapping({"data": {"val_fraction": 0.3, "where": "site=1"}}, where="test")
+    recipe = Recipe.from_mapping({"data": {"val_fraction": 0.3, "image_filter": "site=1"}}, where="test")
     pair = TrainValDataModule(folder, recipe)
-    val = CocoInstances.open(folder, "val", where="site=1", val_fraction=0.3)
+    val = CocoInstances.open(folder, "val", image_filter="site=1", val_fraction=0.3)
     assert pair.val_set.image_ids == val.image_ids
     assert sorted(pair.train_set.image_ids + val.image_ids) == [7, 21, 35, 49, 63]
     assert type(pair.train_set.transform).__name__ == "TrainTransform"

@@ -31,7 +31,7 @@ def folder(make_folder: MakeFolder) -> Path:
 
 
 def test_selects_matching_images(folder: Path) -> None:
-    day = CocoInstances.open(folder, "train", where="kind=day")
+    day = CocoInstances.open(folder, "train", image_filter="kind=day")
     assert day.image_ids == [5, 7]
     assert [len(day[i][1]) for i in range(2)] == [1, 1]
     assert day.class_names == CocoInstances.open(folder, "train").class_names
@@ -39,7 +39,7 @@ def test_selects_matching_images(folder: Path) -> None:
 
 @pytest.mark.parametrize("condition", ["number=3", "checked=true", "note=null", "kind=night"])
 def test_values_are_compared_as_written(folder: Path, condition: str) -> None:
-    night = CocoInstances.open(folder, "train", where=condition)
+    night = CocoInstances.open(folder, "train", image_filter=condition)
     assert night.image_ids == [6]
     assert len(night[0][1]) == 2
 
@@ -51,17 +51,19 @@ def test_raises_on_broken_records_of_the_selection(folder: Path) -> None:
     content["annotations"][1]["image_id"] = [6]
     path.write_text(json.dumps(content))
     with pytest.raises(BadInput, match="id"):
-        CocoInstances.open(folder, "train", where="kind=day")
+        CocoInstances.open(folder, "train", image_filter="kind=day")
 
 
 def test_recipe_trains_and_evaluates_on_the_selection(folder: Path) -> None:
     (folder / "val.json").write_text((folder / "train.json").read_text())
-    splits = TrainValDataModule(folder, Recipe.from_mapping({"data": {"where": "kind=day"}}, where="test"))
+    splits = TrainValDataModule(
+        folder, Recipe.from_mapping({"data": {"image_filter": "kind=day"}}, where="test")
+    )
     assert splits.train_set.image_ids == splits.val_set.image_ids == [5, 7]
 
 
 def test_evaluation_uses_the_same_selection(folder: Path) -> None:
-    evaluator = CocoEvaluator(CocoInstances.open(folder, "train", where="kind=day").ground_truth)
+    evaluator = CocoEvaluator(CocoInstances.open(folder, "train", image_filter="kind=day").ground_truth)
     assert evaluator.image_ids() == (5, 7)
     assert [len(entries) for entries in evaluator.ground_truth_by_image([5, 7]).values()] == [1, 1]
 
@@ -71,7 +73,7 @@ def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"] = [[1, 1, 9, 9, 5, 5]]  # of image 5, a line
     path.write_text(json.dumps(content))
-    day = CocoInstances.open(folder, "train", degenerate="drop", where="kind=day")
+    day = CocoInstances.open(folder, "train", degenerate="drop", image_filter="kind=day")
     assert [len(day.annotations(index)) for index in range(2)] == [0, 1]
     records = CocoEvaluator(day.ground_truth).ground_truth_by_image([5, 7])
     assert [len(own) for own in records.values()] == [0, 1]
@@ -80,5 +82,7 @@ def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
 
 @pytest.mark.parametrize("condition", ["kind=dusk", "kind", "colour=day", ""])
 def test_raises_on_condition_without_match(folder: Path, condition: str) -> None:
-    with pytest.raises(BadInput, match=r"where .*train\.json.*KEY=VALUE \(keys: .*kind.*\), or no condition"):
-        CocoInstances.open(folder, "train", where=condition)
+    with pytest.raises(
+        BadInput, match=r"image filter .*train\.json.*KEY=VALUE \(keys: .*kind.*\), or no condition"
+    ):
+        CocoInstances.open(folder, "train", image_filter=condition)

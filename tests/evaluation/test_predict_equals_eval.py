@@ -67,7 +67,7 @@ def test_predictor_returns_the_results_that_eval_measures(
 ) -> None:
     dataset = CocoInstances.open(nuclei, "val")
     predictor = Predictor.load("nuclei", **SETTINGS)
-    (level,) = predictor.model.config.decision(threshold)
+    (level,) = predictor.model.config.score_thresholds(threshold)
     evaluator = CocoEvaluator(dataset.ground_truth, predictor.model.config.max_detections)
     streamed = predictor.predict_stream(
         map(dataset.image_path, range(len(dataset))), score_threshold=threshold

@@ -21,7 +21,7 @@ def peak():
 
 def scene(preset, count, network, original, share):
     # `count` ellipses over `share` of the image's sides, in boxes of the same size
-    cfg = ModelConfig.preset(preset, num_classes=1, max_detections=count, pre_nms=count, nms_threshold=1.0)
+    cfg = ModelConfig.preset(preset, num_classes=1, max_detections=count, pre_nms_topk=count, nms_threshold=1.0)
     grids = [tuple(math.ceil(side / stride) for side in network) for stride in cfg.strides]
     def maps(channels, value):
         return [torch.full((1, channels, *grid), value) for grid in grids]

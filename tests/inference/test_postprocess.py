@@ -55,7 +55,7 @@ def test_boxes_scale_with_the_image_and_masks_follow() -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 def test_max_detections_is_a_setting(limit: int) -> None:
-    cfg = small_config(embed_dim=4, score_threshold=0.0, pre_nms=5000, nms_threshold=1.0)
+    cfg = small_config(embed_dim=4, candidate_threshold=0.0, pre_nms_topk=5000, nms_threshold=1.0)
     predictions = random_predictions((160, 160))
     actual = Postprocessor.from_config(cfg, max_detections=limit)(predictions, [(160, 160)], [(40, 40)])[0]
     assert len(actual) == len(actual.masks) == limit
@@ -69,7 +69,7 @@ def test_score_threshold_is_a_setting() -> None:
         Postprocessor.from_config(cfg, 1000, threshold)(predictions, *sizes) for threshold in (0.6, 0.0)
     )
     assert 0 < len(few) < len(many)
-    assert Postprocessor.from_config(cfg).score_threshold == cfg.score_threshold
+    assert Postprocessor.from_config(cfg).score_threshold == cfg.candidate_threshold
 
 
 def test_reference_masks_follow_the_config() -> None:
@@ -84,7 +84,7 @@ def test_reference_masks_follow_the_config() -> None:
 
 
 def test_no_detections() -> None:
-    cfg = small_config(embed_dim=4, score_threshold=1.0)
+    cfg = small_config(embed_dim=4, candidate_threshold=1.0)
     actual = Postprocessor.from_config(cfg)(random_predictions((32, 32)), [(20, 30)], [(200, 300)])[0]
     assert len(actual) == 0
     assert actual.boxes.shape == (0, 4)

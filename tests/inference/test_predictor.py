@@ -102,7 +102,7 @@ def test_raises_on_model_without_embeddings() -> None:
 
 def test_limits_reach_the_baseline() -> None:
     torch.manual_seed(0)
-    model = build_model(small_baseline(score_threshold=0.0, max_detections=7))
+    model = build_model(small_baseline(candidate_threshold=0.0, max_detections=7))
     predictor = Predictor(model, NAMES, device="cpu", precision="float32")
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert len(predictor(pixels, 0.0)) == 7
@@ -278,7 +278,7 @@ def test_default_score_threshold(photo: np.ndarray) -> None:
     everything = Predictor(model, NAMES, precision="float32")(photo, score_threshold=0.0)
     assert everything.confidence is not None
     middle = float(np.median(everything.confidence))
-    model.config = replace(model.config, decision_threshold=middle)
+    model.config = replace(model.config, default_score_threshold=middle)
     predictor = Predictor(model, NAMES, precision="float32")
     decided = predictor(photo)
     assert 0 < len(decided) < len(everything)

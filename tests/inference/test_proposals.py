@@ -51,7 +51,7 @@ def test_equals_loop(
             index,
             size,
             score_threshold=score_threshold,
-            pre_nms=3 if seed % 2 else 1000,
+            pre_nms_topk=3 if seed % 2 else 1000,
             nms_threshold=0.5,
             max_detections=12,
             box_offset=box_offset,
@@ -94,7 +94,7 @@ def test_image_of_one_pixel() -> None:
 def test_a_thousand_detections() -> None:
     predictions = random_predictions((256, 256), classes=2, seed=4)
     predictions.box_ltrb = [b.clamp(max=3) for b in predictions.box_ltrb]
-    options = {"score_threshold": 0.0, "pre_nms": 3000, "max_detections": 1000}
+    options = {"score_threshold": 0.0, "pre_nms_topk": 3000, "max_detections": 1000}
     actual = decode_proposals(predictions, 0, (256, 256), **options)
     assert len(actual) == 1000
     scores = (

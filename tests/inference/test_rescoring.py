@@ -132,7 +132,7 @@ def test_postprocessor_rescores() -> None:
 @pytest.mark.parametrize("limit", [1, 3, 7])
 def test_best_results_with_few_detections(limit: int) -> None:
     predictions = random_predictions((96, 96))
-    config = small_config(embed_dim=4, rescore_masks=True, score_threshold=0.0)
+    config = small_config(embed_dim=4, rescore_masks=True, candidate_threshold=0.0)
     whole, few = (
         Postprocessor.from_config(config, max_detections=count)(predictions, [(96, 96)], [(96, 96)])[0]
         for count in (50, limit)

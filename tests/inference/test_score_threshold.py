@@ -100,11 +100,11 @@ def test_all_methods_filter_alike(predictor: Predictor) -> None:
 @pytest.mark.parametrize(("score", "expected"), [("product", 0.35), ("root", 0.35**2)])
 def test_candidate_threshold(score: str, expected: float) -> None:
     """Check that the threshold saves time and loses no result."""
-    threshold = ModelConfig.preset("paper", score=score).candidate_threshold(0.35)
+    threshold = ModelConfig.preset("paper", score=score).candidate_threshold_for(0.35)
     assert expected * (1 - 1e-5) < threshold < expected
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), True, "0.5"])
 def test_raises_on_invalid_threshold(value: Any) -> None:
     with pytest.raises(BadInput, match="score_threshold must be"):
-        ModelConfig.preset("fused").candidate_threshold(value)
+        ModelConfig.preset("fused").candidate_threshold_for(value)

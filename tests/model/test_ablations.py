@@ -60,7 +60,7 @@ def test_builds_trains_and_predicts(switch: dict[str, Any]) -> None:
     with torch.no_grad():
         predictions = model(images)
     assert all(m.isfinite().all() for m in maps_of(predictions))
-    low = small_config(**{**switch, "score_threshold": 0.0, "max_detections": 5})
+    low = small_config(**{**switch, "candidate_threshold": 0.0, "max_detections": 5})
     results = Postprocessor.from_config(low)(predictions, [SIZE] * 2, [(70, 100)] * 2)
     assert all(len(found) == 5 and found.masks.to_dense().shape == (5, 70, 100) for found in results)
 

@@ -108,7 +108,7 @@ def decode_proposals(
     image_size: Size,
     *,
     score_threshold: float,
-    pre_nms: int,
+    pre_nms_topk: int,
     nms_threshold: float,
     max_detections: int,
     box_offset: float,
@@ -142,7 +142,7 @@ def decode_proposals(
                         final = math.sqrt(product) if score == "root" else product
                         of_level.append((final, label, box, level, y * columns + x))
         of_level.sort(key=lambda c: -c[0])
-        candidates += of_level[:pre_nms]
+        candidates += of_level[:pre_nms_topk]
     selected: list[tuple[float, int, list[float], int, int]] = []
     for candidate in sorted(candidates, key=lambda c: -c[0]):
         _, label, box, _, _ = candidate

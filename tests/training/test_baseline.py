@@ -93,9 +93,9 @@ def test_recipe_of_the_run_reproduces_it(run: Path) -> None:
     recipe = Recipe.from_yaml(run / "recipe.yaml")
     checkpoint = load_checkpoint(run / "model.safetensors")
     built = build_model(replace(MODEL, max_detections=7)).config  # with the pixels that the backbone expects
-    chosen = checkpoint.config.decision_threshold
+    chosen = checkpoint.config.default_score_threshold
     assert chosen is None or 0 <= chosen <= 1
-    assert recipe.model == replace(checkpoint.config, decision_threshold=None) == built
+    assert recipe.model == replace(checkpoint.config, default_score_threshold=None) == built
     assert checkpoint.class_names == ["red", "green"]
 
 

@@ -73,7 +73,7 @@ def calibrate_embedmask(
         standardize(lambda: model(batch), {head.class_logits: (0.0, 1.0), head.box: (half, half / 4)})
     predictions = model(batch)
     # a root score is thresholded as the product of class score and centerness, and untrained centerness is 0.5
-    threshold = max(config.score_threshold, MIN_THRESHOLD) * (2 if config.score == "root" else 1)
+    threshold = max(config.candidate_threshold, MIN_THRESHOLD) * (2 if config.score == "root" else 1)
     # shift the logits so that the last of the requested candidates, at most half of all, reaches the threshold
     logits = torch.cat([level[0].flatten() for level in predictions.class_logits])
     count = min(CANDIDATES * detections, len(logits) // 2)

@@ -67,7 +67,13 @@ def evaluate(
 
     options = read_config(weights).reading().changed(page, channels)
     dataset = CocoInstances.open(
-        data, split, degenerate=degenerate, where=where, exif=exif, options=options, val_fraction=val_fraction
+        data,
+        split,
+        degenerate=degenerate,
+        image_filter=where,
+        exif=exif,
+        options=options,
+        val_fraction=val_fraction,
     )
     prediction: dict[str, Any] = {
         "max_detections": max_detections,

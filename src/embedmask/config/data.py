@@ -56,7 +56,7 @@ class DataConfig:
     """Maximum standard deviation of random noise, as a fraction of white, 0..1."""
 
     # Selection of images and objects
-    where: str | None = None
+    image_filter: str | None = None
     """Filter `KEY=VALUE` on the image records of the annotation file, for training and evaluation."""
     val_fraction: Annotated[float, at_least(0), below(1)] = 0.0
     """Fraction of train to use as val, split by image content; 0: the data set has a val split."""

@@ -27,7 +27,7 @@ SCORE_ROUNDING = 1e-6
 
 ScoreThreshold = float | Sequence[float] | Mapping[str, float]
 """Threshold on final scores: one for all classes, one per class, or by class name."""
-DEFAULT_DECISION = 0.3
+DEFAULT_SCORE_THRESHOLD = 0.3
 """Score threshold of a model for which none was chosen on val."""
 
 
@@ -87,9 +87,9 @@ class DetectorConfig:
     """Number of channels of every pyramid level."""
 
     # Inference (section 3.6)
-    score_threshold: Fraction = 0.05
+    candidate_threshold: Fraction = 0.05
     """Threshold on candidate scores before NMS, for speed; not a threshold on final scores."""
-    decision_threshold: Fraction | tuple[Fraction, ...] | None = None
+    default_score_threshold: Fraction | tuple[Fraction, ...] | None = None
     """Default score threshold of `predict` and of counting metrics, for all classes or one per class; null: chosen on
     val. Training chooses the highest F1 at mask IoU 0.5; an untrained model uses 0.3."""
     nms_threshold: Fraction = 0.6
@@ -112,22 +112,22 @@ class DetectorConfig:
         """Return the options for reading image files."""
         return ReadOptions(page=self.image_page, channels=self.image_channels, depth=self.image_depth)
 
-    def decision(
+    def score_thresholds(
         self, requested: ScoreThreshold | None = None, class_names: Sequence[str] = ()
     ) -> tuple[float, ...]:
         """Return the score threshold of each class, `[C]`.
 
         Args:
             requested: one threshold for all classes, one per class, or by class name; None, and classes without a
-                value: the model's `decision_threshold`.
+                value: the model's `default_score_threshold`.
             class_names: names of the C classes; required for thresholds by name.
 
         Raises:
             BadInput: a value is not a number between 0 and 1, the number of values differs from the number of
                 classes, or a class is unknown.
         """
-        own = self.decision_threshold
-        values = self._per_class(DEFAULT_DECISION if own is None else own, "decision_threshold")
+        own = self.default_score_threshold
+        values = self._per_class(DEFAULT_SCORE_THRESHOLD if own is None else own, "default_score_threshold")
         if isinstance(requested, Mapping):
             unknown = [name for name in requested if name not in class_names]
             if unknown:
@@ -149,7 +149,7 @@ class DetectorConfig:
             )
         return tuple(value)
 
-    def candidate_threshold(self, score_threshold: float) -> float:
+    def candidate_threshold_for(self, score_threshold: float) -> float:
         """Return the highest candidate threshold that keeps every result with a score of at least `score_threshold`.
 
         A candidate below it would end below `score_threshold`. Dropping it is safe, since in NMS, rescoring and the

@@ -110,11 +110,11 @@ class ModelConfig(DetectorConfig):
     no maximum."""
 
     # Inference (section 3.6)
-    pre_nms: PositiveInt = 1000
+    pre_nms_topk: PositiveInt = 1000
     """Maximum number of candidates per level before NMS."""
     score: Literal["product", "root"] = "product"
-    """Final score: class score x centerness, or its square root (second repository). `score_threshold` applies to the
-    class score with `product`, and to the final score with `root`."""
+    """Final score: class score x centerness, or its square root (second repository). `candidate_threshold` applies to
+    the class score with `product`, and to the final score with `root`."""
     rescore_masks: bool = False
     """Multiply scores by the agreement of mask and box and by the part of the mask that no better mask covers. This
     separates duplicates from touching objects; it is not in the paper. See inference/rescoring.py."""

@@ -106,7 +106,7 @@ class TrainConfig:
     """Minutes that must pass between two evaluations besides, for data sets whose epochs take seconds. The end of the
     training is always evaluated; which weights are best then depends on the clock. Null: by epochs alone."""
     class_thresholds: bool = False
-    """Choose `decision_threshold` on val for each class instead of one for all; only if the recipe leaves it null."""
+    """Choose `default_score_threshold` on val for each class instead of one for all, if the recipe leaves it null."""
     keep: Literal["best", "last"] = "best"
     """Weights to save as `model.safetensors`: the best on val by mask AP, or the last, as in published results."""
 

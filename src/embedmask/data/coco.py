@@ -33,7 +33,7 @@ from embedmask.data.problems import (
     raise_issue,
     warning_lines,
 )
-from embedmask.data.subset import content_where
+from embedmask.data.subset import filter_images
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
 from embedmask.structures import Size, Target
@@ -61,7 +61,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         files: SplitFiles,
         transform: Transform | None = None,
         on_issue: OnIssue = raise_issue,
-        where: str | None = None,
+        image_filter: str | None = None,
         *,
         exif: Exif = "auto",
         options: ReadOptions = DEFAULT_READING,
@@ -73,13 +73,13 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             files: files of the split.
             transform: makes an item from an image and its annotations; None for the whole image at its own size.
             on_issue: called with every problem; by default raises the first fatal one.
-            where: as in `open`.
+            image_filter: as in `open`.
             exif: as in `open`.
             options: how image files and label images are read.
             inspect: called with every accepted object.
 
         Raises:
-            BadInput: see `check_annotations`; or an image is missing, or no image matches `where`.
+            BadInput: see `check_annotations`; or an image is missing, or no image matches `image_filter`.
         """
         self.annotations_file = files.annotations
         self.layout = files.layout
@@ -89,8 +89,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         collector = WarningCollector(on_issue)
         read = files.read_stored if exif == "stored" and files.read_stored is not None else files.read
         records = read(collector, options)
-        if where is not None:
-            records = content_where(records, where, self.annotations_file)
+        if image_filter is not None:
+            records = filter_images(records, image_filter, self.annotations_file)
         content = check_annotations(records, self.annotations_file, collector, inspect)
         self.class_names = content.class_names
         self.category_ids = content.category_ids
@@ -114,7 +114,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         split: Split,
         transform: Transform | None = None,
         degenerate: Degenerate = "refuse",
-        where: str | None = None,
+        image_filter: str | None = None,
         *,
         exif: Exif = "auto",
         options: ReadOptions = DEFAULT_READING,
@@ -127,7 +127,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             split: split to open.
             transform: makes an item from an image and its annotations; None for the whole image at its own size.
             degenerate: "refuse" objects that cover no pixel, or "drop" them; `layout` reports their number.
-            where: condition `KEY=VALUE` on the image records of the annotation file; None for all images.
+            image_filter: condition `KEY=VALUE` on the image records of the annotation file; None for all images.
             exif: frame of the annotations where an image's EXIF orientation allows two: "upright" or "stored";
                 "auto" is upright with a warning.
             options: how image files and label images are read.
@@ -138,10 +138,14 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """
         if val_fraction and split in ("train", "val"):
             check_no_val_split(data_dir)
-            whole = cls.open(data_dir, "train", transform, degenerate, where, exif=exif, options=options)
+            whole = cls.open(
+                data_dir, "train", transform, degenerate, image_filter, exif=exif, options=options
+            )
             return whole.hold_out(val_fraction)[split == "val"]
         on_issue = drop_degenerate if degenerate == "drop" else raise_issue
-        dataset = cls(find_split(data_dir, split), transform, on_issue, where, exif=exif, options=options)
+        dataset = cls(
+            find_split(data_dir, split), transform, on_issue, image_filter, exif=exif, options=options
+        )
         objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
         for count, name in ((objects, "objects"), (parts, "polygons of objects")):
             if count:
@@ -286,7 +290,7 @@ def open_train_val(
     """
     how: dict[str, Any] = {
         "degenerate": config.degenerate,
-        "where": config.where,
+        "image_filter": config.image_filter,
         "exif": config.exif,
         "options": options,
     }

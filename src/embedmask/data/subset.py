@@ -11,7 +11,7 @@ from embedmask.data.records import as_id
 from embedmask.errors import BadInput
 
 
-def content_where(content: Content, condition: str, path: Path) -> Content:
+def filter_images(content: Content, condition: str, path: Path) -> Content:
     """Return the part of a COCO file that belongs to the images whose record meets a condition.
 
     Args:
@@ -28,7 +28,7 @@ def content_where(content: Content, condition: str, path: Path) -> Content:
     if not equals or not images:
         keys = ", ".join(sorted({str(name) for image in records for name in image}))
         raise BadInput(
-            f"where {condition}: no image of {path} meets it; give KEY=VALUE (keys: {keys}), or no condition"
+            f"image filter {condition}: no image of {path} meets it; give KEY=VALUE (keys: {keys}), or no condition"
         )
     known, chosen = ({as_id(image.get("id")) for image in group} for group in (records, images))
     others = known - chosen - {None}

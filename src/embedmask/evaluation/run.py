@@ -54,7 +54,7 @@ def evaluate_weights(
         max_detections: per image, in prediction and in AP (maxDets); None: from the model's configuration.
         image_short_side: size to which images are resized for the network, px; None: from the configuration.
         score_threshold: results from here on count as decided in `matching` and in the report; AP ranks all results.
-            One for all classes, one per class, or by class name; None: the model's `decision_threshold`.
+            One for all classes, one per class, or by class name; None: the model's `default_score_threshold`.
         reference_masks: place masks as the `mask_frame` of the configuration says, to reproduce published figures;
             False: exactly, as `Predictor` does.
         matching: compute the matching metrics for data sets of several classes too.
@@ -73,7 +73,7 @@ def evaluate_weights(
         BadInput: the weights cannot be used, or the data set has a class that the model lacks.
     """
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
-    decision = checkpoint.config.decision(score_threshold, checkpoint.class_names)
+    decision = checkpoint.config.score_thresholds(score_threshold, checkpoint.class_names)
     thresholds = dict(zip(match_classes(checkpoint.class_names, dataset), decision, strict=True))
     evaluator = CocoEvaluator(dataset.ground_truth, checkpoint.config.max_detections)
     batches = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from embedmask.config.detector import DEFAULT_DECISION
+from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.error_analysis import ImageErrors, classify_errors
 
@@ -63,7 +63,7 @@ class Choice:
     Attributes:
         threshold: one for all categories, or one per category by ascending id; None without a correct result.
         f1: F1 at mask IoU 0.5, pooled over categories, with the best common threshold; nan without objects.
-        default_f1: the same with `DEFAULT_DECISION`.
+        default_f1: the same with `DEFAULT_SCORE_THRESHOLD`.
     """
 
     threshold: float | tuple[float, ...] | None
@@ -72,7 +72,7 @@ class Choice:
 
     def metrics(self) -> dict[str, float]:
         """Return the F1 figures of the common threshold under their metric names."""
-        return {"decision/F1": self.f1, f"decision/F1_at_{DEFAULT_DECISION:g}": self.default_f1}
+        return {"decision/F1": self.f1, f"decision/F1_at_{DEFAULT_SCORE_THRESHOLD:g}": self.default_f1}
 
 
 def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> Choice:
@@ -90,5 +90,5 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
         own = (ThresholdCurves.of(images, category).best for category in evaluator.ground_truth.categories)
         threshold = tuple(common if best is None else best for best in own)
     # GRID contains the default threshold
-    at_default = int(np.searchsorted(GRID, DEFAULT_DECISION))
+    at_default = int(np.searchsorted(GRID, DEFAULT_SCORE_THRESHOLD))
     return Choice(threshold, float(pooled.f1.max()), float(pooled.f1[at_default]))

@@ -55,7 +55,7 @@ class Postprocessor:
         return cls(
             cfg,
             max_detections=cfg.max_detections if max_detections is None else max_detections,
-            score_threshold=cfg.score_threshold if score_threshold is None else score_threshold,
+            score_threshold=cfg.candidate_threshold if score_threshold is None else score_threshold,
             mask_frame=cfg.mask_frame if reference_masks else "exact",
         )
 
@@ -84,7 +84,7 @@ class Postprocessor:
             index,
             image_size,
             score_threshold=self.score_threshold,
-            pre_nms=cfg.pre_nms,
+            pre_nms_topk=cfg.pre_nms_topk,
             nms_threshold=cfg.nms_threshold,
             max_detections=max(limit, MIN_RESCORED) if cfg.rescore_masks else limit,
             box_offset=cfg.box_offset,

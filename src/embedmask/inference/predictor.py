@@ -176,7 +176,7 @@ class Predictor:
             source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
                 (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
             score_threshold: minimum score, 0..1; a sequence has one per class, a mapping one by class name. None: the
-                model's `decision_threshold`.
+                model's `default_score_threshold`.
             max_detections: maximum number of detections per image; None: as in the model's config.
             tile: side of the tiles, px, in which a large image is processed before the results are merged. Each tile is
                 resized like an image. `max_detections` then applies to the whole image (None: no limit), and each tile
@@ -199,7 +199,7 @@ class Predictor:
         if embeddings and not self.model.config.has_embeddings:
             title = model_type_of(self.model.config).title
             raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
-        request = self._request(self._decision(score_threshold), max_detections, tile, overlap)
+        request = self._request(self._score_thresholds(score_threshold), max_detections, tile, overlap)
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
 
         def as_detections(result: ImageResult) -> sv.Detections:
@@ -245,7 +245,9 @@ class Predictor:
         Raises:
             BadInput: as `__call__`, or a batch size below 1.
         """
-        request = self._request(self._decision(score_threshold), max_detections, tile, overlap, batch_size)
+        request = self._request(
+            self._score_thresholds(score_threshold), max_detections, tile, overlap, batch_size
+        )
         request = replace(request, reading=self.model.config.reading().changed(page, channels))
         return self._stream(images, request, skip_broken=skip_broken)
 
@@ -267,7 +269,7 @@ class Predictor:
         """
         for index, image in enumerate(images):
             check_image_source(image, f"images[{index}]")
-        thresholds = None if score_threshold is None else self._decision(score_threshold)
+        thresholds = None if score_threshold is None else self._score_thresholds(score_threshold)
         return self._predict_instances(images, self._request(thresholds, max_detections))
 
     def _predict_instances(self, images: Sequence[Tensor], request: Request) -> list[Instances]:
@@ -275,8 +277,8 @@ class Predictor:
         solved = self._in_order(items, request)
         return [item.result.instances for item in solved if item.result.instances is not None]
 
-    def _decision(self, score_threshold: ScoreThreshold | None) -> tuple[float, ...]:
-        return self.model.config.decision(score_threshold, self.class_names)
+    def _score_thresholds(self, score_threshold: ScoreThreshold | None) -> tuple[float, ...]:
+        return self.model.config.score_thresholds(score_threshold, self.class_names)
 
     def _request(
         self,

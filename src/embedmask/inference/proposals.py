@@ -44,7 +44,7 @@ def decode_proposals(
     image_size: Size,
     *,
     score_threshold: float = 0.05,
-    pre_nms: int = 1000,
+    pre_nms_topk: int = 1000,
     nms_threshold: float = 0.6,
     max_detections: int = 100,
     box_offset: float = 0.0,
@@ -63,7 +63,7 @@ def decode_proposals(
         index: image of the batch.
         image_size: `(height, width)` of the image inside the padded frame.
         score_threshold: see above.
-        pre_nms: maximum number of candidates per level.
+        pre_nms_topk: maximum number of candidates per level.
         nms_threshold: maximum IoU of two proposals of one class.
         max_detections: maximum number of proposals.
         box_offset: added to the sides of boxes in the IoU of NMS; 1 if boxes and the image end on their last pixel.
@@ -71,7 +71,7 @@ def decode_proposals(
         clip_before_nms: whether boxes are clipped before NMS.
     """
     levels = [
-        _level_candidates(predictions, level, index, score_threshold, pre_nms, root=score == "root")
+        _level_candidates(predictions, level, index, score_threshold, pre_nms_topk, root=score == "root")
         for level in range(len(predictions.strides))
     ]
     candidates = _Candidates(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
@@ -146,7 +146,7 @@ def _level_candidates(
     level: int,
     index: int,
     score_threshold: float,
-    pre_nms: int,
+    pre_nms_topk: int,
     *,
     root: bool,
 ) -> _Candidates:
@@ -158,17 +158,17 @@ def _level_candidates(
     centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
     best = logits.amax(0).sigmoid()  # [K]
     cells = ((best * centerness if root else best) > score_threshold).nonzero()[:, 0]
-    if len(cells) > pre_nms:
-        # the `pre_nms` best pairs lie in the `pre_nms` best cells, ties included
+    if len(cells) > pre_nms_topk:
+        # the `pre_nms_topk` best pairs lie in the `pre_nms_topk` best cells, ties included
         best = best[cells] * centerness[cells]
-        cells = cells[best >= best.topk(pre_nms).values[-1]]
+        cells = cells[best >= best.topk(pre_nms_topk).values[-1]]
     # pairs of class and cell above the threshold: [C, cells] -> [P]
     probs = logits[:, cells].sigmoid()
     products = probs * centerness[cells]
     labels, at = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)
     scores = products[labels, at]
-    if len(scores) > pre_nms:
-        scores, top = scores.topk(pre_nms)
+    if len(scores) > pre_nms_topk:
+        scores, top = scores.topk(pre_nms_topk)
         labels, at = labels[top], at[top]
     cells = cells[at]
     size = predictions.class_logits[level].shape[-2:]

@@ -65,8 +65,8 @@ def postprocessor_of_request(
     if not is_whole or limit < 1:
         rule = "at least 1" if is_whole else "a whole number"
         raise BadInput(f"predictor: max_detections must be {rule}, got {limit!r}")
-    lowest = config.score_threshold
-    candidates = lowest if score_threshold is None else config.candidate_threshold(score_threshold)
+    lowest = config.candidate_threshold
+    candidates = lowest if score_threshold is None else config.candidate_threshold_for(score_threshold)
     if parts:
         limit, candidates = max(limit, config.max_detections), min(candidates, lowest)
     return make_postprocessor(config, max_detections=limit, score_threshold=candidates)

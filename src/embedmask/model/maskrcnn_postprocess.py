@@ -45,7 +45,7 @@ class MaskRCNNPostprocessor:
             reference_masks: unused, since masks have one placement.
         """
         options = {
-            "score_threshold": cfg.score_threshold if score_threshold is None else score_threshold,
+            "score_threshold": cfg.candidate_threshold if score_threshold is None else score_threshold,
             "nms_threshold": cfg.nms_threshold,
             "max_detections": cfg.max_detections if max_detections is None else max_detections,
         }

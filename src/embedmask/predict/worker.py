@@ -78,7 +78,7 @@ class Settings:
             BadInput: A threshold names a class that the model lacks.
         """
         config = checkpoint.config
-        thresholds = config.decision(self.score_threshold, checkpoint.class_names)
+        thresholds = config.score_thresholds(self.score_threshold, checkpoint.class_names)
         reading = config.reading().changed(self.page, self.channels)
         return replace(
             self,

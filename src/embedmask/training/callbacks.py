@@ -208,8 +208,8 @@ class ResultsFolder(Callback):
         model = pl_module.model
         config = model.config
         # a threshold that the recipe sets takes precedence over the best one on val
-        if self.choice is not None and self.recipe.model.decision_threshold is None:
-            config = replace(config, decision_threshold=self.choice.threshold)
+        if self.choice is not None and self.recipe.model.default_score_threshold is None:
+            config = replace(config, default_score_threshold=self.choice.threshold)
         for name in ("last", "best") if improved else ("last",):
             save(model, self.out / f"{name}.safetensors", class_names=self.class_names, config=config)
 

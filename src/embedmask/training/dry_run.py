@@ -100,7 +100,7 @@ def try_run(
         early_stop=None,
     )
     # the scores of an untrained network are low: without a threshold there are detections to evaluate
-    module.recipe = replace(recipe, model=replace(recipe.model, score_threshold=0.0))
+    module.recipe = replace(recipe, model=replace(recipe.model, candidate_threshold=0.0))
     watch = Stopwatch()
     temporary = (
         temporary_folder(out or Path(gettempdir())) if is_rank_zero() else nullcontext(Path(gettempdir()))

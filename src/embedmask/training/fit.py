@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedmask.config import Recipe, TrainConfig, override
-from embedmask.config.detector import DEFAULT_DECISION
+from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
 from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
@@ -209,7 +209,7 @@ def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -
     if max_detections is not None:
         changes["max_detections"] = max_detections
     model = override(recipe.model, changes, where="model")
-    model.decision()  # checks that thresholds per class match the number of classes
+    model.score_thresholds()  # checks that thresholds per class match the number of classes
     return Recipe(model=model, data=recipe.data, train=recipe.train)
 
 
@@ -272,7 +272,7 @@ def write_final_results(
         precision=splits.recipe.train.precision,
     )
     write_samples(predictor, splits.val_set, out / "samples")
-    results.report(threshold_line(predictor.model.config.decision_threshold, kept))
+    results.report(threshold_line(predictor.model.config.default_score_threshold, kept))
     aps = f"mask AP {kept['segm/AP']:.3f}, box AP {kept['bbox/AP']:.3f} on val"
     origin = f"{kept['kept']}, step {kept['kept_step']}"
     results.report(f"{aps} · {origin} · {out / 'model.safetensors'}")
@@ -281,12 +281,12 @@ def write_final_results(
 def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping[str, Any]) -> str:
     """Return one line with the score threshold of the model and its F1 on val."""
     if threshold is None:
-        return f"score threshold {DEFAULT_DECISION:g} (default): no result on val was correct"
+        return f"score threshold {DEFAULT_SCORE_THRESHOLD:g} (default): no result on val was correct"
     values = threshold if isinstance(threshold, tuple) else (threshold,)
-    best, default = metrics["decision/F1"], metrics[f"decision/F1_at_{DEFAULT_DECISION:g}"]
+    best, default = metrics["decision/F1"], metrics[f"decision/F1_at_{DEFAULT_SCORE_THRESHOLD:g}"]
     return (
         f"score threshold {', '.join(f'{value:g}' for value in values)} · F1 at mask IoU 0.5 on val: at most "
-        f"{best:.3f} with one threshold for all classes, {default:.3f} at {DEFAULT_DECISION:g}"
+        f"{best:.3f} with one threshold for all classes, {default:.3f} at {DEFAULT_SCORE_THRESHOLD:g}"
     )
 
 

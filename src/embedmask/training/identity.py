@@ -19,8 +19,8 @@ RUN_FILE = "run.json"
 MAX_NAMED = 3
 """Maximum number of differences that an error message lists."""
 FREE: Mapping[str, Sequence[str]] = {
-    "model": ("image_short_side", "image_long_side", "image_rounding", "score_threshold", "decision_threshold",
-              "nms_threshold", "max_detections", "mask_threshold", "pre_nms", "score", "rescore_masks",
+    "model": ("image_short_side", "image_long_side", "image_rounding", "candidate_threshold", "default_score_threshold",
+              "nms_threshold", "max_detections", "mask_threshold", "pre_nms_topk", "score", "rescore_masks",
               "clip_before_nms", "mask_frame"),
     "data": (),
     "train": ("epochs", "max_steps", "max_minutes", "early_stop", "eval_every", "eval_minutes", "keep", "workers",
