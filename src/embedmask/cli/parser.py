@@ -48,8 +48,8 @@ DATA_FIELDS = "--augment"
 class Formatter(HelpFormatter):
     """Help formatter with a wide column of options, which shows defaults."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
+    def __init__(self, prog: str, column: int = 32) -> None:
+        super().__init__(prog, max_help_position=column)
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
@@ -81,7 +81,7 @@ class CommandParser(ArgumentParser):
             return text
         command = self.prog.replace("[options] ", "")
         more = "" if self.every_field else f"\n{command} --help --all lists every field.\n"
-        fields = describe_sections(self.sections, Formatter(self.prog), every=self.every_field)
+        fields = describe_sections(self.sections, Formatter(self.prog, column=36), every=self.every_field)
         return f"{text}\n{fields}{more}"
 
 
