@@ -55,7 +55,7 @@ def test_dry_run_prints_the_duration_and_writes_nothing(command: list[str], here
         ([], "missing: out"),
         (["--out", "new", "--devices", "0"], "--devices must be at least 1"),
         (["--out", "new", "--train.accumulate", "3"], "accumulate must be a divisor of batch_size 4"),
-        (["--out", "new", "--train.early_stop", "0"], "early_stop must be above 0"),
+        (["--out", "new", "--train.early_stop", "0"], "early_stop must be at least 1, or null"),
         (["--out", "new", "--resume"], "no run to resume"),
     ],
 )
