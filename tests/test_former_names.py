@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import yaml
 from command_line import fails
-from embedmask.cli.recipes import resolve_recipe
-from embedmask.data.shapes import make_shapes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_run import tiny
 
 from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe, from_dict, override
+from embedmask.config.bundled import resolve_recipe
 from embedmask.config.convert import RENAMED
 from embedmask.errors import BadInput
+from embedmask.synthetic.dataset import make_shapes
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.fit import with_classes
 from embedmask.training.identity import RUN_FILE, check_identity, write_identity

@@ -61,7 +61,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_page_has_every_section(results: dict[str, Any]) -> None:
     text = benchmark.page(results, "# Performance\nHow.\n")
-    assert text.startswith("# Performance\nHow.\n\n## Beside Mask R-CNN, on a processor\n")
+    assert text.startswith("# Performance\nHow.\n\n## Compared with Mask R-CNN, CPU\n")
     assert text.count("\n## ") == len(benchmark.TITLES)
     assert text.count("Not measured yet") == 1  # the CUDA device
     assert "| embedmask torch | 3.50 | 10.00 |" in text
