@@ -76,13 +76,9 @@ def evaluate(
         val_fraction=val_fraction,
     )
     prediction: dict[str, Any] = {
-        "max_detections": max_detections,
-        "image_short_side": image_short_side,
-        "reference_masks": reference_masks,
-        "precision": precision,
-        "device": device,
-        "progress": is_interactive(),
-    }
+        "max_detections": max_detections, "image_short_side": image_short_side, "precision": precision,
+        "reference_masks": reference_masks, "device": device, "progress": is_interactive(),
+    }  # fmt: skip
     if not has_annotations(dataset.annotations_file):
         path = write_server_file(weights, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
