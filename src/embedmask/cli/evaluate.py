@@ -48,8 +48,8 @@ def evaluate(
         image_short_side: Short side of the network's input, px; by default from the model.
         score_threshold: Minimum score in matching and report: one number, or CLASS=NUMBER,CLASS=NUMBER; by default
             from the model. AP ranks all detections.
-        reference_masks: Place masks as the authors' code does (the model's mask_frame), to reproduce published
-            figures; by default exactly, as predict does.
+        reference_masks: Place masks as the authors' code does (the model's mask_frame), without folded norms, to
+            reproduce published figures; by default as predict does.
         matching: Compute TP / (TP + FP + FN) at IoU 0.5 to 0.9 with several classes, too.
         degenerate: refuse or drop ground-truth objects without area.
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.

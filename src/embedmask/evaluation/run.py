@@ -22,7 +22,7 @@ from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
 from embedmask.files import write_json_rows
 from embedmask.inference.detect import detect, make_postprocessor
-from embedmask.inference.engines import make_network
+from embedmask.inference.engines import copy_network, make_network
 from embedmask.inference.results import coco_results
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -55,8 +55,8 @@ def evaluate_weights(
         image_short_side: size to which images are resized for the network, px; None: from the configuration.
         score_threshold: results from here on count as decided in `matching` and in the report; AP ranks all results.
             One for all classes, one per class, or by class name; None: the model's `default_score_threshold`.
-        reference_masks: place masks as the `mask_frame` of the configuration says, to reproduce published figures;
-            False: exactly, as `Predictor` does.
+        reference_masks: place masks as the `mask_frame` of the configuration says, and run the
+            network without folded norms, to reproduce published figures; False: as `Predictor` does.
         matching: compute the matching metrics for data sets of several classes too.
         report: folder for a page with curves, errors and images; None: no page.
         title: of the page.
@@ -153,7 +153,9 @@ def _predict(
     batches = eval_loader(dataset, EvalTransform.from_config(config), workers=choose_workers(None))
     on = choose_device(device)
     model = checkpoint.model.to(on)
-    network = make_network(model, dtype=choose_precision(on, precision))
+    dtype = choose_precision(on, precision)
+    # folding norms rounds anew, so that published figures are reproduced without it
+    network = copy_network(model, "torch", dtype) if reference_masks else make_network(model, dtype=dtype)
     postprocess = make_postprocessor(config, reference_masks=reference_masks)
 
     # a generator of its own: the checks above run at the call, not at the first image
