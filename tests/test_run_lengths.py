@@ -29,8 +29,7 @@ masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=1, max_si
 def counts_of(mask: Bools) -> np.ndarray:
     """Return COCO's run lengths of a mask by comparing neighbours, background first."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
-    lengths = np.diff(np.flatnonzero(flat[1:] != flat[:-1]), prepend=0)
-    return lengths
+    return np.diff(np.flatnonzero(flat[1:] != flat[:-1]), prepend=0)
 
 
 def decoded(runs: np.ndarray, size: tuple[int, int]) -> Bools:
@@ -47,6 +46,13 @@ def test_decode_counts_agrees_with_the_coco_library(mask: Bools) -> None:
     expected = counts_of(mask).tolist()
     assert decode_counts(text).tolist() == expected
     assert decode_counts(text.decode()).tolist() == expected
+
+
+def test_decode_large_counts() -> None:
+    size = (4000, 5000)
+    expected = [1_234_567, 7_000_000, 1, 11_765_432]
+    text = mask_api.frPyObjects({"size": list(size), "counts": expected}, *size)["counts"]
+    assert decode_counts(text).tolist() == expected
 
 
 @pytest.mark.parametrize("text", ["", "z", "o", "o" * 12 + "0", "é", b"\xff"])
@@ -105,9 +111,9 @@ def test_move_runs_there_and_back(mask: Bools, top: int, left: int, below: int) 
     height = mask.shape[0]
     runs = encode_pixels(mask, (0, 0), mask.shape)
     frame = (top + height + below, left + mask.shape[1])
-    moved = move_runs(runs, height, (top, left), frame[0])
+    moved = move_runs(runs, height, (top, left), frame)
     np.testing.assert_array_equal(moved, encode_pixels(mask, (top, left), frame))
-    np.testing.assert_array_equal(move_runs(moved, frame[0], (-top, -left), height), runs)
+    np.testing.assert_array_equal(move_runs(moved, frame[0], (-top, -left), mask.shape), runs)
 
 
 @given(st.lists(masks, min_size=1, max_size=4), st.booleans())

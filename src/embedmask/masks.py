@@ -29,7 +29,6 @@ from embedmask.run_lengths import (
     decode_counts,
     encode_pixels,
     move_runs,
-    run_dtype,
     split_at_columns,
     tight_boxes,
 )
@@ -41,6 +40,12 @@ class MaskCrop(NamedTuple):
     pixels: Bools
     y: int
     x: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Return the bounds of the crop, xyxy px."""
+        height, width = self.pixels.shape
+        return self.x, self.y, self.x + width, self.y + height
 
     def tight(self) -> MaskCrop:
         """Return the crop without empty rows and columns around the mask: a view, `[0, 0]` for an empty mask."""
@@ -168,9 +173,7 @@ class RunMasks:
 
     def place(self, corner: tuple[int, int], frame: Size) -> Self:
         """Return the masks in a larger frame, in which row and column `corner` are the first pixel of this one."""
-        dtype = run_dtype(frame)
-        moved = [move_runs(runs, self.frame[0], corner, frame[0]).astype(dtype) for runs in self.runs]
-        return type(self)(moved, frame)
+        return type(self)([move_runs(runs, self.frame[0], corner, frame) for runs in self.runs], frame)
 
     def to_dense(self) -> Tensor:
         """Return all masks, bool `[G, H, W]` on the CPU. Memory grows with objects x image."""
@@ -223,8 +226,7 @@ class BitMasks:
     def from_crops(cls, crops: Sequence[MaskCrop], frame: Size) -> BitMasks:
         """Concatenate crops; their pixels are copied."""
         flat = [np.zeros(0, bool), *(crop.pixels.ravel() for crop in crops)]
-        bounds = [(x, y, x + pixels.shape[1], y + pixels.shape[0]) for pixels, y, x in crops]
-        return cls._restore(torch.from_numpy(np.concatenate(flat)), bounds, frame)
+        return cls._restore(torch.from_numpy(np.concatenate(flat)), [crop.box for crop in crops], frame)
 
     @classmethod
     def _restore(cls, pixels: Tensor, bounds: Sequence[Sequence[int]], frame: Size) -> BitMasks:

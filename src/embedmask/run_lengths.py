@@ -141,20 +141,20 @@ def split_at_columns(counts: NDArray[Any], frame: Size) -> Runs:
     return np.stack([low, high], 1).astype(run_dtype(frame))
 
 
-def move_runs(runs: Runs, height: int, corner: tuple[int, int], new_height: int) -> Runs:
-    """Renumber the pixels of runs for another frame. No run crosses a column, so each shifts by a per-column offset.
+def move_runs(runs: Runs, height: int, corner: tuple[int, int], frame: Size) -> Runs:
+    """Renumber the pixels of runs for another frame, `[T, 2]`.
+
+    No run crosses a column, so each shifts by a per-column offset.
 
     Args:
         runs: `[T, 2]`, in a frame of `height` rows.
-        height: rows of the frame.
+        height: rows of the old frame.
         corner: row and column of the new frame where the old one begins; negative where it begins outside.
-        new_height: rows of the new frame.
-
-    Returns:
-        int64 `[T, 2]`.
+        frame: `(height, width)` of the new frame, which contains all runs.
     """
     column = runs[:, :1].astype(np.int64) // max(height, 1)
-    return runs + column * (new_height - height) + (corner[1] * new_height + corner[0])
+    moved = runs + column * (frame[0] - height) + (corner[1] * frame[0] + corner[0])
+    return moved.astype(run_dtype(frame))
 
 
 def tight_boxes(runs: Runs, firsts: Ints, heights: int | Ints) -> Ints:

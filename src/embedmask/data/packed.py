@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation, pixel_area
-from embedmask.structures import Size
+from embedmask.masks import RunMasks
+from embedmask.run_lengths import tight_boxes
+from embedmask.structures import Columns, Size
 
 CHUNK = 1 << 14
 """Number of objects measured at once."""
 
 
 @dataclass(frozen=True)
-class Annotations:
+class Annotations(Columns):
     """Objects of one image in the coordinates of the annotation file, with masks that are not painted yet.
 
     Attributes:
@@ -65,16 +67,7 @@ class GroundTruth(Annotations):
         """Return the annotations that are not crowds."""
         if not self.crowd.any():
             return self
-        keep = np.flatnonzero(~self.crowd)
-        return GroundTruth(
-            self.labels[keep],
-            [self.segmentations[i] for i in keep],
-            self.size,
-            self.image_id,
-            self.crowd[keep],
-            self.areas[keep],
-            self.boxes[keep],
-        )
+        return self.select(np.flatnonzero(~self.crowd))
 
     def known_areas(self) -> list[float]:
         """Return the area of each object, px²: the one stated in the file, or else the pixels of its mask."""
@@ -104,12 +97,14 @@ class PackedAnnotations:
         parts: list[NDArray[np.uint32]] = []
         columns: list[tuple[NDArray[Any], ...]] = [_NO_COLUMNS]
         for item in items:
-            for segmentation in item.segmentations:
-                if isinstance(segmentation, RunLengths):
-                    parts.append(segmentation.counts.astype(np.uint32))
+            runs = [mask.runs[0] for mask in item.segmentations if isinstance(mask, RunLengths)]
+            counts = iter(RunMasks(runs, item.size).to_counts())
+            for mask in item.segmentations:
+                if isinstance(mask, RunLengths):
+                    parts.append(next(counts).astype(np.uint32))
                 else:
-                    parts.extend(part.ravel().view(np.uint32) for part in segmentation.parts)
-                objects.append((len(parts), isinstance(segmentation, RunLengths)))
+                    parts.extend(part.ravel().view(np.uint32) for part in mask.parts)
+                objects.append((len(parts), isinstance(mask, RunLengths)))
             columns.append((item.labels, item.crowd, item.areas, item.boxes))
             images.append((item.size, item.image_id))
             image_ends.append(len(objects))
@@ -170,7 +165,7 @@ class PackedAnnotations:
         starts = [int(self._part_ends[start - 1]) if start else 0, *ends[:-1]]
         parts = [self._values[i:j] for i, j in zip(starts, ends, strict=True)]
         if is_runs:
-            return RunLengths(parts[0].astype(np.int64), size)
+            return RunLengths.from_counts(parts, size)
         return Polygons([part.view(np.float32).reshape(-1, 2) for part in parts])
 
     def measure(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -235,20 +230,11 @@ class PackedAnnotations:
         is_object = (np.arange(len(counts)) - np.repeat(object_starts, lengths)) % 2 == 1
         filled = np.flatnonzero(is_object & (counts > 0))
         owner = np.repeat(np.arange(len(numbers)), lengths)[filled]
-        first, last = (stops - counts)[filled], stops[filled] - 1
-        height = self._sizes()[self.owners[numbers], 0][owner]
-        # a run that goes on into the next column contains the bottom row of one and the top row of the other
-        wraps = first // height != last // height
-        tops, bottoms = np.where(wraps, 0, first % height), np.where(wraps, height - 1, last % height)
+        runs = np.stack([stops - counts, stops], 1)[filled]
+        heights = self._sizes()[self.owners[numbers], 0][owner]
         begins = np.flatnonzero(np.diff(owner, prepend=-1))  # first run of each object, [n]
-        bounds = [
-            np.minimum.reduceat(first // height, begins),
-            np.minimum.reduceat(tops, begins),
-            np.maximum.reduceat(last // height, begins) + 1,
-            np.maximum.reduceat(bottoms, begins) + 1,
-        ]
         areas = np.add.reduceat(counts[filled], begins)
-        return np.stack(bounds, axis=1).astype(np.float32), areas.astype(np.float64)
+        return tight_boxes(runs, begins, heights).astype(np.float32), areas.astype(np.float64)
 
 
 _NO_COLUMNS = (

@@ -14,6 +14,7 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.results import to_detections
+from embedmask.masks import BitMasks
 from embedmask.structures import Instances, Target
 from embedmask.visualize import draw_detections, side_by_side, write_image
 
@@ -48,7 +49,8 @@ def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> ND
         target: ground truth in the frame of `image`.
         class_names: name of each label.
     """
-    instances = Instances(target.boxes, torch.ones(len(target)), target.labels, target.crop_masks())
+    masks = BitMasks.of(target.masks).to_runs()
+    instances = Instances(target.boxes, torch.ones(len(target)), target.labels, masks)
     detections = to_detections(instances, class_names)
     detections.confidence = None  # ground truth has no scores
     return draw_detections(image, detections, class_names)

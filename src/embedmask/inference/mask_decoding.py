@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from embedmask.coupling import weighted_distance
 from embedmask.inference.contours import BLOCK_VALUES, Cells, trace
 from embedmask.inference.proposals import Proposals
-from embedmask.structures import CropMasks, Size
+from embedmask.masks import RunMasks
+from embedmask.structures import Size
 
 UPSAMPLING = 2
 """Factor by which the pixel embedding (with `aligned`, phi) is upsampled first, as in training."""
@@ -36,8 +37,8 @@ def decode_masks(
     interpolation: Interpolation,
     frame: Frame = "authors",
     margin: float = 0.1,
-) -> CropMasks:
-    """Decode the masks of the proposals of one image, as run lengths of crops in the frame of the original image.
+) -> RunMasks:
+    """Decode the masks of the proposals of one image, in the frame of the original image.
 
     Memory grows with the runs; it also holds one upsampled `pixel_embed` and blocks of a fixed size.
 
