@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -84,7 +85,7 @@ def pairs(slow: Instances, fast: Instances) -> Iterator[tuple[int, int]]:
 
 def mask_iou(masks: RunMasks, index: int, others: RunMasks, other: int) -> float:
     """Return the IoU of two masks of one frame; 1 where both are empty."""
-    common = masks.overlap(index, others, other)
+    common = int(masks.overlaps(np.array([index]), others, np.array([other]))[0])
     union = int(masks.areas()[index] + others.areas()[other]) - common
     return common / union if union else 1.0
 

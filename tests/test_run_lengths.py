@@ -86,14 +86,23 @@ def test_encode_pixels(mask: Bools, top: int, left: int, below: int) -> None:
 @given(masks)
 def test_counts_to_runs_and_back(mask: Bools) -> None:
     counts = counts_of(mask)
-    runs = split_at_columns(counts, mask.shape)
+    (runs,) = split_at_columns([counts], mask.shape)
     np.testing.assert_array_equal(runs, encode_pixels(mask, (0, 0), mask.shape))
     (actual,) = alternating_lengths([runs], [mask.size])
     np.testing.assert_array_equal(actual, counts)
 
 
+def test_counts_of_several_masks() -> None:
+    rng = np.random.default_rng(0)
+    several = [rng.random((5, 6)) < share for share in (0.5, 0, 1, 1, 0.8, 0)]
+    runs = split_at_columns([counts_of(mask) for mask in several], (5, 6))
+    for own, mask in zip(runs, several, strict=True):
+        np.testing.assert_array_equal(own, encode_pixels(mask, (0, 0), (5, 6)))
+    assert split_at_columns([], (5, 6)) == []
+
+
 def test_empty_runs_are_skipped() -> None:
-    assert split_at_columns(np.array([1, 0, 2, 3, 0, 0, 0]), (3, 2)).tolist() == [[3, 6]]
+    assert [own.tolist() for own in split_at_columns([np.array([1, 0, 2, 3, 0, 0, 0])], (3, 2))] == [[[3, 6]]]
 
 
 @pytest.mark.parametrize("limit", [1, 5, 1 << 18])
@@ -110,10 +119,11 @@ def test_alternating_lengths_of_several_masks(limit: int, monkeypatch: pytest.Mo
 def test_move_runs_there_and_back(mask: Bools, top: int, left: int, below: int) -> None:
     height = mask.shape[0]
     runs = encode_pixels(mask, (0, 0), mask.shape)
-    frame = (top + height + below, left + mask.shape[1])
-    moved = move_runs(runs, height, (top, left), frame)
-    np.testing.assert_array_equal(moved, encode_pixels(mask, (top, left), frame))
-    np.testing.assert_array_equal(move_runs(moved, frame[0], (-top, -left), mask.shape), runs)
+    frame, corner = (top + height + below, left + mask.shape[1]), np.array([[top, left]])
+    moved = move_runs([runs], height, corner, np.array([frame[0]]))
+    np.testing.assert_array_equal(moved[0], encode_pixels(mask, (top, left), frame))
+    np.testing.assert_array_equal(move_runs(moved, frame[0], -corner, np.array([height]))[0], runs)
+    assert move_runs([], height, np.zeros((0, 2), int), np.zeros(0, int)) == []
 
 
 @given(st.lists(masks, min_size=1, max_size=4), st.booleans())
@@ -131,10 +141,10 @@ def test_tight_boxes(several: list[Bools], across_columns: bool) -> None:
     for mask in several:
         y, x = np.nonzero(mask)
         expected.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
-    boxes = tight_boxes(np.concatenate(runs), np.cumsum(lengths) - lengths, heights)
+    boxes = tight_boxes(*np.concatenate(runs).T, np.cumsum(lengths) - lengths, heights)
     assert boxes.tolist() == expected
     assert boxes.dtype == np.int64
-    assert tight_boxes(runs[0], np.array([0]), len(several[0])).tolist() == expected[:1]
+    assert tight_boxes(*runs[0].T, np.array([0]), len(several[0])).tolist() == expected[:1]
 
 
 def test_pixel_numbers_of_large_frames() -> None:

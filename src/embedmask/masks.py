@@ -29,6 +29,7 @@ from embedmask.run_lengths import (
     decode_counts,
     encode_pixels,
     move_runs,
+    run_dtype,
     split_at_columns,
     tight_boxes,
 )
@@ -87,7 +88,7 @@ class RunMasks:
     @classmethod
     def from_counts(cls, counts: Iterable[NDArray[Any]], frame: Size) -> Self:
         """Convert COCO's run lengths, which alternate from background on and add up to the frame."""
-        return cls([split_at_columns(own, frame) for own in counts], frame)
+        return cls(split_at_columns(list(counts), frame), frame)
 
     @classmethod
     def from_rle(cls, rles: Iterable[dict[str, Any]], frame: Size) -> Self:
@@ -116,23 +117,27 @@ class RunMasks:
         nonempty = np.flatnonzero(counts)
         if len(nonempty):
             firsts = (np.cumsum(counts) - counts)[nonempty]
-            boxes[nonempty] = tight_boxes(np.concatenate(self.runs), firsts, self.frame[0])
+            starts, stops = np.concatenate(self.runs).T
+            boxes[nonempty] = tight_boxes(starts, stops, firsts, self.frame[0])
         return boxes
 
     def window(self, index: int, box: Sequence[int]) -> Bools:
         """Decode one mask inside a box of the frame, bool `[h, w]`. The cost grows with the box."""
         left, top, right, bottom = box
         height, width = bottom - top, right - left
-        starts = self.runs[index][:, 0]
-        first, last = np.searchsorted(starts, [left * self.frame[0], right * self.frame[0]])
-        runs = self.runs[index][first:last].astype(np.int64)
+        runs = self.runs[index]
+        first, last = np.searchsorted(runs[:, 0], (left * self.frame[0], right * self.frame[0]))
+        runs = runs[first:last].astype(np.int64)
         column = runs[:, :1] // self.frame[0]
         # rows inside the box, then pixel numbers inside the box
-        rows = np.clip(runs - column * self.frame[0] - top, 0, height)
+        rows = np.minimum(np.maximum(runs - (column * self.frame[0] + top), 0), height)
         ends = (rows + (column - left) * height)[rows[:, 0] < rows[:, 1]]
-        # lengths of alternating runs, False first; the odd ones are True
-        lengths = np.diff(ends.ravel(), prepend=0, append=height * width)
-        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        # boundaries of alternating runs, False first; the odd ones are True
+        edges = np.zeros(ends.size + 2, np.int64)
+        edges[1:-1], edges[-1] = ends.ravel(), height * width
+        values = np.zeros(ends.size + 1, bool)
+        values[1::2] = True
+        flat = np.repeat(values, edges[1:] - edges[:-1])
         return np.ascontiguousarray(flat.reshape(width, height).T)
 
     def crop(self, index: int) -> MaskCrop:
@@ -144,18 +149,32 @@ class RunMasks:
         for index, box in enumerate(self.boxes().tolist()):
             yield MaskCrop(self.window(index, box), box[1], box[0])
 
-    def overlap(self, index: int, other: RunMasks, other_index: int) -> int:
-        """Return the number of pixels that two masks of the same frame share."""
-        runs, others = self.runs[index], other.runs[other_index]
-        if not len(runs) or not len(others):
-            return 0
-        # pixels of the other mask below each end of a run: the runs that begin there, minus the rest of the last one
-        below = np.append(0, np.cumsum(others[:, 1] - others[:, 0], dtype=np.int64))
-        ends = runs.ravel()
-        place = np.searchsorted(others[:, 0], ends)
-        rest = np.maximum(others[place - 1, 1].astype(np.int64) - ends, 0) * (place > 0)
+    def overlaps(self, index: Ints, other: RunMasks, other_index: Ints) -> Ints:
+        """Return the number of pixels that the two masks of each pair share, int64 `[E]`.
+
+        Args:
+            index: int64 `[E]`, masks of these.
+            other: masks of the same frame.
+            other_index: int64 `[E]`, masks of `other`.
+        """
+        if not len(index):
+            return np.zeros(0, np.int64)
+        # the runs of all other masks in one ascending sequence: mask j is shifted by j * pixels
+        pixels, counts = self.frame[0] * self.frame[1], [len(runs) for runs in other.runs]
+        start, stop = np.concatenate(other.runs).astype(np.int64).T + np.repeat(
+            np.arange(len(other)) * pixels, counts
+        )
+        below = np.append(0, np.cumsum(stop - start))
+        # the ends of the runs of each pair, shifted to its other mask: [2 T]
+        runs = [self.runs[i] for i in index.tolist()]
+        lengths = [len(own) for own in runs]
+        ends = (np.concatenate(runs) + np.repeat(other_index * pixels, lengths)[:, None]).ravel()
+        # pixels of the sequence below each end: the runs that begin there, minus the rest of the last one
+        place = np.searchsorted(start, ends)
+        rest = np.maximum(np.append(0, stop)[place] - ends, 0)
         covered = (below[place] - rest).reshape(-1, 2)
-        return int((covered[:, 1] - covered[:, 0]).sum())
+        sums = np.bincount(np.repeat(np.arange(len(runs)), lengths), covered[:, 1] - covered[:, 0], len(runs))
+        return sums.astype(np.int64)
 
     def union(self, index: Sequence[int]) -> Runs:
         """Return the runs of the union of one or more masks."""
@@ -173,7 +192,9 @@ class RunMasks:
 
     def place(self, corner: tuple[int, int], frame: Size) -> Self:
         """Return the masks in a larger frame, in which row and column `corner` are the first pixel of this one."""
-        return type(self)([move_runs(runs, self.frame[0], corner, frame) for runs in self.runs], frame)
+        corners, heights = np.tile(corner, (len(self), 1)), np.full(len(self), frame[0])
+        moved = move_runs(self.runs, self.frame[0], corners, heights)
+        return type(self)([runs.astype(run_dtype(frame)) for runs in moved], frame)
 
     def to_dense(self) -> Tensor:
         """Return all masks, bool `[G, H, W]` on the CPU. Memory grows with objects x image."""

@@ -121,62 +121,81 @@ def encode_pixels(pixels: Bools, corner: tuple[int, int], frame: Size) -> Runs:
     padded = np.zeros((width, height + 2), bool)
     padded[:, 1:-1] = pixels.T
     # each change of value is a start or an end; within a column they alternate
-    column, row = np.nonzero(padded[:, 1:] != padded[:, :-1])
-    ends = (column + corner[1]) * frame[0] + row + corner[0]
+    ends = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    column = ends // (height + 1)
+    ends += column * (frame[0] - height - 1) + (corner[1] * frame[0] + corner[0])
     return ends.astype(run_dtype(frame)).reshape(-1, 2)
 
 
-def split_at_columns(counts: NDArray[Any], frame: Size) -> Runs:
-    """Convert COCO's run lengths of a frame, background first, to runs that end with their column, `[T, 2]`."""
-    ends = np.cumsum(counts, dtype=np.int64)
-    start, stop = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+def split_at_columns(counts: Sequence[NDArray[Any]], frame: Size) -> list[Runs]:
+    """Convert COCO's run lengths of masks to runs that end with their column, of each mask `[T, 2]`.
+
+    Args:
+        counts: of each mask, lengths of alternating runs, background first, which add up to the frame.
+        frame: `(height, width)`.
+    """
+    if not counts:
+        return []
+    height, pixels = frame[0], frame[0] * frame[1]
+    # one sequence of pixels for all masks: mask i begins at i * pixels, where a column begins
+    lengths = [len(own) for own in counts]
+    ends = np.cumsum(np.concatenate(counts), dtype=np.int64)
+    place = np.arange(len(ends)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    foreground = np.flatnonzero(place % 2 == 1)
+    start, stop = ends[foreground - 1], ends[foreground]
     start, stop = start[start < stop], stop[start < stop]
-    first, last = start // frame[0], (stop - 1) // frame[0]
+    first, last = start // height, (stop - 1) // height
     # one run for each column that a run passes through
     repeats = last - first + 1
-    owner = np.repeat(np.arange(len(start)), repeats)
-    column = np.arange(len(owner)) - np.repeat(np.cumsum(repeats) - repeats - first, repeats)
-    low = np.maximum(start[owner], column * frame[0])
-    high = np.minimum(stop[owner], (column + 1) * frame[0])
-    return np.stack([low, high], 1).astype(run_dtype(frame))
+    column = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats - first, repeats)
+    low = np.maximum(np.repeat(start, repeats), column * height)
+    high = np.minimum(np.repeat(stop, repeats), (column + 1) * height)
+    owner = column // frame[1]
+    runs = (np.stack([low, high], 1) - (owner * pixels)[:, None]).astype(run_dtype(frame))
+    bounds = np.searchsorted(owner, np.arange(len(counts) + 1)).tolist()
+    return [runs[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
-def move_runs(runs: Runs, height: int, corner: tuple[int, int], frame: Size) -> Runs:
-    """Renumber the pixels of runs for another frame, `[T, 2]`.
+def move_runs(runs: Sequence[Runs], height: int, corners: Ints, heights: Ints) -> list[Runs]:
+    """Renumber the pixels of the runs of each mask for another frame.
 
     No run crosses a column, so each shifts by a per-column offset.
 
     Args:
-        runs: `[T, 2]`, in a frame of `height` rows.
+        runs: of each mask, `[T, 2]`, in a frame of `height` rows.
         height: rows of the old frame.
-        corner: row and column of the new frame where the old one begins; negative where it begins outside.
-        frame: `(height, width)` of the new frame, which contains all runs.
+        corners: row and column of each new frame where the old one begins, `[G, 2]`; negative where it begins outside.
+        heights: rows of each new frame, `[G]`.
+
+    Returns:
+        Of each mask int64 `[T, 2]`.
     """
-    column = runs[:, :1].astype(np.int64) // max(height, 1)
-    moved = runs + column * (frame[0] - height) + (corner[1] * frame[0] + corner[0])
-    return moved.astype(run_dtype(frame))
+    if not runs:
+        return []
+    counts = [len(own) for own in runs]
+    joined = np.concatenate(runs).astype(np.int64)
+    shift = np.repeat(corners[:, 1] * heights + corners[:, 0], counts)
+    shift += joined[:, 0] // height * np.repeat(heights - height, counts)
+    return np.split(joined + shift[:, None], np.cumsum(counts)[:-1])
 
 
-def tight_boxes(runs: Runs, firsts: Ints, heights: int | Ints) -> Ints:
+def tight_boxes(starts: Ints, stops: Ints, firsts: Ints, heights: int | Ints) -> Ints:
     """Return the tight boxes of n non-empty masks, int64 `[n, 4]` xyxy px, half-open.
 
     Args:
-        runs: of all masks, `[T, 2]`; they may continue into the next columns.
+        starts, stops: runs of all masks, `[T]`; they may continue into the next columns.
         firsts: first run of each mask, `[n]`.
         heights: rows of the frame, one for all runs or one each, `[T]`.
     """
-    first, last = runs[:, 0], runs[:, 1] - 1
-    left, right = first // heights, last // heights  # columns
+    left, right = starts // heights, (stops - 1) // heights  # columns
+    top, bottom = starts - left * heights, stops - right * heights
     # a run that continues into the next column contains the bottom row of one and the top row of the other
     wraps = left != right
-    top = np.where(wraps, 0, first - left * heights)
-    bottom = np.where(wraps, heights, last - right * heights + 1)
+    if wraps.any():
+        top, bottom = np.where(wraps, 0, top), np.where(wraps, heights, bottom)
+    boxes = np.empty((len(firsts), 4), np.int64)
     # columns of a mask ascend
-    lasts = np.append(firsts[1:], len(runs)) - 1
-    sides = [
-        left[firsts],
-        np.minimum.reduceat(top, firsts),
-        right[lasts] + 1,
-        np.maximum.reduceat(bottom, firsts),
-    ]
-    return np.stack(sides, 1).astype(np.int64)
+    boxes[:, 0], boxes[:-1, 2], boxes[-1, 2] = left[firsts], right[firsts[1:] - 1] + 1, right[-1] + 1
+    boxes[:, 1] = np.minimum.reduceat(top, firsts)
+    boxes[:, 3] = np.maximum.reduceat(bottom, firsts)
+    return boxes

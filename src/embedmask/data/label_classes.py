@@ -98,10 +98,13 @@ def object_classes(
     flat = read_labels(file).ravel(order="F")
     classes: dict[int, Class] = {}
     for number, mask in objects.items():
-        if len(flat) != mask.frame[0] * mask.frame[1]:
-            message = f"the class image does not have the size of the label image, {mask.frame}"
+        if len(flat) != mask.size[0] * mask.size[1]:
+            message = f"the class image does not have the size of the label image, {mask.size}"
             raise BadInput(f"{file}: label {number}: {message}; correct it")
-        values = np.unique(np.concatenate([flat[begin:end] for begin, end in mask.runs[0].tolist()]))
+        # ends of the runs [2R + 1]: background and object alternate, so object runs lie between even and odd ends
+        ends = np.cumsum(mask.counts)
+        runs = [flat[begin:end] for begin, end in zip(ends[:-1:2], ends[1::2], strict=True)]
+        values = np.unique(np.concatenate(runs))
         if len(values) != 1 or values[0] == 0:
             fix = "give all its pixels one class, from 1 on"
             raise BadInput(f"{file}: label {number}: has the classes {values.tolist()}; {fix}")

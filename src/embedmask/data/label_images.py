@@ -24,7 +24,6 @@ from embedmask.data.pages import report_defaults
 from embedmask.data.problems import OnIssue, Problem
 from embedmask.data.segmentation import RunLengths
 from embedmask.errors import BadInput
-from embedmask.run_lengths import run_dtype
 from embedmask.structures import Size
 
 Labels = NDArray[np.integer[Any]]
@@ -261,7 +260,7 @@ def _read_agreeing(paths: Sequence[Path], page: int | None) -> tuple[Size, Objec
         if isinstance(first, Problem) or isinstance(other, Problem):
             continue
         runs, other_runs = (
-            {number: mask.runs[0].tobytes() for number, mask in objects.items()}
+            {number: mask.counts.tobytes() for number, mask in objects.items()}
             for _, objects in (first, other)
         )
         if runs != other_runs:
@@ -298,21 +297,24 @@ def label_objects(labels: Labels) -> Iterator[tuple[int, RunLengths]]:
     Args:
         labels: `[H, W]`, non-negative; 0 is background.
     """
-    size = (labels.shape[0], labels.shape[1])
-    flat = labels.ravel(order="F")  # column by column, [H * W]
+    # column by column, as COCO counts runs: [H * W]
+    flat = labels.ravel(order="F")
     # positions of the P foreground pixels, sorted by object, then by position: [P]
     place = np.flatnonzero(flat)
     order = np.argsort(flat[place], kind="stable")
     place = place[order]
     value = flat[place].astype(np.int64)
-    # a run begins where the object changes, the positions have a gap, or a column begins: [P]
+    # a run begins where the object changes or the positions have a gap: [P]
     begins = np.ones(len(place), dtype=bool)
-    begins[1:] = (np.diff(value) != 0) | (np.diff(place) != 1) | (place[1:] % size[0] == 0)
+    begins[1:] = (np.diff(value) != 0) | (np.diff(place) != 1)
     # start, end (exclusive) and object of each of the R runs: [R]
     first = np.flatnonzero(begins)
     starts, owners = place[first], value[first]
-    runs = np.stack([starts, starts + np.diff(first, append=len(place))], 1).astype(run_dtype(size))
+    ends = starts + np.diff(first, append=len(place))
     # first and last run of each object: [G]; 0, the background, differs from every object
     firsts, lasts = (np.flatnonzero(np.diff(owners, **edge)) for edge in ({"prepend": 0}, {"append": 0}))
     for begin, end in zip(firsts, lasts + 1, strict=True):
-        yield int(owners[begin]), RunLengths([runs[begin:end]], size)
+        # start, end, start, end, ... -> lengths of background, object, ..., background
+        edges = np.stack((starts[begin:end], ends[begin:end]), axis=1).ravel()
+        counts = np.diff(edges, prepend=0, append=labels.size)
+        yield int(owners[begin]), RunLengths(counts, (labels.shape[0], labels.shape[1]))

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation, pixel_area
-from embedmask.masks import RunMasks
 from embedmask.run_lengths import tight_boxes
 from embedmask.structures import Columns, Size
 
@@ -97,14 +96,12 @@ class PackedAnnotations:
         parts: list[NDArray[np.uint32]] = []
         columns: list[tuple[NDArray[Any], ...]] = [_NO_COLUMNS]
         for item in items:
-            runs = [mask.runs[0] for mask in item.segmentations if isinstance(mask, RunLengths)]
-            counts = iter(RunMasks(runs, item.size).to_counts())
-            for mask in item.segmentations:
-                if isinstance(mask, RunLengths):
-                    parts.append(next(counts).astype(np.uint32))
+            for segmentation in item.segmentations:
+                if isinstance(segmentation, RunLengths):
+                    parts.append(segmentation.counts.astype(np.uint32))
                 else:
-                    parts.extend(part.ravel().view(np.uint32) for part in mask.parts)
-                objects.append((len(parts), isinstance(mask, RunLengths)))
+                    parts.extend(part.ravel().view(np.uint32) for part in segmentation.parts)
+                objects.append((len(parts), isinstance(segmentation, RunLengths)))
             columns.append((item.labels, item.crowd, item.areas, item.boxes))
             images.append((item.size, item.image_id))
             image_ends.append(len(objects))
@@ -165,7 +162,7 @@ class PackedAnnotations:
         starts = [int(self._part_ends[start - 1]) if start else 0, *ends[:-1]]
         parts = [self._values[i:j] for i, j in zip(starts, ends, strict=True)]
         if is_runs:
-            return RunLengths.from_counts(parts, size)
+            return RunLengths(parts[0].astype(np.int64), size)
         return Polygons([part.view(np.float32).reshape(-1, 2) for part in parts])
 
     def measure(self) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -230,11 +227,12 @@ class PackedAnnotations:
         is_object = (np.arange(len(counts)) - np.repeat(object_starts, lengths)) % 2 == 1
         filled = np.flatnonzero(is_object & (counts > 0))
         owner = np.repeat(np.arange(len(numbers)), lengths)[filled]
-        runs = np.stack([stops - counts, stops], 1)[filled]
         heights = self._sizes()[self.owners[numbers], 0][owner]
         begins = np.flatnonzero(np.diff(owner, prepend=-1))  # first run of each object, [n]
         areas = np.add.reduceat(counts[filled], begins)
-        return tight_boxes(runs, begins, heights).astype(np.float32), areas.astype(np.float64)
+        return tight_boxes((stops - counts)[filled], stops[filled], begins, heights).astype(
+            np.float32
+        ), areas.astype(np.float64)
 
 
 _NO_COLUMNS = (

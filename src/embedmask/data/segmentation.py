@@ -18,13 +18,15 @@ from PIL import Image
 
 from embedmask.data.problems import DEGENERATE, BadObject
 from embedmask.errors import BadInput
-from embedmask.masks import MaskCrop, RunMasks
-from embedmask.run_lengths import check_counts, decode_counts
+from embedmask.masks import MaskCrop
+from embedmask.run_lengths import check_counts, decode_counts, tight_boxes
 from embedmask.structures import Size
 
 Bounds = tuple[float, float, float, float]
 Window = tuple[int, int, int, int]
 """Left, top, right, bottom px; right and bottom are exclusive."""
+FIRST = np.zeros(1, np.int64)
+"""Index of the first run of a single mask."""
 TINY, THIN = 0.1, 1e-3
 """Parallelogram area (px²) below which three points may be collinear; width (px) below which a polygon is a line."""
 
@@ -84,8 +86,17 @@ class Polygons:
         return MaskCrop(pixels.astype(bool), top - window[1], left - window[0])
 
 
-class RunLengths(RunMasks):
-    """Object as run lengths: one mask, in the coordinates of the file."""
+@dataclass(frozen=True)
+class RunLengths:
+    """Object as COCO run lengths: column by column, background first.
+
+    Attributes:
+        counts: lengths of alternating background and foreground runs, int64 `[T]`; their sum is height x width.
+        size: `(height, width)` of the image.
+    """
+
+    counts: NDArray[np.int64]
+    size: Size
 
     @classmethod
     def from_coco(cls, value: Mapping[str, Any], size: Size) -> RunLengths:
@@ -116,12 +127,19 @@ class RunLengths(RunMasks):
             raise BadObject("bad mask", f"has {error}") from None
         if not lengths[1::2].any():
             raise BadObject("empty mask", "has an empty mask; remove it")
-        return cls.from_counts([lengths], size)
+        return cls(lengths, size)
 
     def bounds(self) -> Bounds:
         """Return the enclosing box, xyxy px."""
-        left, top, right, bottom = self.boxes()[0].tolist()
+        ends = np.cumsum(self.counts)
+        filled = self.counts[1::2] > 0  # foreground runs, [T // 2]
+        starts, stops = ends[:-1:2][filled], ends[1::2][filled]
+        left, top, right, bottom = tight_boxes(starts, stops, FIRST, self.size[0])[0].tolist()
         return left, top, right, bottom
+
+    def area(self) -> int:
+        """Return the number of pixels of the mask."""
+        return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> MaskCrop | None:
         """Paint the mask into a window of the resized image.
@@ -145,9 +163,9 @@ class RunLengths(RunMasks):
         margin = math.ceil(max(1.0, 1 / scale[0], 1 / scale[1])) + 1
         x1, y1 = (max(math.floor(low) - margin, 0) for low in source[:2])
         x2, y2 = (
-            min(math.ceil(high) + margin, end) for high, end in zip(source[2:], self.frame[::-1], strict=True)
+            min(math.ceil(high) + margin, end) for high, end in zip(source[2:], self.size[::-1], strict=True)
         )
-        pixels = Image.fromarray(self.window(0, (x1, y1, x2, y2)) * np.uint8(255))
+        pixels = Image.fromarray(self.pixels(x1, y1, x2, y2) * np.uint8(255))
         inside = (
             source[0] - x1,
             source[1] - y1,
@@ -156,6 +174,15 @@ class RunLengths(RunMasks):
         )
         resized = pixels.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=inside)
         return MaskCrop(np.asarray(resized) >= 128, top - window[1], left - window[0])
+
+    def pixels(self, x1: int, y1: int, x2: int, y2: int) -> NDArray[np.bool_]:
+        """Decode the mask inside a box in the coordinates of the file, bool `[y2 - y1, x2 - x1]`."""
+        height = self.size[0]
+        # clip the ends of all runs to columns x1..x2, so that runs outside get length 0
+        ends = np.clip(np.cumsum(self.counts), x1 * height, x2 * height)
+        lengths = np.diff(ends, prepend=x1 * height)
+        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)  # [(x2 - x1) * height]
+        return np.ascontiguousarray(flat.reshape(x2 - x1, height)[:, y1:y2].T)
 
 
 Segmentation = Polygons | RunLengths
@@ -240,7 +267,7 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
 
 
 def to_coco_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": text or bytes}`.
+    """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": bytes}`.
 
     Polygons are rasterized as pycocotools does.
 
@@ -249,7 +276,8 @@ def to_coco_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
         size: `(height, width)` of the image.
     """
     if isinstance(mask, RunLengths):
-        return mask.to_coco_rle()[0]
+        runs: Any = coco_mask.frPyObjects({"size": list(size), "counts": mask.counts.tolist()}, *size)
+        return dict(runs)
     parts: Any = coco_mask.frPyObjects(
         [shortest_decimals(part).ravel().tolist() for part in mask.parts], *size
     )
@@ -270,16 +298,12 @@ def shortest_decimals(values: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def pixel_area(mask: Segmentation, size: Size) -> float:
     """Return the number of pixels of a mask in an image `(height, width)`."""
-    return (
-        int(mask.areas()[0])
-        if isinstance(mask, RunLengths)
-        else float(coco_mask.area(to_coco_rle(mask, size)))
-    )
+    return mask.area() if isinstance(mask, RunLengths) else float(coco_mask.area(to_coco_rle(mask, size)))
 
 
 def mask_iou(first: Segmentation, second: Segmentation, size: Size) -> float:
     """Return the IoU of two masks of an image `(height, width)`; 1 without painting if they are stored equally."""
-    stored = [mask.parts if isinstance(mask, Polygons) else mask.runs for mask in (first, second)]
+    stored = [mask.parts if isinstance(mask, Polygons) else [mask.counts] for mask in (first, second)]
     if [part.tobytes() for part in stored[0]] == [part.tobytes() for part in stored[1]]:
         return 1.0
     return float(

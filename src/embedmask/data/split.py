@@ -175,4 +175,4 @@ def _as_written(mask: Segmentation) -> list[list[float]] | dict[str, Any]:
     """Return the `segmentation` of an annotation: lists of polygons, or run lengths with a list of counts."""
     if isinstance(mask, Polygons):
         return [part.ravel().tolist() for part in mask.parts]
-    return {"size": list(mask.frame), "counts": mask.to_counts()[0].tolist()}
+    return {"size": list(mask.size), "counts": mask.counts.tolist()}

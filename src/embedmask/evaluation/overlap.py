@@ -67,8 +67,7 @@ def boundary_ious(results: Sequence[Record], gts: Sequence[Record], ious: Overla
         )
         for records, index in ((results, used), (gts, gt_used))
     )
-    pairs = zip(row.tolist(), column.tolist(), strict=True)
-    common = np.array([edges.overlap(i, gt_edges, j) for i, j in pairs])
+    common = edges.overlaps(row, gt_edges, column)
     union = edges.areas()[row] + gt_edges.areas()[column] - common
     ious = ious.copy()
     ious[rows, columns] = np.minimum(ious[rows, columns], common / union)

@@ -75,11 +75,6 @@ def compact_masks(masks: RunMasks) -> CompactMask:
     # supervision supports no crop without pixels: use one pixel of background instead
     boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)
     shapes = (boxes[:, 2:] - boxes[:, :2])[:, ::-1]
-    runs = [
-        move_runs(own, masks.frame[0], (-y, -x), (height, width))
-        for own, (x, y, _, _), (height, width) in zip(
-            masks.runs, boxes.tolist(), shapes.tolist(), strict=True
-        )
-    ]
+    runs = move_runs(masks.runs, masks.frame[0], -boxes[:, 1::-1], shapes[:, 0])
     lengths = alternating_lengths(runs, shapes.prod(1).tolist())
     return CompactMask(lengths, shapes.astype(np.int32), boxes[:, :2].astype(np.int32), masks.frame)

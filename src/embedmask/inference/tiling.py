@@ -227,8 +227,7 @@ class _Overlaps(Columns):
         meet = (part[:, None, :2] < other_part[:, 2:]).all(2) & (part[:, None, 2:] > other_part[:, :2]).all(2)
         labels = pieces.instances.labels.numpy()
         i, j = np.nonzero(meet & (labels[first][:, None] == labels[second]))
-        pairs = zip(first[i].tolist(), second[j].tolist(), strict=True)
-        common = np.array([pieces.masks.overlap(a, pieces.masks, b) for a, b in pairs], np.int64)
+        common = pieces.masks.overlaps(first[i], pieces.masks.select(second), j)
         i, j, common = i[common > 0], j[common > 0], common[common > 0]
         areas = _areas(pieces, first, part, i), _areas(pieces, second, other_part, j)
         sides = cut[i], other_cut[j], within[i], other_within[j]
