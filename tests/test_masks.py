@@ -118,7 +118,6 @@ def test_coco_rle(dense: Tensor) -> None:
         expected = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert rle == {"size": list(masks.frame), "counts": expected["counts"].decode()}
     assert torch.equal(RunMasks.from_rle(rles, masks.frame).to_dense(), dense)
-    assert torch.equal(RunMasks.from_counts(masks.to_counts(), masks.frame).to_dense(), dense)
 
 
 def test_rle_of_another_size() -> None:

@@ -86,11 +86,6 @@ class RunMasks:
         return cls.from_crops(crops, (masks.shape[1], masks.shape[2]))
 
     @classmethod
-    def from_counts(cls, counts: Iterable[NDArray[Any]], frame: Size) -> Self:
-        """Convert COCO's run lengths, which alternate from background on and add up to the frame."""
-        return cls(split_at_columns(list(counts), frame), frame)
-
-    @classmethod
     def from_rle(cls, rles: Iterable[dict[str, Any]], frame: Size) -> Self:
         """Decode COCO's compressed run lengths, `{"counts": text}`.
 
@@ -100,7 +95,7 @@ class RunMasks:
         counts = [decode_counts(rle["counts"]) for rle in rles]
         for own in counts:
             check_counts(own, frame)
-        return cls.from_counts(counts, frame)
+        return cls(split_at_columns(counts, frame), frame)
 
     def select(self, index: Iterable[int]) -> Self:
         """Return the masks at `index`, in that order. Their runs are shared, not copied."""
@@ -245,7 +240,7 @@ class BitMasks:
 
     @classmethod
     def from_crops(cls, crops: Sequence[MaskCrop], frame: Size) -> BitMasks:
-        """Concatenate crops; their pixels are copied."""
+        """Return masks of crops, whose pixels are copied."""
         flat = [np.zeros(0, bool), *(crop.pixels.ravel() for crop in crops)]
         return cls._restore(torch.from_numpy(np.concatenate(flat)), [crop.box for crop in crops], frame)
 
@@ -260,7 +255,7 @@ class BitMasks:
 
     @cached_property
     def layout(self) -> Tensor:
-        """Offset in `pixels`, first row and column in the frame, height and width of each crop, int64 `[G, 5]`."""
+        """Return offset in `pixels`, first row and column, height and width of each crop, int64 `[G, 5]`."""
         x1, y1, x2, y2 = self.bounds.unbind(1)
         areas = (y2 - y1) * (x2 - x1)
         # the exclusive cumulative sum of the areas is where each crop begins

@@ -157,7 +157,7 @@ def split_at_columns(counts: Sequence[NDArray[Any]], frame: Size) -> list[Runs]:
 
 
 def move_runs(runs: Sequence[Runs], height: int, corners: Ints, heights: Ints) -> list[Runs]:
-    """Renumber the pixels of the runs of each mask for another frame.
+    """Return the runs of each mask in the pixel numbers of another frame.
 
     No run crosses a column, so each shifts by a per-column offset.
 

@@ -229,10 +229,8 @@ class PackedAnnotations:
         owner = np.repeat(np.arange(len(numbers)), lengths)[filled]
         heights = self._sizes()[self.owners[numbers], 0][owner]
         begins = np.flatnonzero(np.diff(owner, prepend=-1))  # first run of each object, [n]
-        areas = np.add.reduceat(counts[filled], begins)
-        return tight_boxes((stops - counts)[filled], stops[filled], begins, heights).astype(
-            np.float32
-        ), areas.astype(np.float64)
+        boxes = tight_boxes((stops - counts)[filled], stops[filled], begins, heights)
+        return boxes.astype(np.float32), np.add.reduceat(counts[filled], begins).astype(np.float64)
 
 
 _NO_COLUMNS = (
