@@ -9,12 +9,14 @@ import resource
 import sys
 import time
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from embedmask.config import ModelConfig, override
+from embedmask.masks import BitMasks, MaskCrop
 from embedmask.objective.criterion import Criterion
-from embedmask.structures import CropMasks, Predictions, Target
+from embedmask.structures import Predictions, Target
 
 OBJECTS, SIDE = 1964, 1024
 
@@ -24,9 +26,12 @@ def crowd(generator: torch.Generator) -> Target:
     sizes = torch.randint(8, 40, (OBJECTS, 2), generator=generator)
     corners = (torch.rand(OBJECTS, 2, generator=generator) * (SIDE - sizes)).long()
     boxes = torch.cat([corners, corners + sizes], 1).float()
-    crops = [torch.ones(height, width, dtype=torch.bool) for width, height in sizes.tolist()]
-    offsets = [(y, x) for x, y in corners.tolist()]
-    return Target(boxes, torch.zeros(OBJECTS, dtype=torch.int64), CropMasks(crops, offsets, (SIDE, SIDE)))
+    crops = [
+        MaskCrop(np.ones((height, width), bool), y, x)
+        for (width, height), (x, y) in zip(sizes.tolist(), corners.tolist(), strict=True)
+    ]
+    masks = BitMasks.from_crops(crops, (SIDE, SIDE))
+    return Target(boxes, torch.zeros(OBJECTS, dtype=torch.int64), masks)
 
 
 def predictions(config: ModelConfig, generator: torch.Generator) -> Predictions:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 SIZE, NUM_CLASSES = (480, 640), 80
 Shape = tuple[float, float, float, float, float]
@@ -44,8 +43,7 @@ def nudge(shape: Shape, rng: np.random.Generator) -> Shape:
 
 def record(image_id: int, category: int, shape: Shape) -> dict[str, Any] | None:
     """Return a record of a mask in COCO's format; None where the shape lies outside the image."""
-    from embedmask.inference.results import coco_rles
-    from embedmask.structures import CropMasks
+    from embedmask.masks import MaskCrop, RunMasks
 
     y, x, height, width, phase = shape
     # the waves reach 1.2 radii; only this crop of the image is evaluated
@@ -57,16 +55,15 @@ def record(image_id: int, category: int, shape: Shape) -> dict[str, Any] | None:
     across = (np.arange(left, right) - x) / width
     # normalised polar radius against 1 + 0.2 sin(5 angle + phase), bool [h, w]
     mask = down**2 + across**2 <= (1 + 0.2 * np.sin(5 * np.arctan2(down, across) + phase)) ** 2
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
+    if not mask.any():
         return None
-    crops = CropMasks([torch.from_numpy(mask)], [(top, left)], SIZE)
-    box = [left + columns[0], top + rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+    masks = RunMasks.from_crops([MaskCrop(mask, top, left)], SIZE)
+    x1, y1, x2, y2 = masks.boxes()[0].tolist()
     return {
         "image_id": image_id,
         "category_id": category,
-        "bbox": [float(side) for side in box],
-        "segmentation": coco_rles(crops)[0],
+        "bbox": [float(side) for side in (x1, y1, x2 - x1, y2 - y1)],
+        "segmentation": masks.to_coco_rle()[0],
     }
 
 

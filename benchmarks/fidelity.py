@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -34,8 +35,9 @@ from embedmask.files import write_json
 from embedmask.inference.engines import Network, make_network
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.proposals import Proposals
+from embedmask.masks import MaskCrop, RunMasks
 from embedmask.model.embedmask import EmbedMask
-from embedmask.structures import CropMasks, Instances, Predictions, Size
+from embedmask.structures import Instances, Predictions, Size
 from embedmask.weights.checkpoint import load_checkpoint
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -59,7 +61,7 @@ class Tally:
         self.instances += int((slow.scores > SCORE).sum())
         for row, partner in pairs(slow, fast):
             self.same += 1
-            self.mask_iou += mask_iou(slow.masks.dense(row), fast.masks.dense(partner))
+            self.mask_iou += mask_iou(slow.masks, row, fast.masks, partner)
 
     def figures(self) -> dict[str, float]:
         """Return the number of instances, the fraction with a counterpart, and the mean mask IoU of those."""
@@ -81,10 +83,11 @@ def pairs(slow: Instances, fast: Instances) -> Iterator[tuple[int, int]]:
             yield row, partner
 
 
-def mask_iou(first: Tensor, second: Tensor) -> float:
-    """Return the IoU of two bool masks `[H, W]`; 1 where both are empty."""
-    union = int((first | second).sum())
-    return int((first & second).sum()) / union if union else 1.0
+def mask_iou(masks: RunMasks, index: int, others: RunMasks, other: int) -> float:
+    """Return the IoU of two masks of one frame; 1 where both are empty."""
+    common = int(masks.overlaps(np.array([index]), others, np.array([other]))[0])
+    union = int(masks.areas()[index] + others.areas()[other]) - common
+    return common / union if union else 1.0
 
 
 def slow_instances(
@@ -105,14 +108,14 @@ def slow_instances(
         mask
         for part in torch.arange(len(proposals)).split(CHUNK)
         for mask in mask_values(
-            predictions.pixel_embed[0], proposals[part], stride=predictions.pixel_stride, image_size=image_size,
+            predictions.pixel_embed[0], proposals.select(part), stride=predictions.pixel_stride, image_size=image_size,
             original_size=original_size, interpolation=cfg.mask_interpolation,
         ) > limit
     ]  # fmt: skip
     # boxes: network frame -> original image
     scale = [o / i for o, i in zip(original_size, image_size, strict=True)]
     boxes = proposals.boxes * torch.tensor([scale[1], scale[0]] * 2)
-    crops = CropMasks(masks, [(0, 0)] * len(masks), original_size)
+    crops = RunMasks.from_crops((MaskCrop(mask.numpy(), 0, 0) for mask in masks), original_size)
     return Instances(boxes, proposals.scores, proposals.labels, crops)
 
 

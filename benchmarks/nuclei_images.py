@@ -15,8 +15,8 @@ from PIL import Image
 from embedmask.data.coco import CocoInstances
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import Labels, label_image, matching_metrics
-from embedmask.evaluation.overlap import crop_of
 from embedmask.files import atomic_write
+from embedmask.masks import RunMasks
 from embedmask.visualize import Pixels, contact_sheet, side_by_side
 
 SIDE, ZOOM = 256, 2
@@ -75,8 +75,8 @@ class Scenes:
 
     def _labels(self, image_id: int, records: Iterable[dict[str, Any]]) -> Labels:
         """Return records with masks as a label image."""
-        masks = (crop_of(record["segmentation"]) for record in records)
-        return label_image(masks, self.evaluator.size_of(image_id))
+        size = self.evaluator.size_of(image_id)
+        return label_image(RunMasks.from_rle((r["segmentation"] for r in records), size).crops(), size)
 
 
 def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:

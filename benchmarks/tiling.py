@@ -28,8 +28,9 @@ from embedmask.config import ModelConfig
 from embedmask.data.images import read_image
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.tiling import tiled_instances
+from embedmask.masks import MaskCrop, RunMasks
 from embedmask.model.embedmask import EmbedMask
-from embedmask.structures import CropMasks, Instances
+from embedmask.structures import Instances
 
 SIDE, CELL, LARGE = 10_000, 62, 40
 TILE, OVERLAP = 1024, 128
@@ -69,15 +70,14 @@ def perfect(tiles: Sequence[Tensor]) -> list[Instances]:
 def visible_objects(ids: npt.NDArray[np.int32]) -> Instances:
     """Return the objects of a tile, from the object number of each pixel."""
     areas = [(number, part) for number, part in enumerate(ndimage.find_objects(ids), 1) if part is not None]
-    crops = [torch.from_numpy(ids[part] == number) for number, part in areas]
-    boxes = [(x.start, y.start, x.stop, y.stop) for _, (y, x) in areas]
+    crops = [MaskCrop(ids[y, x] == number, y.start, x.start) for number, (y, x) in areas]
     # larger parts score higher, all below 1
-    scores = torch.tensor([1 - 1 / (1 + float(crop.sum())) for crop in crops])
+    scores = torch.tensor([1 - 1 / (1 + float(crop.pixels.sum())) for crop in crops])
     return Instances(
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor([crop.box for crop in crops], dtype=torch.float32).reshape(-1, 4),
         scores,
         torch.zeros(len(crops), dtype=torch.int64),
-        CropMasks(crops, [(y.start, x.start) for _, (y, x) in areas], (ids.shape[0], ids.shape[1])),
+        RunMasks.from_crops(crops, (ids.shape[0], ids.shape[1])),
         torch.tensor([[number] for number, _ in areas], dtype=torch.float32).reshape(-1, 1),
         torch.ones(len(crops), 1),
     )
@@ -87,7 +87,7 @@ def count_whole(image: Tensor, instances: Instances) -> int:
     """Count the instances whose mask is exactly that of their object."""
     count = 0
     for row, number in enumerate(instances.proposal_embed[:, 0].int().tolist()):
-        (y, x), crop = instances.masks.offsets[row], instances.masks.crops[row].numpy()
+        crop, y, x = instances.masks.crop(row)
         height, width = crop.shape
         # one pixel more on each side shows whether the object continues
         top, left = max(y - 1, 0), max(x - 1, 0)

@@ -10,11 +10,12 @@ import torch
 
 from embedmask import ModelConfig, Predictor
 from embedmask._supervision import sv
-from embedmask.structures import CropMasks, Instances
+from embedmask.masks import RunMasks
+from embedmask.structures import Instances
 
 NAMES = ["disc", "star", "ring"]
 NOTHING = Instances(
-    torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CropMasks([], [], (32, 32))
+    torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), RunMasks([], (32, 32))
 )
 
 

@@ -23,8 +23,9 @@ from embedmask.config.model_types import ModelType, model_from_dict, model_to_di
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.run import evaluate_weights
+from embedmask.masks import RunMasks
 from embedmask.model.detector import Detector
-from embedmask.structures import CropMasks, ImageBatch, Instances, LossTerms, Size, Target
+from embedmask.structures import ImageBatch, Instances, LossTerms, Size, Target
 from embedmask.weights.checkpoint import load_checkpoint
 
 STRIDE, SIDE = 8, 64
@@ -108,7 +109,7 @@ class ToyPostprocessor:
             score = torch.sigmoid(logits.max())[None]
             label = torch.zeros(1, dtype=torch.int64)
             instances.append(
-                Instances(torch.tensor([box]).float(), score, label, CropMasks([mask], [(0, 0)], size))
+                Instances(torch.tensor([box]).float(), score, label, RunMasks.from_dense(mask[None]))
             )
         return instances
 

@@ -1,96 +1,60 @@
-"""Shared data structures: targets, losses, and masks as crops."""
+"""Shared data structures: targets, losses, instances."""
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from small_models import no_objects, random_predictions, rectangles
 
 from embedmask.errors import BadInput
-from embedmask.structures import CropMasks, Instances, Losses, RunCrops, Target
-
-
-@st.composite
-def crop_masks(draw: st.DrawFn) -> CropMasks:
-    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    crops, offsets = [], []
-    for _ in range(draw(st.integers(0, 4))):
-        y, x = draw(st.integers(0, height)), draw(st.integers(0, width))
-        h, w = draw(st.integers(0, height - y)), draw(st.integers(0, width - x))
-        rng = torch.Generator().manual_seed(draw(st.integers(0, 999)))
-        crops.append(torch.rand(h, w, generator=rng) > 0.5)
-        offsets.append((y, x))
-    return CropMasks(crops, offsets, (height, width))
-
-
-@given(crop_masks())
-def test_dense_masks_contain_the_crops(masks: CropMasks) -> None:
-    dense = masks.to_dense()
-    assert dense.shape == (len(masks), *masks.image_size)
-    assert dense.dtype == torch.bool
-    assert masks.areas() == dense.flatten(1).sum(1).tolist()
-    for index, (crop, (y, x)) in enumerate(zip(masks.crops, masks.offsets, strict=True)):
-        assert torch.equal(dense[index, y : y + crop.shape[0], x : x + crop.shape[1]], crop)
-        assert torch.equal(masks.dense(index), dense[index])
-    order = list(reversed(range(len(masks))))
-    assert torch.equal(masks.select(order).to_dense(), dense.flip(0))
-    assert len(masks.select([])) == 0
-
-
-@given(crop_masks())
-def test_run_lengths_equal_the_crops(masks: CropMasks) -> None:
-    runs = CropMasks(RunCrops.of(masks.crops), masks.offsets, masks.image_size)
-    order = list(reversed(range(len(masks))))
-    for encoded, crops in ((runs, masks), (runs.select(order), masks.select(order))):
-        assert [crop.tolist() for crop in encoded.crops] == [crop.tolist() for crop in crops.crops]
-        assert (encoded.areas(), encoded.offsets, encoded.shape) == (
-            crops.areas(),
-            crops.offsets,
-            crops.shape,
-        )
-        assert torch.equal(encoded.pixels(), crops.pixels())
-        assert torch.equal(encoded.to_dense(), crops.to_dense())
-    again = pickle.loads(pickle.dumps(runs))
-    assert isinstance(again.crops, RunCrops)
-    assert torch.equal(again.to_dense(), masks.to_dense())
-    assert RunCrops.of(runs.crops) is runs.crops
-    assert [crop.tolist() for crop in runs.crops[:2]] == [crop.tolist() for crop in masks.crops[:2]]
-
-
-@given(crop_masks())
-def test_masks_are_pickled_as_one_tensor(masks: CropMasks) -> None:
-    types = []
-
-    class CountingPickler(pickle.Pickler):
-        def persistent_id(self, value: object) -> None:
-            types.append(type(value))
-
-    buffer = io.BytesIO()
-    CountingPickler(buffer).dump(masks)
-    assert types.count(torch.Tensor) == 1
-    buffer.seek(0)
-    restored = pickle.load(buffer)
-    assert [crop.tolist() for crop in restored.crops] == [crop.tolist() for crop in masks.crops]
-    assert (restored.offsets, restored.shape) == (masks.offsets, masks.shape)
-
-
-def test_copied_masks_stay_on_their_device() -> None:
-    masks = CropMasks([torch.ones(2, 3, dtype=torch.bool, device="meta")] * 2, [(0, 0), (1, 1)], (4, 5))
-    assert all(crop.is_meta and crop.shape == (2, 3) for crop in copy.copy(masks).crops)
+from embedmask.masks import BitMasks, RunMasks
+from embedmask.structures import Instances, Losses, Target
 
 
 def test_length_of_instances() -> None:
     empty = Instances(
-        torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), CropMasks([], [], (3, 4))
+        torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), RunMasks([], (3, 4))
     )
     assert len(empty) == 0
     assert empty.masks.to_dense().shape == (0, 3, 4)
+
+
+def instances() -> Instances:
+    """Return three detections of 5 x 6 px, without proposal embeddings."""
+    dense = torch.arange(90).view(3, 5, 6) % 4 == 0
+    boxes, scores = torch.arange(12.0).view(3, 4), torch.tensor([0.9, 0.5, 0.2])
+    return Instances(boxes, scores, torch.tensor([1, 0, 2]), RunMasks.from_dense(dense))
+
+
+@pytest.mark.parametrize("index", [[2, 0], range(1, 3), [], [1, 1]])
+def test_rows_of_every_column_are_selected(index: Sequence[int]) -> None:
+    whole, rows = instances(), list(index)
+    selected = whole.select(index)
+    assert len(selected) == len(rows)
+    for name in ("boxes", "scores", "labels"):
+        assert torch.equal(getattr(selected, name), getattr(whole, name)[rows])
+    assert torch.equal(selected.masks.to_dense(), whole.masks.to_dense()[rows])
+    assert selected.proposal_embed.shape == selected.proposal_margin.shape == (len(rows), 0)
+
+
+def test_embeddings_are_selected() -> None:
+    embed = torch.arange(6.0).view(3, 2)
+    whole = replace(instances(), proposal_embed=embed, proposal_margin=embed[:, :1])
+    selected = whole.select([2, 1])
+    assert torch.equal(selected.proposal_embed, embed[[2, 1]])
+    assert torch.equal(selected.proposal_margin, embed[[2, 1], :1])
+    assert whole.select([]).proposal_embed.shape == (0, 2)
+
+
+def test_target_with_masks_in_either_form() -> None:
+    target = changed()
+    crops = replace(target, masks=BitMasks.of(target.masks))
+    crops.validate(3)
+    assert crops.mask_size == target.mask_size == (32, 32)
+    assert torch.equal(crops.dense_masks(), target.dense_masks())
 
 
 def test_losses_omit_missing_terms() -> None:

@@ -1,20 +1,21 @@
-"""The masks of an image, in two storages with one interface: `RunMasks` (run lengths) and `BitMasks` (pixels).
+"""The masks of an image in two storages with a common interface: `RunMasks` (run lengths) and `BitMasks` (pixels).
 
-Results and annotations are kept as run lengths: memory grows with the length of outlines. The objective reads pixels of
-masks at random, on any device, from one flat tensor. Neither ever holds objects x image.
+Results and annotations are stored as run lengths: memory grows with the length of the outlines. The objective looks up
+single pixels of masks on any device, in one flat tensor. Neither form needs memory for objects x image.
 
-G masks of one frame `(height, width)`; boxes are int64 xyxy px, half-open. Pixels of run lengths are counted column by
-column, as COCO does.
+Masks have a frame, the `(height, width)` of their image. Boxes are int64 xyxy px, half-open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from faster_coco_eval.core import mask as mask_api
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,13 +25,14 @@ from embedmask.run_lengths import (
     Runs,
     Size,
     alternating_lengths,
-    checked_counts,
+    check_counts,
+    decode_counts,
     encode_pixels,
+    move_runs,
+    run_dtype,
     split_at_columns,
+    tight_boxes,
 )
-
-Window = tuple[int, int, int, int]
-"""left, top, right, bottom px, half-open."""
 
 
 class MaskCrop(NamedTuple):
@@ -40,8 +42,14 @@ class MaskCrop(NamedTuple):
     y: int
     x: int
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Return the bounds of the crop, xyxy px."""
+        height, width = self.pixels.shape
+        return self.x, self.y, self.x + width, self.y + height
+
     def tight(self) -> MaskCrop:
-        """Return the crop without empty rows and columns around the mask, of size 0 x 0 where the mask is empty."""
+        """Return the crop without empty rows and columns around the mask: a view, `[0, 0]` for an empty mask."""
         columns, rows = np.flatnonzero(self.pixels.any(0)), np.flatnonzero(self.pixels.any(1))
         if not len(columns):
             return MaskCrop(self.pixels[:0, :0], self.y, self.x)
@@ -49,20 +57,14 @@ class MaskCrop(NamedTuple):
         inside = self.pixels[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1]
         return MaskCrop(inside, self.y + top, self.x + left)
 
-    @property
-    def box(self) -> Window:
-        """The bounds of the crop in the frame."""
-        height, width = self.pixels.shape
-        return self.x, self.y, self.x + width, self.y + height
-
 
 @dataclass(frozen=True)
 class RunMasks:
-    """G masks as run lengths.
+    """G masks as run lengths. Pixels of the frame are numbered column by column, as COCO does.
 
     Attributes:
-        runs: of each mask, int `[T, 2]` pixel numbers in the frame, ascending and disjoint; no run continues into the
-            next column.
+        runs: of each mask, int32 or int64 `[T, 2]`: first pixel of each run and the pixel after its last, ascending; no
+            run continues into the next column.
         frame: `(height, width)` of the image.
     """
 
@@ -80,241 +82,259 @@ class RunMasks:
     @classmethod
     def from_dense(cls, masks: Tensor) -> Self:
         """Encode bool `[G, H, W]`."""
-        return cls.from_crops(
-            (MaskCrop(mask.cpu().numpy(), 0, 0) for mask in masks), (masks.shape[1], masks.shape[2])
-        )
-
-    @classmethod
-    def from_counts(cls, counts: Iterable[NDArray[Any]], frame: Size) -> Self:
-        """Take over COCO's run lengths: lengths of alternating runs, background first, that add up to the frame."""
-        return cls([split_at_columns(own, frame) for own in counts], frame)
+        crops = (MaskCrop(mask.cpu().numpy(), 0, 0) for mask in masks)
+        return cls.from_crops(crops, (masks.shape[1], masks.shape[2]))
 
     @classmethod
     def from_rle(cls, rles: Iterable[dict[str, Any]], frame: Size) -> Self:
-        """Decode COCO's compressed run lengths.
+        """Decode COCO's compressed run lengths, `{"counts": text}`.
 
         Raises:
-            BadInput: damaged text, or run lengths that do not add up to the frame.
+            BadInput: the text is damaged, or the run lengths do not add up to the frame.
         """
-        return cls.from_counts((checked_counts(rle["counts"], frame) for rle in rles), frame)
+        counts = [decode_counts(rle["counts"]) for rle in rles]
+        for own in counts:
+            check_counts(own, frame)
+        return cls(split_at_columns(counts, frame), frame)
 
-    def select(self, index: Sequence[int]) -> Self:
-        """Return the masks of `index`, in that order."""
+    def select(self, index: Iterable[int]) -> Self:
+        """Return the masks at `index`, in that order. Their runs are shared, not copied."""
         return type(self)([self.runs[i] for i in index], self.frame)
 
     def areas(self) -> Ints:
-        """Return the number of pixels of each mask, `[G]`."""
-        return np.array([int((runs[:, 1] - runs[:, 0]).sum()) for runs in self.runs], np.int64)
+        """Return the number of pixels of each mask, int64 `[G]`."""
+        return np.array([(runs[:, 1] - runs[:, 0]).sum() for runs in self.runs], np.int64)
 
     def boxes(self) -> Ints:
-        """Return the tight box of each mask, `[G, 4]`; zeros for an empty mask."""
+        """Return the tight box of each mask, int64 `[G, 4]`; 0 for empty masks."""
         boxes = np.zeros((len(self), 4), np.int64)
         counts = np.array([len(runs) for runs in self.runs], np.int64)
-        some = np.flatnonzero(counts)
-        if len(some):
-            joined = np.concatenate(list(self.runs))
-            stops = np.cumsum(counts)[some]
-            firsts = stops - counts[some]
-            # the columns of a mask ascend; its rows need a look at every run
-            column = joined[:, 0] // self.frame[0]
-            rows = joined - column[:, None] * self.frame[0]
-            boxes[some, 0], boxes[some, 2] = column[firsts], column[stops - 1] + 1
-            boxes[some, 1] = np.minimum.reduceat(rows[:, 0], firsts)
-            boxes[some, 3] = np.maximum.reduceat(rows[:, 1], firsts)
+        nonempty = np.flatnonzero(counts)
+        if len(nonempty):
+            firsts = (np.cumsum(counts) - counts)[nonempty]
+            starts, stops = np.concatenate(self.runs).T
+            boxes[nonempty] = tight_boxes(starts, stops, firsts, self.frame[0])
         return boxes
 
     def window(self, index: int, box: Sequence[int]) -> Bools:
-        """Decode one mask inside a box of the frame, bool `[h, w]`; the cost grows with the box."""
+        """Decode one mask inside a box of the frame, bool `[h, w]`. The cost grows with the box."""
         left, top, right, bottom = box
         height, width = bottom - top, right - left
-        starts = self.runs[index][:, 0]
-        first, last = np.searchsorted(starts, [left * self.frame[0], right * self.frame[0]])
-        runs = self.runs[index][first:last].astype(np.int64)
+        runs = self.runs[index]
+        first, last = np.searchsorted(runs[:, 0], (left * self.frame[0], right * self.frame[0]))
+        runs = runs[first:last].astype(np.int64)
         column = runs[:, :1] // self.frame[0]
         # rows inside the box, then pixel numbers inside the box
-        rows = np.clip(runs - column * self.frame[0] - top, 0, height)
+        rows = np.minimum(np.maximum(runs - (column * self.frame[0] + top), 0), height)
         ends = (rows + (column - left) * height)[rows[:, 0] < rows[:, 1]]
-        lengths = np.diff(ends.ravel(), prepend=0, append=height * width)
-        flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+        # boundaries of alternating runs, False first; the odd ones are True
+        edges = np.zeros(ends.size + 2, np.int64)
+        edges[1:-1], edges[-1] = ends.ravel(), height * width
+        values = np.zeros(ends.size + 1, bool)
+        values[1::2] = True
+        flat = np.repeat(values, edges[1:] - edges[:-1])
         return np.ascontiguousarray(flat.reshape(width, height).T)
 
     def crop(self, index: int) -> MaskCrop:
         """Decode one mask inside its tight box."""
-        box = self.select([index]).boxes()[0].tolist()
-        return MaskCrop(self.window(index, box), box[1], box[0])
+        return next(self.select([index]).crops())
 
     def crops(self) -> Iterator[MaskCrop]:
         """Decode every mask inside its tight box, one at a time."""
         for index, box in enumerate(self.boxes().tolist()):
             yield MaskCrop(self.window(index, box), box[1], box[0])
 
-    def overlap(self, index: int, other: RunMasks, other_index: int) -> int:
-        """Return the number of pixels that two masks of one frame share."""
-        runs, others = self.runs[index], other.runs[other_index]
-        if not len(runs) or not len(others):
-            return 0
-        # pixels of the other mask below a pixel number: its whole runs, less the rest of the last one
-        below = np.append(0, np.cumsum(others[:, 1] - others[:, 0], dtype=np.int64))
-        ends = runs.ravel()
-        place = np.searchsorted(others[:, 0], ends)
-        rest = np.maximum(others[place - 1, 1].astype(np.int64) - ends, 0) * (place > 0)
+    def overlaps(self, index: Ints, other: RunMasks, other_index: Ints) -> Ints:
+        """Return the number of pixels that the two masks of each pair share, int64 `[E]`.
+
+        Args:
+            index: int64 `[E]`, masks of these.
+            other: masks of the same frame.
+            other_index: int64 `[E]`, masks of `other`.
+        """
+        if not len(index):
+            return np.zeros(0, np.int64)
+        # the runs of all other masks in one ascending sequence: mask j is shifted by j * pixels
+        pixels, counts = self.frame[0] * self.frame[1], [len(runs) for runs in other.runs]
+        start, stop = np.concatenate(other.runs).astype(np.int64).T + np.repeat(
+            np.arange(len(other)) * pixels, counts
+        )
+        below = np.append(0, np.cumsum(stop - start))
+        # the ends of the runs of each pair, shifted to its other mask: [2 T]
+        runs = [self.runs[i] for i in index.tolist()]
+        lengths = [len(own) for own in runs]
+        ends = (np.concatenate(runs) + np.repeat(other_index * pixels, lengths)[:, None]).ravel()
+        # pixels of the sequence below each end: the runs that begin there, minus the rest of the last one
+        place = np.searchsorted(start, ends)
+        rest = np.maximum(np.append(0, stop)[place] - ends, 0)
         covered = (below[place] - rest).reshape(-1, 2)
-        return int((covered[:, 1] - covered[:, 0]).sum())
+        sums = np.bincount(np.repeat(np.arange(len(runs)), lengths), covered[:, 1] - covered[:, 0], len(runs))
+        return sums.astype(np.int64)
 
     def union(self, index: Sequence[int]) -> Runs:
-        """Return the runs of the union of some masks, at least one."""
+        """Return the runs of the union of one or more masks."""
         if len(index) == 1:
             return self.runs[index[0]]
         runs = np.concatenate([self.runs[i] for i in index])
         runs = runs[runs[:, 0].argsort(kind="stable")]
-        # a run begins a new one where no earlier run of its column reaches it
+        column = runs[:, 0] // self.frame[0]
+        # a run is joined to the earlier ones of its column if one of them reaches it
         reach = np.maximum.accumulate(runs[:, 1])
-        apart = (runs[1:, 0] > reach[:-1]) | (runs[1:, 0] // self.frame[0] != runs[:-1, 0] // self.frame[0])
-        begins = np.flatnonzero(np.append(True, apart)) if len(runs) else np.zeros(0, np.int64)
-        stops = np.append(begins[1:] - 1, len(runs) - 1)[: len(begins)]
-        return np.stack([runs[begins, 0], reach[stops]], 1)
+        begins = np.ones(len(runs), bool)
+        begins[1:] = (runs[1:, 0] > reach[:-1]) | (column[1:] != column[:-1])
+        ends = np.append(begins[1:], True)[: len(runs)]
+        return np.stack([runs[begins, 0], reach[ends]], 1)
+
+    def place(self, corner: tuple[int, int], frame: Size) -> Self:
+        """Return the masks in a larger frame, in which row and column `corner` are the first pixel of this one."""
+        corners, heights = np.tile(corner, (len(self), 1)), np.full(len(self), frame[0])
+        moved = move_runs(self.runs, self.frame[0], corners, heights)
+        return type(self)([runs.astype(run_dtype(frame)) for runs in moved], frame)
 
     def to_dense(self) -> Tensor:
-        """Return all masks, bool `[G, H, W]` on the CPU: memory grows with objects x image."""
-        whole = (0, 0, self.frame[1], self.frame[0])
+        """Return all masks, bool `[G, H, W]` on the CPU. Memory grows with objects x image."""
         dense = torch.zeros((len(self), *self.frame), dtype=torch.bool)
         for index in range(len(self)):
-            dense[index] = torch.from_numpy(self.window(index, whole))
+            dense[index] = torch.from_numpy(self.window(index, (0, 0, self.frame[1], self.frame[0])))
         return dense
 
     def to_counts(self) -> list[NDArray[Any]]:
-        """Return COCO's run lengths of each mask."""
+        """Return COCO's run lengths of each mask: lengths of alternating runs, background first."""
         return alternating_lengths(self.runs, [self.frame[0] * self.frame[1]] * len(self))
 
-    def in_crops(self) -> tuple[list[Runs], Ints]:
-        """Return the runs of each mask counted inside its tight box, and the boxes `[G, 4]`."""
-        boxes = self.boxes()
-        moved = []
-        for runs, (left, top, _, bottom) in zip(self.runs, boxes.tolist(), strict=True):
-            column = runs[:, :1] // self.frame[0]
-            # a column of the crop is shorter than one of the frame by the rows above and below it
-            moved.append(runs - column * (self.frame[0] - (bottom - top)) - (left * (bottom - top) + top))
-        return moved, boxes
+    def to_coco_rle(self) -> list[dict[str, Any]]:
+        """Return the compressed RLE of each mask: `{"size": [H, W], "counts": text}`."""
+        size = list(self.frame)
+        rles: Any = [
+            mask_api.frPyObjects({"size": size, "counts": counts.tolist()}, *size)
+            for counts in self.to_counts()
+        ]
+        return [{"size": size, "counts": rle["counts"].decode("ascii")} for rle in rles]
 
 
-@dataclass
+@dataclass(frozen=True)
 class BitMasks:
-    """G masks as the pixels of one crop each, all in one tensor; False outside the crops.
-
-    A process that loads data sends them as they are; the objective reads them on its device.
+    """G masks as the pixels of one crop each, concatenated in one tensor; a mask is False outside its crop.
 
     Attributes:
-        pixels: bool `[P]`, the crops one after the other, row by row.
-        boxes: int64 `[G, 4]`, the crops' bounds; they may reach beyond the frame.
+        pixels: bool `[P]`, the row-major pixels of all crops.
+        bounds: int64 `[G, 4]` xyxy px, the bounds of the crops; they may reach beyond the frame.
         frame: `(height, width)` of the image.
     """
 
     pixels: Tensor
-    boxes: Tensor
+    bounds: Tensor
     frame: Size
 
     def __len__(self) -> int:
-        return len(self.boxes)
+        return len(self.bounds)
 
     @classmethod
-    def from_crops(cls, crops: Sequence[tuple[Tensor, int, int]], frame: Size) -> Self:
-        """Join crops, bool `[h, w]`, each with its first row and column in the frame."""
-        flat = [pixels.reshape(-1).bool() for pixels, _, _ in crops]
-        boxes = [(x, y, x + pixels.shape[1], y + pixels.shape[0]) for pixels, y, x in crops]
-        pixels = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.bool)
-        return cls(pixels, torch.tensor(boxes, dtype=torch.int64).reshape(-1, 4), frame)
-
-    @classmethod
-    def from_dense(cls, masks: Tensor) -> Self:
-        """Take over bool `[G, H, W]`, each mask a crop of the frame's size; nothing is copied."""
+    def of(cls, masks: Tensor | BitMasks) -> BitMasks:
+        """Return masks as they are, or bool `[G, H, W]` as crops of the frame's size, which are not copied."""
+        if isinstance(masks, BitMasks):
+            return masks
         height, width = masks.shape[1:]
-        boxes = torch.tensor([0, 0, width, height], device=masks.device).repeat(len(masks), 1)
-        return cls(masks.bool().reshape(-1), boxes, (height, width))
+        bounds = torch.tensor([[0, 0, width, height]], device=masks.device).expand(len(masks), 4)
+        return cls(masks.bool().reshape(-1), bounds, (height, width))
 
-    @property
-    def sizes(self) -> Tensor:
-        """Height and width of each crop, int64 `[G, 2]`."""
-        return (self.boxes[:, 2:] - self.boxes[:, :2]).flip(1)
+    @classmethod
+    def from_crops(cls, crops: Sequence[MaskCrop], frame: Size) -> BitMasks:
+        """Return masks of crops, whose pixels are copied."""
+        flat = [np.zeros(0, bool), *(crop.pixels.ravel() for crop in crops)]
+        return cls._restore(torch.from_numpy(np.concatenate(flat)), [crop.box for crop in crops], frame)
 
-    @property
-    def starts(self) -> Tensor:
-        """Index in `pixels` of each crop's first pixel, int64 `[G]`."""
-        counts = self.sizes.prod(1)
-        return counts.cumsum(0) - counts
+    @classmethod
+    def _restore(cls, pixels: Tensor, bounds: Sequence[Sequence[int]], frame: Size) -> BitMasks:
+        bounds_tensor = torch.tensor(bounds, dtype=torch.int64, device=pixels.device).reshape(-1, 4)
+        return cls(pixels, bounds_tensor, frame)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # pickle one tensor instead of several: torch sends each tensor to another process as a file descriptor
+        return BitMasks._restore, (self.pixels, self.bounds.tolist(), self.frame)
+
+    @cached_property
+    def layout(self) -> Tensor:
+        """Return offset in `pixels`, first row and column, height and width of each crop, int64 `[G, 5]`."""
+        x1, y1, x2, y2 = self.bounds.unbind(1)
+        areas = (y2 - y1) * (x2 - x1)
+        # the exclusive cumulative sum of the areas is where each crop begins
+        return torch.stack([areas.cumsum(0) - areas, y1, x1, y2 - y1, x2 - x1], 1)
 
     def to(self, device: torch.device | str) -> BitMasks:
         """Return the masks on a device."""
-        return BitMasks(self.pixels.to(device), self.boxes.to(device), self.frame)
+        return BitMasks(self.pixels.to(device), self.bounds.to(device), self.frame)
 
-    def crops(self) -> Iterator[tuple[Tensor, int, int]]:
-        """Yield each crop, a view bool `[h, w]`, with its first row and column."""
-        sizes = self.sizes.tolist()
-        parts = torch.split(self.pixels, [height * width for height, width in sizes])
-        for part, size, (x, y, _, _) in zip(parts, sizes, self.boxes.tolist(), strict=True):
-            yield part.view(size), y, x
+    def crops(self, index: Tensor | None = None) -> Iterator[tuple[Tensor, int, int]]:
+        """Yield crops of masks, views bool `[h, w]` on their device, with their first row and column.
 
-    def select(self, index: Sequence[int]) -> BitMasks:
-        """Return the masks of `index`, in that order."""
-        crops = list(self.crops())
-        return type(self).from_crops([crops[i] for i in index], self.frame)
+        Args:
+            index: int64 `[M]`; None: all G.
+        """
+        layout = self.layout if index is None else self.layout[index]
+        for start, y, x, height, width in layout.tolist():
+            yield self.pixels[start : start + height * width].view(height, width), y, x
 
     def areas(self) -> Tensor:
         """Return the number of pixels of each mask, int64 `[G]`."""
-        owner = torch.repeat_interleave(self.sizes.prod(1))
-        counts = torch.zeros(len(self), dtype=torch.int64, device=self.pixels.device)
-        return counts.index_add_(0, owner, self.pixels.long())
-
-    def to_dense(self) -> Tensor:
-        """Return all masks, bool `[G, H, W]`: memory grows with objects x image."""
-        return self.any_of([(0, 0)], 1, self.frame)
+        return torch.stack([crop.sum() for crop, _, _ in self.crops()]) if len(self) else self.bounds[:, 0]
 
     def to_runs(self) -> RunMasks:
-        """Encode the masks as run lengths; their crops lie inside the frame."""
+        """Encode the masks as run lengths. Their crops must lie inside the frame."""
         crops = (MaskCrop(pixels.cpu().numpy(), y, x) for pixels, y, x in self.crops())
         return RunMasks.from_crops(crops, self.frame)
+
+    def to_dense(self) -> Tensor:
+        """Return all masks, bool `[G, H, W]` on their device. Memory grows with objects x image."""
+        return self.any_of([(0, 0)], 1, self.frame)
 
     def any_of(
         self, places: Sequence[tuple[int, int]], stride: int, grid: Size, index: Tensor | None = None
     ) -> Tensor:
-        """Return whether a mask has one of some pixels of each cell of a grid, bool `[M, h, w]`.
+        """Return whether a mask contains at least one of the given pixels of each grid cell.
 
         Args:
-            places: (y, x) of the pixels inside the cell, 0 <= y, x < stride.
-            stride: px a cell.
-            grid: `(h, w)` cells; pixels beyond it are left out.
-            index: int64 `[M]`, the masks; None: all.
+            places: (y, x) of the pixels relative to their cell, 0 <= y, x < stride.
+            stride: px per cell.
+            grid: `(h, w)` cells; mask pixels beyond it are ignored.
+            index: int64 `[M]`, masks to look up; None: all G.
+
+        Returns:
+            bool `[M, h, w]`.
         """
-        rows = range(len(self)) if index is None else index.tolist()
-        starts, sizes, boxes = self.starts.tolist(), self.sizes.tolist(), self.boxes.tolist()
-        values = torch.zeros((len(rows), *grid), dtype=torch.bool, device=self.pixels.device)
-        for value, mask in zip(values, rows, strict=True):
-            (height, width), (column, row) = sizes[mask], boxes[mask][:2]
-            crop = self.pixels[starts[mask] : starts[mask] + height * width].view(height, width)
+        count = len(self) if index is None else len(index)
+        values = torch.zeros((count, *grid), dtype=torch.bool, device=self.pixels.device)
+        for value, (crop, row, column) in zip(values, self.crops(index), strict=True):
             for y, x in places:
-                # first row and column of the grid whose pixel (y, x) lies in the crop
+                # cell (i, j) reads image pixel (i stride + y, j stride + x); the first cells whose pixel is not
+                # above or left of the crop: ceil((row - y) / stride), ceil((column - x) / stride)
                 top, left = max(-((y - row) // stride), 0), max(-((x - column) // stride), 0)
+                # the same pixels as a strided slice of the crop, from its own first row and column
                 part = crop[top * stride + y - row :: stride, left * stride + x - column :: stride]
                 part = part[: max(grid[0] - top, 0), : max(grid[1] - left, 0)]
                 value[top : top + part.shape[0], left : left + part.shape[1]] |= part
         return values
 
     def at(self, y: Tensor, x: Tensor, index: Tensor) -> Tensor:
-        """Return the values of the masks `index` at pixels of the frame, bool `[M, ...]`.
+        """Return the values of some masks at pixels.
 
-        It takes eight bytes a value: ask for a few masks at a time.
+        Needs eight bytes per value: pass a few masks at a time.
 
         Args:
-            y: int64 `[M, ...]`, rows; broadcasts with `x`.
-            x: int64 `[M, ...]`, columns.
-            index: int64 `[M]`.
+            y: int64, rows; broadcasts with `x`.
+            x: int64, columns.
+            index: int64 `[M]`, masks to look up.
+
+        Returns:
+            bool `[M, ...]`; False outside a crop.
         """
-        shape = (-1, *[1] * y.ndim)
-        start, (height, width) = self.starts[index].view(shape), self.sizes[index].T.reshape(2, *shape)
-        column, row = self.boxes[index, 0].view(shape), self.boxes[index, 1].view(shape)
+        # [M, 5] -> five columns [M, 1, ...], which broadcast against the pixels
+        shape = (5, len(index), *[1] * y.ndim)
+        start, row, column, height, width = self.layout[index].T.reshape(shape)
         y, x = y - row, x - column
         inside: Tensor = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         if self.pixels.numel() == 0:
             return inside
-        # outside the crop the first pixel of all is read, and masked
+        # pixels outside read element 0, a valid address whose value is masked out
         place = torch.where(inside, start + y * width + x, 0)
         return self.pixels[place] & inside

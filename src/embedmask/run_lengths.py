@@ -1,4 +1,4 @@
-"""Run lengths of masks: pixel numbers of a frame counted column by column, and COCO's text for them."""
+"""Run lengths of masks: pixel numbers of a frame, counted column by column, and COCO's text for them."""
 
 from __future__ import annotations
 
@@ -22,55 +22,56 @@ MAX_RUNS = 1 << 18
 """Runs of several masks that are encoded at once."""
 
 
-def checked_counts(text: str | bytes, frame: Size) -> Ints:
-    """Decode compressed run lengths of a frame.
+def check_counts(counts: NDArray[Any], frame: Size) -> None:
+    """Check that run lengths are not negative and add up to their frame.
 
     Raises:
-        BadInput: the text is damaged, or the run lengths do not add up to the frame.
+        BadInput: they do not.
     """
-    counts = decode_counts(text)
     if (counts < 0).any() or counts.sum() != frame[0] * frame[1]:
-        raise BadInput(f"a mask's run lengths do not add up to its image {list(frame)}; encode it again")
-    return counts
+        raise BadInput("run lengths that do not add up to its image; encode the mask again")
 
 
 def decode_counts(text: str | bytes) -> Ints:
-    """Decode compressed run lengths of COCO, int64 `[runs]`, background first.
+    """Decode COCO's compressed run lengths.
 
-    Each count is written in groups of five bits, lowest first, on top of character 48; the sixth bit says that more
-    follow, the last group's fifth bit is the sign. From the fourth count on, the difference to the last but one is
-    stored.
+    Each count is a two's-complement number in groups of five bits, lowest group first, each stored as the character
+    48 + group. The sixth bit is set if another group follows. From the fourth count on, the difference to the count
+    before the previous one is stored.
+
+    Returns:
+        The counts, int64 `[T]`, background first.
 
     Raises:
-        BadInput: the text is not such a code.
+        BadInput: the text is not a valid code.
     """
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
-    last = groups & 32 == 0
+    last = groups & 32 == 0  # bool [groups]: the group ends a count
     if not len(groups) or groups.min() < 0 or groups.max() > 63 or not last[-1]:
         raise BadInput("run lengths whose text is damaged; encode the mask again")
-    # groups of five bits belong to the count that ends at the next group without the sixth bit
+    # first and last group of each count, [T], and the place of each group within its count, [groups]
     stops = np.flatnonzero(last)
     starts = np.concatenate(([0], stops[:-1] + 1))
     places = np.arange(len(groups)) - np.repeat(starts, stops - starts + 1)
     if places.max() > 7:
         raise BadInput("run lengths whose text is damaged; encode the mask again")
+    # join the five-bit groups; the fifth bit of the last group is the sign
     counts = np.add.reduceat((groups & 31) << (5 * places), starts)
-    # two's complement: a set sign bit takes one more than the largest value away
     negative = groups[stops] & 16 != 0
     counts -= np.where(negative, np.int64(1) << (5 * (stops - starts + 1)), 0)
-    # undo the differences, of odd and even places apart
+    # undo the differences: odd counts accumulate from index 1, even ones from index 2 (count 0 is never a base)
     counts[1::2] = np.cumsum(counts[1::2])
     counts[2::2] = np.cumsum(counts[2::2])
     return counts
 
 
 def alternating_lengths(runs: Sequence[Runs], pixels: Sequence[int]) -> list[NDArray[Any]]:
-    """Return the lengths of alternating runs of many masks, the first of False; runs that touch become one.
+    """Return the lengths of the alternating runs of each mask, background first; adjacent runs are merged.
 
     Args:
         runs: of each mask, `[T, 2]`.
-        pixels: number of pixels, set or not, of each mask.
+        pixels: number of pixels of each mask, background included.
     """
     if not runs:
         return []
@@ -80,52 +81,121 @@ def alternating_lengths(runs: Sequence[Runs], pixels: Sequence[int]) -> list[NDA
             *alternating_lengths(runs[:middle], pixels[:middle]),
             *alternating_lengths(runs[middle:], pixels[middle:]),
         ]
+    # all runs in one array [T, 2]; those of mask r are rows stops[r] - counts[r] .. stops[r] - 1
     joined = np.concatenate(runs)
     counts = np.array([len(own) for own in runs])
     stops = np.cumsum(counts)
-    some = counts > 0
-    # the pixel where the following run of the same mask begins, for the last run the end of the mask
+    nonempty = counts > 0
+    # where the next run begins, or where the mask ends: a run that ends there has no background after it
     following = np.append(joined[1:, 0], 0)
-    following[stops[some] - 1] = np.array(pixels)[some]
-    # ends of runs that touch cancel; the first start of a mask always stays
-    apart = joined[:, 1] != following
-    kept = np.stack([np.append(True, apart)[:-1], apart], 1)
-    kept[(stops - counts)[some], 0] = True
-    # all remaining ends, and after those of each mask its number of pixels: their differences are the lengths
-    ends = np.append(0, np.cumsum(kept.sum(1)))[stops]
-    flat = np.insert(joined[kept], ends, pixels)
+    following[stops[nonempty] - 1] = np.array(pixels)[nonempty]
+    has_gap = joined[:, 1] != following
+    # boundaries to keep [T, 2]: an end before a gap, a start after one or at the first run of a mask
+    keep = np.stack([np.append(True, has_gap)[:-1], has_gap], 1)
+    keep[(stops - counts)[nonempty], 0] = True
+    # append to the boundaries of each mask its number of pixels, where its last run ends
+    ends = np.append(0, np.cumsum(keep.sum(1)))[stops]
+    flat = np.insert(joined[keep], ends, pixels)
     first = np.append(0, ends + np.arange(1, len(runs) + 1))
+    # differences of neighbouring boundaries are lengths; the first of each mask is counted from 0
     lengths = np.diff(flat, prepend=flat.dtype.type(0))
     lengths[first[:-1]] = flat[first[:-1]]
     return [lengths[begin:end] for begin, end in itertools.pairwise(first.tolist())]
 
 
 def run_dtype(frame: Size) -> type[np.int32] | type[np.int64]:
-    """Return the type of pixel numbers of a frame."""
+    """Return the type of the pixel numbers of a frame."""
     return np.int32 if frame[0] * frame[1] < 2**31 else np.int64
 
 
 def encode_pixels(pixels: Bools, corner: tuple[int, int], frame: Size) -> Runs:
-    """Encode part of a mask, bool `[h, w]`, that begins at row and column `corner` of its frame."""
+    """Encode part of a mask as the runs of its frame, `[T, 2]`.
+
+    Args:
+        pixels: bool `[h, w]`, inside the frame.
+        corner: row and column of the frame where the part begins.
+        frame: `(height, width)`.
+    """
     height, width = pixels.shape
-    # a column with an empty pixel above and below: every run has two edges inside it
-    fenced = np.zeros((width, height + 2), bool)
-    fenced[:, 1:-1] = pixels.T
-    column, row = np.nonzero(fenced[:, 1:] != fenced[:, :-1])
-    ends = (column + corner[1]) * frame[0] + row + corner[0]
+    # one row a column, with False on both sides so that every run begins and ends inside its row: [w, h + 2]
+    padded = np.zeros((width, height + 2), bool)
+    padded[:, 1:-1] = pixels.T
+    # each change of value is a start or an end; within a column they alternate
+    ends = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    column = ends // (height + 1)
+    ends += column * (frame[0] - height - 1) + (corner[1] * frame[0] + corner[0])
     return ends.astype(run_dtype(frame)).reshape(-1, 2)
 
 
-def split_at_columns(counts: NDArray[Any], frame: Size) -> Runs:
-    """Convert COCO's run lengths of a frame, background first, to runs that end with their column."""
-    ends = np.cumsum(counts, dtype=np.int64)
-    start, stop = ends[: len(ends) // 2 * 2 : 2], ends[1::2]
+def split_at_columns(counts: Sequence[NDArray[Any]], frame: Size) -> list[Runs]:
+    """Convert COCO's run lengths of masks to runs that end with their column, of each mask `[T, 2]`.
+
+    Args:
+        counts: of each mask, lengths of alternating runs, background first, which add up to the frame.
+        frame: `(height, width)`.
+    """
+    if not counts:
+        return []
+    height, pixels = frame[0], frame[0] * frame[1]
+    # one sequence of pixels for all masks: mask i begins at i * pixels, where a column begins
+    lengths = [len(own) for own in counts]
+    ends = np.cumsum(np.concatenate(counts), dtype=np.int64)
+    place = np.arange(len(ends)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    foreground = np.flatnonzero(place % 2 == 1)
+    start, stop = ends[foreground - 1], ends[foreground]
     start, stop = start[start < stop], stop[start < stop]
-    first, last = start // frame[0], (stop - 1) // frame[0]
+    first, last = start // height, (stop - 1) // height
     # one run for each column that a run passes through
     repeats = last - first + 1
-    owner = np.repeat(np.arange(len(start)), repeats)
-    column = np.arange(len(owner)) - np.repeat(np.cumsum(repeats) - repeats - first, repeats)
-    low = np.maximum(start[owner], column * frame[0])
-    high = np.minimum(stop[owner], (column + 1) * frame[0])
-    return np.stack([low, high], 1).astype(run_dtype(frame))
+    column = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats - first, repeats)
+    low = np.maximum(np.repeat(start, repeats), column * height)
+    high = np.minimum(np.repeat(stop, repeats), (column + 1) * height)
+    owner = column // frame[1]
+    runs = (np.stack([low, high], 1) - (owner * pixels)[:, None]).astype(run_dtype(frame))
+    bounds = np.searchsorted(owner, np.arange(len(counts) + 1)).tolist()
+    return [runs[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def move_runs(runs: Sequence[Runs], height: int, corners: Ints, heights: Ints) -> list[Runs]:
+    """Return the runs of each mask in the pixel numbers of another frame.
+
+    No run crosses a column, so each shifts by a per-column offset.
+
+    Args:
+        runs: of each mask, `[T, 2]`, in a frame of `height` rows.
+        height: rows of the old frame.
+        corners: row and column of each new frame where the old one begins, `[G, 2]`; negative where it begins outside.
+        heights: rows of each new frame, `[G]`.
+
+    Returns:
+        Of each mask int64 `[T, 2]`.
+    """
+    if not runs:
+        return []
+    counts = [len(own) for own in runs]
+    joined = np.concatenate(runs).astype(np.int64)
+    shift = np.repeat(corners[:, 1] * heights + corners[:, 0], counts)
+    shift += joined[:, 0] // height * np.repeat(heights - height, counts)
+    return np.split(joined + shift[:, None], np.cumsum(counts)[:-1])
+
+
+def tight_boxes(starts: Ints, stops: Ints, firsts: Ints, heights: int | Ints) -> Ints:
+    """Return the tight boxes of n non-empty masks, int64 `[n, 4]` xyxy px, half-open.
+
+    Args:
+        starts, stops: runs of all masks, `[T]`; they may continue into the next columns.
+        firsts: first run of each mask, `[n]`.
+        heights: rows of the frame, one for all runs or one each, `[T]`.
+    """
+    left, right = starts // heights, (stops - 1) // heights  # columns
+    top, bottom = starts - left * heights, stops - right * heights
+    # a run that continues into the next column contains the bottom row of one and the top row of the other
+    wraps = left != right
+    if wraps.any():
+        top, bottom = np.where(wraps, 0, top), np.where(wraps, heights, bottom)
+    boxes = np.empty((len(firsts), 4), np.int64)
+    # columns of a mask ascend
+    boxes[:, 0], boxes[:-1, 2], boxes[-1, 2] = left[firsts], right[firsts[1:] - 1] + 1, right[-1] + 1
+    boxes[:, 1] = np.minimum.reduceat(top, firsts)
+    boxes[:, 3] = np.maximum.reduceat(bottom, firsts)
+    return boxes

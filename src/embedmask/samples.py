@@ -23,6 +23,7 @@ from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.errors import BadInput
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.results import to_detections
+from embedmask.masks import BitMasks
 from embedmask.structures import Instances, Size, Target
 from embedmask.visualize import (
     Pixels,
@@ -55,7 +56,9 @@ def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> Pi
         target: ground truth in the frame of `image`.
         class_names: name of each label.
     """
-    instances = Instances(target.boxes, torch.ones(len(target)), target.labels, target.crop_masks())
+    instances = Instances(
+        target.boxes, torch.ones(len(target)), target.labels, BitMasks.of(target.masks).to_runs()
+    )
     detections = to_detections(instances, class_names)
     detections.confidence = None  # ground truth has no scores
     return draw_detections(image, detections, class_names)

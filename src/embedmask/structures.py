@@ -11,17 +11,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import overload
+from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from embedmask import run_lengths
 from embedmask.errors import BadInput
+from embedmask.masks import BitMasks, RunMasks
 
-Size = tuple[int, int]
-Runs = npt.NDArray[np.int32]
+Size = run_lengths.Size
+
+
+class Columns:
+    """Base of dataclasses whose fields are columns with one row per item."""
+
+    def select(self, index: Tensor | NDArray[Any] | Sequence[int]) -> Self:
+        """Return the items at `index`, in that order; fields without rows are kept.
+
+        Args:
+            index: int64 or bool, tensor or array as the columns; lists and masks need a sequence of integers.
+        """
+        rows: Any = list(index) if isinstance(index, Sequence) else index
+        itself: Any = self
+        selected: Self = replace(itself, **{name: _rows(value, rows) for name, value in vars(self).items()})
+        return selected
+
+
+def _rows(column: Any, index: Any) -> Any:
+    """Return rows of a tensor, an array, a list or masks; anything else as it is."""
+    if isinstance(column, (Tensor, np.ndarray)):
+        return column[index]
+    if isinstance(column, list):
+        return [column[i] for i in index]
+    return column.select(index) if isinstance(column, RunMasks) else column
 
 
 @dataclass
@@ -83,13 +108,13 @@ class Target:
     Attributes:
         boxes: float32 `[G, 4]` xyxy px.
         labels: int64 `[G]`, 0..C-1.
-        masks: bool `[G, H, W]`, or G crops in the same frame, whose memory grows with the boxes.
+        masks: bool `[G, H, W]`, or `BitMasks`, whose memory grows with the boxes.
         image_id: image id in the data set, for error messages.
     """
 
     boxes: Tensor
     labels: Tensor
-    masks: Tensor | CropMasks
+    masks: Tensor | BitMasks
     image_id: int | None = None
 
     def __len__(self) -> int:
@@ -97,20 +122,13 @@ class Target:
 
     def dense_masks(self) -> Tensor:
         """Return all masks as bool `[G, H, W]`. Memory grows with objects x image area."""
-        dense = self.masks.to_dense() if isinstance(self.masks, CropMasks) else self.masks
+        dense = self.masks.to_dense() if isinstance(self.masks, BitMasks) else self.masks
         return dense.to(self.boxes.device)
-
-    def crop_masks(self) -> CropMasks:
-        """Return all masks as crops."""
-        if isinstance(self.masks, CropMasks):
-            return self.masks
-        return CropMasks(list(self.masks), [(0, 0)] * len(self), self.mask_size)
 
     @property
     def mask_size(self) -> Size:
         """Return the `(height, width)` of the image that the masks refer to."""
-        height, width = self.masks.shape[-2:]
-        return height, width
+        return BitMasks.of(self.masks).frame
 
     def validate(self, num_classes: int) -> None:
         """Check the shapes, labels and boxes. The criterion calls this once on its input.
@@ -123,10 +141,11 @@ class Target:
         """
         where = f"target of image {self.image_id}" if self.image_id is not None else "target"
         count = len(self.boxes)
-        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or len(self.masks.shape) != 3:
+        shape = (len(self.masks), *self.masks.frame) if isinstance(self.masks, BitMasks) else self.masks.shape
+        if self.boxes.shape != (count, 4) or self.labels.shape != (count,) or len(shape) != 3:
             raise BadInput(
                 f"{where}: expected boxes [G, 4], labels [G] and masks [G, H, W], got {tuple(self.boxes.shape)}, "
-                f"{tuple(self.labels.shape)} and {tuple(self.masks.shape)}"
+                f"{tuple(self.labels.shape)} and {tuple(shape)}"
             )
         if len(self.masks) != count:
             raise BadInput(f"{where}: {count} boxes but {len(self.masks)} masks; give one mask for each box")
@@ -202,150 +221,29 @@ class TwoStageLosses(LossTerms):
     rpn_box: Tensor
 
 
-class RunCrops(Sequence[Tensor]):
-    """Sequence of crops stored as run lengths; indexing decodes a crop to bool `[h, w]` on the CPU.
-
-    A predicted mask of 12 megapixels takes tens of kilobytes in this form.
-
-    Attributes:
-        runs: for each crop int32 `[T, 2]`: start (inclusive) and end (exclusive) of each run of True, ascending.
-            Pixels are numbered column by column, and no run crosses a column boundary.
-        shapes: `(h, w)` of each crop.
-    """
-
-    def __init__(self, runs: Sequence[Runs], shapes: Sequence[Size]) -> None:
-        self.runs, self.shapes = runs, shapes
-
-    @classmethod
-    def of(cls, crops: Sequence[Tensor]) -> RunCrops:
-        """Encode crops as run lengths; crops that are already encoded are returned as they are."""
-        if isinstance(crops, RunCrops):
-            return crops
-        runs: list[Runs] = []
-        shapes = [(crop.shape[0], crop.shape[1]) for crop in crops]
-        for crop, (height, width) in zip(crops, shapes, strict=True):
-            # one row a column, with False on both sides so that every run begins and ends inside its row: [w, h + 2]
-            padded = np.zeros((width, height + 2), bool)
-            padded[:, 1:-1] = crop.cpu().numpy().T
-            # each change of value is a start or an end; within a column they alternate
-            column, row = np.nonzero(padded[:, 1:] != padded[:, :-1])
-            runs.append((column * height + row).astype(np.int32).reshape(-1, 2))
-        return cls(runs, shapes)
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> RunCrops: ...
-    def __getitem__(self, index: int | slice) -> Tensor | RunCrops:
-        if isinstance(index, slice):
-            return RunCrops(self.runs[index], self.shapes[index])
-        height, width = self.shapes[index]
-        # lengths of alternating runs, False first: [2 T + 1]; the odd ones are True
-        ends = np.concatenate([[0], self.runs[index].ravel(), [height * width]])
-        flat = np.repeat(np.arange(len(ends) - 1) % 2 == 1, np.diff(ends))
-        return torch.from_numpy(np.ascontiguousarray(flat.reshape(width, height).T))
-
-
 @dataclass
-class CropMasks:
-    """R boolean masks of one image, each stored as a crop.
-
-    Attributes:
-        crops: R bool tensors `[h_r, w_r]`, or `RunCrops`; h_r and w_r may be 0.
-        offsets: R pairs `(y, x)`, first row and column of each crop in the image.
-        image_size: `(height, width)` of the image.
-    """
-
-    crops: Sequence[Tensor]
-    offsets: list[tuple[int, int]]
-    image_size: Size
-
-    def __len__(self) -> int:
-        return len(self.crops)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Return `(R, height, width)`, the shape of the dense masks."""
-        return len(self), *self.image_size
-
-    def __reduce__(self) -> tuple[object, ...]:
-        if isinstance(self.crops, RunCrops):
-            return CropMasks, (self.crops, self.offsets, self.image_size)
-        # pickle one tensor instead of R: torch sends each tensor to another process as a file descriptor
-        shapes = [(crop.shape[0], crop.shape[1]) for crop in self.crops]
-        return CropMasks.from_pixels, (self.pixels(), shapes, self.offsets, self.image_size)
-
-    def pixels(self) -> Tensor:
-        """Return the pixels of all crops, row by row, concatenated: bool `[P]` on the device of the crops."""
-        flat = [crop.reshape(-1).bool() for crop in self.crops]
-        return torch.cat(flat) if flat else torch.zeros(0, dtype=torch.bool)
-
-    @classmethod
-    def from_pixels(
-        cls, pixels: Tensor, shapes: Sequence[Size], offsets: list[tuple[int, int]], image_size: Size
-    ) -> CropMasks:
-        """Rebuild masks from their `pixels`, bool `[P]`, as views, with the shape `(h, w)` of each crop."""
-        parts = torch.split(pixels, [height * width for height, width in shapes])
-        crops = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return cls(crops, offsets, image_size)
-
-    def select(self, index: Sequence[int]) -> CropMasks:
-        """Return the masks at `index`, in that order. The crops are shared, not copied."""
-        offsets = [self.offsets[i] for i in index]
-        if isinstance(self.crops, RunCrops):
-            runs, shapes = self.crops.runs, self.crops.shapes
-            crops = RunCrops([runs[i] for i in index], [shapes[i] for i in index])
-            return replace(self, crops=crops, offsets=offsets)
-        return replace(self, crops=[self.crops[i] for i in index], offsets=offsets)
-
-    def areas(self) -> list[int]:
-        """Return the number of pixels of each mask."""
-        if isinstance(self.crops, RunCrops):
-            return [int((runs[:, 1] - runs[:, 0]).sum()) for runs in self.crops.runs]
-        return [int(crop.sum()) for crop in self.crops]
-
-    def dense(self, index: int) -> Tensor:
-        """Return mask `index` in the full image, bool `[H, W]`."""
-        return self.select([index]).to_dense()[0]
-
-    def to_dense(self) -> Tensor:
-        """Return all masks as bool `[R, H, W]` on the CPU. Memory grows with instances x image area."""
-        full = torch.zeros((len(self), *self.image_size), dtype=torch.bool)
-        for index, (crop, (y, x)) in enumerate(zip(self.crops, self.offsets, strict=True)):
-            full[index, y : y + crop.shape[0], x : x + crop.shape[1]] = crop.cpu()
-        return full
-
-
-@dataclass
-class Instances:
+class Instances(Columns):
     """Detections of one image, sorted by descending score, in the coordinates of the original image.
 
     Attributes:
         boxes: float32 `[R, 4]` xyxy px.
         scores: float32 `[R]`.
         labels: int64 `[R]`, 0..C-1.
-        masks: R masks, stored as crops.
-        proposal_embed: float32 `[R, D]`, q of each detection; empty for a model without proposal embeddings.
+        masks: R masks, stored as run lengths.
+        proposal_embed: float32 `[R, D]`, q of each detection; `[R, 0]` for a model without proposal embeddings.
         proposal_margin: float32 `[R, 1 or D]`, s of each detection; likewise.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
-    masks: CropMasks
+    masks: RunMasks
     proposal_embed: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     proposal_margin: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
 
+    def __post_init__(self) -> None:
+        if len(self.proposal_embed) != len(self):
+            self.proposal_embed = self.proposal_margin = self.scores.new_zeros(len(self), 0)
+
     def __len__(self) -> int:
         return len(self.scores)
-
-    def select(self, index: Sequence[int]) -> Instances:
-        """Return the detections at `index`, in that order. The crops are shared, not copied."""
-        rows = torch.tensor(index, dtype=torch.int64, device=self.scores.device)
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "masks"}
-        # without proposal embeddings these columns are [0, 0] and cannot be indexed
-        chosen = {k: column[rows] if len(column) == len(self) else column for k, column in columns.items()}
-        return Instances(masks=self.masks.select(index), **chosen)

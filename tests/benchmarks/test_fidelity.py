@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scripts import load_script
@@ -11,7 +12,8 @@ from small_models import small_config
 
 from embedmask import EmbedMask
 from embedmask.data.coco import CocoInstances
-from embedmask.structures import CropMasks, Instances
+from embedmask.masks import MaskCrop, RunMasks
+from embedmask.structures import Instances
 from embedmask.synthetic.dataset import make_shapes
 
 benchmark = load_script("fidelity")
@@ -19,9 +21,10 @@ benchmark = load_script("fidelity")
 
 def squares(boxes: list[list[float]], scores: list[float], labels: list[int]) -> Instances:
     """Return objects that fill their boxes, in 100 x 100 px."""
-    crops = [torch.ones(int(y2 - y1), int(x2 - x1), dtype=torch.bool) for x1, y1, x2, y2 in boxes]
-    offsets = [(int(y1), int(x1)) for x1, y1, _, _ in boxes]
-    masks = CropMasks(crops, offsets, (100, 100))
+    crops = [
+        MaskCrop(np.ones((int(y2 - y1), int(x2 - x1)), bool), int(y1), int(x1)) for x1, y1, x2, y2 in boxes
+    ]
+    masks = RunMasks.from_crops(crops, (100, 100))
     return Instances(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), masks)
 
 
@@ -42,9 +45,7 @@ def test_counts_only_instances_of_the_same_class_and_box() -> None:
     assert tally(SLOW, other_class)["same"] == pytest.approx(2 / 3)
     moved = [BOXES[0], BOXES[1], [1.0, 50.0, 41.0, 90.0], BOXES[3]]  # IoU 39 / 41
     assert tally(SLOW, squares(moved, [0.9, 0.8, 0.7, 0.2], [0, 1, 0, 0]))["same"] == pytest.approx(2 / 3)
-    nothing = Instances(
-        torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), CropMasks([], [], (100, 100))
-    )
+    nothing = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), RunMasks([], (100, 100)))
     assert tally(SLOW, nothing) == {"instances": 3, "same": 0, "mask_iou": 0}
     assert tally(nothing, SLOW)["instances"] == 0
 
@@ -53,7 +54,7 @@ def test_a_counterpart_is_matched_once_and_masks_are_compared() -> None:
     twice = squares([BOXES[0], BOXES[0]], [0.9, 0.8], [0, 0])
     assert tally(twice, squares(BOXES[:1], [0.9], [0]))["same"] == 0.5
     half = squares(BOXES[:1], [0.9], [0])
-    half.masks.crops[0][:25] = False
+    half.masks = squares([[0.0, 25.0, 50.0, 50.0]], [0.9], [0]).masks
     assert tally(squares(BOXES[:1], [0.9], [0]), half)["mask_iou"] == 0.5
 
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from embedmask.config import DataConfig
 from embedmask.data.coco import CocoInstances
-from embedmask.data.geometry import GeometricTransform, rotate_patch
+from embedmask.data.geometry import GeometricTransform, rotate_crop
 from embedmask.data.loader import train_loader
 from embedmask.data.packed import Annotations
 from embedmask.data.segmentation import parse_segmentation
 from embedmask.data.transforms import TrainTransform
 from embedmask.errors import BadInput
+from embedmask.masks import MaskCrop
 
 from .conftest import MakeFolder, annotation, run_lengths
 from .images import Pair, ellipse, outline, rectangles, scene, seeded, slow_boxes
@@ -252,7 +253,7 @@ def test_rotated_patches_are_rotated_pixels(
     """Check a solid rectangle: a pixel belongs to it if its centre, rotated back, lies inside."""
     size = (24, 30)
     found = np.zeros(size, bool)
-    patch = rotate_patch((np.ones((height, width), bool), row, column), angle, size)
+    patch = rotate_crop(MaskCrop(np.ones((height, width), bool), row, column), angle, size)
     if patch is not None:
         pixels, top, left = patch
         assert top >= 0

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -12,14 +11,13 @@ from PIL import Image
 from pycocotools import mask as reference
 
 from embedmask.data.segmentation import (
-    Patch,
     Polygons,
     RunLengths,
     Window,
-    decode_counts,
     parse_segmentation,
 )
 from embedmask.errors import BadInput
+from embedmask.masks import MaskCrop
 
 from .conftest import polygon, run_lengths
 
@@ -27,11 +25,11 @@ masks = npst.arrays(bool, st.tuples(st.integers(1, 24), st.integers(1, 24)), ele
 filled_masks = masks.filter(lambda mask: mask.any())
 
 
-def spread(patch: Patch | None, window: Window) -> np.ndarray:
-    """Return a patch placed in its window."""
+def spread(crop: MaskCrop | None, window: Window) -> np.ndarray:
+    """Return a crop placed in its window."""
     full = np.zeros((window[3] - window[1], window[2] - window[0]), dtype=bool)
-    if patch is not None:
-        pixels, row, column = patch
+    if crop is not None:
+        pixels, row, column = crop
         full[row : row + pixels.shape[0], column : column + pixels.shape[1]] = pixels
     return full
 
@@ -39,19 +37,6 @@ def spread(patch: Patch | None, window: Window) -> np.ndarray:
 def sample_window(data: st.DataObject, height: int, width: int) -> Window:
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     return left, top, data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
-
-
-@given(mask=masks)
-def test_decode_counts_agrees_with_the_coco_library(mask: np.ndarray) -> None:
-    counts = decode_counts(run_lengths(mask)["counts"])
-    assert counts.tolist() == run_lengths(mask, compressed=False)["counts"]
-
-
-def test_decode_large_counts() -> None:
-    size = (4000, 5000)
-    expected = [1_234_567, 7_000_000, 1, 11_765_432]
-    text = coco_mask.frPyObjects({"size": list(size), "counts": expected}, *size)["counts"]
-    assert decode_counts(text).tolist() == expected
 
 
 @settings(max_examples=300)
@@ -72,7 +57,7 @@ def test_run_lengths_equal_the_mask(mask: np.ndarray, compressed: bool, data: st
     assert isinstance(runs, RunLengths)
     window = sample_window(data, *mask.shape)
     left, top, right, bottom = window
-    np.testing.assert_array_equal(runs.pixels(left, top, right, bottom), mask[top:bottom, left:right])
+    np.testing.assert_array_equal(runs.pixels(*window), mask[top:bottom, left:right])
     np.testing.assert_array_equal(
         spread(runs.paint((1.0, 1.0), window), window), mask[top:bottom, left:right]
     )

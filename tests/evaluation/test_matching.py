@@ -23,7 +23,7 @@ from embedmask.evaluation.matching import (
     match_pairs,
     matching_metrics,
 )
-from embedmask.evaluation.overlap import Crop
+from embedmask.masks import MaskCrop
 
 STARDIST: dict[str, Any] = json.loads(
     (Path(__file__).parent / "matching_stardist.json").read_text(encoding="utf-8")
@@ -142,7 +142,7 @@ def test_classes_are_matched_separately_and_crowds_ignored() -> None:
 
 def test_first_mask_keeps_the_pixels_of_a_label_image() -> None:
     square = np.ones((2, 2), dtype=bool)
-    image = label_image([Crop(square, (0, 0)), Crop(square, (1, 1)), Crop(square[:0], (0, 0))], (3, 4))
+    image = label_image([MaskCrop(square, 0, 0), MaskCrop(square, 1, 1), MaskCrop(square[:0], 0, 0)], (3, 4))
     assert image.tolist() == [[1, 1, 0, 0], [1, 1, 2, 0], [0, 2, 2, 0]]
 
 

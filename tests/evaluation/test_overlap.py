@@ -1,4 +1,4 @@
-"""Crops of masks, and boundary AP: equality with a slow implementation and with the library."""
+"""Boundary AP: equality with a slow implementation and with the library."""
 
 from __future__ import annotations
 
@@ -11,45 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.overlap import boundary_band, boundary_of, crop_iou, crop_of
+from embedmask.evaluation.overlap import boundaries, boundary_band
+from embedmask.masks import RunMasks
 
 masks = arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.booleans())
 blocks = masks.map(lambda mask: np.kron(mask[:8, :8], np.ones((5, 4), dtype=bool)))
-
-
-def whole(mask: Mask, code: dict[str, object]) -> Mask:
-    """Return the decoded crop as a mask of the whole image."""
-    crop = crop_of(code)
-    image = np.zeros_like(mask)
-    (y, x), (h, w) = crop.offset, crop.pixels.shape
-    image[y : y + h, x : x + w] = crop.pixels
-    return image
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.one_of(masks, blocks))
-def test_crops_are_the_mask_inside_its_box(mask: Mask) -> None:
-    crop = crop_of(rle(mask))
-    assert (whole(mask, rle(mask)) == mask).all()
-    if mask.any():
-        assert crop.pixels.any(1)[[0, -1]].all()
-        assert crop.pixels.any(0)[[0, -1]].all()
-
-
-def test_raises_on_damaged_run_lengths() -> None:
-    code = rle(np.ones((4, 5), dtype=bool))
-    with pytest.raises(BadInput, match="do not add up"):
-        crop_of({**code, "size": [4, 6]})
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.one_of(masks, blocks))
-def test_iou_of_crops_is_that_of_masks(mask: Mask) -> None:
-    other = np.roll(mask, (1, 2), (0, 1))
-    both, either = int((mask & other).sum()), int((mask | other).sum())
-    assert crop_iou(crop_of(rle(mask)), crop_of(rle(other))) == (both / either if either else 0)
 
 
 # --- boundaries -----------------------------------------------------------------------------------
@@ -93,11 +60,8 @@ def test_boundary_ap_of_one_object_is_its_boundary_iou(size: tuple[int, int], sh
 @settings(max_examples=80, deadline=None)
 @given(st.one_of(masks, blocks))
 def test_boundary_equals_slow_boundary(mask: Mask) -> None:
-    crop = boundary_of(rle(mask))
-    image = np.zeros_like(mask)
-    (y, x), (h, w) = crop.offset, crop.pixels.shape
-    image[y : y + h, x : x + w] = crop.pixels
-    assert (image == slow_boundary(mask, boundary_band(mask.shape))).all()
+    edges = boundaries(RunMasks.from_rle([rle(mask)], mask.shape))
+    assert (edges.to_dense()[0].numpy() == slow_boundary(mask, boundary_band(mask.shape))).all()
 
 
 @pytest.mark.parametrize("size", [(30, 40), (75, 100), (90, 120), (333, 500), (480, 640), (1200, 1600)])

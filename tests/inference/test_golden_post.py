@@ -8,7 +8,7 @@ from golden_files import assert_near, fixture, golden_inputs, golden_predictions
 from torchvision.ops import batched_nms, box_iou
 
 from embedmask import Postprocessor
-from embedmask.inference.masks import OUTSIDE_LOG_PROB, cell_ranges
+from embedmask.inference.mask_decoding import OUTSIDE_LOG_PROB, cell_ranges
 from embedmask.structures import Instances
 
 

@@ -12,7 +12,7 @@ from small_models import small_config
 from torch import Tensor
 
 from embedmask import Postprocessor, Predictions
-from embedmask.inference.masks import decode_masks
+from embedmask.inference.mask_decoding import decode_masks
 from embedmask.inference.proposals import Proposals
 from embedmask.structures import Instances
 

@@ -13,7 +13,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from embedmask import ModelConfig, Postprocessor, Predictions
 from embedmask.inference.results import coco_results, to_detections
-from embedmask.structures import CropMasks
+from embedmask.masks import RunMasks
 from embedmask.visualize import draw_detections
 
 def peak():
@@ -41,7 +41,7 @@ def scene(preset, count, network, original, share):
 
 def refuse(*_):
     raise AssertionError("made dense")
-CropMasks.to_dense = refuse
+RunMasks.to_dense = refuse
 preset, count, share = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 network, original = (tuple(map(int, side.split("x"))) for side in sys.argv[4:6])
 scene(preset, 5, (64, 64), (64, 64), 0.5)()  # excludes the memory that libraries allocate at their first use

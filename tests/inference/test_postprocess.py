@@ -9,7 +9,7 @@ import torch
 from small_models import random_predictions, small_config
 
 from embedmask import Postprocessor
-from embedmask.inference.masks import decode_masks
+from embedmask.inference.mask_decoding import decode_masks
 from embedmask.inference.proposals import decode_proposals
 
 SIZES = [(40, 56), (64, 33)]

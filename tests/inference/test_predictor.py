@@ -24,8 +24,9 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import as_image
 from embedmask.inference.postprocess import Postprocessor
+from embedmask.masks import RunMasks
 from embedmask.model.build import build_model
-from embedmask.structures import CropMasks, ImageBatch, Instances, Size
+from embedmask.structures import ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
 
 
@@ -132,7 +133,7 @@ def test_request_limits_reach_the_postprocessor(
 
     def run(resized: list[Tensor], sizes: list[Size], postprocess: Postprocessor) -> list[Instances]:
         used.append(postprocess)
-        return [replace(NOTHING, masks=CropMasks([], [], size)) for size in sizes]
+        return [replace(NOTHING, masks=RunMasks([], size)) for size in sizes]
 
     changed(predictor, _run=run)(photo, 0.25, 7, tile=tile, overlap=16)
     assert used[0].score_threshold == pytest.approx(score_threshold, rel=1e-5)

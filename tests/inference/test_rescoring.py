@@ -11,8 +11,9 @@ from torch import Tensor
 from torchvision.ops import box_iou, masks_to_boxes
 
 from embedmask import Postprocessor
-from embedmask.inference.rescoring import mask_boxes, rescore_by_masks, uncovered_fractions
-from embedmask.structures import CropMasks, Instances, RunCrops
+from embedmask.inference.rescoring import rescore_by_masks, uncovered_fractions
+from embedmask.masks import RunMasks
+from embedmask.structures import Instances
 
 SIZE = (24, 32)
 
@@ -28,7 +29,7 @@ def filled(*boxes: tuple[int, int, int, int]) -> Tensor:
 def make_instances(
     dense: Tensor, boxes: list[tuple[int, ...]], scores: list[float], labels: list[int]
 ) -> Instances:
-    masks = CropMasks(RunCrops.of(list(dense)), [(0, 0)] * len(dense), SIZE)
+    masks = RunMasks.from_dense(dense)
     return Instances(
         torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(labels), masks
     )
@@ -81,12 +82,10 @@ def test_empty_mask_scores_zero() -> None:
     assert rescored.scores.tolist() == pytest.approx([0.3, 0.0])
 
 
-@pytest.mark.parametrize("crops", ["runs", "tensors"])
-def test_no_results(crops: str) -> None:
-    empty = CropMasks(RunCrops([], []) if crops == "runs" else [], [], SIZE)
+def test_no_results() -> None:
+    empty = RunMasks([], SIZE)
     none = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), empty)
     assert len(rescore_by_masks(none)) == 0
-    assert mask_boxes(empty).shape == (0, 4)
     assert uncovered_fractions(empty, []).shape == (0,)
 
 

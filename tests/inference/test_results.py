@@ -11,59 +11,55 @@ from faster_coco_eval.core import mask as mask_api
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedmask.inference.results import coco_results, coco_rles, compact_masks, to_detections
-from embedmask.structures import CropMasks, Instances
+from embedmask.inference.results import coco_results, compact_masks, to_detections
+from embedmask.masks import MaskCrop, RunMasks
+from embedmask.structures import Instances
 
 
 @st.composite
-def crop_masks(draw: st.DrawFn) -> CropMasks:
+def run_masks(draw: st.DrawFn) -> RunMasks:
     """Generate up to five masks in a small image; crops may be empty or fill the image."""
     height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    crops, offsets = [], []
+    crops = []
     for _ in range(draw(st.integers(0, 5))):
         y, x = draw(st.integers(0, height)), draw(st.integers(0, width))
         size = (draw(st.integers(0, height - y)), draw(st.integers(0, width - x)))
         bits = draw(st.lists(st.booleans(), min_size=size[0] * size[1], max_size=size[0] * size[1]))
-        crops.append(torch.tensor(bits, dtype=torch.bool).view(size))
-        offsets.append((y, x))
-    return CropMasks(crops, offsets, (height, width))
+        crops.append(MaskCrop(np.array(bits, dtype=bool).reshape(size), y, x))
+    return RunMasks.from_crops(crops, (height, width))
 
 
-def instances(masks: CropMasks) -> Instances:
+def blocks(shape: tuple[int, int], corners: list[tuple[int, int]], frame: tuple[int, int]) -> RunMasks:
+    return RunMasks.from_crops([MaskCrop(np.ones(shape, bool), y, x) for y, x in corners], frame)
+
+
+def instances(masks: RunMasks) -> Instances:
     count = len(masks)
     boxes = torch.tensor([[1.5, 2.0, 4.0, 7.25]]).repeat(count, 1)
     return Instances(boxes, torch.linspace(0.9, 0.1, count), torch.arange(count) % 3, masks)
 
 
-@given(crop_masks())
+@given(run_masks())
 @settings(deadline=None)
-def test_compact_masks_equal_dense(masks: CropMasks) -> None:
+def test_compact_masks_equal_dense(masks: RunMasks) -> None:
     compact = compact_masks(masks)
     dense = masks.to_dense().numpy()
     assert compact.shape == dense.shape
     assert np.array_equal(compact.to_dense(), dense)
-    assert compact.area.tolist() == masks.areas()
+    assert compact.area.tolist() == masks.areas().tolist()
     assert all(np.array_equal(compact[i], dense[i]) for i in range(len(dense)))
     assert all(all(counts[1:]) for counts in compact._rles), "no run without pixels"
 
 
-@given(crop_masks())
-@settings(deadline=None)
-def test_coco_rles_equal_dense(masks: CropMasks) -> None:
-    for rle, dense in zip(coco_rles(masks), masks.to_dense().numpy(), strict=True):
-        expected = mask_api.encode(np.asfortranarray(dense.astype(np.uint8)))
-        assert rle == {"size": list(masks.image_size), "counts": expected["counts"].decode()}
-
-
 def test_memory_does_not_grow_with_the_image() -> None:
     """Check a thousand masks of an image, which would take 100 GB as dense masks."""
-    masks = CropMasks([torch.ones(3, 3, dtype=torch.bool)] * 1000, [(9000, 9000)] * 1000, (10_000, 10_000))
+    masks = blocks((3, 3), [(9000, 9000)] * 1000, (10_000, 10_000))
     assert compact_masks(masks).area.tolist() == [9] * 1000
-    assert mask_api.area(coco_rles(masks.select([0]))).tolist() == [9]
+    assert mask_api.area(masks.select([0]).to_coco_rle()).tolist() == [9]
 
 
 def test_detections() -> None:
-    masks = CropMasks([torch.ones(2, 3, dtype=torch.bool)] * 4, [(1, 2)] * 4, (10, 20))
+    masks = blocks((2, 3), [(1, 2)] * 4, (10, 20))
     actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
     assert len(actual) == 3
     assert actual.xyxy.dtype == np.float32
@@ -80,7 +76,7 @@ def test_detections() -> None:
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_no_detections(count: int) -> None:
-    masks = CropMasks([torch.ones(1, 1, dtype=torch.bool)] * count, [(0, 0)] * count, (5, 6))
+    masks = blocks((1, 1), [(0, 0)] * count, (5, 6))
     actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
     assert actual.is_empty()
     assert actual.mask is not None
@@ -91,7 +87,7 @@ def test_no_detections(count: int) -> None:
 
 
 def test_coco_results() -> None:
-    masks = CropMasks([torch.ones(2, 3, dtype=torch.bool)] * 2, [(1, 2), (0, 0)], (10, 20))
+    masks = blocks((2, 3), [(1, 2), (0, 0)], (10, 20))
     results = coco_results(instances(masks), image_id=7, category_ids=[90, 3, 5])
     assert json.loads(json.dumps(results)) == results
     assert [r["category_id"] for r in results] == [90, 3]

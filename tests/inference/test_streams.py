@@ -21,7 +21,8 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.detect import PostProcessing
 from embedmask.inference.image_source import as_image
-from embedmask.structures import CropMasks, ImageBatch, Instances, Size
+from embedmask.masks import RunMasks
+from embedmask.structures import ImageBatch, Instances, Size
 
 
 def test_iterator_is_lazy_and_bounded(predictor: Predictor, photo: np.ndarray) -> None:
@@ -85,7 +86,7 @@ def test_results_are_in_order(predictor: Predictor, photo: np.ndarray, batch_siz
         # sums in another order differ in the last digits
         np.testing.assert_allclose(result.instances.boxes.numpy(), alone.xyxy, atol=0.01)
         np.testing.assert_allclose(result.instances.scores.numpy(), alone.confidence, atol=1e-5)
-        assert result.instances.masks.shape[1:] == source.shape[:2]
+        assert result.instances.masks.frame == source.shape[:2]
 
 
 def test_only_images_of_one_frame_share_a_batch(predictor: Predictor, photo: np.ndarray) -> None:
@@ -128,7 +129,7 @@ def test_thousand_small_images(predictor: Predictor) -> None:
         """Return one object per image, with its grey value as the score."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
-                    masks=CropMasks([torch.ones(1, 1).bool()], [(0, 0)], size))
+                    masks=RunMasks([np.array([[0, 1]])], size))
             for image, size in zip(resized, sizes, strict=True)
         ]  # fmt: skip
 

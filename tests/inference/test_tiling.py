@@ -17,7 +17,8 @@ from torch import Tensor
 
 from embedmask.errors import BadInput
 from embedmask.inference.tiling import check_tiles, tile_windows, tiled_instances
-from embedmask.structures import CropMasks, Instances
+from embedmask.masks import MaskCrop, RunMasks
+from embedmask.structures import Instances
 
 Ids = npt.NDArray[np.int64]
 CLASSES = 3
@@ -54,13 +55,12 @@ class Detector:
         ids = low + 256 * middle + 65536 * high
         rows = [row for number in np.unique(ids[ids > 0]) for row in self.pieces(ids, int(number))]
         rows.sort(key=lambda row: -row[0])
-        crops = [torch.from_numpy(mask) for _, _, mask, _ in rows]
-        ends = [(x, y, x + mask.shape[1], y + mask.shape[0]) for _, _, mask, (y, x) in rows]
+        crops = [MaskCrop(mask, *corner) for _, _, mask, corner in rows]
         return Instances(
-            torch.tensor(ends, dtype=torch.float32).reshape(-1, 4),
+            torch.tensor([crop.box for crop in crops], dtype=torch.float32).reshape(-1, 4),
             torch.tensor([score for score, *_ in rows], dtype=torch.float32),
             torch.tensor([number % CLASSES for _, number, *_ in rows], dtype=torch.int64),
-            CropMasks(crops, [offset for *_, offset in rows], (ids.shape[0], ids.shape[1])),
+            RunMasks.from_crops(crops, (ids.shape[0], ids.shape[1])),
             torch.tensor([[number] for _, number, *_ in rows], dtype=torch.float32).reshape(-1, 1),
             torch.ones(len(rows), 1),
         )
@@ -98,7 +98,7 @@ def check_exact(actual: Instances, ids: Ids) -> None:
     assert sorted(objects_of(actual)) == np.unique(ids[ids > 0]).tolist()
     assert (actual.scores[:-1] >= actual.scores[1:]).all()
     for row, number in enumerate(objects_of(actual)):
-        np.testing.assert_array_equal(actual.masks.dense(row).numpy(), ids == number)
+        np.testing.assert_array_equal(actual.masks.select([row]).to_dense()[0].numpy(), ids == number)
         ys, xs = np.nonzero(ids == number)
         assert actual.boxes[row].tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
         assert int(actual.labels[row]) == number % CLASSES
@@ -171,7 +171,7 @@ def test_cut_piece_does_not_join_cells() -> None:
     def detect(tiles: Sequence[Tensor]) -> list[Instances]:
         (actual,) = detector(tiles)
         if len(detector.sizes) == 2:
-            blob = CropMasks([torch.ones(40, 14, dtype=torch.bool)], [(20, 0)], (100, 100))
+            blob = RunMasks.from_crops([MaskCrop(np.ones((40, 14), bool), 20, 0)], (100, 100))
             actual = Instances(
                 torch.tensor([[0.0, 20, 14, 60]]), torch.tensor([0.99]), torch.tensor([1]), blob,
                 torch.tensor([[0.0]]), torch.ones(1, 1),
@@ -239,7 +239,8 @@ def test_equals_slow_twin(seed: int, noise: int, apart: bool) -> None:
     actual = tiled_instances(as_image(ids), detector, tile=64, overlap=24)
     slow = merged_masks(detector.results, tile_windows(ids.shape, 64, 24), ids.shape)
     assert sorted(map(key_of, slow)) == sorted(
-        key_of((float(actual.scores[row]), actual.masks.dense(row))) for row in range(len(actual))
+        key_of((float(actual.scores[row]), actual.masks.select([row]).to_dense()[0]))
+        for row in range(len(actual))
     )
 
 
@@ -319,14 +320,14 @@ def test_raises_on_bad_tiles(tile: int, overlap: int, message: str) -> None:
 
 def test_empty_masks_and_models_without_embeddings() -> None:
     def detect(tiles: Sequence[Tensor]) -> list[Instances]:
-        masks = CropMasks([torch.zeros(0, 3, dtype=torch.bool), torch.ones(4, 4, dtype=torch.bool)],
-                          [(0, 0), (40, 40)], (64, 64))  # fmt: skip
+        crops = [MaskCrop(np.zeros((0, 3), bool), 0, 0), MaskCrop(np.ones((4, 4), bool), 40, 40)]
+        masks = RunMasks.from_crops(crops, (64, 64))
         boxes = torch.tensor([[0.0, 0, 3, 3], [40, 40, 44, 44]])
         return [Instances(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks)] * len(tiles)
 
     actual = tiled_instances(torch.zeros(3, 64, 128, dtype=torch.uint8), detect, tile=64, overlap=0)
     assert actual.boxes.tolist() == [[40, 40, 44, 44], [104, 40, 108, 44]]
-    assert actual.proposal_embed.shape == (0, 0)
+    assert actual.proposal_embed.shape == (2, 0)
 
 
 def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instances]]]:
@@ -343,10 +344,10 @@ def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instance
             rows = [[(max(48 * i, low) - low, min(48 * i + 24, high) - low) for i in range(low // 48, high // 48 + 1)]
                     for low, high in ((y1, y2), (x1, x2))]  # fmt: skip
             cells = [(a, c, b, d) for a, b in rows[0] for c, d in rows[1] if a < b and c < d]
-            crops = [torch.ones(b - a, d - c, dtype=torch.bool) for a, c, b, d in cells]
+            crops = [MaskCrop(np.ones((b - a, d - c), bool), a, c) for a, c, b, d in cells]
             boxes = torch.tensor([[c, a, d, b] for a, c, b, d in cells], dtype=torch.float32)
-            scores = torch.tensor([crop.numel() / 600 for crop in crops])
-            masks = CropMasks(crops, [(a, c) for a, c, _, _ in cells], (y2 - y1, x2 - x1))
+            scores = torch.tensor([crop.pixels.size / 600 for crop in crops])
+            masks = RunMasks.from_crops(crops, (y2 - y1, x2 - x1))
             results.append(Instances(boxes, scores, torch.zeros(len(cells), dtype=torch.int64), masks))
         return results
 
@@ -376,9 +377,9 @@ def test_memory_of_diagonal_lines() -> None:
         for line in range(count):
             at = (line - count // 2) * width
             if at - tile <= x1 - y1 <= at + tile and (mask := (x - y - at >= 0) & (x - y - at < width)).any():
-                crops.append(mask)
+                crops.append(MaskCrop(mask.numpy(), 0, 0))
         boxes = torch.tensor([[0.0, 0, tile, tile]]).expand(len(crops), 4)
-        masks = CropMasks(crops, [(0, 0)] * len(crops), (tile, tile))
+        masks = RunMasks.from_crops(crops, (tile, tile))
         return [Instances(boxes, torch.ones(len(crops)), torch.zeros(len(crops), dtype=torch.int64), masks)]
 
     image = torch.zeros(1, dtype=torch.uint8).expand(3, side, side)

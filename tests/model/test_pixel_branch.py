@@ -94,7 +94,7 @@ def test_pixel_embedding_has_the_configured_stride(branch: str, finest: int, str
     assert all(grad is not None and bool(grad.any()) for grad in branch_grads)
     assert all(bool(conv.weight.grad.any()) for conv in model.neck.details)
     found = Postprocessor.from_config(model.config)(predictions, [(60, 90)] * 2, [(120, 180)] * 2)
-    assert all(one.masks.image_size == (120, 180) for one in found)
+    assert all(one.masks.frame == (120, 180) for one in found)
 
 
 @pytest.mark.parametrize("size", [(33, 65), (100, 37)])

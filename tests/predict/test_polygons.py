@@ -17,9 +17,10 @@ from PIL import Image, ImageDraw
 from embedmask.data.label_images import label_objects
 from embedmask.data.yolo import read_yolo
 from embedmask.errors import BadInput
+from embedmask.masks import MaskCrop, RunMasks
 from embedmask.predict import polygons
 from embedmask.predict.polygons import label_image, labelme, outline, pieces, rings, yolo_lines
-from embedmask.structures import CropMasks, Instances
+from embedmask.structures import Instances
 
 Bools = NDArray[np.bool_]
 any_mask = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12)).filter(np.any)
@@ -58,13 +59,13 @@ def unit_edges(ring: NDArray[np.int64]) -> list[tuple[tuple[int, int], tuple[int
 def scene(masks: list[Bools], labels: list[int], size: tuple[int, int], seed: int = 0) -> Instances:
     """Create instances at random positions, by descending score."""
     rng = np.random.default_rng(seed)
-    offsets = [tuple(rng.integers(0, np.array(size) - mask.shape + 1).tolist()) for mask in masks]
+    crops = [MaskCrop(mask, *rng.integers(0, np.array(size) - mask.shape + 1).tolist()) for mask in masks]
     count = len(masks)
     return Instances(
         torch.zeros(count, 4),
         torch.linspace(0.9, 0.5, count),
         torch.tensor(labels, dtype=torch.int64),
-        CropMasks([torch.from_numpy(mask) for mask in masks], offsets, size),
+        RunMasks.from_crops(crops, size),
     )
 
 
@@ -118,7 +119,7 @@ def test_yolo_round_trip_of_wide_image(tmp_path: Path) -> None:
     assert [entry["category_id"] for entry in content["annotations"]] == [1, 0]  # the empty one has no line
     for index, entry in enumerate(content["annotations"]):
         read = fill(entry["segmentation"], size)
-        np.testing.assert_array_equal(read, instances.masks.dense(index).numpy())
+        np.testing.assert_array_equal(read, instances.masks.to_dense()[index])
 
 
 @given(st.lists(any_mask, max_size=5), st.integers(0, 99))
@@ -136,7 +137,7 @@ def test_label_image_restores_masks() -> None:
     instances = scene([RING], [0], (30, 20))
     ((number, read),) = label_objects(label_image(instances.masks, "a.png"))
     assert number == 1
-    np.testing.assert_array_equal(read.pixels(0, 0, 20, 30), instances.masks.dense(0).numpy())
+    np.testing.assert_array_equal(read.pixels(0, 0, 20, 30), instances.masks.to_dense()[0])
 
 
 def test_label_image_raises_on_too_many_masks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_label_image_raises_on_too_many_masks(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(BadInput, match=r"a\.png: 3 objects, but a label image holds at most 2"):
         label_image(many, "a.png")
     monkeypatch.undo()
-    empty = CropMasks([torch.zeros(0, 0, dtype=torch.bool)] * 65536, [(0, 0)] * 65536, (4, 4))
+    empty = RunMasks([np.zeros((0, 2), np.int32)] * 65536, (4, 4))
     with pytest.raises(BadInput, match="65536 objects"):
         label_image(empty, "a.png")
     assert label_image(empty.select(range(65535)), "a.png").max() == 0
@@ -163,7 +164,7 @@ def test_labelme_has_one_polygon_per_piece() -> None:
     assert shapes[2]["description"] == "score 0.5000"
     for number in (1, 2):
         parts = [np.array(shape["points"]) for shape in shapes if shape["group_id"] == number]
-        np.testing.assert_array_equal(fill(parts, (40, 50)), instances.masks.dense(number - 1).numpy())
+        np.testing.assert_array_equal(fill(parts, (40, 50)), instances.masks.to_dense()[number - 1])
 
 
 def test_outline_filled_by_pillow() -> None:

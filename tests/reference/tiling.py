@@ -20,7 +20,7 @@ class Piece:
         y1, x1, y2, x2 = window
         self.tile, self.window = tile, window
         self.mask = torch.zeros(size, dtype=torch.bool)
-        self.mask[y1:y2, x1:x2] = found.masks.dense(row)
+        self.mask[y1:y2, x1:x2] = found.masks.select([row]).to_dense()[0]
         self.score, self.label = float(found.scores[row]), int(found.labels[row])
         cells = self.mask.nonzero()
         self.bounds = [*cells.amin(0).tolist(), *(cells.amax(0) + 1).tolist()]
@@ -61,7 +61,7 @@ def merged_masks(
         Piece(one, row, tile, windows[tile], size)
         for tile, one in enumerate(found)
         for row in range(len(one))
-        if one.masks.crops[row].any()
+        if one.masks.areas()[row]
     ]
     ranked = sorted(pieces, key=lambda piece: (piece.cuts, -piece.score))
     remaining: list[Piece] = []

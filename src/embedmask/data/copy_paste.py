@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,19 +10,15 @@ from embedmask.data.geometry import TF, visible_objects
 from embedmask.data.images import size_of
 from embedmask.data.packed import Annotations
 from embedmask.data.sampling import randint, uniform
-from embedmask.data.segmentation import Patch
-from embedmask.structures import CropMasks, Size, Target
+from embedmask.masks import BitMasks, MaskCrop
+from embedmask.structures import Size, Target
 
 
 def choose_objects(annotations: Annotations, generator: torch.Generator) -> Annotations:
     """Select a random subset of the objects: its expected share is uniform in 0..1. No mask is painted."""
     share = uniform(0, 1, generator)
     chosen = np.flatnonzero(torch.rand(len(annotations), generator=generator).numpy() < share)
-    return replace(
-        annotations,
-        labels=annotations.labels[chosen],
-        segmentations=[annotations.segmentations[i] for i in chosen],
-    )
+    return annotations.select(chosen)
 
 
 def sample_corner(size: Size, other: Size, generator: torch.Generator) -> tuple[int, int]:
@@ -66,29 +60,27 @@ def paste_objects(
         Image and target in the frame of `image`; pasted objects come last.
     """
     height, width = size_of(image)
-    pasted: list[Patch] = []
     covered = np.zeros((height, width), dtype=np.bool_)
-    for pixels, row, column in _patches(donor[1]):
+    pasted = []
+    for pixels, row, column in _crops(donor[1]):
         # move the crop by `corner` and cut it to the frame; it may become empty
         y, x = row + corner[0], column + corner[1]
         top, left = max(-y, 0), max(-x, 0)
         inside = pixels[top : max(height - y, 0), left : max(width - x, 0)]
-        pasted.append((inside, y + top, x + left))
+        pasted.append(MaskCrop(inside, y + top, x + left))
         covered[y + top : y + top + inside.shape[0], x + left : x + left + inside.shape[1]] |= inside
     below = [
-        (pixels & ~covered[row : row + pixels.shape[0], column : column + pixels.shape[1]], row, column)
-        for pixels, row, column in _patches(target)
+        MaskCrop(pixels & ~covered[y : y + pixels.shape[0], x : x + pixels.shape[1]], y, x)
+        for pixels, y, x in _crops(target)
     ]
     objects = visible_objects([*below, *pasted], min_box_side)
-    boxes = torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4)
-    labels = torch.cat((target.labels, donor[1].labels))[[o.index for o in objects]]
-    masks = CropMasks([o.crop for o in objects], [(o.box[1], o.box[0]) for o in objects], (height, width))
+    masks = BitMasks.from_crops([crop for _, crop in objects], (height, width))
+    labels = torch.cat((target.labels, donor[1].labels))[[index for index, _ in objects]]
     # the donor's pixels in the frame of `image`: cropping at a negative corner pads
     moved = TF.crop(donor[0], -corner[0], -corner[1], height, width)
     mixed = torch.where(torch.from_numpy(covered), moved, image)
-    return mixed, Target(boxes, labels, masks, target.image_id)
+    return mixed, Target(masks.bounds.float(), labels, masks, target.image_id)
 
 
-def _patches(target: Target) -> list[Patch]:
-    masks = target.crop_masks()
-    return [(crop.numpy(), *corner) for crop, corner in zip(masks.crops, masks.offsets, strict=True)]
+def _crops(target: Target) -> list[MaskCrop]:
+    return [MaskCrop(pixels.numpy(), y, x) for pixels, y, x in BitMasks.of(target.masks).crops()]

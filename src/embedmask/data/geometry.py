@@ -18,11 +18,11 @@ from torchvision.transforms import InterpolationMode, v2
 
 from embedmask.data.images import resize_image
 from embedmask.data.packed import Annotations
-from embedmask.data.segmentation import Patch, Segmentation, Window
-from embedmask.structures import CropMasks, Size, Target
+from embedmask.data.segmentation import Segmentation, Window
+from embedmask.masks import BitMasks, MaskCrop
+from embedmask.structures import Size, Target
 
 TF: Any = v2.functional  # torchvision does not declare its exports
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -118,23 +118,27 @@ class GeometricTransform:
         Objects outside the window, without a pixel, or with a box side below `min_box_side` px are dropped.
         """
         objects = visible_objects(self._paint(annotations.segmentations), min_box_side)
-        boxes = self.orient_boxes(torch.tensor([o.box for o in objects], dtype=torch.float32).reshape(-1, 4))
-        corners = [(int(y), int(x)) for x, y in boxes[:, :2].tolist()]
-        masks = CropMasks([self.orient(o.crop) for o in objects], corners, self.output_size)
-        labels = torch.from_numpy(annotations.labels[[o.index for o in objects]])
+        boxes = torch.tensor([crop.box for _, crop in objects], dtype=torch.float32).reshape(-1, 4)
+        boxes = self.orient_boxes(boxes)
+        crops = [
+            MaskCrop(self.orient(torch.from_numpy(crop.pixels)).numpy(), int(y), int(x))
+            for (_, crop), (x, y, _, _) in zip(objects, boxes.tolist(), strict=True)
+        ]
+        masks = BitMasks.from_crops(crops, self.output_size)
+        labels = torch.from_numpy(annotations.labels[[index for index, _ in objects]])
         return Target(boxes, labels, masks, annotations.image_id)
 
-    def _paint(self, segmentations: Iterable[Segmentation]) -> Iterator[Patch | None]:
+    def _paint(self, segmentations: Iterable[Segmentation]) -> Iterator[MaskCrop | None]:
         """Yield each mask in the window, before mirroring and turning."""
         scale, source, size = self.scale, self.source, self.window_size
         # from the source's frame to the window's
         down, right = source[1] - self.window[1], source[0] - self.window[0]
         for segmentation in segmentations:
-            patch = segmentation.paint(scale, source)
-            if patch is not None:
-                patch = patch[0], patch[1] + down, patch[2] + right
-                patch = rotate_patch(patch, self.angle, size) if self.angle else patch
-            yield patch
+            crop = segmentation.paint(scale, source)
+            if crop is not None:
+                crop = MaskCrop(crop.pixels, crop.y + down, crop.x + right)
+                crop = rotate_crop(crop, self.angle, size) if self.angle else crop
+            yield crop
 
     def orient(self, tensor: Tensor) -> Tensor:
         """Mirror and turn `[..., h, w]`."""
@@ -158,18 +162,18 @@ class GeometricTransform:
         return torch.stack((x1, y1, x2, y2), -1)
 
 
-def rotate_patch(patch: Patch, angle: float, size: Size) -> Patch | None:
+def rotate_crop(crop: MaskCrop, angle: float, size: Size) -> MaskCrop | None:
     """Rotate a mask about the centre of a frame and cut it to the frame.
 
     Args:
-        patch: pixels with their row and column in the frame; may lie outside.
+        crop: part of the mask in the frame; may lie outside.
         angle: degrees, counter-clockwise.
         size: `(height, width)` of the frame, px.
 
     Returns:
         The rotated mask, or None if no part of it lies in the frame.
     """
-    pixels, row, column = patch
+    pixels, row, column = crop
     height, width = pixels.shape
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     # acts on column vectors (x, y); counter-clockwise, because y points down
@@ -190,38 +194,17 @@ def rotate_patch(patch: Patch, angle: float, size: Size) -> Patch | None:
         (cos, -sin, x, sin, cos, y),
         Image.Resampling.BILINEAR,
     )
-    return np.asarray(painted) >= 128, top, left
+    return MaskCrop(np.asarray(painted) >= 128, top, left)
 
 
-@dataclass(frozen=True)
-class VisibleObject:
-    """One object of a list whose mask has visible pixels.
+def visible_objects(crops: Iterable[MaskCrop | None], min_side: float) -> list[tuple[int, MaskCrop]]:
+    """Return index and tight crop of each mask that has a pixel and no side below `min_side` px.
 
-    Attributes:
-        index: index in the list.
-        box: tight half-open xyxy px.
-        crop: its mask inside the box, bool `[h, w]`, not a view.
+    The crops are copies: views would hold the memory of larger ones.
     """
-
-    index: int
-    box: Box
-    crop: Tensor
-
-
-def visible_objects(patches: Iterable[Patch | None], min_side: float) -> list[VisibleObject]:
-    """Return the objects whose mask has a pixel and whose tight box has no side below `min_side` px."""
     objects = []
-    for index, patch in enumerate(patches):
-        if patch is None:
-            continue
-        pixels, row, column = patch
-        columns, rows = np.flatnonzero(pixels.any(0)), np.flatnonzero(pixels.any(1))
-        if not len(columns):
-            continue
-        # tight half-open box in the patch's own frame
-        left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-        if min(right - left, bottom - top) < min_side:
-            continue
-        box = (left + column, top + row, right + column, bottom + row)
-        objects.append(VisibleObject(index, box, torch.from_numpy(pixels[top:bottom, left:right].copy())))
+    for index, crop in enumerate(crops):
+        tight = crop.tight() if crop is not None else None
+        if tight is not None and tight.pixels.size and min(tight.pixels.shape) >= min_side:
+            objects.append((index, tight._replace(pixels=tight.pixels.copy())))
     return objects

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation, pixel_area
-from embedmask.structures import Size
+from embedmask.run_lengths import tight_boxes
+from embedmask.structures import Columns, Size
 
 CHUNK = 1 << 14
 """Number of objects measured at once."""
 
 
 @dataclass(frozen=True)
-class Annotations:
+class Annotations(Columns):
     """Objects of one image in the coordinates of the annotation file, with masks that are not painted yet.
 
     Attributes:
@@ -65,16 +66,7 @@ class GroundTruth(Annotations):
         """Return the annotations that are not crowds."""
         if not self.crowd.any():
             return self
-        keep = np.flatnonzero(~self.crowd)
-        return GroundTruth(
-            self.labels[keep],
-            [self.segmentations[i] for i in keep],
-            self.size,
-            self.image_id,
-            self.crowd[keep],
-            self.areas[keep],
-            self.boxes[keep],
-        )
+        return self.select(np.flatnonzero(~self.crowd))
 
     def known_areas(self) -> list[float]:
         """Return the area of each object, px²: the one stated in the file, or else the pixels of its mask."""
@@ -235,20 +227,10 @@ class PackedAnnotations:
         is_object = (np.arange(len(counts)) - np.repeat(object_starts, lengths)) % 2 == 1
         filled = np.flatnonzero(is_object & (counts > 0))
         owner = np.repeat(np.arange(len(numbers)), lengths)[filled]
-        first, last = (stops - counts)[filled], stops[filled] - 1
-        height = self._sizes()[self.owners[numbers], 0][owner]
-        # a run that goes on into the next column contains the bottom row of one and the top row of the other
-        wraps = first // height != last // height
-        tops, bottoms = np.where(wraps, 0, first % height), np.where(wraps, height - 1, last % height)
+        heights = self._sizes()[self.owners[numbers], 0][owner]
         begins = np.flatnonzero(np.diff(owner, prepend=-1))  # first run of each object, [n]
-        bounds = [
-            np.minimum.reduceat(first // height, begins),
-            np.minimum.reduceat(tops, begins),
-            np.maximum.reduceat(last // height, begins) + 1,
-            np.maximum.reduceat(bottoms, begins) + 1,
-        ]
-        areas = np.add.reduceat(counts[filled], begins)
-        return np.stack(bounds, axis=1).astype(np.float32), areas.astype(np.float64)
+        boxes = tight_boxes((stops - counts)[filled], stops[filled], begins, heights)
+        return boxes.astype(np.float32), np.add.reduceat(counts[filled], begins).astype(np.float64)
 
 
 _NO_COLUMNS = (

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from embedmask.data.problems import DEGENERATE, BadObject
+from embedmask.errors import BadInput
+from embedmask.masks import MaskCrop
+from embedmask.run_lengths import check_counts, decode_counts, tight_boxes
 from embedmask.structures import Size
 
 Bounds = tuple[float, float, float, float]
 Window = tuple[int, int, int, int]
 """Left, top, right, bottom px; right and bottom are exclusive."""
-Patch = tuple[NDArray[np.bool_], int, int]
-"""Part of a mask, bool `[h, w]`, with its first row and column in the window."""
+FIRST = np.zeros(1, np.int64)
+"""Index of the first run of a single mask."""
 TINY, THIN = 0.1, 1e-3
 """Parallelogram area (px²) below which three points may be collinear; width (px) below which a polygon is a line."""
 
@@ -55,7 +58,7 @@ class Polygons:
                 return False
         return True
 
-    def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
+    def paint(self, scale: tuple[float, float], window: Window) -> MaskCrop | None:
         """Paint the mask into a window of the resized image.
 
         The points are scaled before the polygons are filled, so edges stay sharp at any scale.
@@ -80,7 +83,7 @@ class Polygons:
         assert isinstance(runs, list)  # a list of polygons gives a list
         # paint from (x0, y0), then cut off the part above and left of the overlap: [bottom - top, right - left]
         pixels = coco_mask.decode(coco_mask.merge(runs))[top - y0 :, left - x0 :]
-        return pixels.astype(bool), top - window[1], left - window[0]
+        return MaskCrop(pixels.astype(bool), top - window[1], left - window[0])
 
 
 @dataclass(frozen=True)
@@ -106,43 +109,39 @@ class RunLengths:
         Raises:
             BadObject: the run lengths are malformed, empty or of another size than the image.
         """
-        stored, counts = value.get("size"), value.get("counts")
+        stored: Any = value.get("size")
+        counts: Any = value.get("counts")
         if not isinstance(stored, Sequence) or list(stored) != list(size):
             raise BadObject(
                 "wrong size",
                 f"has a mask of size {stored}, but its image is {list(size)} (height, width); encode it again",
             )
-        if isinstance(counts, (str, bytes)):
-            runs = decode_counts(counts)
-        elif isinstance(counts, list) and all(type(count) is int for count in counts):
-            runs = np.array(counts, dtype=np.int64)
-        else:
+        is_text = isinstance(counts, (str, bytes))
+        if not is_text and not (isinstance(counts, list) and all(type(count) is int for count in counts)):
             message = "has run lengths whose counts are neither text nor whole numbers; encode the mask again"
             raise BadObject("bad mask", message)
-        if (runs < 0).any() or runs.sum() != size[0] * size[1]:
-            message = "has run lengths that do not add up to its image; encode the mask again"
-            raise BadObject("bad mask", message)
-        if not runs[1::2].any():
+        try:
+            lengths = decode_counts(counts) if is_text else np.array(counts, dtype=np.int64)
+            check_counts(lengths, size)
+        except BadInput as error:
+            raise BadObject("bad mask", f"has {error}") from None
+        if not lengths[1::2].any():
             raise BadObject("empty mask", "has an empty mask; remove it")
-        return cls(runs, size)
+        return cls(lengths, size)
 
     def bounds(self) -> Bounds:
         """Return the enclosing box, xyxy px."""
-        height = self.size[0]
         ends = np.cumsum(self.counts)
-        first, last = ends[:-1:2], ends[1::2] - 1  # first and last pixel of each foreground run, [T // 2]
-        filled = first <= last
-        first, last = first[filled], last[filled]
-        # a run that goes on into the next column contains the bottom row of one column and the top row of the other
-        wraps = bool((first // height != last // height).any())
-        top, bottom = (0, height) if wraps else (int((first % height).min()), int((last % height).max()) + 1)
-        return int(first.min()) // height, top, int(last.max()) // height + 1, bottom
+        filled = self.counts[1::2] > 0  # foreground runs, [T // 2]
+        starts, stops = ends[:-1:2][filled], ends[1::2][filled]
+        left, top, right, bottom = tight_boxes(starts, stops, FIRST, self.size[0])[0].tolist()
+        return left, top, right, bottom
 
     def area(self) -> int:
         """Return the number of pixels of the mask."""
         return int(self.counts[1::2].sum())
 
-    def paint(self, scale: tuple[float, float], window: Window) -> Patch | None:
+    def paint(self, scale: tuple[float, float], window: Window) -> MaskCrop | None:
         """Paint the mask into a window of the resized image.
 
         The mask is resized bilinearly; a pixel belongs to the object if its value is at least one half.
@@ -174,7 +173,7 @@ class RunLengths:
             min(source[3] - y1, pixels.height),
         )
         resized = pixels.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=inside)
-        return np.asarray(resized) >= 128, top - window[1], left - window[0]
+        return MaskCrop(np.asarray(resized) >= 128, top - window[1], left - window[0])
 
     def pixels(self, x1: int, y1: int, x2: int, y2: int) -> NDArray[np.bool_]:
         """Decode the mask inside a box in the coordinates of the file, bool `[y2 - y1, x2 - x1]`."""
@@ -310,40 +309,6 @@ def mask_iou(first: Segmentation, second: Segmentation, size: Size) -> float:
     return float(
         np.asarray(coco_mask.iou([to_coco_rle(first, size)], [to_coco_rle(second, size)], [0]))[0, 0]
     )
-
-
-def decode_counts(text: str | bytes) -> NDArray[np.int64]:
-    """Decode COCO's compressed run lengths.
-
-    Each count is a two's-complement number in groups of five bits, lowest group first, each stored as the character
-    48 + group. The sixth bit is set if another group follows. From the fourth count on, the difference to the count
-    before the previous one is stored.
-
-    Returns:
-        The counts, int64 `[T]`.
-
-    Raises:
-        BadObject: the text is not a valid code.
-    """
-    raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
-    last = groups & 32 == 0  # bool [groups]: the group ends a count
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or not last[-1]:
-        raise BadObject("bad mask", "has run lengths whose text is damaged; encode the mask again")
-    # first and last group of each count, [T], and the place of each group within its count, [groups]
-    stops = np.flatnonzero(last)
-    starts = np.concatenate(([0], stops[:-1] + 1))
-    places = np.arange(len(groups)) - np.repeat(starts, stops - starts + 1)
-    if places.max() > 7:
-        raise BadObject("bad mask", "has run lengths whose text is damaged; encode the mask again")
-    # join the five-bit groups; the fifth bit of the last group is the sign
-    counts = np.add.reduceat((groups & 31) << (5 * places), starts)
-    negative = groups[stops] & 16 != 0
-    counts -= np.where(negative, np.int64(1) << (5 * (stops - starts + 1)), 0)
-    # undo the differences: odd counts accumulate from index 1, even ones from index 2 (count 0 is never a base)
-    counts[1::2] = np.cumsum(counts[1::2])
-    counts[2::2] = np.cumsum(counts[2::2])
-    return counts
 
 
 def _overlap(bounds: Bounds, scale: tuple[float, float], window: Window) -> Window | None:

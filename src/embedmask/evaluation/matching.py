@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.overlap import Crop, crop_of
 from embedmask.evaluation.thresholds import Thresholds, is_decided
+from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Size
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
@@ -159,17 +159,16 @@ def match_pairs(
     return MatchCounts(hits, hit_iou, *counts)
 
 
-def label_image(masks: Iterable[Crop], size: Size) -> Labels:
+def label_image(masks: Iterable[MaskCrop], size: Size) -> Labels:
     """Return masks as one label image, int32 `[H, W]`: 1, 2, ... in their order, 0 is background.
 
     Where masks overlap, the first keeps the pixels; a mask that is fully covered disappears.
     """
     image = np.zeros(size, dtype=np.int32)
-    for label, mask in enumerate(masks, start=1):
-        (y, x), (h, w) = mask.offset, mask.pixels.shape
+    for label, (pixels, y, x) in enumerate(masks, start=1):
         # a view: writing to it changes the image
-        window = image[y : y + h, x : x + w]
-        window[mask.pixels & (window == 0)] = label
+        window = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
+        window[pixels & (window == 0)] = label
     return image
 
 
@@ -215,4 +214,5 @@ def matching_metrics(
 
 def _labels(records: Iterable[dict[str, Any]], category: int, size: Size) -> Labels:
     """Return the masks of one category as a label image."""
-    return label_image((crop_of(r["segmentation"]) for r in records if r["category_id"] == category), size)
+    rles = (record["segmentation"] for record in records if record["category_id"] == category)
+    return label_image(RunMasks.from_rle(rles, size).crops(), size)

@@ -23,12 +23,13 @@ from embedmask.evaluation.error_analysis import (
     classify_errors,
     count_errors,
 )
-from embedmask.evaluation.overlap import boundary_of, crop_of
+from embedmask.evaluation.overlap import boundaries
 from embedmask.evaluation.threshold_curves import ThresholdCurves
 from embedmask.evaluation.thresholds import Thresholds, describe, is_decided
 from embedmask.files import write_text
 from embedmask.inference.results import to_detections
-from embedmask.structures import CropMasks, Instances
+from embedmask.masks import RunMasks
+from embedmask.structures import Instances
 from embedmask.visualize import draw_detections
 
 Record = Mapping[str, Any]
@@ -100,9 +101,11 @@ def thin_fraction(evaluator: CocoEvaluator) -> float:
 
     For these, boundary AP and mask AP measure the same pixels.
     """
-    by_image = evaluator.ground_truth_by_image(evaluator.image_ids())
-    masks = [gt["segmentation"] for gts in by_image.values() for gt in gts if not gt["iscrowd"]]
-    thin = [np.array_equal(boundary_of(mask).pixels, crop_of(mask).pixels) for mask in masks]
+    thin: list[bool] = []
+    for image_id, gts in evaluator.ground_truth_by_image(evaluator.image_ids()).items():
+        rles = (gt["segmentation"] for gt in gts if not gt["iscrowd"])
+        masks = RunMasks.from_rle(rles, evaluator.size_of(image_id))
+        thin.extend(boundaries(masks).areas() == masks.areas())
     return float(np.mean(thin)) if thin else 0.0
 
 
@@ -238,9 +241,7 @@ def _images(
 
 def _draw(dataset: CocoInstances, index: int, records: Sequence[Record]) -> NDArray[np.uint8]:
     """Draw ground truth or results over item `index`; scores are written if all records have one."""
-    crops = [crop_of(record["segmentation"]) for record in records]
-    pixels = [torch.from_numpy(np.ascontiguousarray(crop.pixels)) for crop in crops]
-    masks = CropMasks(pixels, [crop.offset for crop in crops], dataset.sizes[index])
+    masks = RunMasks.from_rle((record["segmentation"] for record in records), dataset.sizes[index])
     boxes = torch.tensor([record["bbox"] for record in records], dtype=torch.float32).reshape(-1, 4)
     labels = torch.tensor([dataset.category_ids.index(record["category_id"]) for record in records]).long()
     scores = torch.tensor([record.get("score", 1.0) for record in records])

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from embedmask.coupling import paired_distance
-from embedmask.structures import CropMasks, RunCrops, Runs, Size
+from embedmask.masks import RunMasks
+from embedmask.run_lengths import Runs, run_dtype
+from embedmask.structures import Columns, Size
 
 BLOCK_VALUES = 1 << 20
 """Values processed at once: they should fit a core's cache."""
@@ -48,7 +50,7 @@ class Cells:
 
 
 @dataclass
-class _Windows:
+class _Windows(Columns):
     """B proposals with their ranges of cells and the ranges of image columns that these cover.
 
     Attributes:
@@ -66,9 +68,6 @@ class _Windows:
     x2: Tensor
     begin: Tensor
     end: Tensor
-
-    def __getitem__(self, index: Tensor) -> _Windows:
-        return _Windows(*(value[index] for value in vars(self).values()))
 
     def couple(self, cells: Cells, left: Tensor, width: int) -> Tensor:
         """Compute phi or log phi in W = `width` columns of cells from `left` `[B, 1]` on.
@@ -91,8 +90,8 @@ class _Windows:
         return values.masked_fill_(beyond_x[:, :, None] | beyond_y[:, None], cells.outside)
 
 
-def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, image_size: Size) -> CropMasks:
-    """Trace the masks of R proposals, each in its tight crop.
+def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, image_size: Size) -> RunMasks:
+    """Trace the masks of R proposals.
 
     Args:
         embed: q, `[R, D]`.
@@ -105,16 +104,21 @@ def trace(cells: Cells, embed: Tensor, margin: Tensor, ranges: Tensor, image_siz
     begin = torch.searchsorted(cells.columns, (x1 - 1).double(), right=True)
     end = torch.searchsorted(cells.columns, x2.double())
     windows = _Windows(embed, margin, y1, y2, x1, x2, begin, end)
-    runs: list[Runs] = [np.zeros((0, 2), np.int32)] * len(embed)
-    shapes, offsets = [(0, 0)] * len(embed), [(0, 0)] * len(embed)
+    dtype = run_dtype(image_size)
+    runs: list[Runs] = [np.zeros((0, 2), dtype)] * len(embed)
     sizes = torch.cat([y2 - y1 + 2, x2 - x1 + 2, end - begin], 1)  # [R, 3]
     for members, step in _groups(sizes.cpu().numpy(), embed.shape[1]):
-        group = windows[torch.from_numpy(members).to(embed.device)]
+        group = windows.select(torch.from_numpy(members).to(embed.device))
         starts = range(0, int(sizes[members, 2].max()), step)
         # only a group of one window takes several steps, so the joined runs stay sorted by member
-        group_runs = np.concatenate([_runs(cells, group, start, step) for start in starts], 1)
-        _place(group_runs, members, runs, shapes, offsets)
-    return CropMasks(RunCrops(runs, shapes), offsets, image_size)
+        parts = [_runs(cells, group, start, step) for start in starts]
+        member, column, *rows = np.concatenate(parts, 1)  # int64 [T] each
+        # pixels are numbered column by column
+        numbers = (np.stack(rows, 1) + column[:, None] * image_size[0]).astype(dtype)  # [T, 2]
+        ends = np.searchsorted(member, np.arange(len(members) + 1)).tolist()
+        for index, begin, end in zip(members.tolist(), ends[:-1], ends[1:], strict=True):
+            runs[index] = numbers[begin:end]
+    return RunMasks(runs, image_size)
 
 
 def _groups(sizes: Ints, dims: int) -> Iterator[tuple[Ints, int]]:
@@ -219,32 +223,3 @@ def _candidates(above: Tensor, left: Tensor, is_valid: Tensor) -> tuple[Tensor, 
 def _take(values: Tensor, index: Tensor) -> Tensor:
     """Return elements of the flattened tensor; `values.flatten()[index]` is nine times slower on a CPU."""
     return values.flatten().index_select(0, index)
-
-
-def _place(
-    group_runs: Ints,
-    members: Ints,
-    runs: list[Runs],
-    shapes: list[Size],
-    offsets: list[tuple[int, int]],
-) -> None:
-    """Write the runs of a group, `[4, T]` sorted by member, into the tight crops of its members."""
-    member, column, top, bottom = group_runs
-    nonempty = np.unique(member)  # [M]
-    if not len(nonempty):
-        return
-    # half-open slice of each member's runs: [M]
-    first, last = (np.searchsorted(member, nonempty, side=side) for side in ("left", "right"))
-    # tight bounds; columns ascend within a member
-    x, y = column[first], np.minimum.reduceat(top, first)
-    height = np.maximum.reduceat(bottom, first) - y
-    width = column[last - 1] + 1 - x
-    # pixels of a crop are counted column by column: (column - x) * height + (row - y), [T]
-    repeats = last - first
-    base = (column - np.repeat(x, repeats)) * np.repeat(height, repeats) - np.repeat(y, repeats)
-    flat = np.stack([base + top, base + bottom], 1).astype(np.int32)  # [T, 2]
-    rows = zip(
-        *(part.tolist() for part in (members[nonempty], first, last, height, width, y, x)), strict=True
-    )
-    for index, begin, end, h, w, top_row, left in rows:
-        runs[index], shapes[index], offsets[index] = flat[begin:end], (h, w), (top_row, left)

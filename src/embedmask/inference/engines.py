@@ -91,7 +91,7 @@ def _with_head(head: Head, trunk: Callable[[Tensor], Maps]) -> Network:
 
 
 def copy_network(model: Detector, engine: Engine, dtype: torch.dtype) -> Network:
-    """Return a copy of a model as it is, under autocast if `dtype` is reduced: for types without engines of their own."""
+    """Return a copy of a model as it is, under autocast if `dtype` is reduced; for types without own engines."""
     if engine != "torch":
         raise BadInput(f"engine {engine!r} supports EmbedMask only; use torch for a {type(model).__name__}")
     device, reduced = model.mean.device.type, dtype != torch.float32

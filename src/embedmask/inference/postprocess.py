@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from embedmask.config import ModelConfig
-from embedmask.inference.masks import Frame, decode_masks
+from embedmask.inference.mask_decoding import Frame, decode_masks
 from embedmask.inference.proposals import Proposals, decode_proposals
 from embedmask.inference.rescoring import MIN_RESCORED, rescore_by_masks
 from embedmask.structures import Instances, Predictions, Size

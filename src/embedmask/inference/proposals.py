@@ -10,11 +10,11 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from embedmask.locations import level_locations, ltrb_to_xyxy
-from embedmask.structures import Predictions, Size
+from embedmask.structures import Columns, Predictions, Size
 
 
 @dataclass
-class Proposals:
+class Proposals(Columns):
     """R proposals of one image, by descending score, in the network's frame.
 
     Attributes:
@@ -30,9 +30,6 @@ class Proposals:
     labels: Tensor
     embed: Tensor
     margin: Tensor
-
-    def __getitem__(self, index: Tensor) -> Proposals:
-        return Proposals(**{name: value[index] for name, value in vars(self).items()})
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -79,7 +76,7 @@ def decode_proposals(
         candidates = _clip(candidates, image_size, box_offset)
     ends = candidates.boxes.new_tensor([0, 0, box_offset, box_offset])
     keep = class_wise_nms(candidates.boxes + ends, candidates.scores, candidates.labels, nms_threshold)
-    best = candidates[keep[:max_detections]]
+    best = candidates.select(keep[:max_detections])
     best = best if clip_before_nms else _clip(best, image_size, box_offset)
     # q and s at the level and cell of each of the R proposals: maps [D, Hl * Wl] per level -> [R, D]
     embeddings = []
@@ -93,7 +90,7 @@ def decode_proposals(
 
 
 @dataclass
-class _Candidates:
+class _Candidates(Columns):
     """P boxes, scores and labels, as in `Proposals`, with the level and cell of each, int64 `[P]`."""
 
     boxes: Tensor
@@ -102,16 +99,13 @@ class _Candidates:
     level: Tensor
     cell: Tensor
 
-    def __getitem__(self, index: Tensor) -> _Candidates:
-        return _Candidates(*(value[index] for value in vars(self).values()))
-
 
 def _clip(candidates: _Candidates, image_size: Size, box_offset: float) -> _Candidates:
     """Clip boxes to the image and drop those without area."""
     height, width = image_size
     limits = candidates.boxes.new_tensor([width, height, width, height]) - box_offset
     boxes = torch.minimum(candidates.boxes.clamp(min=0), limits)
-    return replace(candidates, boxes=boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    return replace(candidates, boxes=boxes).select((boxes[:, 2:] > boxes[:, :2]).all(1))
 
 
 def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:

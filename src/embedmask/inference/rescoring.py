@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from embedmask.structures import CropMasks, Instances
+from embedmask.masks import RunMasks
+from embedmask.structures import Instances
 
 MIN_RESCORED = 1000
 """Minimum number of proposals to rescore, because the best results may have a low rank before."""
@@ -28,41 +30,26 @@ def rescore_by_masks(instances: Instances) -> Instances:
     Args:
         instances: by descending score, in the frame of the image; they are not changed.
     """
-    around, free = (
-        mask_boxes(instances.masks),
-        uncovered_fractions(instances.masks, instances.labels.tolist()),
-    )
-    agreement = box_iou(instances.boxes.cpu(), around).diagonal()
+    free = uncovered_fractions(instances.masks, instances.labels.tolist())
+    agreement = box_iou(instances.boxes.cpu(), torch.from_numpy(instances.masks.boxes()).float()).diagonal()
     factor = torch.where(free > 0, agreement * free, 0)  # the IoU of two boxes without area is nan
     scores = instances.scores * factor.to(instances.scores)
     order = scores.argsort(descending=True, stable=True).tolist()
     return replace(instances, scores=scores).select(order)
 
 
-def mask_boxes(masks: CropMasks) -> Tensor:
-    """Return the tight box of each mask, float32 `[R, 4]` xyxy px on the CPU; 0 for empty masks."""
-    boxes = torch.zeros(len(masks), 4)
-    for index, (crop, (y, x)) in enumerate(zip(masks.crops, masks.offsets, strict=True)):
-        rows, columns = (crop.any(axis).nonzero() for axis in (1, 0))
-        if len(rows):
-            ends = columns[0] + x, rows[0] + y, columns[-1] + x + 1, rows[-1] + y + 1
-            boxes[index] = torch.tensor([float(end) for end in ends])
-    return boxes
-
-
-def uncovered_fractions(masks: CropMasks, labels: list[int]) -> Tensor:
+def uncovered_fractions(masks: RunMasks, labels: list[int]) -> Tensor:
     """Return the fraction of each mask that no earlier mask of its label covers, float32 `[R]`; 0 for empty masks.
 
     Memory holds one dense mask of the image and one crop at a time.
     """
     shares = torch.zeros(len(masks))
+    boxes, areas = masks.boxes().tolist(), masks.areas().tolist()
     for label in set(labels):
-        taken = torch.zeros(masks.image_size, dtype=torch.bool)
-        for index in (place for place, own in enumerate(labels) if own == label):
-            mask, (y, x) = masks.crops[index].cpu(), masks.offsets[index]
-            window = taken[y : y + mask.shape[0], x : x + mask.shape[1]]
-            area = int(mask.sum())
-            if area:
-                shares[index] = 1 - int((mask & window).sum()) / area
-                window |= mask
+        taken = np.zeros(masks.frame, bool)
+        for index in (place for place, own in enumerate(labels) if own == label and areas[place]):
+            x1, y1, x2, y2 = boxes[index]
+            mask, window = masks.window(index, boxes[index]), taken[y1:y2, x1:x2]
+            shares[index] = 1 - np.count_nonzero(mask & window) / areas[index]
+            window |= mask
     return shares

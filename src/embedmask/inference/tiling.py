@@ -2,7 +2,7 @@
 
 Neighbouring tiles overlap. Two pieces belong to one object when their masks agree in the overlap: a perfect detector
 returns the same pixels there, however the tiles cut the object, while masks of touching objects share none. All steps
-work on crops, so memory grows with the bounds of the objects.
+work on run lengths, so memory grows with the outlines of the objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
-from embedmask.structures import CropMasks, Instances, RunCrops, Runs, Size
+from embedmask.masks import RunMasks
+from embedmask.structures import Columns, Instances, Size
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -70,7 +71,7 @@ def tiled_instances(
     An object that lies in several tiles is returned once. A piece that is cut by a side of its tile is replaced by the
     detection of a tile that contains the whole object. If there is none, the masks of the pieces are united: the box
     encloses the boxes of the pieces, score and embedding are those of the best one. This also joins objects larger than
-    the overlap, through any number of tiles. Memory grows with the bounds of the objects, time with their number.
+    the overlap, through any number of tiles. Memory grows with the outlines of the objects, time with their number.
 
     Args:
         image: uint8 `[3, H, W]`.
@@ -125,17 +126,7 @@ def merge_tiles(
     order = np.argsort(-scores[best], kind="stable")[:max_detections].tolist()
     merged = pieces.instances.select(best[order].tolist())
     merged.boxes = torch.stack([pieces.box(groups[place]) for place in order]) if order else merged.boxes
-    runs: list[Runs] = []
-    shapes: list[Size] = []
-    offsets = []
-    for place in order:
-        crop, offset = pieces.mask(groups[place])
-        # encode one crop at a time: a diagonal line across the image has a crop as large as the image
-        encoded = RunCrops.of([crop])
-        runs += encoded.runs
-        shapes += encoded.shapes
-        offsets.append(offset)
-    merged.masks = CropMasks(RunCrops(runs, shapes), offsets, image_size)
+    merged.masks = RunMasks([pieces.masks.union(groups[place]) for place in order], image_size)
     return merged
 
 
@@ -144,7 +135,7 @@ class _Pieces:
     """P detections of all tiles, tile by tile, cut or whole.
 
     Attributes:
-        instances: on the CPU, in the frame of the image; every mask is non-empty, with a tight crop.
+        instances: on the CPU, in the frame of the image; every mask is non-empty.
         bounds: bounds of each mask, int64 `[P, 4]`.
         tiles: tile of each piece, int64 `[P]`.
         windows: bounds of each tile, int64 `[T, 4]`.
@@ -161,13 +152,10 @@ class _Pieces:
     def of(cls, parts: Sequence[Instances], windows: Sequence[Bounds], image_size: Size) -> _Pieces:
         """Concatenate the instances of all tiles and rank them."""
         tiles = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        crops = [crop for part in parts for crop in part.masks.crops]
-        corners = [offset for part in parts for offset in part.masks.offsets]
+        masks = RunMasks([runs for part in parts for runs in part.masks.runs], image_size)
         columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
-        instances = Instances(masks=CropMasks(crops, corners, image_size), **columns)
-        offsets = np.array(corners, np.int64).reshape(-1, 2)
-        shapes = np.array([crop.shape for crop in crops], np.int64).reshape(-1, 2)
-        bounds = np.concatenate([offsets, offsets + shapes], 1)
+        instances = Instances(masks=masks, **columns)
+        bounds = masks.boxes()[:, [1, 0, 3, 2]]
         frames = np.array(windows, np.int64)
         # a side of a tile on the image's border cuts nothing
         inner = frames != [0, 0, *image_size]
@@ -176,32 +164,19 @@ class _Pieces:
         rank = np.lexsort((-instances.scores.numpy(), cuts)).argsort()
         return cls(instances, bounds, tiles, frames, rank)
 
-    def pixels(self, row: int, part: Ints) -> Bools:
-        """Return the mask of a piece inside `part` of its bounds."""
-        y1, x1, y2, x2 = (part - np.tile(self.bounds[row, :2], 2)).tolist()
-        crop: Bools = self.instances.masks.crops[row].numpy()
-        return crop[y1:y2, x1:x2]
+    @property
+    def masks(self) -> RunMasks:
+        """Return the masks of all pieces."""
+        return self.instances.masks
 
     def box(self, rows: list[int]) -> Tensor:
         """Return the box that encloses the boxes of a group."""
         boxes = self.instances.boxes[rows]
         return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
 
-    def mask(self, rows: list[int]) -> tuple[Tensor, tuple[int, int]]:
-        """Return the union of the masks of a group as a crop, and its first row and column."""
-        top, left = self.bounds[rows, :2].min(0).tolist()
-        if len(rows) == 1:
-            return self.instances.masks.crops[rows[0]], (top, left)
-        bottom, right = self.bounds[rows, 2:].max(0).tolist()
-        crop = np.zeros((bottom - top, right - left), bool)
-        for row in rows:
-            y1, x1, y2, x2 = (self.bounds[row] - [top, left, top, left]).tolist()
-            crop[y1:y2, x1:x2] |= self.instances.masks.crops[row].numpy()
-        return torch.from_numpy(crop), (top, left)
-
 
 @dataclass
-class _Overlaps:
+class _Overlaps(Columns):
     """Pairs of pieces of one class, from two tiles, with common pixels; E rows, each pair in both directions.
 
     Attributes:
@@ -252,11 +227,7 @@ class _Overlaps:
         meet = (part[:, None, :2] < other_part[:, 2:]).all(2) & (part[:, None, 2:] > other_part[:, :2]).all(2)
         labels = pieces.instances.labels.numpy()
         i, j = np.nonzero(meet & (labels[first][:, None] == labels[second]))
-        # compare masks in the intersection of their bounds only
-        both = zip(first[i], second[j], _clipped(part[i], other_part[j]), strict=True)
-        common = np.array(
-            [np.count_nonzero(pieces.pixels(a, at) & pieces.pixels(b, at)) for a, b, at in both], np.int64
-        )
+        common = pieces.masks.overlaps(first[i], pieces.masks.select(second), j)
         i, j, common = i[common > 0], j[common > 0], common[common > 0]
         areas = _areas(pieces, first, part, i), _areas(pieces, second, other_part, j)
         sides = cut[i], other_cut[j], within[i], other_within[j]
@@ -267,9 +238,6 @@ class _Overlaps:
         ends = (self.other, self.one, self.common, self.other_area, self.area)
         return _Overlaps(*ends, self.other_cut, self.cut, self.other_within, self.within)
 
-    def __getitem__(self, rows: Bools) -> _Overlaps:
-        return _Overlaps(**{name: column[rows] for name, column in vars(self).items()})
-
 
 def _groups(pieces: _Pieces) -> list[list[int]]:
     """Group the pieces of each object; pieces that add nothing are left out."""
@@ -277,8 +245,8 @@ def _groups(pieces: _Pieces) -> list[list[int]]:
     everything = np.ones(len(pieces.rank), bool)
     # drop covered pieces first: one that is cut and blends two touching objects would join them
     keep = _without_covered(pieces, pairs, everything, pairs.cut & pairs.within, COVERED)
-    pairs = pairs[keep[pairs.one] & keep[pairs.other]]
-    same = pairs[_same_object(pieces, pairs)]
+    pairs = pairs.select(keep[pairs.one] & keep[pairs.other])
+    same = pairs.select(_same_object(pieces, pairs))
     # objects are the connected components of the pairs: a group number for each piece, [P]
     links = coo_array((np.ones(len(same.one)), (same.one, same.other)), shape=(len(keep),) * 2)
     _, group = connected_components(links, directed=False)
@@ -365,24 +333,17 @@ def _areas(pieces: _Pieces, rows: Ints, parts: Ints, index: Ints) -> Ints:
     """Return the mask pixels of `rows[index]` inside their `parts`; each mask is counted once."""
     areas = np.zeros(len(rows), np.int64)
     for place in np.unique(index):
-        areas[place] = np.count_nonzero(pieces.pixels(rows[place], parts[place]))
+        y1, x1, y2, x2 = parts[place].tolist()
+        areas[place] = np.count_nonzero(pieces.masks.window(rows[place], (x1, y1, x2, y2)))
     return areas[index]
 
 
 def _in_image_frame(instances: Instances, window: Bounds, image_size: Size) -> Instances:
-    """Move the instances of a tile to the CPU and the frame of the image; crop masks tightly, drop empty ones."""
-    crops, offsets, keep = [], [], []
-    for row, (crop, (y, x)) in enumerate(zip(instances.masks.crops, instances.masks.offsets, strict=True)):
-        pixels = crop.cpu().numpy()
-        ys, xs = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
-        if len(ys):
-            # copy: a slice would hold the memory of the whole crop
-            crops.append(torch.from_numpy(pixels[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1].copy()))
-            offsets.append((window[0] + y + int(ys[0]), window[1] + x + int(xs[0])))
-            keep.append(row)
-    columns = {name: getattr(instances.select(keep), name).cpu() for name in COLUMNS}
+    """Move the instances of a tile to the CPU and the frame of the image; drop empty masks."""
+    instances = instances.select(np.flatnonzero(instances.masks.areas()).tolist())
+    columns = {name: getattr(instances, name).cpu() for name in COLUMNS}
     columns["boxes"] = columns["boxes"] + torch.tensor([window[1], window[0], window[1], window[0]])
-    return Instances(masks=CropMasks(crops, offsets, image_size), **columns)
+    return Instances(masks=instances.masks.place(window[:2], image_size), **columns)
 
 
 def _clipped(bounds: Ints, limits: Ints) -> Ints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,8 +12,9 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image
 
 from embedmask.config import MaskRCNNConfig
+from embedmask.masks import MaskCrop, RunMasks
 from embedmask.model.maskrcnn import Detections
-from embedmask.structures import CropMasks, Instances, RunCrops, Runs, Size
+from embedmask.structures import Instances, Size
 
 
 class MaskRCNNPostprocessor:
@@ -85,7 +86,7 @@ def postprocess_mask_rcnn(
     return Instances(boxes, detections["scores"], detections["labels"], masks)
 
 
-def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -> CropMasks:
+def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -> RunMasks:
     """Paste masks as torchvision's `paste_masks_in_image` does, each into its own crop instead of a whole image.
 
     Args:
@@ -96,18 +97,14 @@ def paste(grids: Tensor, boxes: Tensor, original_size: Size, threshold: float) -
     """
     height, width = original_size
     padded, scale = expand_masks(grids, padding=1)
-    runs: list[Runs] = []
-    shapes: list[Size] = []
-    offsets = []
-    for grid, (x1, y1, x2, y2) in zip(
-        padded, expand_boxes(boxes, scale).to(torch.int64).tolist(), strict=True
-    ):
-        left, top = max(x1, 0), max(y1, 0)
-        # the box in the frame of its crop; it may begin before the crop, which the image limits
-        inside = (x1 - left, y1 - top, x2 - left, y2 - top)
-        crop = paste_mask_in_image(grid[0], inside, min(y2 + 1, height) - top, min(x2 + 1, width) - left)
-        encoded = RunCrops.of([crop > threshold])
-        runs += encoded.runs
-        shapes += encoded.shapes
-        offsets.append((top, left))
-    return CropMasks(RunCrops(runs, shapes), offsets, original_size)
+
+    def crops() -> Iterator[MaskCrop]:
+        corners = expand_boxes(boxes, scale).to(torch.int64).tolist()
+        for grid, (x1, y1, x2, y2) in zip(padded, corners, strict=True):
+            left, top = max(x1, 0), max(y1, 0)
+            # the box in the frame of its crop; it may begin before the crop, which the image limits
+            inside = (x1 - left, y1 - top, x2 - left, y2 - top)
+            crop = paste_mask_in_image(grid[0], inside, min(y2 + 1, height) - top, min(x2 + 1, width) - left)
+            yield MaskCrop((crop > threshold).cpu().numpy(), top, left)
+
+    return RunMasks.from_crops(crops(), original_size)

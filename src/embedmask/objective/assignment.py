@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from embedmask.objective.lookup import MaskLookup, Masks
+from embedmask.masks import BitMasks
 from embedmask.structures import Assignment
 
 GT_CHUNK = 256
@@ -26,7 +26,7 @@ def assign(
     location_strides: Tensor,
     location_ranges: Tensor,
     boxes: Tensor,
-    masks: Masks,
+    masks: Tensor | BitMasks,
     *,
     center_radius: float | None = 1.5,
     sampling_center: Literal["box", "mass"] = "box",
@@ -50,7 +50,7 @@ def assign(
         sample_in_mask: whether a location must lie in the mask (Table 2 (c)).
         box_offset: added to box sides when areas are compared.
     """
-    count, lookup = len(boxes), MaskLookup.of(masks)
+    count, lookup = len(boxes), BitMasks.of(masks)
     centers = mass_centers(lookup) if sampling_center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
     x, y = locations.long().unbind(1)
     # ground truths by ascending area: the smallest rank among the candidates of a location wins
@@ -119,7 +119,7 @@ def select_samples(
     return order == first[gt_of_positive]
 
 
-def mass_centers(masks: Masks) -> Tensor:
+def mass_centers(masks: Tensor | BitMasks) -> Tensor:
     """Return the mean (x, y) of each mask's pixels, relative to the first pixel's location.
 
     Args:
@@ -128,9 +128,9 @@ def mass_centers(masks: Masks) -> Tensor:
     Returns:
         float32 `[G, 2]` px; nan for a mask without pixels.
     """
-    lookup = MaskLookup.of(masks)
+    lookup = BitMasks.of(masks)
     centers = []
-    for crop, row, column in lookup:
+    for crop, row, column in lookup.crops():
         yx = crop.nonzero()  # [pixels, 2], relative to the crop
         centers.append(yx.sum(0) / len(yx) + yx.new_tensor((row, column)))
     return torch.stack(centers).flip(1) if centers else torch.zeros(0, 2, device=lookup.pixels.device)

@@ -21,8 +21,8 @@ from embedmask.locations import (
     ltrb_to_xyxy,
     resize_aligned,
 )
+from embedmask.masks import BitMasks
 from embedmask.objective.assignment import assign, select_samples
-from embedmask.objective.lookup import MaskLookup
 from embedmask.objective.losses import (
     centerness_targets,
     dice_loss,
@@ -33,7 +33,7 @@ from embedmask.objective.losses import (
     smooth_loss,
 )
 from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
-from embedmask.structures import ImageBatch, Losses, Predictions, Size, Target
+from embedmask.structures import Columns, ImageBatch, Losses, Predictions, Size, Target
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Positives:
 
 
 @dataclass
-class Matched:
+class Matched(Columns):
     """Instances of the mask loss, M of them, ordered by image.
 
     An instance is a ground truth that has a positive location; with `embed_samples: each`, every positive location is.
@@ -91,19 +91,14 @@ class Matched:
         chosen = self.select(torch.randperm(count)[:max_count].sort().values.to(self.gt.device))
         return replace(chosen, weight=chosen.weight * (count / max_count))
 
-    def select(self, index: Tensor) -> Matched:
-        """Return the instances of `index`, int64 or bool."""
-        gt, image, weight = self.gt[index], self.image[index], self.weight[index]
-        return Matched(gt, image, self.embed[index], self.margin[index], weight)
-
 
 @dataclass
 class ImageTargets:
-    """Target of one image on the device of the predictions, with its masks as a lookup."""
+    """Target of one image on the device of the predictions, with its masks as crops."""
 
     boxes: Tensor
     labels: Tensor
-    masks: MaskLookup
+    masks: BitMasks
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -133,7 +128,7 @@ class Criterion:
         check_targets(targets, predictions, self.cfg.num_classes)
         device = predictions.pixel_embed.device
         gts = [
-            ImageTargets(t.boxes.float().to(device), t.labels.to(device), MaskLookup.of(t.masks, device))
+            ImageTargets(t.boxes.float().to(device), t.labels.to(device), BitMasks.of(t.masks).to(device))
             for t in targets
         ]
         with torch.autocast(device.type, enabled=False):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from embedmask.objective.lookup import MaskLookup, Masks
+from embedmask.masks import BitMasks
 from embedmask.structures import Size
 
 
 def mask_targets(
-    masks: Masks, grid: Size, stride: int, *, index: Tensor | None = None, aligned: bool = False
+    masks: Tensor | BitMasks, grid: Size, stride: int, *, index: Tensor | None = None, aligned: bool = False
 ) -> Tensor:
     """Sample ground-truth masks on a grid of `stride` px, False beyond their frame.
 
@@ -29,10 +29,10 @@ def mask_targets(
         bool `[M, h, w]`.
     """
     middle = (stride // 2,) if aligned or stride == 1 else (stride // 2 - 1, stride // 2)
-    return MaskLookup.of(masks).any_of([(y, x) for y in middle for x in middle], stride, grid, index)
+    return BitMasks.of(masks).any_of([(y, x) for y in middle for x in middle], stride, grid, index)
 
 
-def semantic_targets(masks: Masks, labels: Tensor, grid: Size, stride: int) -> Tensor:
+def semantic_targets(masks: Tensor | BitMasks, labels: Tensor, grid: Size, stride: int) -> Tensor:
     """Return the class at each cell's location; where masks overlap, the smallest wins, then the first.
 
     Args:
@@ -46,7 +46,7 @@ def semantic_targets(masks: Masks, labels: Tensor, grid: Size, stride: int) -> T
     """
     if len(masks) == 0:
         return torch.full(grid, -1, device=labels.device)
-    lookup = MaskLookup.of(masks)
+    lookup = BitMasks.of(masks)
     order = lookup.areas().sort(stable=True).indices
     covered = mask_targets(lookup, grid, stride, index=order, aligned=True)  # [G, h, w], by ascending area
     # argmax of 0 and 1 is the first mask that covers a cell; `byte`, because argmax does not accept bool

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from embedmask.errors import BadInput
-from embedmask.structures import CropMasks, Instances
+from embedmask.masks import MaskCrop, RunMasks
+from embedmask.structures import Instances
 
 Bools = npt.NDArray[np.bool_]
 Points = npt.NDArray[np.int64]
@@ -23,7 +24,7 @@ TOUCHING = np.ones((3, 3), int)
 """8-connectivity: pixels that meet at a corner belong to one piece, because outlines cross there."""
 
 
-def label_image(masks: CropMasks, name: str) -> npt.NDArray[np.uint16]:
+def label_image(masks: RunMasks, name: str) -> npt.NDArray[np.uint16]:
     """Render masks as a label image.
 
     Args:
@@ -41,9 +42,9 @@ def label_image(masks: CropMasks, name: str) -> npt.NDArray[np.uint16]:
             f"{name}: {len(masks)} objects, but a label image holds at most {MAX_LABELS}; "
             "lower --max-detections or choose another --format"
         )
-    labels = np.zeros(masks.image_size, np.uint16)
+    labels = np.zeros(masks.frame, np.uint16)
     # in reverse order: the best mask is written last
-    for number, crop, (y, x) in _numbered(masks, range(len(masks), 0, -1)):
+    for number, (crop, y, x) in _numbered(masks, range(len(masks), 0, -1)):
         labels[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = number
     return labels
 
@@ -56,7 +57,7 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
         class_names: name of each label.
         image_path: path of the image, relative to the LabelMe file.
     """
-    height, width = instances.masks.image_size
+    height, width = instances.masks.frame
     labels, scores = instances.labels.tolist(), instances.scores.tolist()
     shapes = [
         {
@@ -67,7 +68,7 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
             "shape_type": "polygon",
             "flags": {},
         }
-        for number, crop, (y, x) in _numbered(instances.masks, range(1, len(instances) + 1))
+        for number, (crop, y, x) in _numbered(instances.masks, range(1, len(instances) + 1))
         for piece, (top, left) in pieces(crop)
     ]
     return {
@@ -86,10 +87,10 @@ def yolo_lines(instances: Instances) -> list[str]:
 
     Pieces and holes are joined to one polygon by connecting lines, which are traversed in both directions.
     """
-    size = instances.masks.image_size[::-1]
+    size = instances.masks.frame[::-1]
     labels = instances.labels.tolist()
     lines = []
-    for number, crop, (y, x) in _numbered(instances.masks, range(1, len(instances) + 1)):
+    for number, (crop, y, x) in _numbered(instances.masks, range(1, len(instances) + 1)):
         # six decimals: a tenth of a pixel of an image 200,000 px wide
         values = ((outline(crop) + np.array([x, y])) / size).ravel().tolist()
         lines.append(" ".join([str(labels[number - 1]), *(f"{value:.6f}" for value in values)]))
@@ -143,9 +144,8 @@ def pieces(mask: Bools) -> Iterator[tuple[Bools, tuple[int, int]]]:
         yield numbers[rows, columns] == number, (rows.start, columns.start)
 
 
-def _numbered(masks: CropMasks, numbers: Iterable[int]) -> Iterator[tuple[int, Bools, tuple[int, int]]]:
-    """Yield number, crop and offset of the non-empty masks among `numbers`, counted from 1; one crop at a time."""
+def _numbered(masks: RunMasks, numbers: Iterable[int]) -> Iterator[tuple[int, MaskCrop]]:
+    """Yield number and crop of the non-empty masks among `numbers`, counted from 1; one crop at a time."""
     for number in numbers:
-        crop = masks.crops[number - 1].cpu().numpy()
-        if crop.any():
-            yield number, crop, masks.offsets[number - 1]
+        if len(masks.runs[number - 1]):
+            yield number, masks.crop(number - 1)

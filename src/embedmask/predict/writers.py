@@ -56,7 +56,7 @@ def write_annotations(
         shutil.rmtree(path, ignore_errors=True)  # an earlier run may have written more masks
         path.mkdir(parents=True, exist_ok=True)  # also for an image without detections
         for index in range(len(instances)):
-            write_image(instances.masks.dense(index).numpy(), path / f"{index + 1:04}.png")
+            write_image(instances.masks.select([index]).to_dense()[0].numpy(), path / f"{index + 1:04}.png")
 
 
 def write_classes(fmt: Format, out: Path, class_names: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ from embedmask.coupling import weighted_distance
 from embedmask.inference.contours import BLOCK_VALUES, Cells, trace
 from embedmask.inference.proposals import Proposals
 from embedmask.locations import MASK_UPSAMPLING
-from embedmask.structures import CropMasks, Size
+from embedmask.masks import RunMasks
+from embedmask.structures import Size
 
 OUTSIDE_LOG_PROB = -10.0
 """Value of log phi outside the cells of a box when the 2021 version resizes log phi."""
@@ -35,8 +36,8 @@ def decode_masks(
     interpolation: Interpolation,
     frame: Frame = "authors",
     margin: float = 0.1,
-) -> CropMasks:
-    """Decode the masks of the proposals of one image, as run lengths of crops in the frame of the original image.
+) -> RunMasks:
+    """Decode the masks of the proposals of one image, in the frame of the original image.
 
     Memory grows with the runs; it also holds one upsampled `pixel_embed` and blocks of a fixed size.
 
