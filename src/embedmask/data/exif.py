@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from embedmask.config.data import Split
-from embedmask.data.images import read_header
+from embedmask.data.images import read_header, upright_size
 from embedmask.data.problems import Example, Problem
-from embedmask.data.tiff import TRANSPOSED_ORIENTATIONS
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -57,13 +56,12 @@ def find_turned(
         path = paths[index]
         try:
             stored, orientation = read_header(path)
-        except BadInput:
-            return None  # reported when the image is read
+        except BadInput:  # reported when the image is read
+            return None
         if orientation == 1:
             return None
-        upright = stored[::-1] if orientation in TRANSPOSED_ORIENTATIONS else stored
         fit: Fit = "stored" if sizes[index] == stored else "upright"
-        both = relative or stored == upright
+        both = relative or stored == upright_size(stored, orientation)
         return Turned(path, image_ids[index], orientation, "either" if both else fit)
 
     def look_at(indices: range) -> list[Turned]:
