@@ -36,10 +36,8 @@ def find_export(folder: Path, split_names: Sequence[str]) -> Path | None:
     Raises:
         BadInput: there are several.
     """
-    places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
+    places, own = annotation_folders(folder, split_names)
     if split_names:
-        own = [path for place in places for path in subfolders(place, split_names)]
-        own += [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
         # every split word of the name must be one of this split: instances_train_val.json is neither
         files = [
             path
@@ -93,6 +91,13 @@ def subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name.casefold() in known and path.is_dir())
+
+
+def annotation_folders(folder: Path, split_names: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Return the folders that may contain annotation files: those of all splits, and those of one split."""
+    places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
+    own = [path for place in places for path in subfolders(place, split_names)]
+    return places, own + [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
 
 
 def _split_words(file: Path) -> set[str]:
