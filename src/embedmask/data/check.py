@@ -123,7 +123,6 @@ def check_folder(
         quick: read only the headers of images and compare the bytes of the files. Truncated files, images stored in
             another way and turned copies are then not detected.
         workers: number of threads that read images; None for one per core.
-        options: how image files are read.
         progress: called with the number of images read so far and the total.
         val_fraction: fraction of train that is held out as val; 0 if there is a val split.
 

@@ -46,8 +46,6 @@ def find_turned(
     """Find the images with an EXIF orientation by reading their headers; unreadable files are skipped.
 
     Args:
-        paths: image files.
-        image_ids: id of each image.
         sizes: `(height, width)` of each image according to the annotations.
         relative: whether the annotations were fractions of the image size, so that the size cannot decide.
     """

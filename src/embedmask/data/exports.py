@@ -30,7 +30,6 @@ def find_export(folder: Path, split_names: Sequence[str]) -> Path | None:
     A file belongs to a split by a word of its name or by its folder, and is recognized as a COCO file by its content.
 
     Args:
-        folder: folder of the data set.
         split_names: names of the split.
 
     Raises:
@@ -66,8 +65,6 @@ def image_folders(file: Path, folder: Path, split_names: Sequence[str]) -> list[
     """Return the folders that may contain the images of a COCO file, the most specific first.
 
     Args:
-        file: the COCO file.
-        folder: folder of the data set.
         split_names: names of the split; empty without splits.
     """
     tags = (*split_names, file.stem, file.stem.partition("_")[2])

@@ -57,7 +57,6 @@ def find_label_images(folder: Path, split_names: Sequence[str]) -> LabelImages |
     """Find the label images of a split, or without `split_names` those of a folder without splits.
 
     Args:
-        folder: folder of the data set.
         split_names: names that the folder of the split may have.
 
     Returns:

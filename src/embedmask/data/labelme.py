@@ -48,7 +48,6 @@ def labelme_image_folders(place: Path, folder: Path, split_names: Sequence[str])
 
     Args:
         place: folder of the LabelMe files.
-        folder: folder of the data set.
         split_names: names that the folder of the split may have.
     """
     bases = dict.fromkeys((place, place.parent, folder) if place != folder else (folder,))
@@ -62,7 +61,6 @@ def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Con
     Embedded images are not read. Shapes without area and images without a file are skipped and reported.
 
     Args:
-        folder: folder of the files.
         splits: folders of all splits, which share one list of classes, by name.
         on_issue: receives files and shapes that cannot be used, and the number of skipped ones.
 

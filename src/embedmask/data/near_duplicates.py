@@ -39,7 +39,6 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
     neither on names nor on order, and images added later move only those whose hash is next to a border.
 
     Args:
-        paths: image files.
         fractions: fractions of all images for `val` and `test`, each above 0 and together below 1.
 
     Returns:
@@ -90,7 +89,6 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
 
     Args:
         paths: image files; one file of each hash is decoded.
-        hashes: hash of each file.
 
     Returns:
         Indices into `paths`; groups in the order of their first image.

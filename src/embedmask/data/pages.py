@@ -103,7 +103,6 @@ def report_defaults(
     """Describe the files whose pages or channels are ignored because the options do not choose any.
 
     Args:
-        paths: image files.
         options: page and channels to read.
         extent: returns the extent of a file; None if it cannot be read.
 

@@ -102,12 +102,8 @@ class RunLengths:
     def from_coco(cls, value: Mapping[str, Any], size: Size) -> RunLengths:
         """Parse the COCO form `{"size": [H, W], "counts": ...}`, with counts as text or as a list of integers.
 
-        Args:
-            value: run lengths of an annotation.
-            size: `(height, width)` of the image.
-
         Raises:
-            BadObject: the run lengths are malformed, empty or of another size than the image.
+            BadObject: the run lengths are malformed, empty or of another size than the image, `(height, width)`.
         """
         stored: Any = value.get("size")
         counts: Any = value.get("counts")
@@ -267,13 +263,9 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
 
 
 def to_coco_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": bytes}`.
+    """Encode a mask of an image `(height, width)` as COCO's compressed run lengths, `{"size": ..., "counts": bytes}`.
 
     Polygons are rasterized as pycocotools does.
-
-    Args:
-        mask: mask in the coordinates of the file.
-        size: `(height, width)` of the image.
     """
     if isinstance(mask, RunLengths):
         runs: Any = coco_mask.frPyObjects({"size": list(size), "counts": mask.counts.tolist()}, *size)

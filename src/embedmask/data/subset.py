@@ -17,7 +17,6 @@ def filter_images(content: Content, condition: str, path: Path) -> Content:
     Args:
         content: content of the file; not changed.
         condition: `KEY=VALUE`, for example `modality=fluorescence`; values are compared as the file writes them.
-        path: the file, for messages.
 
     Raises:
         BadInput: the condition has no equals sign, or no image meets it.
