@@ -50,20 +50,18 @@ def find_turned(
         relative: whether the annotations were fractions of the image size, so that the size cannot decide.
     """
 
-    def look(index: int) -> Turned | None:
-        path = paths[index]
-        try:
-            stored, orientation = read_header(path)
-        except BadInput:  # reported when the image is read
-            return None
-        if orientation == 1:
-            return None
-        fit: Fit = "stored" if sizes[index] == stored else "upright"
-        both = relative or stored == upright_size(stored, orientation)
-        return Turned(path, image_ids[index], orientation, "either" if both else fit)
-
     def look_at(indices: range) -> list[Turned]:
-        return [turned for turned in map(look, indices) if turned is not None]
+        found = []
+        for index in indices:
+            try:
+                stored, orientation = read_header(paths[index])
+            except BadInput:
+                continue  # reported when the image is read
+            if orientation != 1:
+                fit: Fit = "stored" if sizes[index] == stored else "upright"
+                both = relative or stored == upright_size(stored, orientation)
+                found.append(Turned(paths[index], image_ids[index], orientation, "either" if both else fit))
+        return found
 
     parts = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # files may lie on a slow disk

@@ -66,7 +66,7 @@ def block_means(image: Tensor) -> NDArray[np.uint8]:
 
 def thumbnail(image: Tensor) -> Thumb:
     """Return the grey block means of an image `[3, H, W]`."""
-    return block_means(image).mean(-1).round().astype(np.uint8)
+    return np.asarray(block_means(image).mean(-1).round(), dtype=np.uint8)
 
 
 def orient(thumbs: NDArray[Any], turn: int) -> NDArray[Any]:
