@@ -191,11 +191,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return self.sample(index, torch.Generator().manual_seed(seed))
 
     def sample(self, index: int, generator: torch.Generator) -> tuple[Tensor, Target]:
-        """Return item `index`, with random numbers from `generator` only.
-
-        Raises:
-            BadInput: the image file is damaged or its size differs from the annotations.
-        """
+        """Return item `index`, with random numbers from `generator` only; errors as in `image`."""
         return self.transform(self.image(index), self.annotations(index), generator, self)
 
     def annotations(self, index: int) -> GroundTruth:
@@ -293,21 +289,13 @@ def open_train_val(
 
 
 def check_no_val_split(data_dir: str | Path) -> None:
-    """Check that a folder has no val split, before images of train are held out.
-
-    Raises:
-        BadInput: the folder has a val split.
-    """
+    """Raise `BadInput` if a folder has a val split, before images of train are held out."""
     if has_split(data_dir, "val"):
         raise BadInput(f"{data_dir}: already has a val split, so nothing is held out; omit --val-fraction")
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:
-    """Check that both splits have the same list of categories, so that their labels mean the same.
-
-    Raises:
-        BadInput: the categories differ.
-    """
+    """Raise `BadInput` unless both splits have the same list of categories, so that their labels mean the same."""
     train_classes, val_classes = (list(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
     if train_classes != val_classes:
         raise BadInput(

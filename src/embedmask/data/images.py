@@ -83,11 +83,7 @@ def read_image(
 
 
 def read_size(path: str | Path, options: ReadOptions = DEFAULT_READING) -> Size:
-    """Return `(height, width)` of the upright image, from the header of the file: pixels are not decoded.
-
-    Raises:
-        BadInput: the file does not exist, is not an image, or lacks the page.
-    """
+    """Return `(height, width)` of the upright image, from the header of the file; errors as in `read_header`."""
     return upright_size(*read_header(path, options))
 
 
@@ -98,6 +94,8 @@ def upright_size(stored: Size, orientation: int) -> Size:
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tuple[Size, int]:
     """Return `(height, width)` of the image as stored, and its EXIF orientation: 1 to 8, 1 if it has none.
+
+    Pixels are not decoded.
 
     Raises:
         BadInput: the file does not exist, is not an image, or lacks the page.

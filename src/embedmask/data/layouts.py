@@ -109,11 +109,7 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
 
 
 def has_split(data_dir: str | Path, split: Split) -> bool:
-    """Return whether a folder contains a split.
-
-    Raises:
-        BadInput: see `find_split`.
-    """
+    """Return whether a folder contains a split; errors as in `find_split`."""
     return _find(Path(data_dir), split) is not None
 
 

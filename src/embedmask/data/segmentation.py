@@ -138,16 +138,9 @@ class RunLengths:
         return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> MaskCrop | None:
-        """Paint the mask into a window of the resized image.
+        """Paint the mask into a window of the resized image; arguments and result as in `Polygons.paint`.
 
         The mask is resized bilinearly; a pixel belongs to the object if its value is at least one half.
-
-        Args:
-            scale: `(y, x)` factors from the coordinates of the file to the resized image.
-            window: region of the resized image.
-
-        Returns:
-            The part of the mask inside the window; None if they do not overlap.
         """
         overlap = _overlap(self.bounds(), scale, window)
         if overlap is None:

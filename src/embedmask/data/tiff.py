@@ -117,14 +117,11 @@ class Plane:
         """Return `(height, width)` as stored."""
         return self.key.imagelength, self.key.imagewidth
 
-    def values(self, *, upright: bool = False) -> Values:
-        """Decode the plane.
+    def values(self, *, upright: bool) -> Values:
+        """Decode the plane, `[H, W, S]` in the number format of the file; S includes alpha.
 
         Args:
             upright: rotate it by its EXIF orientation.
-
-        Returns:
-            `[H, W, S]`, in the number format of the file; S includes alpha.
 
         Raises:
             OSError: the compression is not supported, or the file is truncated or damaged.
