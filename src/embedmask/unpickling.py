@@ -1,4 +1,4 @@
-"""Unpickle arrays in plain containers; pickles with other objects, which could run code, are rejected."""
+"""Load pickled arrays in plain containers; pickles with other objects, which could run code, are rejected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_arrays(file: BinaryIO, encoding: str = "ASCII") -> Any:
-    """Unpickle arrays, numbers, texts and plain containers from an open file.
+    """Load arrays, numbers, texts and plain containers from a pickle.
 
     Args:
         file: read from its position.
