@@ -24,6 +24,7 @@ RANKS = {
     "structures": 3,
     "config": 2,
     "files": 1,
+    "unpickling": 1,
     "_supervision": 1,
     "device": 4,
     "distributed": 4,

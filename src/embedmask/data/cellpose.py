@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Replace `_codecs.encode`, with which old pickle protocols write bytes."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"text in {encoding}")
-    return text.encode("latin1")
-
-
-# numpy's rebuilding functions, taken from pickled arrays: their modules differ between numpy 1 and 2
-ALLOWED: dict[tuple[str, str], Any] = {
-    (f"numpy.{core}.{part}", name): function
-    for core in ("core", "_core")
-    for part in ("multiarray", "numeric")
-    for name, function in {
-        "_reconstruct": np.zeros(1).__reduce__()[0],
-        "scalar": np.float64(1).__reduce__()[0],
-        "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
-    }.items()
-} | {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickler of arrays, numbers, texts and plain containers; it rejects everything else before calling it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is no array")
-        return ALLOWED[module, name]
+from embedmask.unpickling import load_arrays
 
 
 def read_numpy_labels(path: Path) -> NDArray[Any]:
@@ -65,7 +31,7 @@ def read_numpy_labels(path: Path) -> NDArray[Any]:
             shape, _, dtype = read_header(file)
             if dtype.hasobject:
                 # `np.load` would unpickle the rest of the file unrestricted
-                value = np.asarray(_ArraysOnly(file).load(), dtype=object).reshape(shape)
+                value = np.asarray(load_arrays(file), dtype=object).reshape(shape)
             else:
                 file.seek(0)
                 value = np.load(file, allow_pickle=False)

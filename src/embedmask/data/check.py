@@ -123,7 +123,6 @@ def check_folder(
         quick: read only the headers of images and compare the bytes of the files. Truncated files, images stored in
             another way and turned copies are then not detected.
         workers: number of threads that read images; None for one per core.
-        options: how image files are read.
         progress: called with the number of images read so far and the total.
         val_fraction: fraction of train that is held out as val; 0 if there is a val split.
 
@@ -196,7 +195,14 @@ def _summarize(
     dataset: CocoInstances, masks: MaskCheck, max_detections: int, on_issue: OnIssue
 ) -> SplitSummary:
     """Count the images and objects of a split; report crowded and thin images and classes without objects."""
-    numbers = [masks.per_image[image_id] for image_id in dataset.image_ids]
+    # number of objects by image, and by label and size, [C, 3]; train and val held out of it share one `masks`
+    per_image = dict.fromkeys(dataset.image_ids, 0)
+    table = np.zeros((len(dataset.class_names), 3), dtype=np.int64)
+    for (image_id, label, size), count in masks.sizes.items():
+        if image_id in per_image:
+            per_image[image_id] += count
+            table[label, size] += count
+    numbers = list(per_image.values())
     for index, number in enumerate(numbers):
         path, (height, width) = dataset.image_path(index), dataset.sizes[index]
         if number > max_detections:
@@ -206,11 +212,6 @@ def _summarize(
             fault = "resizing leaves little of its short side, and its batch is padded to its long side"
             message = f"{path}: is {height} px high and {width} px wide; {fault}; cut it into pieces"
             on_issue(Problem("thin image", message, fatal=False))
-    # number of objects by label and size, [C, 3]; train and val held out of it share one `masks`
-    table = np.zeros((len(dataset.class_names), 3), dtype=np.int64)
-    own = set(dataset.image_ids)
-    for (image_id, label, size), count in masks.sizes.items():
-        table[label, size] += count if image_id in own else 0
     counts: list[Sizes] = [(small, medium, large) for small, medium, large in table.tolist()]
     where = dataset.annotations_file
     if not any(numbers):

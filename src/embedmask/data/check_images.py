@@ -45,8 +45,6 @@ def check_images(
     """Read all images, and report broken ones, wrong sizes and copies.
 
     Args:
-        sets: data set of each split.
-        handlers: issue handler of each split.
         quick: compare the bytes of the files instead of the decoded pixels.
         workers: number of threads; None for one per core.
         progress: called with the number of images read so far and the total.

@@ -28,18 +28,16 @@ PAIRS = 2**20
 
 @dataclass
 class MaskCheck:
-    """Checker of all masks of a split, which also counts the objects by class, size and image.
+    """Checker of all masks of a split, which also counts the objects by image, class and size.
 
     Attributes:
         on_issue: called with every problem.
         sizes: number of objects by image id, label and size (0 small, 1 medium, 2 large), from the pixels of their
             masks.
-        per_image: number of objects by image id.
     """
 
     on_issue: OnIssue
     sizes: Counter[tuple[int, int, int]] = field(default_factory=Counter)
-    per_image: Counter[int] = field(default_factory=Counter)
     _waiting: list[CheckedObject] = field(default_factory=list)
 
     def __call__(self, item: CheckedObject) -> None:
@@ -54,7 +52,6 @@ class MaskCheck:
         areas = [int(pixel_area(item.mask, item.size)) for item in items]
         for item, area, crosses in zip(items, areas, crossing_objects(items), strict=True):
             self.sizes[item.image_id, item.label, int(area >= SMALL) + int(area >= MEDIUM)] += 1
-            self.per_image[item.image_id] += 1
             for kind, message in mask_faults(item, area, crosses, item.mask.bounds()):
                 # "FILE: annotation 5 of image 7 (NAME)" -> "annotation 5"
                 name = item.where.partition(" of image ")[0].rpartition(": ")[2]

@@ -70,12 +70,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """Read and check the annotations, and check that every image file exists.
 
         Args:
-            files: files of the split.
-            transform: makes an item from an image and its annotations; None for the whole image at its own size.
             on_issue: called with every problem; by default raises the first fatal one.
-            image_filter: as in `open`.
-            exif: as in `open`.
-            options: how image files and label images are read.
+            transform, image_filter, exif, options: as in `open`.
             inspect: called with every accepted object.
 
         Raises:
@@ -123,8 +119,6 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         """Open a split of a data set folder, see `find_split`.
 
         Args:
-            data_dir: folder of the data set.
-            split: split to open.
             transform: makes an item from an image and its annotations; None for the whole image at its own size.
             degenerate: "refuse" objects that cover no pixel, or "drop" them; `layout` reports their number.
             image_filter: condition `KEY=VALUE` on the image records of the annotation file; None for all images.
@@ -157,9 +151,6 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
 
         Args:
             fraction: fraction of the images for val, between 0 and 1.
-
-        Returns:
-            The train and the val data set.
 
         Raises:
             BadInput: all images are near-duplicates of each other, or an image cannot be read.
@@ -200,11 +191,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         return self.sample(index, torch.Generator().manual_seed(seed))
 
     def sample(self, index: int, generator: torch.Generator) -> tuple[Tensor, Target]:
-        """Return item `index`, with random numbers from `generator` only.
-
-        Raises:
-            BadInput: the image file is damaged or its size differs from the annotations.
-        """
+        """Return item `index`, with random numbers from `generator` only; errors as in `image`."""
         return self.transform(self.image(index), self.annotations(index), generator, self)
 
     def annotations(self, index: int) -> GroundTruth:
@@ -280,10 +267,7 @@ def open_train_val(
     """Open the train and the val split of a folder according to the data section of a recipe.
 
     Args:
-        data_dir: folder of the data set.
-        config: data section of a recipe.
         transform: training transform; val images are not transformed.
-        options: how image files are read.
 
     Raises:
         BadInput: see `CocoInstances.open`.
@@ -305,21 +289,13 @@ def open_train_val(
 
 
 def check_no_val_split(data_dir: str | Path) -> None:
-    """Check that a folder has no val split, before images of train are held out.
-
-    Raises:
-        BadInput: the folder has a val split.
-    """
+    """Raise `BadInput` if a folder has a val split, before images of train are held out."""
     if has_split(data_dir, "val"):
         raise BadInput(f"{data_dir}: already has a val split, so nothing is held out; omit --val-fraction")
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:
-    """Check that both splits have the same list of categories, so that their labels mean the same.
-
-    Raises:
-        BadInput: the categories differ.
-    """
+    """Raise `BadInput` unless both splits have the same list of categories, so that their labels mean the same."""
     train_classes, val_classes = (list(zip(s.category_ids, s.class_names, strict=True)) for s in (train, val))
     if train_classes != val_classes:
         raise BadInput(

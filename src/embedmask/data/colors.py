@@ -23,7 +23,6 @@ def change_colors(image: Tensor, strength: float, invert: float, generator: torc
         image: uint8 `[3, H, W]`.
         strength: 0..1; factors lie in 1 - strength .. 1 + strength, the hue shifts by up to a quarter of it.
         invert: probability of the negative.
-        generator: source of the random numbers.
     """
     if strength:
         brightness, contrast, saturation, hue = (strength * uniform(-1, 1, generator) for _ in range(4))
@@ -49,7 +48,6 @@ def change_camera(
         gamma: the exponent is log-uniform in 1 / (1 + gamma) .. 1 + gamma.
         blur: largest standard deviation of the Gaussian blur, px.
         noise: largest standard deviation of the Gaussian noise, as a fraction of white.
-        generator: source of the random numbers.
     """
     if gamma:
         max_log = math.log1p(gamma)

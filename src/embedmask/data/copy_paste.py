@@ -27,7 +27,6 @@ def sample_corner(size: Size, other: Size, generator: torch.Generator) -> tuple[
     Args:
         size: `(height, width)` px of the image below.
         other: `(height, width)` px of the image on top.
-        generator: source of the random numbers.
 
     Returns:
         Row and column in the image below; negative where the other one is larger.

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from embedmask.config.data import Split
-from embedmask.data.images import read_header
+from embedmask.data.images import read_header, upright_size
 from embedmask.data.problems import Example, Problem
-from embedmask.data.tiff import TRANSPOSED_ORIENTATIONS
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
@@ -47,27 +46,22 @@ def find_turned(
     """Find the images with an EXIF orientation by reading their headers; unreadable files are skipped.
 
     Args:
-        paths: image files.
-        image_ids: id of each image.
         sizes: `(height, width)` of each image according to the annotations.
         relative: whether the annotations were fractions of the image size, so that the size cannot decide.
     """
 
-    def look(index: int) -> Turned | None:
-        path = paths[index]
-        try:
-            stored, orientation = read_header(path)
-        except BadInput:
-            return None  # reported when the image is read
-        if orientation == 1:
-            return None
-        upright = stored[::-1] if orientation in TRANSPOSED_ORIENTATIONS else stored
-        fit: Fit = "stored" if sizes[index] == stored else "upright"
-        both = relative or stored == upright
-        return Turned(path, image_ids[index], orientation, "either" if both else fit)
-
     def look_at(indices: range) -> list[Turned]:
-        return [turned for turned in map(look, indices) if turned is not None]
+        found = []
+        for index in indices:
+            try:
+                stored, orientation = read_header(paths[index])
+            except BadInput:
+                continue  # reported when the image is read
+            if orientation != 1:
+                fit: Fit = "stored" if sizes[index] == stored else "upright"
+                both = relative or stored == upright_size(stored, orientation)
+                found.append(Turned(paths[index], image_ids[index], orientation, "either" if both else fit))
+        return found
 
     parts = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # files may lie on a slow disk

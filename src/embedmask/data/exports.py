@@ -30,16 +30,13 @@ def find_export(folder: Path, split_names: Sequence[str]) -> Path | None:
     A file belongs to a split by a word of its name or by its folder, and is recognized as a COCO file by its content.
 
     Args:
-        folder: folder of the data set.
         split_names: names of the split.
 
     Raises:
         BadInput: there are several.
     """
-    places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
+    places, own = annotation_folders(folder, split_names)
     if split_names:
-        own = [path for place in places for path in subfolders(place, split_names)]
-        own += [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
         # every split word of the name must be one of this split: instances_train_val.json is neither
         files = [
             path
@@ -68,8 +65,6 @@ def image_folders(file: Path, folder: Path, split_names: Sequence[str]) -> list[
     """Return the folders that may contain the images of a COCO file, the most specific first.
 
     Args:
-        file: the COCO file.
-        folder: folder of the data set.
         split_names: names of the split; empty without splits.
     """
     tags = (*split_names, file.stem, file.stem.partition("_")[2])
@@ -93,6 +88,13 @@ def subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.name.casefold() in known and path.is_dir())
+
+
+def annotation_folders(folder: Path, split_names: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Return the folders that may contain annotation files: those of all splits, and those of one split."""
+    places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
+    own = [path for place in places for path in subfolders(place, split_names)]
+    return places, own + [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
 
 
 def _split_words(file: Path) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -19,14 +20,13 @@ from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
-from embedmask.data.pillow import EXIF_ORIENTATION, decode, num_pages, seek
-from embedmask.data.tiff import TRANSPOSED_ORIENTATIONS, Stack, is_tiff, read_planes
+from embedmask.data.pillow import EXIF_ORIENTATION, Pixels, decode, num_pages, seek
+from embedmask.data.tiff import MAGIC, TRANSPOSED_ORIENTATIONS, Stack, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
 
 Box = tuple[float, float, float, float]
 Source = str | Path | bytes | Image.Image
-Pixels = NDArray[np.uint8]
 
 ALL_CHANNELS = (0, 1, 2)
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -83,17 +83,19 @@ def read_image(
 
 
 def read_size(path: str | Path, options: ReadOptions = DEFAULT_READING) -> Size:
-    """Return `(height, width)` of the upright image, from the header of the file: pixels are not decoded.
+    """Return `(height, width)` of the upright image, from the header of the file; errors as in `read_header`."""
+    return upright_size(*read_header(path, options))
 
-    Raises:
-        BadInput: the file does not exist, is not an image, or lacks the page.
-    """
-    stored, orientation = read_header(path, options)
+
+def upright_size(stored: Size, orientation: int) -> Size:
+    """Return the size of an image after the rotation by its EXIF orientation."""
     return stored[::-1] if orientation in TRANSPOSED_ORIENTATIONS else stored
 
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tuple[Size, int]:
     """Return `(height, width)` of the image as stored, and its EXIF orientation: 1 to 8, 1 if it has none.
+
+    Pixels are not decoded.
 
     Raises:
         BadInput: the file does not exist, is not an image, or lacks the page.
@@ -102,7 +104,7 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tup
         stack = _stack(file)
         if stack is not None:
             plane = stack.choose(options)[0][0]
-            return plane.size(upright=False), plane.orientation
+            return plane.size, plane.orientation
         with Image.open(file) as image:
             # the method of the base class: that of PNG decodes the whole file to find a late EXIF chunk
             orientation: Any = Image.Image.getexif(image).get(EXIF_ORIENTATION)
@@ -114,11 +116,7 @@ def read_extent(path: str | Path) -> Extent | None:
     """Return the pages and channels of an image file, from its header; None if it cannot be read."""
     try:
         with _opened(path) as file:
-            stack = _stack(file)
-            if stack is not None:
-                return stack.extent()
-            with Image.open(file) as image:
-                return _extent(image)
+            return _extent(_stack(file) or Image.open(file))
     except READ_ERRORS:
         return None
 
@@ -137,7 +135,7 @@ def read_numbers(path: str | Path, page: int | None = None) -> NDArray[Any]:
     """
     with _reading(str(path)), _opened(path) as file:
         stack = _stack(file)
-        extent = _extent(Image.open(file)) if stack is None else stack.extent()
+        extent = _extent(stack or Image.open(file))
         page = extent.page(ReadOptions(page=page)) if extent.pages > 1 else 0
         if stack is None:
             return np.asarray(seek(Image.open(file), page))
@@ -212,12 +210,10 @@ def _reason(error: Exception) -> str:
 
 def _stack(file: BinaryIO) -> Stack | None:
     """Return the planes of a TIFF file; None for other formats, and for directories that only Pillow may understand."""
-    start = file.read(4)
+    is_tiff = file.read(4) in MAGIC
     file.seek(0)
-    if not is_tiff(start):
-        return None
     try:
-        return Stack(file)
+        return Stack(file) if is_tiff else None
     except OSError:
         file.seek(0)
         return None
@@ -227,7 +223,7 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
     """Return the image in a file, `[H, W, 3]`, writable."""
     stack = _stack(file)
     opened = [Image.open(file)] if stack is None else []
-    extent = _extent(opened[0]) if stack is None else stack.extent()
+    extent = _extent(stack or opened[0])
     for ignored in extent.unread(options):
         notice(str(ignored))
     if stack is None:
@@ -237,14 +233,13 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
         first, samples = planes[0][0], tuple(sample for _, sample in planes)
         # Pillow keeps the first three samples of a single page
         if any(plane != first for plane, _ in planes) or max(samples) > 2 or not first.for_pillow:
-            height, width = first.size(upright=upright)
             # tifffile has no limit of its own: apply Pillow's
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and height * width > 2 * limit:
-                raise Image.DecompressionBombError(f"{height * width} pixels, the limit is {2 * limit}")
-            pixels = np.empty((height, width, 3), np.uint8)
-            strips = strips_of(read_planes(planes, upright=upright))
-            reduce_depth(strips, pixels, options.depth, inverted=first.inverted)
+            limit, count = Image.MAX_IMAGE_PIXELS, prod(first.size)
+            if limit is not None and count > 2 * limit:
+                raise Image.DecompressionBombError(f"{count} pixels, the limit is {2 * limit}")
+            values = read_planes(planes, upright=upright)
+            pixels = np.empty((*values.shape[:2], 3), np.uint8)
+            reduce_depth(strips_of(values), pixels, options.depth, inverted=first.inverted)
             return pixels
         page, inverted = first.index or 0, first.inverted
 
@@ -255,6 +250,8 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
     return decode(reopen, samples, options.depth, upright=upright, inverted=inverted)
 
 
-def _extent(image: Image.Image) -> Extent:
-    pages = num_pages(image)
-    return Extent(pages, 1, in_colour=False) if Image.getmodebase(image.mode) == "L" else Extent(pages)
+def _extent(source: Stack | Image.Image) -> Extent:
+    if isinstance(source, Stack):
+        return source.extent()
+    pages = num_pages(source)
+    return Extent(pages, 1, in_colour=False) if Image.getmodebase(source.mode) == "L" else Extent(pages)

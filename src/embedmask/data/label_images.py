@@ -57,7 +57,6 @@ def find_label_images(folder: Path, split_names: Sequence[str]) -> LabelImages |
     """Find the label images of a split, or without `split_names` those of a folder without splits.
 
     Args:
-        folder: folder of the data set.
         split_names: names that the folder of the split may have.
 
     Returns:
@@ -219,9 +218,9 @@ def _categories(
     texts = sorted(value for value in classes if isinstance(value, str))
     ids: dict[Class, int] = {number: number for number in numbers}
     ids |= {text: number for number, text in enumerate(texts, start=1 + max(numbers, default=0))}
-    titles: dict[Class, str] = {number: str(names.get(number, f"class {number}")) for number in numbers}
-    titles |= {text: text for text in texts}
-    return [{"id": number, "name": titles[value]} for value, number in ids.items()], ids
+    titles = {number: str(names.get(number, f"class {number}")) for number in numbers}
+    titles |= {ids[text]: text for text in texts}
+    return [{"id": number, "name": title} for number, title in titles.items()], ids
 
 
 def _read_image(

@@ -10,7 +10,6 @@ import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from embedmask.data.annotations import Content
-from embedmask.data.exports import ANNOTATION_FOLDERS, IMAGE_FOLDERS, subfolders
+from embedmask.data.exports import IMAGE_FOLDERS, annotation_folders, subfolders
 from embedmask.data.formats import is_image_file
 from embedmask.data.images import READ_ERRORS, read_size
 from embedmask.data.label_images import label_objects
@@ -37,11 +36,8 @@ def find_labelme(folder: Path, split_names: Sequence[str]) -> Path | None:
 
     Only the first three JSON files of a folder are inspected.
     """
-    places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
-    if split_names:
-        own = [path for place in places for path in subfolders(place, split_names)]
-        places = own + [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
-    for place in places:
+    places, own = annotation_folders(folder, split_names)
+    for place in own if split_names else places:
         if any("imagePath" in _load(file, lambda _: None) for file in sorted(place.glob("*.json"))[:3]):
             return place
     return None
@@ -52,7 +48,6 @@ def labelme_image_folders(place: Path, folder: Path, split_names: Sequence[str])
 
     Args:
         place: folder of the LabelMe files.
-        folder: folder of the data set.
         split_names: names that the folder of the split may have.
     """
     bases = dict.fromkeys((place, place.parent, folder) if place != folder else (folder,))
@@ -66,7 +61,6 @@ def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Con
     Embedded images are not read. Shapes without area and images without a file are skipped and reported.
 
     Args:
-        folder: folder of the files.
         splits: folders of all splits, which share one list of classes, by name.
         on_issue: receives files and shapes that cannot be used, and the number of skipped ones.
 
@@ -107,13 +101,12 @@ def _load(file: Path, on_issue: OnIssue) -> dict[str, Any]:
     """Return the content of a LabelMe file; empty if it is none."""
     try:
         content = json.loads(read_text(file))
+        if isinstance(content, dict) and isinstance(content.get("shapes"), list):
+            return content
+        fault = "has no list 'shapes', as LabelMe files have; remove it from the folder"
     except (OSError, ValueError, RecursionError) as error:
-        on_issue(Problem("bad record", f"{file}: cannot be read as JSON ({error}); replace it"))
-        return {}
-    if isinstance(content, dict) and isinstance(content.get("shapes"), list):
-        return content
-    message = f"{file}: has no list 'shapes', as LabelMe files have; remove it from the folder"
-    on_issue(Problem("bad record", message))
+        fault = f"cannot be read as JSON ({error}); replace it"
+    on_issue(Problem("bad record", f"{file}: {fault}"))
     return {}
 
 
@@ -138,18 +131,11 @@ def _image(content: dict[str, Any], file: Path, number: int, on_issue: OnIssue) 
     return {"id": number, "file_name": name, "height": size[0], "width": size[1]}
 
 
-@dataclass(frozen=True)
-class _Shape:
-    label: str
-    origin: str
-    mask: Segmentation
-
-
 def _objects(
     shapes: Sequence[Any], file: Path, size: Size, skipped: Counter[str], on_issue: OnIssue
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield label, origin and segmentation of each object; join the shapes of a group."""
-    groups: dict[Any, list[_Shape]] = defaultdict(list)
+    groups: dict[Any, list[tuple[str, str, Segmentation]]] = defaultdict(list)
     for index, shape in enumerate(shapes):
         origin = f"{file}: shape {index}"
         kind = shape.get("shape_type", "polygon") if isinstance(shape, dict) else None
@@ -164,9 +150,10 @@ def _objects(
             on_issue(Problem("bad mask", message))
             continue
         # a shape without a group is an object of its own, keyed by its index
-        groups[index if group is None else (label, str(group))].append(_Shape(label, origin, mask))
+        groups[index if group is None else (label, str(group))].append((label, origin, mask))
     for parts in groups.values():
-        yield parts[0].label, parts[0].origin, _join([part.mask for part in parts], size)
+        label, origin, _ = parts[0]
+        yield label, origin, _join([mask for _, _, mask in parts], size)
 
 
 def _join(masks: Sequence[Segmentation], size: Size) -> Any:

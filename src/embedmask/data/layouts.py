@@ -78,10 +78,6 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
 
     The last three also apply to a folder without splits.
 
-    Args:
-        data_dir: folder of the data set.
-        split: split to find.
-
     Raises:
         BadInput: the folder does not exist, has no such split, contains several COCO files for it, or the image
             folder is missing.
@@ -113,11 +109,7 @@ def find_split(data_dir: str | Path, split: Split) -> SplitFiles:
 
 
 def has_split(data_dir: str | Path, split: Split) -> bool:
-    """Return whether a folder contains a split.
-
-    Raises:
-        BadInput: see `find_split`.
-    """
+    """Return whether a folder contains a split; errors as in `find_split`."""
     return _find(Path(data_dir), split) is not None
 
 

@@ -49,13 +49,11 @@ def train_loader(
     `loader.batch_sampler.sampler.set_epoch(epoch)` before each epoch.
 
     Args:
-        dataset: items, with their sizes.
         batch_size: images per step, over all processes.
         workers: worker processes; 0: load in this process.
         seed: seed of the order and of the random transforms of each item.
         repeat: passes over the dataset per epoch.
         start: completed batches, over all epochs; they are skipped without loading.
-        rank: rank of this process.
         world_size: number of processes; each gets its own share of every batch.
 
     Raises:
@@ -86,10 +84,8 @@ def eval_loader(
     read it from the annotations.
 
     Args:
-        dataset: items.
         transform: converts an image to the network's frame.
         workers: worker processes; 0: load in this process.
-        rank: rank of this process.
         world_size: number of processes; each gets its own share of the images. A process without a share gets the
             first image, because every process has to take part in collective operations.
         positions: positions of the images to load; None: all.
@@ -155,9 +151,6 @@ def group_batches(order: Sequence[int], groups: Sequence[Hashable], batch_size: 
         order: item indices, possibly repeated.
         groups: the group of each item of the dataset.
         batch_size: items per batch.
-
-    Returns:
-        Item indices of each batch.
     """
     # positions in the order, by group
     places: dict[Hashable, list[int]] = defaultdict(list)
@@ -179,7 +172,6 @@ class SeededEpochSampler(Sampler[SeededIndex]):
     """Shuffled order of a dataset, with a seed for the random transforms of each item.
 
     Args:
-        length: number of items of the dataset.
         seed: seed of all epochs; it is combined with the number of the epoch.
         repeat: passes over the dataset per epoch, each in its own order.
     """
@@ -218,11 +210,9 @@ class AspectRatioBatchSampler(Sampler[list[SeededIndex]]):
     if it has fewer items than there are processes, some items are repeated.
 
     Args:
-        sampler: order of an epoch.
         groups: the group of each item of the dataset.
         batch_size: items per batch, over all processes.
         start: completed batches, over all epochs; the first epoch starts after them.
-        rank: rank of this process.
         world_size: number of processes.
     """
 

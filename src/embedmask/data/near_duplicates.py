@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
 from embedmask.data.images import read_image
+from embedmask.data.turned_copies import SIDE, TURNS, block_means, orient
 from embedmask.errors import BadInput
 
-SIDE = 16
-"""Side of the grey thumbnails that are compared, px."""
 TOLERANCE = 0.5
 """Largest difference of the thumbnails of two near-duplicates in any pixel, in standard deviations of the grey levels.
 
@@ -41,7 +39,6 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
     neither on names nor on order, and images added later move only those whose hash is next to a border.
 
     Args:
-        paths: image files.
         fractions: fractions of all images for `val` and `test`, each above 0 and together below 1.
 
     Returns:
@@ -92,7 +89,6 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
 
     Args:
         paths: image files; one file of each hash is decoded.
-        hashes: hash of each file.
 
     Returns:
         Indices into `paths`; groups in the order of their first image.
@@ -103,13 +99,12 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
 
     # grey levels row by row, then the mean color: [16 * 16 + 3]
     def thumbnail(path: Path) -> NDArray[np.float32]:
-        pixels = np.ascontiguousarray(read_image(path, any_size=True).permute(1, 2, 0).numpy())
-        image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
-        small = np.asarray(image, dtype=np.float32)
+        small = block_means(read_image(path, any_size=True)).astype(np.float32)
         return np.concatenate((small.mean(2).ravel(), small.mean((0, 1))))
 
-    links = _same(hashes) + _same([match[1] if (match := AUGMENTED.fullmatch(p.stem)) else p for p in paths])
-    firsts = sorted({hash: place for place, hash in reversed(list(enumerate(hashes)))}.values())
+    equal = _same(hashes)
+    links = equal + _same([match[1] if (match := AUGMENTED.fullmatch(p.stem)) else p for p in paths])
+    firsts = sorted({first for first, _ in equal})
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
         thumbnails = list(pool.map(thumbnail, (paths[i] for i in firsts)))
     owner = np.arange(len(paths), dtype=np.int64)  # group of each image: at first its own
@@ -167,9 +162,7 @@ def _unite_similar(
         near = near[np.abs(colors[near] - colors[number]).max(1, initial=0.0) <= limit]
         similar, others = np.zeros(len(near), dtype=bool), normal[near]
         square = normal[number].reshape(SIDE, SIDE)
-        for turns in range(4):
-            turned = np.rot90(square, turns)
-            for oriented in (turned, turned[:, ::-1]):
-                similar |= np.abs(others - oriented.ravel()).max(1, initial=0.0) <= TOLERANCE
+        for turn in range(len(TURNS)):
+            similar |= np.abs(others - orient(square, turn).ravel()).max(1, initial=0.0) <= TOLERANCE
         for other in near[similar].tolist():
             _unite(owner, int(places[number]), int(places[other]))

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class PackedAnnotations:
 
     N counts the objects of all images. An object has one part for each polygon, or a single part of run lengths. All
     parts lie one after the other in one uint32 array: polygons as the bits of their float32 coordinates, run lengths
-    as their counts. Images, objects and parts are stored by the index at which each ends.
+    as their counts. Images, objects and parts are stored by the index at which each starts, followed by the total.
 
     Attributes:
         labels: labels of all objects, image by image, int64 `[N]`.
@@ -91,8 +92,7 @@ class PackedAnnotations:
 
     def __init__(self, items: Iterable[GroundTruth]) -> None:
         images: list[tuple[Size, int]] = []
-        image_ends: list[int] = []
-        objects: list[tuple[int, bool]] = []
+        image_starts, object_starts, is_runs = [0], [0], []
         parts: list[NDArray[np.uint32]] = []
         columns: list[tuple[NDArray[Any], ...]] = [_NO_COLUMNS]
         for item in items:
@@ -101,15 +101,16 @@ class PackedAnnotations:
                     parts.append(segmentation.counts.astype(np.uint32))
                 else:
                     parts.extend(part.ravel().view(np.uint32) for part in segmentation.parts)
-                objects.append((len(parts), isinstance(segmentation, RunLengths)))
+                object_starts.append(len(parts))
+                is_runs.append(isinstance(segmentation, RunLengths))
             columns.append((item.labels, item.crowd, item.areas, item.boxes))
             images.append((item.size, item.image_id))
-            image_ends.append(len(objects))
+            image_starts.append(len(is_runs))
         self._images = images
-        self._image_ends = np.array(image_ends, dtype=np.int64)  # [images], in objects
-        # [N, (end in parts, is run lengths)]
-        self._objects = np.array(objects, dtype=np.int64).reshape(-1, 2)
-        self._part_ends = np.cumsum([len(part) for part in parts], dtype=np.int64)  # [parts], in values
+        self._image_starts = np.array(image_starts, dtype=np.int64)  # [images + 1], in objects
+        self._object_starts = np.array(object_starts, dtype=np.int64)  # [N + 1], in parts
+        self._is_runs = np.array(is_runs, dtype=np.bool_)  # [N]
+        self._part_starts = np.cumsum([0, *map(len, parts)], dtype=np.int64)  # [parts + 1], in values
         self._values = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint32)
         self.labels, self.crowd, self.areas, self.boxes = map(np.concatenate, zip(*columns, strict=True))
 
@@ -119,7 +120,7 @@ class PackedAnnotations:
     def __getitem__(self, index: int) -> GroundTruth:
         index = range(len(self))[index]  # resolves negative indices, raises IndexError
         size, image_id = self._images[index]
-        start, end = int(self._image_ends[index - 1]) if index else 0, int(self._image_ends[index])
+        start, end = self._image_starts[index : index + 2].tolist()
         return GroundTruth(
             self.labels[start:end].copy(),
             [self._segmentation(i, size) for i in range(start, end)],
@@ -133,35 +134,27 @@ class PackedAnnotations:
     def digest(self) -> str:
         """Return a digest of all images and of the labels and masks of all objects, including crowds."""
         digest = hashlib.sha256(repr(self._images).encode())
-        for values in (
-            self.labels,
-            self.crowd,
-            self._image_ends,
-            self._objects,
-            self._part_ends,
-            self._values,
-        ):
+        objects = np.stack((self._object_starts[1:], self._is_runs), axis=1)
+        ends = self._image_starts[1:], objects, self._part_starts[1:]
+        for values in (self.labels, self.crowd, *ends, self._values):
             digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
     @property
     def owners(self) -> NDArray[np.int64]:
         """Return the index of the image of each object, int64 `[N]`."""
-        return np.repeat(np.arange(len(self)), np.diff(self._image_ends, prepend=0))
+        return np.repeat(np.arange(len(self)), np.diff(self._image_starts))
 
     def mask(self, number: int) -> tuple[Segmentation, Size]:
         """Return the mask of object `number` (0..N-1) and the `(height, width)` of its image."""
-        size, _ = self._images[int(np.searchsorted(self._image_ends, number, side="right"))]
+        size, _ = self._images[int(np.searchsorted(self._image_starts, number, side="right")) - 1]
         return self._segmentation(number, size), size
 
     def _segmentation(self, index: int, size: Size) -> Segmentation:
         # parts start..end of the object, then the values of each part
-        end, is_runs = self._objects[index].tolist()
-        start = int(self._objects[index - 1, 0]) if index else 0
-        ends = self._part_ends[start:end].tolist()
-        starts = [int(self._part_ends[start - 1]) if start else 0, *ends[:-1]]
-        parts = [self._values[i:j] for i, j in zip(starts, ends, strict=True)]
-        if is_runs:
+        start, end = self._object_starts[index : index + 2].tolist()
+        parts = [self._values[i:j] for i, j in pairwise(self._part_starts[start : end + 1].tolist())]
+        if self._is_runs[index]:
             return RunLengths(parts[0].astype(np.int64), size)
         return Polygons([part.view(np.float32).reshape(-1, 2) for part in parts])
 
@@ -173,13 +166,12 @@ class PackedAnnotations:
             sums of the shoelace formula over their parts; they differ from the number of pixels where an outline
             crosses itself.
         """
-        bounds = np.zeros((len(self._objects), 4), dtype=np.float32)
-        areas = np.zeros(len(self._objects))
-        for start in range(0, len(self._objects), CHUNK):
-            is_runs = self._objects[start : start + CHUNK, 1]
-            # is_runs is 0 for polygons, 1 for run lengths
-            for kind, measure in enumerate((self._measure_polygons, self._measure_runs)):
-                numbers = np.flatnonzero(is_runs == kind) + start
+        bounds = np.zeros((len(self._is_runs), 4), dtype=np.float32)
+        areas = np.zeros(len(self._is_runs))
+        for start in range(0, len(self._is_runs), CHUNK):
+            is_runs = self._is_runs[start : start + CHUNK]
+            for own, measure in ((~is_runs, self._measure_polygons), (is_runs, self._measure_runs)):
+                numbers = np.flatnonzero(own) + start
                 if len(numbers):
                     bounds[numbers], areas[numbers] = measure(numbers)
         sizes = self._sizes()[self.owners]
@@ -193,14 +185,10 @@ class PackedAnnotations:
         self, numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Measure the objects at `numbers`, which are polygons; `numbers` is ascending and not empty."""
-        # parts of these objects: number of parts of each object [n], and their indices [P]
-        ends = self._objects[numbers, 0]
-        counts = ends - np.where(numbers > 0, self._objects[numbers - 1, 0], 0)
-        parts = _ranges(ends - counts, counts)
-        # points of these parts, each two values: [Q, 2] x, y px
-        part_ends = self._part_ends[parts]
-        lengths = part_ends - np.where(parts > 0, self._part_ends[parts - 1], 0)
-        points = self._values[_ranges(part_ends - lengths, lengths)].view(np.float32).reshape(-1, 2)
+        # number of parts of each object [n], number of values of each part [P]
+        parts, counts = _members(self._object_starts, numbers)
+        places, lengths = _members(self._part_starts, parts)
+        points = self._values[places].view(np.float32).reshape(-1, 2)  # [Q, 2] x, y px
         part_starts = (np.cumsum(lengths) - lengths) // 2  # first point of each part, [P]
         object_starts = np.cumsum(counts) - counts  # first part of each object, [n]
         first = part_starts[object_starts]  # first point of each object, [n]
@@ -215,10 +203,8 @@ class PackedAnnotations:
 
     def _measure_runs(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Measure the objects at `numbers`, which are run lengths, each of one part."""
-        parts = self._objects[numbers, 0] - 1
-        ends = self._part_ends[parts]
-        lengths = ends - np.where(parts > 0, self._part_ends[parts - 1], 0)
-        counts = self._values[_ranges(ends - lengths, lengths)].astype(np.int64)  # runs of all objects, [T]
+        places, lengths = _members(self._part_starts, self._object_starts[numbers])
+        counts = self._values[places].astype(np.int64)  # runs of all objects, [T]
         # end (exclusive) of each run, counted from the first pixel of its own image, [T]
         stops = np.cumsum(counts)
         object_starts = np.cumsum(lengths) - lengths
@@ -241,8 +227,15 @@ _NO_COLUMNS = (
 )
 
 
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the ranges `start, ..., start + length - 1`, concatenated."""
-    # place of the first element of each range in the result
+def _members(starts: NDArray[np.int64], groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Return the indices of the members of some groups, concatenated, and the number of members of each group.
+
+    Args:
+        starts: index of the first member of each group, then the total.
+        groups: indices of the groups.
+    """
+    first = starts[groups]
+    lengths = starts[groups + 1] - first
+    # place of the first member of each group in the result
     offsets = np.cumsum(lengths) - lengths
-    return np.asarray(np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths))
+    return np.arange(lengths.sum()) + np.repeat(first - offsets, lengths), lengths

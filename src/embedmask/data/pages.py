@@ -7,21 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedmask.config.reading import ReadOptions
+from embedmask.data.formats import TIFF_ENDINGS
 
-MANY_PAGES = (
-    ".tif",
-    ".tiff",
-    ".lsm",
-    ".stk",
-    ".btf",
-    ".tf2",
-    ".tf8",
-    ".gif",
-    ".png",
-    ".apng",
-    ".webp",
-    ".avif",
-)
+MANY_PAGES = (".tif", ".tiff", *TIFF_ENDINGS, ".gif", ".png", ".apng", ".webp", ".avif")
 """Suffixes of files that may contain several pages or channels."""
 
 
@@ -115,7 +103,6 @@ def report_defaults(
     """Describe the files whose pages or channels are ignored because the options do not choose any.
 
     Args:
-        paths: image files.
         options: page and channels to read.
         extent: returns the extent of a file; None if it cannot be read.
 

@@ -89,21 +89,13 @@ def decode(
 
 
 def num_pages(image: Image.Image) -> int:
-    """Return the number of pages or frames, without previews and layers.
-
-    Raises:
-        OSError: one of them is damaged.
-    """
+    """Return the number of pages or frames, without previews and layers; `OSError` if one of them is damaged."""
     with _directories():
         return 1 if image.format in ONE_PAGE else int(getattr(image, "n_frames", 1))
 
 
 def seek(image: Image.Image, page: int) -> Image.Image:
-    """Return `image` at one of its pages.
-
-    Raises:
-        OSError: the page is damaged.
-    """
+    """Return `image` at one of its pages; `OSError` if the page is damaged."""
     with _directories():
         if page:
             image.seek(page)

@@ -159,11 +159,7 @@ class BadObject(BadInput):
 
 
 def raise_issue(problem: Problem) -> None:
-    """Raise a fatal problem; ignore any other.
-
-    Raises:
-        BadInput: the problem is fatal.
-    """
+    """Raise a fatal problem as `BadInput`; ignore any other."""
     if problem.fatal:
         raise BadInput(problem.message)
 

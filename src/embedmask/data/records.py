@@ -125,22 +125,21 @@ class RecordCheck:
             message = f"annotation {index} of the list is not an object with image_id, category_id, ..."
             return Problem("bad record", f"{self.path}: {message}")
         image_id, category, crowd = entry.get("image_id"), entry.get("category_id"), entry.get("iscrowd")
+        kind: ProblemType = "bad record"
         if as_id(image_id) not in self.images:
-            message = (
-                f"names image {image_id!r}, which 'images' lacks; add the image or remove the annotation"
-            )
-            return Problem("unknown image", f"{self._origin(entry, index)} {message}")
-        if as_id(category) not in self.labels:
-            fault = f"of image {image_id} names category {category!r}, which the list of classes lacks"
-            message = f"{fault}; add the class or remove the annotation"
-            return Problem("unknown category", f"{self._origin(entry, index)} {message}")
-        if isinstance(crowd, (list, dict)) or crowd not in CROWD:
-            message = f"of image {image_id} has iscrowd {crowd!r}; write 0 or 1"
-            return Problem("bad record", f"{self._origin(entry, index)} {message}")
-        if isinstance(entry.get("id"), (list, dict)):
-            message = f"of image {image_id} has an id that is no number; give it a number"
-            return Problem("bad record", f"{self._origin(entry, index)} {message}")
-        return None
+            kind = "unknown image"
+            fault = f"names image {image_id!r}, which 'images' lacks; add the image or remove the annotation"
+        elif as_id(category) not in self.labels:
+            kind = "unknown category"
+            fault = f"of image {image_id} names category {category!r}, which the list of classes lacks; "
+            fault += "add the class or remove the annotation"
+        elif isinstance(crowd, (list, dict)) or crowd not in CROWD:
+            fault = f"of image {image_id} has iscrowd {crowd!r}; write 0 or 1"
+        elif isinstance(entry.get("id"), (list, dict)):
+            fault = f"of image {image_id} has an id that is no number; give it a number"
+        else:
+            return None
+        return Problem(kind, f"{self._origin(entry, index)} {fault}")
 
     def _mask(self, entry: Any, index: int) -> Segmentation | None:
         """Check an annotation, report its problems and return its mask; None if it is dropped."""

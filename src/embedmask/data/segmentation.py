@@ -102,12 +102,8 @@ class RunLengths:
     def from_coco(cls, value: Mapping[str, Any], size: Size) -> RunLengths:
         """Parse the COCO form `{"size": [H, W], "counts": ...}`, with counts as text or as a list of integers.
 
-        Args:
-            value: run lengths of an annotation.
-            size: `(height, width)` of the image.
-
         Raises:
-            BadObject: the run lengths are malformed, empty or of another size than the image.
+            BadObject: the run lengths are malformed, empty or of another size than the image, `(height, width)`.
         """
         stored: Any = value.get("size")
         counts: Any = value.get("counts")
@@ -142,16 +138,9 @@ class RunLengths:
         return int(self.counts[1::2].sum())
 
     def paint(self, scale: tuple[float, float], window: Window) -> MaskCrop | None:
-        """Paint the mask into a window of the resized image.
+        """Paint the mask into a window of the resized image; arguments and result as in `Polygons.paint`.
 
         The mask is resized bilinearly; a pixel belongs to the object if its value is at least one half.
-
-        Args:
-            scale: `(y, x)` factors from the coordinates of the file to the resized image.
-            window: region of the resized image.
-
-        Returns:
-            The part of the mask inside the window; None if they do not overlap.
         """
         overlap = _overlap(self.bounds(), scale, window)
         if overlap is None:
@@ -267,13 +256,9 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
 
 
 def to_coco_rle(mask: Segmentation, size: Size) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": bytes}`.
+    """Encode a mask of an image `(height, width)` as COCO's compressed run lengths, `{"size": ..., "counts": bytes}`.
 
     Polygons are rasterized as pycocotools does.
-
-    Args:
-        mask: mask in the coordinates of the file.
-        size: `(height, width)` of the image.
     """
     if isinstance(mask, RunLengths):
         runs: Any = coco_mask.frPyObjects({"size": list(size), "counts": mask.counts.tolist()}, *size)

@@ -94,8 +94,6 @@ def _add_image(
     """Link or copy an image to a folder.
 
     Args:
-        dataset: source of the image.
-        index: index of the image in the source.
         folder: new image folder.
         taken: case-folded names in the folder; the new name is added.
         copy: whether to copy the image even if it can be a hard link.

@@ -17,14 +17,15 @@ def filter_images(content: Content, condition: str, path: Path) -> Content:
     Args:
         content: content of the file; not changed.
         condition: `KEY=VALUE`, for example `modality=fluorescence`; values are compared as the file writes them.
-        path: the file, for messages.
 
     Raises:
         BadInput: the condition has no equals sign, or no image meets it.
     """
     key, equals, value = condition.partition("=")
     records = [image for image in content["images"] if isinstance(image, dict)]
-    images = [image for image in records if key in image and _as_written(image[key]) == value]
+    # text is compared as it is, any other value in JSON
+    pairs = ((image, image[key]) for image in records if key in image)
+    images = [image for image, own in pairs if (own if isinstance(own, str) else json.dumps(own)) == value]
     if not equals or not images:
         keys = ", ".join(sorted({str(name) for image in records for name in image}))
         raise BadInput(
@@ -39,8 +40,3 @@ def filter_images(content: Content, condition: str, path: Path) -> Content:
 
     annotations = [entry for entry in content["annotations"] if not is_of_others(entry)]
     return {**content, "images": images, "annotations": annotations}
-
-
-def _as_written(value: Any) -> str:
-    """Return text as it is, and any other value in JSON."""
-    return value if isinstance(value, str) else json.dumps(value)

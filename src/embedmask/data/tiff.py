@@ -112,19 +112,16 @@ class Plane:
         wide_rgb = self.is_rgb and in_pixels and key.dtype == np.uint16
         return wide_rgb or (self.is_8_bit and (self.is_rgb or self.samples == 1))
 
-    def size(self, *, upright: bool) -> Size:
-        """Return `(height, width)`."""
-        height, width = self.key.imagelength, self.key.imagewidth
-        return (width, height) if upright and self.orientation in TRANSPOSED_ORIENTATIONS else (height, width)
+    @property
+    def size(self) -> Size:
+        """Return `(height, width)` as stored."""
+        return self.key.imagelength, self.key.imagewidth
 
-    def values(self, *, upright: bool = False) -> Values:
-        """Decode the plane.
+    def values(self, *, upright: bool) -> Values:
+        """Decode the plane, `[H, W, S]` in the number format of the file; S includes alpha.
 
         Args:
             upright: rotate it by its EXIF orientation.
-
-        Returns:
-            `[H, W, S]`, in the number format of the file; S includes alpha.
 
         Raises:
             OSError: the compression is not supported, or the file is truncated or damaged.
@@ -234,11 +231,6 @@ class Stack:
         row = self.rows[page]
         numbers = self.extent(page).channel_numbers(options)
         return [(row[number // row[0].channels], number % row[0].channels) for number in numbers]
-
-
-def is_tiff(start: bytes) -> bool:
-    """Return whether a file with these first bytes is a TIFF file."""
-    return start.startswith(MAGIC)
 
 
 def read_planes(planes: list[tuple[Plane, int]], *, upright: bool) -> Values:

@@ -137,8 +137,6 @@ class TrainTransform:
 
         Args:
             image: uint8 `[3, H, W]`.
-            annotations: its objects.
-            generator: source of the random numbers.
             items: images to paste objects from; None: nothing is pasted.
 
         Returns:

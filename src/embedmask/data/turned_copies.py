@@ -8,7 +8,7 @@ objects of each image fit the other.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ Thumb = NDArray[np.uint8]
 """Grey thumbnail, `[SIDE, SIDE]`."""
 
 
-@dataclass(frozen=True)
-class TurnedCopy:
+class TurnedCopy(NamedTuple):
     """Pair of images that show the same scene in different orientations.
 
     Attributes:
@@ -59,10 +58,21 @@ class TurnedCopy:
     turn: int
 
 
-def thumbnail(image: Tensor) -> Thumb:
-    """Return the grey block means of an image: uint8 `[3, H, W]` -> uint8 `[SIDE, SIDE]`."""
+def block_means(image: Tensor) -> NDArray[np.uint8]:
+    """Return the block means of an image: uint8 `[3, H, W]` -> uint8 `[SIDE, SIDE, 3]`."""
     small = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(np.asarray(small).mean(-1).round(), dtype=np.uint8)
+    return np.asarray(small)
+
+
+def thumbnail(image: Tensor) -> Thumb:
+    """Return the grey block means of an image `[3, H, W]`."""
+    return np.asarray(block_means(image).mean(-1).round(), dtype=np.uint8)
+
+
+def orient(thumbs: NDArray[Any], turn: int) -> NDArray[Any]:
+    """Mirror and turn thumbnails `[..., SIDE, SIDE]`; `turn` is an index in `TURNS`."""
+    mirrored, turns = TURNS[turn]
+    return np.rot90(thumbs[..., ::-1] if mirrored else thumbs, turns, (-2, -1))
 
 
 def find_turned_copies(thumbs: Sequence[Thumb], sizes: Sequence[Size]) -> Iterator[TurnedCopy]:
@@ -77,13 +87,13 @@ def find_turned_copies(thumbs: Sequence[Thumb], sizes: Sequence[Size]) -> Iterat
     stack = np.stack(thumbs).astype(np.int16)
     # The mean over all turns is the same for all copies of an image. It is symmetric, so the upper triangle of one
     # quarter determines it: [N, 36]. It also differs by at most ALIKE if some turn does.
-    symmetric = np.mean([_turned(stack, turn) for turn in range(len(TURNS))], axis=0)
+    symmetric = np.mean([orient(stack, turn) for turn in range(len(TURNS))], axis=0)
     rows, columns = np.triu_indices(SIDE // 2)
     pairs = KDTree(symmetric[:, rows, columns]).query_pairs(ALIKE, p=np.inf, output_type="ndarray")
     for first, second in pairs.tolist():
         size, turned_size = sizes[first], sizes[second]
         differences = {
-            turn: int(np.abs(_turned(stack[first], turn) - stack[second]).max())
+            turn: int(np.abs(orient(stack[first], turn) - stack[second]).max())
             for turn, (_, turns) in enumerate(TURNS)
             if (size[::-1] if turns % 2 else size) == turned_size
         }
@@ -91,16 +101,9 @@ def find_turned_copies(thumbs: Sequence[Thumb], sizes: Sequence[Size]) -> Iterat
             continue
         best, *others = sorted(differences, key=differences.__getitem__)
         distinct = all(differences[turn] >= differences[best] + DISTINCT for turn in others)
-        if (
-            best != 0 and differences[best] <= ALIKE and distinct
-        ):  # turn 0 is an equal image, not a turned one
+        # turn 0 is an equal image, not a turned one
+        if best != 0 and differences[best] <= ALIKE and distinct:
             yield TurnedCopy(first, second, best)
-
-
-def _turned(thumbs: NDArray[np.int16], turn: int) -> NDArray[np.int16]:
-    """Apply a turn to thumbnails `[..., SIDE, SIDE]`."""
-    mirrored, turns = TURNS[turn]
-    return np.rot90(thumbs[..., ::-1] if mirrored else thumbs, turns, (-2, -1))
 
 
 def misplaced(first: Annotations, second: Annotations, turn: int) -> str:

@@ -55,8 +55,6 @@ def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) ->
     relative to `path`, which is relative to the data file, or else to the data file itself.
 
     Args:
-        data: content of `data.yaml`.
-        file: `data.yaml`.
         split_names: keys of the split, in order of precedence.
 
     Raises:
@@ -117,7 +115,6 @@ def read_yolo(
     Args:
         paths: image files; only their sizes are read.
         names: name of each class number.
-        file: `data.yaml`.
         on_issue: receives images that cannot be read and lines that are not polygons.
         options: page to read in image files with several pages.
         upright: coordinates are fractions of the upright image; False: of the image as stored.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from embedmask.errors import BadInput
+from embedmask.unpickling import load_arrays
 from embedmask.weights.checkpoint import load_plain
 from embedmask.weights.official import CAFFE_MEAN_BGR
 
@@ -35,28 +33,6 @@ PARTS = {"w": "conv.weight", "b": "conv.bias", "bn_s": "norm.weight", "bn_b": "n
 UNUSED = re.compile(r"(fc1000|pred)_[wb]|.*_momentum")
 """Tensors of the classifier and of the solver."""
 
-ALLOWED: Mapping[tuple[str, str], Any] = {
-    # numpy has moved these functions between modules: take them from the pickles that it writes today
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce_ex__(2)[0],
-    ("numpy.core.multiarray", "scalar"): np.float32(0).__reduce__()[0],
-    ("numpy.core.numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,
-    ("collections", "OrderedDict"): OrderedDict,
-}
-"""Globals that a pickle may use: the constructors of arrays."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler of arrays in plain containers; other objects are rejected before they are built."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
-        if allowed is None:
-            raise pickle.UnpicklingError(f"unsupported global {module}.{name}")
-        return allowed
-
 
 def read_caffe_file(path: Path) -> dict[str, Tensor]:
     """Read the backbone from a pickle of Detectron's model zoo (`R-50.pkl`, `R-101.pkl`).
@@ -69,7 +45,7 @@ def read_caffe_file(path: Path) -> dict[str, Tensor]:
     """
     with path.open("rb") as file:
         # Python 2 pickles: latin1 maps the bytes of arrays one to one
-        values = load_plain(path, lambda _: _ArrayUnpickler(file, encoding="latin1").load())
+        values = load_plain(path, lambda _: load_arrays(file, "latin1"))
     blobs = values.get("blobs", values) if isinstance(values, Mapping) else None
     if not isinstance(blobs, Mapping) or "conv1_w" not in blobs:
         raise BadInput(f"{path}: not a ResNet of Detectron's model zoo, no tensor 'conv1_w'")

@@ -270,8 +270,8 @@ def load_plain(path: Path, read: Callable[[Path], Any]) -> Any:
             return read(path)
     except Exception as error:  # a truncated pickle may raise any error
         text = str(error) if isinstance(error, pickle.UnpicklingError) else ""
-    # the messages of torch's restricted unpickler, and of the one for Caffe2 files
-    named = re.search(r"unsupported global:? (?:global )?([\w.]+)", text, re.IGNORECASE)
+    # the messages of torch's restricted unpickler, and of `load_arrays`
+    named = re.search(r"(?:unsupported global:?|it needs) (?:global )?([\w.]+)", text, re.IGNORECASE)
     foreign = re.search(r"unsupported (operand|class)|unrecognized|can only", text, re.IGNORECASE)
     if not named and not foreign:
         raise BadInput(f"{path}: truncated, damaged or not a torch file; copy or download it again")

@@ -24,17 +24,17 @@ CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 DETECTRON_MEAN_BGR = (103.53, 116.28, 123.675)
 """Mean of the second repository, likewise."""
 
-# names of the first repository, then those of the second; FPN and ResNet blocks are in `_our_name`
+# names of the first repository, of both, and of the second; FPN and ResNet blocks are in `_our_name`
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"backbone\.body\.stem\.(conv1|bn1)\.(.+)", r"backbone.body.\1.\2"),
     (r"backbone\.body\.(layer\d\.\d+\..+)", r"backbone.body.\1"),
-    (r"rpn\.head\.cls_tower\.(.+)", r"head.class_tower.\1"),
-    (r"rpn\.head\.bbox_tower\.(.+)", r"head.box_tower.\1"),
+    (r"(?:rpn\.head|proposal_generator\.fcos_head)\.cls_tower\.(.+)", r"head.class_tower.\1"),
+    (r"(?:rpn\.head|proposal_generator\.fcos_head)\.bbox_tower\.(.+)", r"head.box_tower.\1"),
     (r"rpn\.head\.mask_tower\.(.+)", r"head.pixel_branch.tower.\1"),
-    (r"rpn\.head\.cls_logits\.(.+)", r"head.class_logits.\1"),
-    (r"rpn\.head\.bbox_pred\.(.+)", r"head.box.\1"),
-    (r"rpn\.head\.centerness\.(.+)", r"head.centerness.\1"),
-    (r"rpn\.head\.scales\.(\d)\.scale", r"head.box_scales.\1.scale"),
+    (r"(?:rpn\.head|proposal_generator\.fcos_head)\.cls_logits\.(.+)", r"head.class_logits.\1"),
+    (r"(?:rpn\.head|proposal_generator\.fcos_head)\.bbox_pred\.(.+)", r"head.box.\1"),
+    (r"(?:rpn\.head\.centerness|proposal_generator\.fcos_head\.ctrness)\.(.+)", r"head.centerness.\1"),
+    (r"(?:rpn\.head|proposal_generator\.fcos_head)\.scales\.(\d)\.scale", r"head.box_scales.\1.scale"),
     (r"rpn\.head\.proposal_embed_pred\.(.+)", r"head.proposal_embed.\1"),
     (r"rpn\.head\.pixel_embed_pred\.(.+)", r"head.pixel_branch.embed.\1"),
     (r"rpn\.head\.proposal_margin_pred\.(.+)", r"head.margin.conv.\1"),
@@ -42,12 +42,6 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     (r"rpn\.head\.position_scale\.scale", r"head.position_scale.scale"),
     (r"backbone\.bottom_up\.stem\.conv1\.weight", r"backbone.body.conv1.weight"),
     (r"backbone\.bottom_up\.stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
-    (r"proposal_generator\.fcos_head\.cls_tower\.(.+)", r"head.class_tower.\1"),
-    (r"proposal_generator\.fcos_head\.bbox_tower\.(.+)", r"head.box_tower.\1"),
-    (r"proposal_generator\.fcos_head\.cls_logits\.(.+)", r"head.class_logits.\1"),
-    (r"proposal_generator\.fcos_head\.bbox_pred\.(.+)", r"head.box.\1"),
-    (r"proposal_generator\.fcos_head\.ctrness\.(.+)", r"head.centerness.\1"),
-    (r"proposal_generator\.fcos_head\.scales\.(\d)\.scale", r"head.box_scales.\1.scale"),
     (r"proposal_head\.embed_conv\.(.+)", r"head.proposal_reduce.\1"),
     (r"proposal_head\.margin_conv\.(.+)", r"head.margin.reduce.\1"),
     (r"proposal_head\.margin_scales\.(\d)\.scale", r"head.margin.level_scales.\1.scale"),

@@ -138,15 +138,11 @@ def read_backbone_file(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str
 
 
 def check_same_backbone(recipe: str, source: str, init: str) -> None:
-    """Check that the backbone of a recipe and that of its initial model are the same, apart from their tags.
+    """Raise `BadInput` if the backbone of a recipe and that of its initial model differ apart from their tags.
 
     Args:
-        recipe: backbone of the recipe.
-        source: backbone of the initial model.
+        recipe, source: backbones of the recipe and of the initial model.
         init: path or name of the initial model, for the error message.
-
-    Raises:
-        BadInput: they differ.
     """
     if recipe.partition(".")[0] != source.partition(".")[0]:
         raise BadInput(f"train.init {init}: its backbone is {source}, the recipe's {recipe}; use the same")
