@@ -122,21 +122,17 @@ def write_contact_sheet(
     """
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
-    if augment is None:
-        dataset = CocoInstances.open(
-            folder, split, exif=exif or "auto", options=options, val_fraction=val_fraction
-        )
-    else:
-        dataset = CocoInstances.open(
-            folder,
-            split,
-            TrainTransform(augment),
-            augment.degenerate,
-            augment.image_filter,
-            exif=exif or augment.exif,
-            options=options,
-            val_fraction=val_fraction or augment.val_fraction,
-        )
+    config = augment or DataConfig()
+    dataset = CocoInstances.open(
+        folder,
+        split,
+        None if augment is None else TrainTransform(augment),
+        config.degenerate,
+        config.image_filter,
+        exif=exif or config.exif,
+        options=options,
+        val_fraction=val_fraction or config.val_fraction,
+    )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in evenly_spaced(len(dataset), count)]
     images = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_image(contact_sheet(images, columns=min(NUM_COLUMNS, len(images))), out)
@@ -186,17 +182,13 @@ def _draw_tile(
         image = dataset.image(index)
     except BadInput:
         return None  # it is listed in the report
-    annotations, names, (height, width) = (
-        dataset.annotations(index),
-        dataset.class_names,
-        dataset.sizes[index],
-    )
-    bounds: Bounds = (0, 0, width, height)
+    annotations, names, size = dataset.annotations(index), dataset.class_names, dataset.sizes[index]
+    bounds: Bounds = (0, 0, size[1], size[0])
     if example is not None and mask is not None:
         # keep the one object: label 0 of a list of one class name
         annotations = replace(annotations, labels=np.zeros(1, np.int64), segmentations=[mask])
         names, bounds = [example.name], mask.bounds()
-    transform = _close_up((height, width), bounds, margin=0.0 if mask is None else MARGIN)
+    transform = _close_up(size, bounds, margin=0.0 if mask is None else MARGIN)
     drawn = draw_target(transform.image(image), transform.target(annotations, min_box_side=0), names)
     if isinstance(mask, Polygons):
         drawn = _outline(drawn, mask, transform)

@@ -29,7 +29,6 @@ from embedmask.data.records import as_id
 from embedmask.errors import BadInput
 from embedmask.evaluation.ground_truth import GroundTruthRecords, read_ground_truth
 from embedmask.evaluation.overlap import Overlaps, boundary_ious, box_ious, mask_ious
-from embedmask.structures import Size
 
 IouType = Literal["bbox", "segm", "boundary"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "boundary")
@@ -259,14 +258,6 @@ class CocoEvaluator:
                     f"{self._source}: no image {image_id} to evaluate; select images of this data set"
                 )
         return ids
-
-    def size_of(self, image_id: int) -> Size:
-        """Return the `(height, width)` of an image."""
-        return self.ground_truth.sizes[image_id]
-
-    def ground_truth_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
-        """Return the ground truth of each image, crowds included, in the order of the file."""
-        return {image_id: self.ground_truth.records[image_id] for image_id in image_ids}
 
     def results_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
         """Return the results of each image by descending score, at most `max_detections` per category."""

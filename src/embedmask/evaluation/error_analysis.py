@@ -102,14 +102,12 @@ def classify_errors(
     """
     ids = evaluator.image_ids(image_ids)
     results_of, images = evaluator.results_by_image(ids), []
-    for image_id, gts in evaluator.ground_truth_by_image(ids).items():
-        results = results_of[image_id]
+    # categories by index: an id may exceed int64
+    labels = {category: label for label, category in enumerate(evaluator.ground_truth.categories)}
+    for image_id in ids:
+        gts, results = evaluator.ground_truth.records[image_id], results_of[image_id]
         ious = mask_ious(results, gts)  # [R, G]
         crowd = np.array([bool(gt["iscrowd"]) for gt in gts], dtype=bool)
-        # categories by index: an id may exceed int64
-        labels = {
-            category: label for label, category in enumerate({r["category_id"] for r in (*gts, *results)})
-        }
         gt_labels, result_labels = (
             np.array([labels[r["category_id"]] for r in records], dtype=np.int64)
             for records in (gts, results)

@@ -22,7 +22,7 @@ from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Size
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-Labels = NDArray[np.int32]
+Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 
@@ -159,12 +159,12 @@ def match_pairs(
     return MatchCounts(hits, hit_iou, *counts)
 
 
-def label_image(masks: Iterable[MaskCrop], size: Size) -> Labels:
-    """Return masks as one label image, int32 `[H, W]`: 1, 2, ... in their order, 0 is background.
+def label_image(masks: Iterable[MaskCrop], size: Size, dtype: type[np.integer[Any]] = np.int32) -> Labels:
+    """Return masks as one label image, `[H, W]`: 1, 2, ... in their order, 0 is background.
 
     Where masks overlap, the first keeps the pixels; a mask that is fully covered disappears.
     """
-    image = np.zeros(size, dtype=np.int32)
+    image = np.zeros(size, dtype)
     for label, (pixels, y, x) in enumerate(masks, start=1):
         # a view: writing to it changes the image
         window = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
@@ -194,14 +194,14 @@ def matching_metrics(
         BadInput: as `CocoEvaluator.compute`; or the run lengths of a mask are damaged.
     """
     ids = evaluator.image_ids(image_ids)
-    gts, results = evaluator.ground_truth_by_image(ids), evaluator.results_by_image(ids)
+    ground_truth, results = evaluator.ground_truth, evaluator.results_by_image(ids)
     zero = MatchCounts(np.zeros(len(THRESHOLDS), dtype=np.int64), np.zeros(len(THRESHOLDS)), 0, 0)
     counts = []
     for image_id in ids:
-        objects = [gt for gt in gts[image_id] if not gt["iscrowd"]]
+        objects = [gt for gt in ground_truth.records[image_id] if not gt["iscrowd"]]
         decided = [r for r in results[image_id] if is_decided(r["score"], r["category_id"], score_threshold)]
-        categories = {record["category_id"] for record in (*gts[image_id], *decided)}
-        size = evaluator.size_of(image_id)
+        categories = {record["category_id"] for record in (*objects, *decided)}
+        size = ground_truth.sizes[image_id]
         labels = ((_labels(objects, c, size), _labels(decided, c, size)) for c in categories)
         counts.append(sum((match_labels(*pair) for pair in labels), zero))
     by_image = [image.metrics() for image in counts]

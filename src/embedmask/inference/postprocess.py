@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,25 +16,22 @@ from embedmask.inference.rescoring import MIN_RESCORED, rescore_by_masks
 from embedmask.structures import Instances, Predictions, Size
 
 
+@dataclass
 class Postprocessor:
     """Inference of section 3.6: decoding, class-wise NMS, masks inside boxes, resizing, thresholding.
 
-    Args:
+    Attributes:
         cfg: all settings but those below.
         max_detections: maximum number of instances per image.
         score_threshold: threshold of candidates before NMS.
         mask_frame: placement of the masks in the image; see `ModelConfig.mask_frame`.
     """
 
+    cfg: ModelConfig
+    max_detections: int
+    score_threshold: float
+    mask_frame: Frame
     network_options: ClassVar[Mapping[str, Any]] = {}
-
-    def __init__(
-        self, cfg: ModelConfig, *, max_detections: int, score_threshold: float, mask_frame: Frame
-    ) -> None:
-        self.cfg = cfg
-        self.max_detections = max_detections
-        self.score_threshold = score_threshold
-        self.mask_frame = mask_frame
 
     @classmethod
     def from_config(

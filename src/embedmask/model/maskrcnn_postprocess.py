@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -17,17 +18,17 @@ from embedmask.model.maskrcnn import Detections
 from embedmask.structures import Instances, Size
 
 
+@dataclass
 class MaskRCNNPostprocessor:
     """Post-processing of Mask R-CNN for a batch.
 
-    Args:
+    Attributes:
         mask_threshold: probability above which a pixel belongs to the instance.
         network_options: limits, which the network applies to its boxes before it computes their masks.
     """
 
-    def __init__(self, mask_threshold: float, network_options: dict[str, Any]) -> None:
-        self.mask_threshold = mask_threshold
-        self.network_options = network_options
+    mask_threshold: float
+    network_options: dict[str, Any]
 
     @classmethod
     def from_config(
