@@ -144,8 +144,7 @@ def write_image(image: npt.NDArray[Any], path: Path) -> None:
     """Write an image file, whole or not at all.
 
     Args:
-        image: uint8 `[H, W, 3]`, or bool or uint16 `[H, W]`.
-        path: file to write; its suffix selects the format.
+        image: uint8 `[H, W, 3]`, or bool or uint16 `[H, W]`; the suffix of `path` selects the format.
 
     Raises:
         BadInput: the suffix is not that of an image format.

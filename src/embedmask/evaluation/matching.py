@@ -106,7 +106,7 @@ def match_labels(gt: Labels, pred: Labels, thresholds: Sequence[float] = THRESHO
     Args:
         gt: ground truth, integers `[H, W]`; 0 is background, every other number an object.
         pred: prediction, the same.
-        thresholds: K IoU thresholds; a pair counts if its IoU is at least as large.
+        thresholds: as in `match_pairs`.
 
     Raises:
         BadInput: the label images differ in size.
@@ -180,11 +180,6 @@ def matching_metrics(
     COCO's AP ranks results; matching needs decisions. Results below the threshold are dropped, and where results
     overlap, the higher score keeps the pixels. Classes are matched separately and counted together. Crowds are left
     out, since a label image cannot represent them.
-
-    Args:
-        evaluator: the ground truth and the results.
-        score_threshold: 0..1, one for all categories or by category id.
-        image_ids: as in `CocoEvaluator.compute`.
 
     Returns:
         `matching/` (mean over images) and `matching_pooled/` (pooled counts) with the names of

@@ -31,7 +31,6 @@ class PostProcessing(Protocol):
             image_sizes: `(height, width)` of each image inside the padded frame.
             original_sizes: `(height, width)` of each original image.
         """
-        ...
 
 
 def make_postprocessor(

@@ -41,12 +41,9 @@ class Postprocessor:
         score_threshold: float | None = None,
         reference_masks: bool = True,
     ) -> Self:
-        """Return the post-processing of a model's config.
+        """Return the post-processing of a model's config, which also holds the values that are None.
 
         Args:
-            cfg: of the model.
-            max_detections: maximum number of instances per image; None: that of the config.
-            score_threshold: threshold of candidates; None: that of the config.
             reference_masks: place masks as the config's `mask_frame` says, to reproduce published figures; False:
                 exactly, as `Predictor` and `embedmask eval` do.
         """
@@ -61,13 +58,7 @@ class Postprocessor:
     def __call__(
         self, predictions: Predictions, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Instances]:
-        """Return the instances of each image, in its original frame.
-
-        Args:
-            predictions: of N images.
-            image_sizes: `(height, width)` of each image inside the padded frame.
-            original_sizes: `(height, width)` of each original image.
-        """
+        """Return the instances of each image, in its original frame; see `PostProcessing`."""
         sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
         return [
             self.decode_instances(predictions, index, self.propose(predictions, index, pair[0]), *pair)
@@ -81,13 +72,9 @@ class Postprocessor:
             predictions,
             index,
             image_size,
+            cfg,
             score_threshold=self.score_threshold,
-            pre_nms_topk=cfg.pre_nms_topk,
-            nms_threshold=cfg.nms_threshold,
             max_detections=max(limit, MIN_RESCORED) if cfg.rescore_masks else limit,
-            box_offset=cfg.box_offset,
-            score=cfg.score,
-            clip_before_nms=cfg.clip_before_nms,
         )
 
     def decode_instances(

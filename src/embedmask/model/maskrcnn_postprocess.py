@@ -38,13 +38,9 @@ class MaskRCNNPostprocessor:
         score_threshold: float | None = None,
         reference_masks: bool = True,
     ) -> Self:
-        """Return the post-processing of a model's config.
+        """Return the post-processing of a model's config, which also holds the values that are None.
 
-        Args:
-            cfg: of the model.
-            max_detections: maximum number of instances per image; None: that of the config.
-            score_threshold: minimum score; None: that of the config.
-            reference_masks: unused, since masks have one placement.
+        `reference_masks` is not used, since masks have one placement.
         """
         options = {
             "score_threshold": cfg.candidate_threshold if score_threshold is None else score_threshold,
@@ -56,13 +52,7 @@ class MaskRCNNPostprocessor:
     def __call__(
         self, detections: Sequence[Detections], image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Instances]:
-        """Return the instances of each image, in its original frame.
-
-        Args:
-            detections: output of `MaskRCNN` for N images.
-            image_sizes: `(height, width)` of each image inside the padded frame.
-            original_sizes: `(height, width)` of each original image.
-        """
+        """Return the instances of each image, in its original frame; see `PostProcessing`."""
         return [
             postprocess_mask_rcnn(one, *sizes, mask_threshold=self.mask_threshold)
             for one, *sizes in zip(detections, image_sizes, original_sizes, strict=True)

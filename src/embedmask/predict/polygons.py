@@ -26,11 +26,7 @@ TOUCHING = np.ones((3, 3), int)
 
 
 def label_image(masks: RunMasks, name: str) -> matching.Labels:
-    """Render masks as a label image.
-
-    Args:
-        masks: of one image, by descending score.
-        name: name of the image in messages.
+    """Render the masks of image `name`, by descending score, as a label image.
 
     Returns:
         uint16 `[H, W]`: 0 for the background, k for the k-th mask; the first of overlapping masks wins.
@@ -50,8 +46,6 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
     """Return the content of a LabelMe file: one polygon per piece, with `group_id` k for the k-th object.
 
     Args:
-        instances: of one image, on any device.
-        class_names: name of each label.
         image_path: path of the image, relative to the LabelMe file.
     """
     height, width = instances.masks.frame
@@ -95,10 +89,7 @@ def yolo_lines(instances: Instances) -> list[str]:
 
 
 def outline(mask: Bools) -> Points:
-    """Return all outlines of a mask as one closed path along pixel edges, for the even-odd rule.
-
-    Args:
-        mask: bool `[h, w]` with at least one pixel.
+    """Return all outlines of a non-empty mask, `[h, w]`, as one closed path along pixel edges, for the even-odd rule.
 
     Returns:
         x, y of the corners, int64 `[P, 2]`. A line connects the first corner of the first outline to each further

@@ -40,8 +40,7 @@ class ResultsFolder(Callback):
     and `best.safetensors` whenever `segm/AP` improved. With a moving average these are the averaged weights.
 
     Args:
-        out: results folder; it exists.
-        recipe: recipe of the run.
+        out: existing folder.
         evaluator: evaluator of val on rank zero; None on other ranks.
         class_names: class names to store in the weights files.
         report: receives the summary line of each epoch.

@@ -124,9 +124,6 @@ def prepare(
 ) -> tuple[Recipe, Splits, EmbedMaskModule]:
     """Return the recipe adapted to a data set, its data module, and the network with random weights.
 
-    Args:
-        data_module: class of the data module.
-
     Raises:
         BadInput: the data or the recipe is invalid.
     """
