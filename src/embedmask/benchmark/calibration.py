@@ -122,10 +122,8 @@ def standardize(
     """Scale and shift layers in place, so that each output channel has the requested mean and standard deviation.
 
     Args:
-        run: calls the network once.
         targets: layer -> mean and standard deviation of every channel over all outputs of the call. Layers that `run`
             does not use are not changed.
-        watch: a layer whose outputs are returned.
 
     Returns:
         The outputs of `watch` before the change, `[P, channels]`; empty without `watch`.

@@ -169,11 +169,7 @@ class ModelConfig(DetectorConfig):
 
     @classmethod
     def preset(cls, name: str = "paper", **overrides: Any) -> ModelConfig:
-        """Return the config of a preset.
-
-        Args:
-            name: a published version (`paper`, `ijcai21`, `fused`) or `fast`.
-            overrides: fields that differ from the preset.
+        """Return the config of a published version (`paper`, `ijcai21`, `fused`) or `fast`, with some fields changed.
 
         Raises:
             BadInput: the preset or a field is unknown (the message suggests the nearest), or a value is invalid.

@@ -104,8 +104,6 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
 
     Args:
         boxes: `[P, 4]` xyxy.
-        scores: `[P]`.
-        labels: int64 `[P]`.
         threshold: IoU with a better box above which a box is suppressed.
 
     Returns:

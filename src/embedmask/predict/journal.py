@@ -102,7 +102,6 @@ class Journal:
 
         Args:
             sources: Finished sources, in the order of their image ids.
-            class_names: Class names of the model, C.
             ids: Image and category ids of a data set; None: images are numbered from 1, categories are labels + 1.
 
         Returns:

@@ -244,13 +244,9 @@ class StopAfter(Callback):
 
 
 class EvaluationPause(Callback):
-    """Delay evaluations that `eval_every` asks for until enough time has passed since the last one.
+    """Delay evaluations, due each `every` epochs, until `minutes` have passed since the last one, or since the start.
 
     The evaluation at the end of the training is not affected: `fit` runs it where the last weights have none.
-
-    Args:
-        minutes: least time between two evaluations, and from the start to the first one.
-        every: epochs between evaluations.
     """
 
     def __init__(self, minutes: float, every: int) -> None:
