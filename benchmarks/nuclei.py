@@ -117,10 +117,10 @@ def figures(evaluator: CocoEvaluator, threshold: float, image_ids: Sequence[int]
     """Return COCO's and microscopy's metrics and AP at each IoU from 0.5 to 0.95, of all images or some."""
     ids = evaluator.image_ids(image_ids)
     curves = evaluator.curves(ids)
-    ground_truth = evaluator.ground_truth_by_image(ids)
+    records = evaluator.ground_truth.records
     return {
         "images": len(ids),
-        "objects": sum(not gt["iscrowd"] for gts in ground_truth.values() for gt in gts),
+        "objects": sum(not gt["iscrowd"] for image_id in ids for gt in records[image_id]),
         "metrics": evaluator.compute(ids) | matching_metrics(evaluator, threshold, ids),
         "by_iou": {iou_type: [curves[iou_type].ap(iou) for iou in IOUS] for iou_type in IOU_TYPES},
     }

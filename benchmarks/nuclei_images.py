@@ -52,7 +52,7 @@ class Scenes:
 
     def ground_truth(self, image_id: int) -> Labels:
         """Return the objects of an image as a label image."""
-        return self._labels(image_id, self.evaluator.ground_truth_by_image([image_id])[image_id])
+        return self._labels(image_id, self.evaluator.ground_truth.records[image_id])
 
     def results(self, image_id: int) -> Labels:
         """Return the results of an image as a label image, as for matching."""
@@ -75,7 +75,7 @@ class Scenes:
 
     def _labels(self, image_id: int, records: Iterable[dict[str, Any]]) -> Labels:
         """Return records with masks as a label image."""
-        size = self.evaluator.size_of(image_id)
+        size = self.evaluator.ground_truth.sizes[image_id]
         return label_image(RunMasks.from_rle((r["segmentation"] for r in records), size).crops(), size)
 
 

@@ -36,6 +36,7 @@ from embedmask.visualize import (
 )
 
 NUM_COLUMNS = 4
+NUM_SAMPLES = 8
 NUM_IMAGES = 12
 """Images on the contact sheet of a split that `data check` writes."""
 TILE = 320
@@ -49,13 +50,7 @@ OUTLINE, FRAME = (255, 40, 40), (255, 255, 255)
 
 
 def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> Pixels:
-    """Return the image with its ground truth drawn over it, uint8 `[h, w, 3]`.
-
-    Args:
-        image: uint8 `[3, h, w]`.
-        target: ground truth in the frame of `image`.
-        class_names: name of each label.
-    """
+    """Return an image, uint8 `[3, h, w]`, with the ground truth in its frame drawn over it, uint8 `[h, w, 3]`."""
     instances = Instances(
         target.boxes, torch.ones(len(target)), target.labels, BitMasks.of(target.masks).to_runs()
     )
@@ -69,17 +64,13 @@ def evenly_spaced(length: int, count: int) -> list[int]:
     return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length)).tolist()})
 
 
-def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path, count: int = 8) -> None:
+def write_samples(predictor: Predictor, dataset: CocoInstances, folder: Path) -> None:
     """Write images of a data set as `IMAGE_ID.png`, with ground truth on the left and predictions on the right.
 
-    Args:
-        predictor: predictor with the classes of the data set.
-        dataset: data set to take images from, evenly spaced.
-        folder: folder to write to.
-        count: maximum number of images.
+    `NUM_SAMPLES` images, evenly spaced, are written. The predictor has the classes of the data set.
     """
     full_size = EvalTransform.full_size()
-    for index in evenly_spaced(len(dataset), count):
+    for index in evenly_spaced(len(dataset), NUM_SAMPLES):
         image = dataset.image(index)
         panels = side_by_side(
             draw_target(
@@ -106,12 +97,8 @@ def write_contact_sheet(
 
     Args:
         folder: Data set in any layout.
-        split: Split to draw.
-        out: Image file to write.
-        count: Number of images.
         augment: Augmentation to apply, as in training; None: draw the original images.
         exif: Frame of the annotations of images with an EXIF orientation; None: that of `augment`, else `auto`.
-        options: Options of reading image files.
         val_fraction: Fraction of train held out as val; 0: that of `augment`.
 
     Returns:
@@ -122,21 +109,17 @@ def write_contact_sheet(
     """
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
-    if augment is None:
-        dataset = CocoInstances.open(
-            folder, split, exif=exif or "auto", options=options, val_fraction=val_fraction
-        )
-    else:
-        dataset = CocoInstances.open(
-            folder,
-            split,
-            TrainTransform(augment),
-            augment.degenerate,
-            augment.image_filter,
-            exif=exif or augment.exif,
-            options=options,
-            val_fraction=val_fraction or augment.val_fraction,
-        )
+    config = augment or DataConfig()
+    dataset = CocoInstances.open(
+        folder,
+        split,
+        None if augment is None else TrainTransform(augment),
+        config.degenerate,
+        config.image_filter,
+        exif=exif or config.exif,
+        options=options,
+        val_fraction=val_fraction or config.val_fraction,
+    )
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in evenly_spaced(len(dataset), count)]
     images = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_image(contact_sheet(images, columns=min(NUM_COLUMNS, len(images))), out)
@@ -147,7 +130,6 @@ def write_drawings(report: Report, out: Path) -> None:
     """Draw the report of a check.
 
     Args:
-        report: Report of `check_folder`.
         out: Image file for the counts alone; or a folder for `counts.png`, a contact sheet of each split (`train.png`,
             ...) and `problems.png`, if there are problems that can be drawn.
     """
@@ -186,17 +168,13 @@ def _draw_tile(
         image = dataset.image(index)
     except BadInput:
         return None  # it is listed in the report
-    annotations, names, (height, width) = (
-        dataset.annotations(index),
-        dataset.class_names,
-        dataset.sizes[index],
-    )
-    bounds: Bounds = (0, 0, width, height)
+    annotations, names, size = dataset.annotations(index), dataset.class_names, dataset.sizes[index]
+    bounds: Bounds = (0, 0, size[1], size[0])
     if example is not None and mask is not None:
         # keep the one object: label 0 of a list of one class name
         annotations = replace(annotations, labels=np.zeros(1, np.int64), segmentations=[mask])
         names, bounds = [example.name], mask.bounds()
-    transform = _close_up((height, width), bounds, margin=0.0 if mask is None else MARGIN)
+    transform = _close_up(size, bounds, margin=0.0 if mask is None else MARGIN)
     drawn = draw_target(transform.image(image), transform.target(annotations, min_box_side=0), names)
     if isinstance(mask, Polygons):
         drawn = _outline(drawn, mask, transform)

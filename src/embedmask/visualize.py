@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
 from embedmask._supervision import CompactMask, sv
@@ -103,12 +104,8 @@ def _blend_masks(scene: Pixels, detections: sv.Detections, thickness: int) -> No
             (x, y), crop = (0, 0), masks[index]
         window = codes[y : y + crop.shape[0], x : x + crop.shape[1]]
         window[crop] = 1 + index % len(colors) + len(colors)
-        # erosion by a square of side 2 * thickness + 1: all pixels of a sliding window, one axis at a time
-        inside: npt.NDArray[Any] = np.pad(crop, thickness)
-        for axis in (0, 1):
-            inside = np.all(
-                np.lib.stride_tricks.sliding_window_view(inside, 2 * thickness + 1, axis), axis=-1
-            )
+        # erosion by a square of this side; pixels beyond the crop are outside the mask
+        inside = ndimage.minimum_filter(crop, 2 * thickness + 1, mode="constant", cval=0)
         window[inside] = 1 + index % len(colors)
     for start in range(0, len(scene), BLEND_ROWS):
         rows, code = scene[start : start + BLEND_ROWS], codes[start : start + BLEND_ROWS]
@@ -147,8 +144,7 @@ def write_image(image: npt.NDArray[Any], path: Path) -> None:
     """Write an image file, whole or not at all.
 
     Args:
-        image: uint8 `[H, W, 3]`, or bool or uint16 `[H, W]`.
-        path: file to write; its suffix selects the format.
+        image: uint8 `[H, W, 3]`, or bool or uint16 `[H, W]`; the suffix of `path` selects the format.
 
     Raises:
         BadInput: the suffix is not that of an image format.

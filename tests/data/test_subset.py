@@ -65,7 +65,7 @@ def test_recipe_trains_and_evaluates_on_the_selection(folder: Path) -> None:
 def test_evaluation_uses_the_same_selection(folder: Path) -> None:
     evaluator = CocoEvaluator(CocoInstances.open(folder, "train", image_filter="kind=day").ground_truth)
     assert evaluator.image_ids() == (5, 7)
-    assert [len(entries) for entries in evaluator.ground_truth_by_image([5, 7]).values()] == [1, 1]
+    assert {key: len(entries) for key, entries in evaluator.ground_truth.records.items()} == {5: 1, 7: 1}
 
 
 def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
@@ -75,8 +75,8 @@ def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
     path.write_text(json.dumps(content))
     day = CocoInstances.open(folder, "train", degenerate="drop", image_filter="kind=day")
     assert [len(day.annotations(index)) for index in range(2)] == [0, 1]
-    records = CocoEvaluator(day.ground_truth).ground_truth_by_image([5, 7])
-    assert [len(own) for own in records.values()] == [0, 1]
+    records = CocoEvaluator(day.ground_truth).ground_truth.records
+    assert {key: len(own) for key, own in records.items()} == {5: 0, 7: 1}
     assert "1 degenerate" in day.layout
 
 

@@ -69,13 +69,8 @@ def test_late_clip_drops_detections(run: tuple[Any, list[Instances]], image: int
     """Check that detections without area are dropped after the best hundred are selected, and not replaced."""
     z = run[0]
     cfg = preset("fused")
-    options = {
-        "score_threshold": cfg.candidate_threshold,
-        "nms_threshold": cfg.nms_threshold,
-        "score": cfg.score,
-    }
-    arguments = predictions_of(z), image, tuple(z["image_sizes_hw"][image].tolist())
-    actual = decode_proposals(*arguments, clip_before_nms=False, **options)
+    arguments = predictions_of(z), image, tuple(z["image_sizes_hw"][image].tolist()), cfg
+    actual = decode_proposals(*arguments, score_threshold=cfg.candidate_threshold, max_detections=100)
     assert len(actual) == len(z[f"im{image}.scores"]) < z[f"im{image}.n_before_clip"]
 
 

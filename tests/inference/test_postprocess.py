@@ -22,7 +22,7 @@ def test_equals_separate_stages() -> None:
     results = Postprocessor.from_config(cfg)(predictions, SIZES, originals)
     assert len(results) == 2
     for index, (actual, size, original) in enumerate(zip(results, SIZES, originals, strict=True)):
-        proposals = decode_proposals(predictions, index, size, max_detections=20, box_offset=cfg.box_offset)
+        proposals = decode_proposals(predictions, index, size, cfg, score_threshold=0.05, max_detections=20)
         masks = decode_masks(
             predictions.pixel_embed[index],
             proposals,

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tiny_run import tiny
 
 from embedmask.training import callbacks
-from embedmask.training.callbacks import ResultsFolder, RisingDecay, summary_line, write_csv
+from embedmask.training.callbacks import ResultsFolder, summary_line, update_average, write_csv
 
 
 def test_csv_includes_columns_of_later_rows(tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def test_image_evaluated_by_two_processes_counts_once(
 
 def test_decay_rises_to_its_maximum() -> None:
     early, late, current = [torch.zeros(1)], [torch.zeros(1), torch.zeros(2)], [torch.ones(1), torch.ones(2)]
-    RisingDecay(0.9)(early, current[:1], 1)
-    RisingDecay(0.9)(late, current, torch.tensor(10_000))
+    update_average(0.9, early, current[:1], 1)
+    update_average(0.9, late, current, torch.tensor(10_000))
     assert early[0].item() == pytest.approx(1 - 2 / 11)
     assert torch.cat(late).tolist() == pytest.approx([0.1] * 3)
 
 
 def test_integer_buffers_are_copied() -> None:
     newest = [torch.tensor(3)]
-    RisingDecay(0.9)(newest, [torch.tensor(8)], 5)
+    update_average(0.9, newest, [torch.tensor(8)], 5)
     assert newest[0].item() == 8

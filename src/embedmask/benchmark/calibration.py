@@ -41,12 +41,7 @@ BLOB = 40
 
 
 def write_test_image(path: Path, size: Size) -> None:
-    """Write a JPEG file of soft coloured blobs with some noise, which has about as many bytes per pixel as a photo.
-
-    Args:
-        path: file to write.
-        size: `(height, width)`, px.
-    """
+    """Write a JPEG file of soft coloured blobs with some noise, which has about as many bytes per pixel as a photo."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (*(-(-side // BLOB) + 1 for side in size), 3), dtype=np.uint8)
     blobs = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)
@@ -58,12 +53,9 @@ def write_test_image(path: Path, size: Size) -> None:
 def calibrate_embedmask(
     model: EmbedMask, batch: ImageBatch, detections: int, *, trained: bool, box_cells: float = BOX_CELLS
 ) -> None:
-    """Calibrate a network in place, so that it produces `detections` in the first image of a batch.
+    """Calibrate a network in evaluation mode, in place: it produces `detections` in the first image of a batch.
 
     Args:
-        model: the network, in evaluation mode.
-        batch: preprocessed images.
-        detections: requested detections of the first image.
         trained: change the class bias only; boxes and embeddings stay as learned.
         box_cells: sides of random boxes, in cells of their level.
     """
@@ -102,12 +94,10 @@ def _median_distance(config: ModelConfig, predictions: Predictions, batch: Image
 
 @torch.no_grad()
 def calibrate_torchvision(model: Any, image: Tensor, detections: int) -> None:
-    """Calibrate torchvision's Mask R-CNN in place, so that it produces `detections` in an image.
+    """Calibrate torchvision's Mask R-CNN in evaluation mode, in place, so that it produces `detections` in an image.
 
     Args:
-        model: the network, in evaluation mode.
         image: float `[3, H, W]`, 0..1.
-        detections: requested detections.
     """
     rpn, predictor = model.rpn.head, model.roi_heads.box_predictor
     masks = model.roi_heads.mask_predictor.mask_fcn_logits
@@ -132,10 +122,8 @@ def standardize(
     """Scale and shift layers in place, so that each output channel has the requested mean and standard deviation.
 
     Args:
-        run: calls the network once.
         targets: layer -> mean and standard deviation of every channel over all outputs of the call. Layers that `run`
             does not use are not changed.
-        watch: a layer whose outputs are returned.
 
     Returns:
         The outputs of `watch` before the change, `[P, channels]`; empty without `watch`.

@@ -37,7 +37,6 @@ EMBEDMASK, BASELINE = "embedmask", "torchvision"
 """Names of the pipelines in the report."""
 COMPILED = ("compile", "compiled")
 """Engines and settings whose peak memory would be that of the compiler."""
-MINIMUM = {"runs": 1, "warmup": 1, "detections": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +76,11 @@ class BenchConfig:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        for name, minimum in MINIMUM.items():
-            if getattr(self, name) < minimum:
-                raise BadInput(f"{name}: at least {minimum}, got {getattr(self, name)}")
-        for name in ("image_size", "batches"):
-            if min(getattr(self, name)) < 1:
-                raise BadInput(f"{name}: at least 1, got {min(getattr(self, name))}")
-        if self.threads is not None and self.threads < 1:
-            raise BadInput(f"threads: at least 1, got {self.threads}")
+        for name in ("runs", "warmup", "detections", "image_size", "batches", "threads"):
+            value = getattr(self, name)
+            lowest = min(value) if isinstance(value, tuple) else value
+            if lowest is not None and lowest < 1:
+                raise BadInput(f"{name}: at least 1, got {lowest}")
 
     @property
     def model_config(self) -> ModelConfig:
@@ -195,11 +191,7 @@ class PipelineFactory:
 
 
 def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Measure both pipelines.
-
-    Args:
-        bench: the configuration.
-        progress: called with a line of text before each step.
+    """Measure both pipelines; `progress` receives a line of text before each step.
 
     Returns:
         Plain values, ready for JSON: `medians` and `quartiles`, seconds per image by pipeline and stage; `shares`,

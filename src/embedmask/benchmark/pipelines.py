@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,42 +28,40 @@ SETTINGS: tuple[Setting, ...] = ("float32", "bfloat16", "compiled")
 """Settings of the baseline: torchvision's default; bfloat16 autocast with channels_last; the same, compiled."""
 
 
-class Pipeline(Protocol):
-    """Interface of a pipeline from image files to detections.
+class Pipeline(ABC):
+    """Pipeline from image files to detections.
 
     Attributes:
+        files: image files of one batch.
         detections: detections of the last run, per image; masks are in the frame of the original image.
     """
 
+    files: Sequence[Path]
+    images: list[Tensor]
     detections: list[sv.Detections]
 
+    @abstractmethod
     def stages(self) -> Stages:
         """Return the stages by name. Called in this order they are one run; each stores its result for the next."""
-        ...
+
+    def read(self) -> None:
+        """Decode the image files."""
+        self.images = [read_image(file) for file in self.files]
 
 
-class EmbedMaskPipeline:
+class EmbedMaskPipeline(Pipeline):
     """Pipeline of EmbedMask with the steps of `Predictor`. Masks stay cropped."""
 
-    images: list[Tensor]
     resized: list[Tensor]
     batch: ImageBatch
     predictions: Predictions
     proposals: list[Proposals]
     instances: list[Instances]
-    detections: list[sv.Detections]
 
     def __init__(
         self, model: EmbedMask, network: Network, config: ModelConfig, files: Sequence[Path]
     ) -> None:
-        """Initialize the pipeline.
-
-        Args:
-            model: on its device; its preprocessing is used.
-            network: runs the model, from `make_network`.
-            config: resizing and post-processing.
-            files: image files of one batch.
-        """
+        """Store the model, which preprocesses, and its `network`; resizing and post-processing follow `config`."""
         self.model, self.network, self.files = model, network, files
         self.transform = EvalTransform.from_config(config)
         self.postprocessor = Postprocessor.from_config(config, reference_masks=False)
@@ -79,10 +78,6 @@ class EmbedMaskPipeline:
             "masks": self.decode_masks,
             "results": self.convert,
         }
-
-    def read(self) -> None:
-        """Decode the image files."""
-        self.images = [read_image(file) for file in self.files]
 
     def resize(self) -> None:
         """Resize the images for the network."""
@@ -117,24 +112,15 @@ class EmbedMaskPipeline:
         self.detections = [to_detections(instances, self.class_names) for instances in self.instances]
 
 
-class TorchvisionPipeline:
+class TorchvisionPipeline(Pipeline):
     """Pipeline of torchvision's Mask R-CNN with the steps of `model([image])`. Masks are dense, as it returns them."""
 
-    images: list[Tensor]
     inputs: Any
     outputs: Any
     pasted: list[dict[str, Tensor]]
-    detections: list[sv.Detections]
 
     def __init__(self, model: Any, files: Sequence[Path], device: torch.device, setting: Setting) -> None:
-        """Initialize the pipeline.
-
-        Args:
-            model: in evaluation mode, on its device; changed in place according to the setting.
-            files: image files of one batch.
-            device: of the model.
-            setting: one of `SETTINGS`.
-        """
+        """Change a model in evaluation mode on `device`, in place, according to the setting."""
         self.files, self.device = files, device
         self.reduced = setting != "float32"
         if self.reduced:
@@ -152,10 +138,6 @@ class TorchvisionPipeline:
             "masks": self.paste,
             "results": self.convert,
         }
-
-    def read(self) -> None:
-        """Decode the image files."""
-        self.images = [read_image(file) for file in self.files]
 
     @torch.inference_mode()
     def preprocess(self) -> None:

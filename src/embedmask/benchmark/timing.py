@@ -14,6 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from embedmask.benchmark.pipelines import Pipeline
@@ -57,14 +58,7 @@ def medians(times: Times, batch: int) -> dict[str, float]:
 
 def quartiles(times: Times, batch: int) -> dict[str, list[float]]:
     """Return the first and third quartile of each stage, seconds per image."""
-
-    def ends(seconds: list[float]) -> list[float]:
-        # statistics.quantiles needs two values; a single run has no spread
-        twice = seconds if len(seconds) > 1 else seconds * 2
-        low, _, high = statistics.quantiles(twice, n=4, method="inclusive")
-        return [low / batch, high / batch]
-
-    return {stage: ends(seconds) for stage, seconds in times.items()}
+    return {stage: (np.quantile(own, (0.25, 0.75)) / batch).tolist() for stage, own in times.items()}
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def evaluate(
     """
     use_threads(threads)
     from embedmask.data.coco import CocoInstances
-    from embedmask.evaluation.run import evaluate_weights, has_annotations
+    from embedmask.evaluation.run import evaluate_weights, has_annotations, write_results
     from embedmask.weights.checkpoint import read_config
 
     options = read_config(weights).reading().changed(page, channels)
@@ -80,7 +80,11 @@ def evaluate(
         "reference_masks": reference_masks, "device": device, "progress": is_interactive(),
     }  # fmt: skip
     if not has_annotations(dataset.annotations_file):
-        path = write_server_file(weights, dataset, json, **prediction)
+        if json is None:
+            raise BadInput(
+                f"{dataset.annotations_file}: has no annotations; pass --json FILE to write the results"
+            )
+        path = write_results(weights, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
     metrics = evaluate_weights(
@@ -105,27 +109,6 @@ def print_metrics(metrics: dict[str, Any], json: Path | None, report: Path | Non
         write_json(json, metrics)
     if report is not None:
         print(f"report · {report / 'index.html'}")
-
-
-def write_server_file(weights: Path, dataset: Any, out: Path | None, **prediction: Any) -> Path:
-    """Write the results of a split without annotations for COCO's server and return the file's path.
-
-    Args:
-        weights: Model file.
-        dataset: Split, a `CocoInstances`; its module is imported only when the command runs.
-        out: File or folder to write.
-        prediction: Options of `write_results`.
-
-    Raises:
-        BadInput: `out` is None.
-    """
-    from embedmask.evaluation.run import write_results
-
-    if out is None:
-        raise BadInput(
-            f"{dataset.annotations_file}: has no annotations; pass --json FILE to write the results"
-        )
-    return write_results(weights, dataset, out, **prediction)
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:

@@ -25,9 +25,14 @@ def resolve_recipe(config: str | None, changes: Changes, resumed: Path | None = 
     Raises:
         BadInput: Unknown recipe, unknown field (the message suggests the closest) or invalid value.
     """
-    if config is None and resumed is None:
+    if config is not None:
+        path = find_recipe(config)
+    elif resumed is not None:
+        path = resumed / "recipe.yaml"
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file, so there is no run to resume; omit --resume to start one")
+    else:
         raise BadInput(f"--config is missing; pass a YAML file or one of {', '.join(recipe_names())}")
-    path = find_recipe(config) if config is not None else run_recipe(resumed)
     if "kind" in (changes.get("model") or {}):
         raise BadInput("--model.kind: the type of a model is set by the recipe; write model: maskrcnn in it")
     recipe = Recipe.from_yaml(path)
@@ -45,18 +50,6 @@ def with_one_length(section: str, fields: Mapping[str, Any]) -> Mapping[str, Any
     other = {"epochs": "max_steps", "max_steps": "epochs"}
     lengths = [name for name in other if section == "train" and fields.get(name) is not None]
     return {other[lengths[0]]: None, **fields} if len(lengths) == 1 else fields
-
-
-def run_recipe(folder: Path | None) -> Path:
-    """Return the path of the recipe that a run stored in its results folder.
-
-    Raises:
-        BadInput: There is none.
-    """
-    path = Path(folder or "") / "recipe.yaml"
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file, so there is no run to resume; omit --resume to start one")
-    return path
 
 
 def find_recipe(name: str, option: str = "--config") -> Path:

@@ -25,12 +25,7 @@ RENAMED = {
 
 
 def current_names(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return values by field name, with the former names of fields replaced.
-
-    Args:
-        cls: config dataclass.
-        values: name -> value.
-        where: source of the values, for error messages.
+    """Return values by field name, with the former names of fields replaced; messages begin with `where`.
 
     Raises:
         BadInput: a field is given by both names.
@@ -46,7 +41,6 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], where: str) -> Confi
     """Build a config from plain values of YAML, JSON or the command line.
 
     Args:
-        cls: config dataclass.
         values: field name, or former name -> value; lists become tuples, and numbers take the type of the field.
         where: source of the values, for error messages.
 

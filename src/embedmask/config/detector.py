@@ -99,14 +99,12 @@ class DetectorConfig:
     mask_threshold: Annotated[float, above(0), at_most(1)] = 0.5
     """Probability above which a pixel belongs to a mask."""
 
+    has_embeddings = False
+    """Whether the model's `Instances` have proposal embeddings and margins; a constant of the class."""
+
     def __post_init__(self) -> None:
         check_fields(self)
         self.reading()  # validates the fields `image_page`, `image_channels` and `image_depth`
-
-    @property
-    def has_embeddings(self) -> bool:
-        """Return whether the model's `Instances` have proposal embeddings and margins."""
-        return False
 
     def reading(self) -> ReadOptions:
         """Return the options for reading image files."""

@@ -136,6 +136,8 @@ class ModelConfig(DetectorConfig):
     exact masks. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
     include neighbors (docs/predicting.md)."""
 
+    has_embeddings = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         groups_ok = self.channels % self.norm_groups == 0
@@ -167,11 +169,7 @@ class ModelConfig(DetectorConfig):
 
     @classmethod
     def preset(cls, name: str = "paper", **overrides: Any) -> ModelConfig:
-        """Return the config of a preset.
-
-        Args:
-            name: a published version (`paper`, `ijcai21`, `fused`) or `fast`.
-            overrides: fields that differ from the preset.
+        """Return the config of a published version (`paper`, `ijcai21`, `fused`) or `fast`, with some fields changed.
 
         Raises:
             BadInput: the preset or a field is unknown (the message suggests the nearest), or a value is invalid.
@@ -185,11 +183,6 @@ class ModelConfig(DetectorConfig):
         # `root` compares candidates by class score x centerness, the square of the final score; `product` compares
         # them by the class score, which is at least the final score since centerness <= 1
         return score**2 if self.score == "root" else score
-
-    @property
-    def has_embeddings(self) -> bool:
-        """Return True: proposals have embeddings and margins."""
-        return True
 
     @property
     def pixel_stride(self) -> int:

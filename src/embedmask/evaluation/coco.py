@@ -29,7 +29,6 @@ from embedmask.data.records import as_id
 from embedmask.errors import BadInput
 from embedmask.evaluation.ground_truth import GroundTruthRecords, read_ground_truth
 from embedmask.evaluation.overlap import Overlaps, boundary_ious, box_ious, mask_ious
-from embedmask.structures import Size
 
 IouType = Literal["bbox", "segm", "boundary"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "boundary")
@@ -71,14 +70,7 @@ class Curves:
         return _mean(self.recall[..., AREAS.index(area)])
 
     def at(self, iou: float) -> NDArray[np.float64]:
-        """Return the precision at recall 0, 0.01 .. 1, averaged over categories.
-
-        Args:
-            iou: IoU threshold.
-
-        Returns:
-            float64 `[101]`; nan without ground truth.
-        """
+        """Return the precision at recall 0, 0.01 .. 1, averaged over categories, float64 `[101]`; nan if undefined."""
         # [10, 101, categories, 4] -> [101, categories], all areas
         values = self.precision[round((iou - 0.5) / 0.05), :, :, 0]
         return np.array([_mean(row) for row in values])
@@ -181,7 +173,6 @@ class CocoEvaluator:
         Args:
             image_ids: the images to evaluate; None: all images of the ground truth. Objects of images without
                 results count as missed.
-            progress: show a progress bar on stderr.
 
         Returns:
             `IOU_TYPE/METRIC` for bbox, segm and boundary (a band of 2 % of the image's diagonal): AP, AP50,
@@ -198,16 +189,13 @@ class CocoEvaluator:
             for name, v in measured[iou_type].metrics().items()
         }
 
-    def per_class(self, image_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
-        """Compute AP, AP50, AP75 and AP90 of each category.
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Compute AP, AP50, AP75 and AP90 of each category, over all images.
 
         Returns:
             Category name -> `IOU_TYPE/METRIC` -> value, by ascending category id; nan without ground truth.
-
-        Raises:
-            BadInput: as `compute`.
         """
-        measured = self.curves(image_ids)
+        measured = self.curves()
         thresholds = {"AP": None, "AP50": 0.5, "AP75": 0.75, "AP90": 0.9}
         return {
             name: {
@@ -259,14 +247,6 @@ class CocoEvaluator:
                     f"{self._source}: no image {image_id} to evaluate; select images of this data set"
                 )
         return ids
-
-    def size_of(self, image_id: int) -> Size:
-        """Return the `(height, width)` of an image."""
-        return self.ground_truth.sizes[image_id]
-
-    def ground_truth_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
-        """Return the ground truth of each image, crowds included, in the order of the file."""
-        return {image_id: self.ground_truth.records[image_id] for image_id in image_ids}
 
     def results_by_image(self, image_ids: Iterable[int]) -> dict[int, list[dict[str, Any]]]:
         """Return the results of each image by descending score, at most `max_detections` per category."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,29 +87,23 @@ class ImageErrors:
         return [gt for gt in self.ground_truth if gt["id"] not in targets]
 
 
-def classify_errors(
-    evaluator: CocoEvaluator, score_threshold: Thresholds, image_ids: Sequence[int] | None = None
-) -> list[ImageErrors]:
+def classify_errors(evaluator: CocoEvaluator, score_threshold: Thresholds) -> list[ImageErrors]:
     """Match every result of each image and classify the errors.
 
     Args:
-        evaluator: the ground truth and the results.
         score_threshold: results from here on count as decided; one for all categories, or by category id.
-        image_ids: as in `CocoEvaluator.compute`.
 
     Raises:
         BadInput: as `CocoEvaluator.compute`.
     """
-    ids = evaluator.image_ids(image_ids)
+    ids = evaluator.image_ids()
     results_of, images = evaluator.results_by_image(ids), []
-    for image_id, gts in evaluator.ground_truth_by_image(ids).items():
-        results = results_of[image_id]
+    # categories by index: an id may exceed int64
+    labels = {category: label for label, category in enumerate(evaluator.ground_truth.categories)}
+    for image_id in ids:
+        gts, results = evaluator.ground_truth.records[image_id], results_of[image_id]
         ious = mask_ious(results, gts)  # [R, G]
         crowd = np.array([bool(gt["iscrowd"]) for gt in gts], dtype=bool)
-        # categories by index: an id may exceed int64
-        labels = {
-            category: label for label, category in enumerate({r["category_id"] for r in (*gts, *results)})
-        }
         gt_labels, result_labels = (
             np.array([labels[r["category_id"]] for r in records], dtype=np.int64)
             for records in (gts, results)
@@ -133,11 +127,7 @@ def classify_errors(
 
 
 def _quality(ious: Overlaps) -> float:
-    """Return the mean of TP / (TP + FP + FN) over `THRESHOLDS`; nan without results and objects.
-
-    Args:
-        ious: float64 `[R, G]`, 0 between classes.
-    """
+    """Return the mean of TP / (TP + FP + FN) over `THRESHOLDS`, for IoU `[R, G]`; nan if R = G = 0."""
     if not sum(ious.shape):
         return math.nan
     results, gts = np.nonzero(ious >= THRESHOLDS[0])
@@ -186,10 +176,7 @@ def _best(ious: Overlaps, allowed: NDArray[np.bool_]) -> tuple[float, int | None
 def count_errors(images: Iterable[ImageErrors], score_threshold: Thresholds) -> dict[ErrorType, int]:
     """Count the errors of each type among the results from the threshold on, and the missed objects.
 
-    Args:
-        images: from `classify_errors`.
-        score_threshold: one for all categories, or by category id. An object counts as missed if it is the target
-            of no result from here on.
+    An object counts as missed if it is the target of no result from the threshold on.
     """
     counts: Counter[Outcome] = Counter()
     for image in images:
@@ -203,14 +190,7 @@ def ap50(images: Iterable[ImageErrors], without: ErrorType | None = None) -> flo
 
     A localisation or classification error becomes a correct result, unless its object is matched already. Other
     results with the error are removed. Missed objects are removed from the ground truth. All results count, however
-    low their score.
-
-    Args:
-        images: from `classify_errors`.
-        without: the error type to correct; None: none.
-
-    Returns:
-        0..1; nan without objects.
+    low their score. Without objects, the result is nan.
     """
     hits: dict[int, list[tuple[float, bool]]] = {}
     counts: Counter[int] = Counter()
@@ -234,12 +214,7 @@ def ap50(images: Iterable[ImageErrors], without: ErrorType | None = None) -> flo
 
 
 def _average_precision(hits: list[tuple[float, bool]], count: int) -> float:
-    """Return COCO's AP of one category: the mean interpolated precision at 101 recalls.
-
-    Args:
-        hits: score and whether it is correct, of each of R results.
-        count: number of objects.
-    """
+    """Return COCO's AP of `count` objects and R results: the mean interpolated precision at 101 recalls."""
     scores, correct = np.array(hits, dtype=np.float64).reshape(-1, 2).T
     tp = np.cumsum(correct[np.argsort(-scores, kind="stable")])  # [R]
     precision = tp / np.arange(1, len(tp) + 1)

@@ -22,7 +22,7 @@ from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Size
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
-Labels = NDArray[np.int32]
+Labels = NDArray[np.integer[Any]]
 Floats = NDArray[np.float64]
 
 
@@ -106,7 +106,7 @@ def match_labels(gt: Labels, pred: Labels, thresholds: Sequence[float] = THRESHO
     Args:
         gt: ground truth, integers `[H, W]`; 0 is background, every other number an object.
         pred: prediction, the same.
-        thresholds: K IoU thresholds; a pair counts if its IoU is at least as large.
+        thresholds: as in `match_pairs`.
 
     Raises:
         BadInput: the label images differ in size.
@@ -159,12 +159,12 @@ def match_pairs(
     return MatchCounts(hits, hit_iou, *counts)
 
 
-def label_image(masks: Iterable[MaskCrop], size: Size) -> Labels:
-    """Return masks as one label image, int32 `[H, W]`: 1, 2, ... in their order, 0 is background.
+def label_image(masks: Iterable[MaskCrop], size: Size, dtype: type[np.integer[Any]] = np.int32) -> Labels:
+    """Return masks as one label image, `[H, W]`: 1, 2, ... in their order, 0 is background.
 
     Where masks overlap, the first keeps the pixels; a mask that is fully covered disappears.
     """
-    image = np.zeros(size, dtype=np.int32)
+    image = np.zeros(size, dtype)
     for label, (pixels, y, x) in enumerate(masks, start=1):
         # a view: writing to it changes the image
         window = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
@@ -181,11 +181,6 @@ def matching_metrics(
     overlap, the higher score keeps the pixels. Classes are matched separately and counted together. Crowds are left
     out, since a label image cannot represent them.
 
-    Args:
-        evaluator: the ground truth and the results.
-        score_threshold: 0..1, one for all categories or by category id.
-        image_ids: as in `CocoEvaluator.compute`.
-
     Returns:
         `matching/` (mean over images) and `matching_pooled/` (pooled counts) with the names of
         `MatchCounts.metrics`.
@@ -194,14 +189,14 @@ def matching_metrics(
         BadInput: as `CocoEvaluator.compute`; or the run lengths of a mask are damaged.
     """
     ids = evaluator.image_ids(image_ids)
-    gts, results = evaluator.ground_truth_by_image(ids), evaluator.results_by_image(ids)
+    ground_truth, results = evaluator.ground_truth, evaluator.results_by_image(ids)
     zero = MatchCounts(np.zeros(len(THRESHOLDS), dtype=np.int64), np.zeros(len(THRESHOLDS)), 0, 0)
     counts = []
     for image_id in ids:
-        objects = [gt for gt in gts[image_id] if not gt["iscrowd"]]
+        objects = [gt for gt in ground_truth.records[image_id] if not gt["iscrowd"]]
         decided = [r for r in results[image_id] if is_decided(r["score"], r["category_id"], score_threshold)]
-        categories = {record["category_id"] for record in (*gts[image_id], *decided)}
-        size = evaluator.size_of(image_id)
+        categories = {record["category_id"] for record in (*objects, *decided)}
+        size = ground_truth.sizes[image_id]
         labels = ((_labels(objects, c, size), _labels(decided, c, size)) for c in categories)
         counts.append(sum((match_labels(*pair) for pair in labels), zero))
     by_image = [image.metrics() for image in counts]

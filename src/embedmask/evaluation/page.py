@@ -55,12 +55,7 @@ class Html(str):
 
 
 def document(title: str, sections: Iterable[str]) -> str:
-    """Return the page.
-
-    Args:
-        title: plain text.
-        sections: HTML, in order.
-    """
+    """Return the page of a plain title and of sections, which must be HTML."""
     head = (
         f'<meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
@@ -106,12 +101,10 @@ def chart(
     curves: Sequence[tuple[str, NDArray[np.float64]]],
     axes: tuple[str, str] = ("recall", "precision"),
 ) -> str:
-    """Draw curves over the unit square as SVG.
+    """Draw curves over the unit square as SVG, under a plain title, which may be empty.
 
     Args:
-        title: plain text; may be empty.
         curves: name, and values at P evenly spaced positions of 0..1, float64 `[P]`; a curve with a nan is omitted.
-        axes: names of x and y.
     """
     grid = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):

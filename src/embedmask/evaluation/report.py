@@ -102,9 +102,9 @@ def thin_fraction(evaluator: CocoEvaluator) -> float:
     For these, boundary AP and mask AP measure the same pixels.
     """
     thin: list[bool] = []
-    for image_id, gts in evaluator.ground_truth_by_image(evaluator.image_ids()).items():
+    for image_id, gts in evaluator.ground_truth.records.items():
         rles = (gt["segmentation"] for gt in gts if not gt["iscrowd"])
-        masks = RunMasks.from_rle(rles, evaluator.size_of(image_id))
+        masks = RunMasks.from_rle(rles, evaluator.ground_truth.sizes[image_id])
         thin.extend(boundaries(masks).areas() == masks.areas())
     return float(np.mean(thin)) if thin else 0.0
 

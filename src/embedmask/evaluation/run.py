@@ -103,11 +103,9 @@ def write_results(
     """Write the results of a model file on one split in the format of COCO's evaluation server.
 
     Args:
-        weights: written by `embedmask.weights.checkpoint.save`.
-        dataset: the split.
         out: a file that ends in .json; or a folder, for a file named as the server requires:
             `detections_SPLIT_NAME_results.json`, where NAME is that of the weights.
-        max_detections: as in `evaluate_weights`, as are the arguments below.
+        max_detections: as in `evaluate_weights`, as are the other arguments.
 
     Returns:
         The file, a list of `image_id`, `category_id`, `bbox`, `score` and `segmentation`. Results are written as they

@@ -78,9 +78,7 @@ class Choice:
 def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> Choice:
     """Return the score threshold with the highest F1 at mask IoU 0.5 on the results of an evaluator.
 
-    Args:
-        evaluator: the ground truth and the results.
-        per_class: choose one threshold per category; a category without a correct result takes the common one.
+    With `per_class`, it is one per category; a category without a correct result takes the common one.
     """
     images = classify_errors(evaluator, 0.0)
     pooled = ThresholdCurves.of(images)

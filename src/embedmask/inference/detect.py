@@ -31,7 +31,6 @@ class PostProcessing(Protocol):
             image_sizes: `(height, width)` of each image inside the padded frame.
             original_sizes: `(height, width)` of each original image.
         """
-        ...
 
 
 def make_postprocessor(
@@ -44,7 +43,6 @@ def make_postprocessor(
     """Build the post-processing of any type of model.
 
     Args:
-        config: of the model.
         max_detections: per image; None: that of the config.
         score_threshold: of candidates; None: that of the config.
         reference_masks: place masks as the config's `mask_frame` says, instead of exactly.
@@ -63,8 +61,6 @@ def detect(
     The network casts its own layers; boxes and masks are decoded in float32, also under the caller's autocast.
 
     Args:
-        network: of `make_network`.
-        postprocess: of `make_postprocessor`.
         batch: output of `Detector.preprocess`.
         original_sizes: `(height, width)` of each original image.
 

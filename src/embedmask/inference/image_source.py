@@ -35,10 +35,6 @@ IMAGE_SOURCE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Ten
 def check_image_source(source: Any, name: str = "image") -> None:
     """Check the type of an image, and shape and dtype of an array or tensor; files and bytes are not read.
 
-    Args:
-        source: any object.
-        name: name of the image in messages.
-
     Raises:
         BadInput: another type, shape or dtype.
     """

@@ -88,7 +88,6 @@ def cell_ranges(boxes: Tensor, grid: Size, interpolation: Literal["prob", "log_p
     Args:
         boxes: `[R, 4]` xyxy in cells.
         grid: `(h, w)` of the map.
-        interpolation: selects the version.
 
     Returns:
         int64 `[R, 4]`: y1, y2, x1, x2.
@@ -112,7 +111,6 @@ def _spans(pixels: Tensor, proposals: Proposals, threshold: float) -> Tensor:
 
     Args:
         pixels: p, `[D, h, w]`.
-        proposals: R proposals.
         threshold: of phi.
     """
     grid = (pixels.shape[1], pixels.shape[2])

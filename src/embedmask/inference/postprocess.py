@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,25 +16,22 @@ from embedmask.inference.rescoring import MIN_RESCORED, rescore_by_masks
 from embedmask.structures import Instances, Predictions, Size
 
 
+@dataclass
 class Postprocessor:
     """Inference of section 3.6: decoding, class-wise NMS, masks inside boxes, resizing, thresholding.
 
-    Args:
+    Attributes:
         cfg: all settings but those below.
         max_detections: maximum number of instances per image.
         score_threshold: threshold of candidates before NMS.
         mask_frame: placement of the masks in the image; see `ModelConfig.mask_frame`.
     """
 
+    cfg: ModelConfig
+    max_detections: int
+    score_threshold: float
+    mask_frame: Frame
     network_options: ClassVar[Mapping[str, Any]] = {}
-
-    def __init__(
-        self, cfg: ModelConfig, *, max_detections: int, score_threshold: float, mask_frame: Frame
-    ) -> None:
-        self.cfg = cfg
-        self.max_detections = max_detections
-        self.score_threshold = score_threshold
-        self.mask_frame = mask_frame
 
     @classmethod
     def from_config(
@@ -43,12 +41,9 @@ class Postprocessor:
         score_threshold: float | None = None,
         reference_masks: bool = True,
     ) -> Self:
-        """Return the post-processing of a model's config.
+        """Return the post-processing of a model's config, which also holds the values that are None.
 
         Args:
-            cfg: of the model.
-            max_detections: maximum number of instances per image; None: that of the config.
-            score_threshold: threshold of candidates; None: that of the config.
             reference_masks: place masks as the config's `mask_frame` says, to reproduce published figures; False:
                 exactly, as `Predictor` and `embedmask eval` do.
         """
@@ -63,13 +58,7 @@ class Postprocessor:
     def __call__(
         self, predictions: Predictions, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Instances]:
-        """Return the instances of each image, in its original frame.
-
-        Args:
-            predictions: of N images.
-            image_sizes: `(height, width)` of each image inside the padded frame.
-            original_sizes: `(height, width)` of each original image.
-        """
+        """Return the instances of each image, in its original frame; see `PostProcessing`."""
         sizes = enumerate(zip(image_sizes, original_sizes, strict=True))
         return [
             self.decode_instances(predictions, index, self.propose(predictions, index, pair[0]), *pair)
@@ -83,13 +72,9 @@ class Postprocessor:
             predictions,
             index,
             image_size,
+            cfg,
             score_threshold=self.score_threshold,
-            pre_nms_topk=cfg.pre_nms_topk,
-            nms_threshold=cfg.nms_threshold,
             max_detections=max(limit, MIN_RESCORED) if cfg.rescore_masks else limit,
-            box_offset=cfg.box_offset,
-            score=cfg.score,
-            clip_before_nms=cfg.clip_before_nms,
         )
 
     def decode_instances(

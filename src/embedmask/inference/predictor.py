@@ -217,7 +217,7 @@ class Predictor:
             return (as_detections(result) for result in self._stream(source, request))
         images = list(source)
         for index, item in enumerate(images):
-            check_image_source(item, _name(index))
+            check_image_source(item, f"images[{index}]")
         return [as_detections(result) for result in self._stream(images, request)]
 
     def predict_stream(
@@ -307,7 +307,7 @@ class Predictor:
         def read(numbered: tuple[int, ImageSource]) -> LoadedImage:
             index, source = numbered
             try:
-                image = as_image(source, _name(index), any_size=tiled, options=request.reading)
+                image = as_image(source, f"images[{index}]", any_size=tiled, options=request.reading)
                 return self._prepare(image, source, request)
             except BadInput as error:
                 return LoadedImage(ImageResult(source, error=error))
@@ -378,7 +378,3 @@ class Predictor:
         self, resized: Sequence[Tensor], original_sizes: Sequence[Size], postprocess: PostProcessing
     ) -> list[Instances]:
         return detect(self.network, postprocess, self.model.preprocess(resized), original_sizes)
-
-
-def _name(index: int) -> str:
-    return f"images[{index}]"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from embedmask.config import ModelConfig
 from embedmask.locations import level_locations, ltrb_to_xyxy
 from embedmask.structures import Columns, Predictions, Size
 
@@ -39,45 +39,33 @@ def decode_proposals(
     predictions: Predictions,
     index: int,
     image_size: Size,
+    cfg: ModelConfig,
     *,
-    score_threshold: float = 0.05,
-    pre_nms_topk: int = 1000,
-    nms_threshold: float = 0.6,
-    max_detections: int = 100,
-    box_offset: float = 0.0,
-    score: Literal["product", "root"] = "product",
-    clip_before_nms: bool = True,
+    score_threshold: float,
+    max_detections: int,
 ) -> Proposals:
-    """Decode the proposals of image `index` and apply class-wise NMS.
+    """Decode the proposals of image `index` of a batch and apply class-wise NMS.
 
     A pair of location and class is a candidate if its class score is above the threshold; its final score is the
-    product of class score and centerness. With `root`, the product is compared with the threshold and the final score
-    is its square root. Boxes are clipped to the image, and boxes without area are dropped: before NMS, or after the
-    best `max_detections` are selected, which may leave fewer.
+    product of class score and centerness. With the score `root`, the product is compared with the threshold and the
+    final score is its square root. Boxes are clipped to the image, and boxes without area are dropped: before NMS, or
+    after the best `max_detections` are selected, which may leave fewer.
 
     Args:
-        predictions: of a batch.
-        index: image of the batch.
         image_size: `(height, width)` of the image inside the padded frame.
-        score_threshold: see above.
-        pre_nms_topk: maximum number of candidates per level.
-        nms_threshold: maximum IoU of two proposals of one class.
-        max_detections: maximum number of proposals.
-        box_offset: added to the sides of boxes in the IoU of NMS; 1 if boxes and the image end on their last pixel.
-        score: definition of the final score.
-        clip_before_nms: whether boxes are clipped before NMS.
+        cfg: all other settings.
     """
     levels = [
-        _level_candidates(predictions, level, index, score_threshold, pre_nms_topk, root=score == "root")
+        _level_candidates(predictions, level, index, cfg, score_threshold)
         for level in range(len(predictions.strides))
     ]
     candidates = _Candidates(*map(torch.cat, zip(*(vars(part).values() for part in levels), strict=True)))
-    if clip_before_nms:
-        candidates = _clip(candidates, image_size, box_offset)
-    ends = candidates.boxes.new_tensor([0, 0, box_offset, box_offset])
-    keep = class_wise_nms(candidates.boxes + ends, candidates.scores, candidates.labels, nms_threshold)
+    if cfg.clip_before_nms:
+        candidates = _clip(candidates, image_size, cfg.box_offset)
+    ends = candidates.boxes.new_tensor([0, 0, cfg.box_offset, cfg.box_offset])
+    keep = class_wise_nms(candidates.boxes + ends, candidates.scores, candidates.labels, cfg.nms_threshold)
     best = candidates.select(keep[:max_detections])
-    best = best if clip_before_nms else _clip(best, image_size, box_offset)
+    best = best if cfg.clip_before_nms else _clip(best, image_size, cfg.box_offset)
     # q and s at the level and cell of each of the R proposals: maps [D, Hl * Wl] per level -> [R, D]
     embeddings = []
     for maps in (predictions.proposal_embed, predictions.proposal_margin):
@@ -116,8 +104,6 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
 
     Args:
         boxes: `[P, 4]` xyxy.
-        scores: `[P]`.
-        labels: int64 `[P]`.
         threshold: IoU with a better box above which a box is suppressed.
 
     Returns:
@@ -136,33 +122,28 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
 
 
 def _level_candidates(
-    predictions: Predictions,
-    level: int,
-    index: int,
-    score_threshold: float,
-    pre_nms_topk: int,
-    *,
-    root: bool,
+    predictions: Predictions, level: int, index: int, cfg: ModelConfig, score_threshold: float
 ) -> _Candidates:
     """Select the best candidates of one level; boxes are not clipped yet.
 
     The best class of each location is checked first, so that all classes are computed only where they can matter.
     """
+    topk, root = cfg.pre_nms_topk, cfg.score == "root"
     logits = predictions.class_logits[level][index].flatten(1)  # [C, K]
     centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
     best = logits.amax(0).sigmoid()  # [K]
     cells = ((best * centerness if root else best) > score_threshold).nonzero()[:, 0]
-    if len(cells) > pre_nms_topk:
-        # the `pre_nms_topk` best pairs lie in the `pre_nms_topk` best cells, ties included
+    if len(cells) > topk:
+        # the `topk` best pairs lie in the `topk` best cells, ties included
         best = best[cells] * centerness[cells]
-        cells = cells[best >= best.topk(pre_nms_topk).values[-1]]
+        cells = cells[best >= best.topk(topk).values[-1]]
     # pairs of class and cell above the threshold: [C, cells] -> [P]
     probs = logits[:, cells].sigmoid()
     products = probs * centerness[cells]
     labels, at = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)
     scores = products[labels, at]
-    if len(scores) > pre_nms_topk:
-        scores, top = scores.topk(pre_nms_topk)
+    if len(scores) > topk:
+        scores, top = scores.topk(topk)
         labels, at = labels[top], at[top]
     cells = cells[at]
     size = predictions.class_logits[level].shape[-2:]

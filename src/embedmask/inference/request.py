@@ -51,7 +51,6 @@ def postprocessor_of_request(
     lost.
 
     Args:
-        config: of the model.
         score_threshold: smallest requested threshold; None: that of the config.
         max_detections: None: that of the config.
         parts: whether images are tiles. The request then applies to whole objects only, whose parts may have lower

@@ -25,10 +25,7 @@ def rescore_by_masks(instances: Instances) -> Instances:
       even if their boxes differ.
 
     All instances are returned, and no score increases: duplicates are removed by a score threshold. An empty mask
-    scores 0.
-
-    Args:
-        instances: by descending score, in the frame of the image; they are not changed.
+    scores 0. The given instances, by descending score in the frame of the image, are not changed.
     """
     free = uncovered_fractions(instances.masks, instances.labels.tolist())
     agreement = box_iou(instances.boxes.cpu(), torch.from_numpy(instances.masks.boxes()).float()).diagonal()

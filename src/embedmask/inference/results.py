@@ -19,11 +19,6 @@ def to_detections(
 ) -> sv.Detections:
     """Convert the instances of one image to supervision's detections.
 
-    Args:
-        instances: of one image, on any device.
-        class_names: name of each label.
-        score_threshold: minimum score of a detection.
-
     Returns:
         Detections by descending score, in the frame of the original image: `xyxy` float32 [R, 4] px, `confidence`
         float32 [R], `class_id` int64 [R], `data["class_name"]` str [R], and `mask`, a `CompactMask` of run lengths
@@ -45,8 +40,6 @@ def coco_results(instances: Instances, image_id: int, category_ids: Sequence[int
     """Convert the instances of one image to COCO's result format, ready for JSON.
 
     Args:
-        instances: of one image, on any device.
-        image_id: id of the image in the data set.
         category_ids: category id of each label in the data set.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -17,17 +18,17 @@ from embedmask.model.maskrcnn import Detections
 from embedmask.structures import Instances, Size
 
 
+@dataclass
 class MaskRCNNPostprocessor:
     """Post-processing of Mask R-CNN for a batch.
 
-    Args:
+    Attributes:
         mask_threshold: probability above which a pixel belongs to the instance.
         network_options: limits, which the network applies to its boxes before it computes their masks.
     """
 
-    def __init__(self, mask_threshold: float, network_options: dict[str, Any]) -> None:
-        self.mask_threshold = mask_threshold
-        self.network_options = network_options
+    mask_threshold: float
+    network_options: dict[str, Any]
 
     @classmethod
     def from_config(
@@ -37,13 +38,9 @@ class MaskRCNNPostprocessor:
         score_threshold: float | None = None,
         reference_masks: bool = True,
     ) -> Self:
-        """Return the post-processing of a model's config.
+        """Return the post-processing of a model's config, which also holds the values that are None.
 
-        Args:
-            cfg: of the model.
-            max_detections: maximum number of instances per image; None: that of the config.
-            score_threshold: minimum score; None: that of the config.
-            reference_masks: unused, since masks have one placement.
+        `reference_masks` is not used, since masks have one placement.
         """
         options = {
             "score_threshold": cfg.candidate_threshold if score_threshold is None else score_threshold,
@@ -55,13 +52,7 @@ class MaskRCNNPostprocessor:
     def __call__(
         self, detections: Sequence[Detections], image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Instances]:
-        """Return the instances of each image, in its original frame.
-
-        Args:
-            detections: output of `MaskRCNN` for N images.
-            image_sizes: `(height, width)` of each image inside the padded frame.
-            original_sizes: `(height, width)` of each original image.
-        """
+        """Return the instances of each image, in its original frame; see `PostProcessing`."""
         return [
             postprocess_mask_rcnn(one, *sizes, mask_threshold=self.mask_threshold)
             for one, *sizes in zip(detections, image_sizes, original_sizes, strict=True)

@@ -22,21 +22,14 @@ class DatasetIds:
     Attributes:
         images: Image id of each source, by `Source.name`.
         categories: Category id of each label of the model, C.
-        class_names: Class names of the model, C.
     """
 
     images: dict[str, int]
     categories: list[int]
-    class_names: list[str]
 
     @classmethod
     def read(cls, folder: Path, sources: Sequence[Source], class_names: Sequence[str]) -> DatasetIds:
-        """Match each source to an image of the data set, by path or else by unique file name.
-
-        Args:
-            folder: Data set in any layout; all its splits are searched.
-            sources: Images of the prediction.
-            class_names: Class names of the model.
+        """Match each source to an image of the data set, by path or else by unique file name; all splits are searched.
 
         Raises:
             BadInput: A source is a video, matches no image or several, or shares its id with a source of another
@@ -60,8 +53,7 @@ class DatasetIds:
                     f"--ids-from: {first.path} and {source.path} both have image id {ids[source.name]}, in two "
                     "splits; predict the images of one split"
                 )
-        names = list(class_names)
-        return cls(ids, match_classes(names, datasets[0]), names)
+        return cls(ids, match_classes(list(class_names), datasets[0]))
 
 
 def existing_splits(folder: Path) -> list[Split]:

@@ -27,15 +27,11 @@ class Journal:
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        """Set up the journal without touching the disk.
-
-        Args:
-            out: Results folder.
-            settings: Everything that the results depend on, as plain values.
-        """
+        """Set up the journal without touching the disk; the results depend on `settings`, which are plain values."""
         self.out = out
         self.settings = dict(settings)
         self.folder = out / FOLDER
+        self._settings_file = self.folder / "settings.json"
         self._is_new = not out.exists()
 
     def check(self) -> None:
@@ -106,7 +102,6 @@ class Journal:
 
         Args:
             sources: Finished sources, in the order of their image ids.
-            class_names: Class names of the model, C.
             ids: Image and category ids of a data set; None: images are numbered from 1, categories are labels + 1.
 
         Returns:
@@ -133,11 +128,6 @@ class Journal:
         categories = [{"id": n, "name": name} for n, name in zip(category_ids, class_names, strict=True)]
         write_json(self.out / "images.json", {"images": images, "categories": categories})
         return len(images), num_objects
-
-    @property
-    def _settings_file(self) -> Path:
-        """Return the path of the settings."""
-        return self.folder / "settings.json"
 
     def _file(self, source: Source) -> Path:
         """Return the path of a source's rows."""

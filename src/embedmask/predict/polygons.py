@@ -6,7 +6,7 @@ filling them by the even-odd rule, as COCO's code does, restores the same pixels
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from embedmask.errors import BadInput
+from embedmask.evaluation import matching
 from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Instances
 
@@ -24,12 +25,8 @@ TOUCHING = np.ones((3, 3), int)
 """8-connectivity: pixels that meet at a corner belong to one piece, because outlines cross there."""
 
 
-def label_image(masks: RunMasks, name: str) -> npt.NDArray[np.uint16]:
-    """Render masks as a label image.
-
-    Args:
-        masks: of one image, by descending score.
-        name: name of the image in messages.
+def label_image(masks: RunMasks, name: str) -> matching.Labels:
+    """Render the masks of image `name`, by descending score, as a label image.
 
     Returns:
         uint16 `[H, W]`: 0 for the background, k for the k-th mask; the first of overlapping masks wins.
@@ -42,19 +39,13 @@ def label_image(masks: RunMasks, name: str) -> npt.NDArray[np.uint16]:
             f"{name}: {len(masks)} objects, but a label image holds at most {MAX_LABELS}; "
             "lower --max-detections or choose another --format"
         )
-    labels = np.zeros(masks.frame, np.uint16)
-    # in reverse order: the best mask is written last
-    for number, (crop, y, x) in _numbered(masks, range(len(masks), 0, -1)):
-        labels[y : y + crop.shape[0], x : x + crop.shape[1]][crop] = number
-    return labels
+    return matching.label_image(masks.crops(), masks.frame, np.uint16)
 
 
 def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -> dict[str, Any]:
     """Return the content of a LabelMe file: one polygon per piece, with `group_id` k for the k-th object.
 
     Args:
-        instances: of one image, on any device.
-        class_names: name of each label.
         image_path: path of the image, relative to the LabelMe file.
     """
     height, width = instances.masks.frame
@@ -68,7 +59,7 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
             "shape_type": "polygon",
             "flags": {},
         }
-        for number, (crop, y, x) in _numbered(instances.masks, range(1, len(instances) + 1))
+        for number, (crop, y, x) in _numbered(instances.masks)
         for piece, (top, left) in pieces(crop)
     ]
     return {
@@ -90,7 +81,7 @@ def yolo_lines(instances: Instances) -> list[str]:
     size = instances.masks.frame[::-1]
     labels = instances.labels.tolist()
     lines = []
-    for number, (crop, y, x) in _numbered(instances.masks, range(1, len(instances) + 1)):
+    for number, (crop, y, x) in _numbered(instances.masks):
         # six decimals: a tenth of a pixel of an image 200,000 px wide
         values = ((outline(crop) + np.array([x, y])) / size).ravel().tolist()
         lines.append(" ".join([str(labels[number - 1]), *(f"{value:.6f}" for value in values)]))
@@ -98,10 +89,7 @@ def yolo_lines(instances: Instances) -> list[str]:
 
 
 def outline(mask: Bools) -> Points:
-    """Return all outlines of a mask as one closed path along pixel edges, for the even-odd rule.
-
-    Args:
-        mask: bool `[h, w]` with at least one pixel.
+    """Return all outlines of a non-empty mask, `[h, w]`, as one closed path along pixel edges, for the even-odd rule.
 
     Returns:
         x, y of the corners, int64 `[P, 2]`. A line connects the first corner of the first outline to each further
@@ -144,8 +132,6 @@ def pieces(mask: Bools) -> Iterator[tuple[Bools, tuple[int, int]]]:
         yield numbers[rows, columns] == number, (rows.start, columns.start)
 
 
-def _numbered(masks: RunMasks, numbers: Iterable[int]) -> Iterator[tuple[int, MaskCrop]]:
-    """Yield number and crop of the non-empty masks among `numbers`, counted from 1; one crop at a time."""
-    for number in numbers:
-        if len(masks.runs[number - 1]):
-            yield number, masks.crop(number - 1)
+def _numbered(masks: RunMasks) -> Iterator[tuple[int, MaskCrop]]:
+    """Yield number, counted from 1, and crop of the non-empty masks; one crop at a time."""
+    yield from ((number, crop) for number, crop in enumerate(masks.crops(), start=1) if crop.pixels.size)

@@ -37,7 +37,6 @@ def find_sources(
     """Expand files, folders (images and videos by name) and glob patterns; each file is listed once.
 
     Args:
-        arguments: Files, folders and patterns.
         report: Called with one line about unsupported image files in folders and patterns.
 
     Raises:
@@ -98,7 +97,6 @@ def refuse_overwriting(sources: Sequence[Source], results: Iterable[Path]) -> No
     """Check that no result replaces a source.
 
     Args:
-        sources: Sources of the run.
         results: Files to write, and folders to replace with all their contents.
 
     Raises:

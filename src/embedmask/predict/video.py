@@ -53,8 +53,8 @@ class VideoReader:
             with av.open(os.fspath(path)) as container:
                 stream = _video_stream(container)
                 self.total, self.duration = stream.frames, stream.duration or 0
-                self.rate = _fraction(stream.average_rate) or USUAL_RATE
-                self.time_base = _fraction(stream.time_base)
+                self.rate = stream.average_rate or USUAL_RATE
+                self.time_base = stream.time_base or Fraction(0)
                 # headers may be intact while the frames are not: decode one
                 has_frames = next(container.decode(stream), None) is not None
         except (av.FFmpegError, ValueError) as error:
@@ -113,8 +113,6 @@ def write_video(
     """Write an MP4 file with the frame times and the sound of `video`; the file is written atomically.
 
     Args:
-        path: File to write.
-        video: Source of times and sound.
         report: Called with one line if the sound cannot be transferred.
 
     Yields:
@@ -241,11 +239,6 @@ def _video_stream(container: InputContainer) -> Any:
     if stream is None:
         raise ValueError("it has no video stream")
     return stream
-
-
-def _fraction(value: Any) -> Fraction:
-    """Convert PyAV's rational number to Python's; 0 for None."""
-    return Fraction(value.numerator, value.denominator) if value else Fraction(0)
 
 
 def _reason(error: Exception) -> str:

@@ -33,10 +33,8 @@ def write_annotations(
 
     Args:
         fmt: Format of the file; `coco` writes nothing.
-        out: Results folder.
         name: Name of the file without suffix; for frames, with a folder.
         instances: Instances in the image's own frame.
-        class_names: Class names of the model, C.
         source: Image that the instances were predicted in.
 
     Raises:

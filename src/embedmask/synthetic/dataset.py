@@ -53,8 +53,6 @@ def make_shapes(
 
     Args:
         out: folder to create; must be missing or empty.
-        train: images in the training split.
-        val: images in the validation split.
         size: side of the square images, px.
         seed: equal seeds give equal sets, for any number of workers.
         progress: called with (images done, images in all) after each image.

@@ -5,30 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from embedmask.distributed import is_distributed
-
-
-class _AllReduceSum(torch.autograd.Function):
-    """Sum over all processes, with a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        total = values.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # y = sum over ranks of x, and every rank has a loss of y: dL/dx is the sum of dL/dy over the ranks
-        return _AllReduceSum.forward(ctx, grads[0])
-
-
-def all_reduce_sum(values: Tensor) -> Tensor:
-    """Return the sum over all processes, with a gradient; the shape must be the same in each."""
-    total: Tensor = _AllReduceSum.apply(values)
-    return total
 
 
 class DistributedBatchNorm2d(nn.BatchNorm2d):
@@ -38,17 +17,21 @@ class DistributedBatchNorm2d(nn.BatchNorm2d):
         """Normalize `input`, `[N, C, H, W]`, as `nn.BatchNorm2d` does; all processes must call it together."""
         if not (self.training and is_distributed()):
             return super().forward(input)
+        # a sum with a gradient; the module is missing where torch is built without process groups
+        from torch.distributed.nn import functional
+
+        all_reduce: Any = functional.all_reduce
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         values = input.float()
         over = (0, 2, 3)
         # per-channel sums [C] and the count of pixels in one all-reduce, [C + 1]
-        sums = all_reduce_sum(torch.cat((values.sum(over), values.new_tensor([values[:, 0].numel()]))))
+        sums: Tensor = all_reduce(torch.cat((values.sum(over), values.new_tensor([values[:, 0].numel()]))))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         # two passes, since E[x^2] - E[x]^2 would cancel in float32
-        var = all_reduce_sum((values - mean.view(-1, 1, 1)).square().sum(over)) / count
+        var: Tensor = all_reduce((values - mean.view(-1, 1, 1)).square().sum(over)) / count
         self.num_batches_tracked.add_(1)
         momentum = self.momentum or 0.0
         self.running_mean.lerp_(mean.detach(), momentum)

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.threshold_curves import Choice, choose_thresholds
 from embedmask.files import write_text
 from embedmask.training.module import EmbedMaskModule
+from embedmask.training.step_log import Row, loss_text
 from embedmask.weights.checkpoint import save
 
-Row = dict[str, float]
 BEST_METRIC = "segm/AP"
+STORED = ("history", "best", "last", "best_step", "evaluations", "evaluated_step", "without_better")
+"""Attributes of `ResultsFolder` that a checkpoint stores."""
 
 
 class ResultsFolder(Callback):
@@ -37,8 +40,7 @@ class ResultsFolder(Callback):
     and `best.safetensors` whenever `segm/AP` improved. With a moving average these are the averaged weights.
 
     Args:
-        out: results folder; it exists.
-        recipe: recipe of the run.
+        out: existing folder.
         evaluator: evaluator of val on rank zero; None on other ranks.
         class_names: class names to store in the weights files.
         report: receives the summary line of each epoch.
@@ -79,27 +81,13 @@ class ResultsFolder(Callback):
         """Return the state that a checkpoint stores."""
         self._stop_clock()
         # plain values only, since checkpoints are read with weights_only=True
-        return {
-            "history": self.history,
-            "best": self.best,
-            "last": self.last,
-            "best_step": self.best_step,
-            "evaluations": self.evaluations,
-            "evaluated_step": self.evaluated_step,
-            "without_better": self.without_better,
-            "epoch": vars(self.epoch),
-        }
+        return {**{name: getattr(self, name) for name in STORED}, "epoch": vars(self.epoch)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a checkpoint."""
-        self.history = state_dict["history"]
-        self.best = state_dict["best"]
-        # checkpoints of earlier versions lack the keys that are read with a default
-        self.last = state_dict.get("last", self.best)
-        self.best_step = state_dict.get("best_step", -1)
-        self.evaluations = state_dict.get("evaluations", 0)
-        self.evaluated_step = state_dict["evaluated_step"]
-        self.without_better = state_dict["without_better"]
+        # checkpoints of earlier versions lack some of the values
+        state_dict = {"last": state_dict["best"], **state_dict}
+        vars(self).update((name, state_dict[name]) for name in STORED if name in state_dict)
         self.epoch = RunningMeans(**state_dict["epoch"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -256,13 +244,9 @@ class StopAfter(Callback):
 
 
 class EvaluationPause(Callback):
-    """Delay evaluations that `eval_every` asks for until enough time has passed since the last one.
+    """Delay evaluations, due each `every` epochs, until `minutes` have passed since the last one, or since the start.
 
     The evaluation at the end of the training is not affected: `fit` runs it where the last weights have none.
-
-    Args:
-        minutes: least time between two evaluations, and from the start to the first one.
-        every: epochs between evaluations.
     """
 
     def __init__(self, minutes: float, every: int) -> None:
@@ -295,24 +279,18 @@ class MovingAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=RisingDecay(decay))
+        super().__init__(multi_avg_fn=partial(update_average, decay))
 
 
-class RisingDecay:
-    """Update `average <- d average + (1 - d) current` of all tensors of a dtype, with d rising to `decay`."""
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-
-    @torch.no_grad()
-    def __call__(self, averages: list[Tensor], current: list[Tensor], num: Tensor | int) -> None:
-        """Update `averages` in place; integer buffers are copied."""
-        if averages[0].is_floating_point():
-            decay = min(self.decay, (1 + float(num)) / (10 + float(num)))
-            # lerp(average, current, 1 - d) = d average + (1 - d) current, one kernel for all tensors
-            torch._foreach_lerp_(averages, current, 1 - decay)
-        else:
-            torch._foreach_copy_(averages, current)
+@torch.no_grad()
+def update_average(decay: float, averages: list[Tensor], current: list[Tensor], num: Tensor | int) -> None:
+    """Update the averages of all tensors of a dtype in place, with a rising decay; integer buffers are copied."""
+    if averages[0].is_floating_point():
+        decay = min(decay, (1 + float(num)) / (10 + float(num)))
+        # lerp(average, current, 1 - d) = d average + (1 - d) current, one kernel for all tensors
+        torch._foreach_lerp_(averages, current, 1 - decay)
+    else:
+        torch._foreach_copy_(averages, current)
 
 
 class Progress(TQDMProgressBar):
@@ -331,21 +309,12 @@ def _log(trainer: Trainer, values: Row) -> None:
 
 def summary_line(row: Row) -> str:
     """Return one line for an epoch: the loss and its terms, AP if it was evaluated, and seconds."""
-    terms = ", ".join(
-        f"{name[5:]} {value:.3f}"
-        for name, value in row.items()
-        if name.startswith("loss/") and name != "loss/total"
-    )
     aps = ", ".join(
         f"{label} AP {100 * row[key]:.1f}"
         for label, key in (("mask", "segm/AP"), ("box", "bbox/AP"))
         if key in row
     )
-    parts = [
-        f"epoch {row['epoch']:.0f}",
-        f"step {row['step']:.0f}",
-        f"loss {row.get('loss/total', float('nan')):.3f} ({terms})",
-    ]
+    parts = [f"epoch {row['epoch']:.0f}", f"step {row['step']:.0f}", loss_text(row)]
     return " · ".join([*parts, *([aps] if aps else []), f"{row['seconds']:.0f} s"])
 
 

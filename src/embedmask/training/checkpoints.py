@@ -24,10 +24,7 @@ OLDER_KEYS = {"SplitPair": "TrainValDataModule"}
 class LastCheckpoint(Checkpoint):
     """Callback that overwrites `last.ckpt` within epochs and at their ends, always between optimizer steps.
 
-    Args:
-        path: checkpoint file.
-        minutes: minutes between checkpoints within an epoch; None: no time interval.
-        steps: optimizer steps between checkpoints; None: no step interval.
+    Within an epoch it does so every `minutes` and every `steps` optimizer steps; None: no such interval.
     """
 
     def __init__(self, path: Path, *, minutes: float | None, steps: int | None) -> None:
@@ -64,9 +61,7 @@ class LastCheckpoint(Checkpoint):
         return bool(trainer.strategy.broadcast(time.monotonic() - self._clock < pause))
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.should_stop:
-            return True
-        if self.steps is not None and trainer.global_step % self.steps == 0:
+        if trainer.should_stop or (self.steps is not None and trainer.global_step % self.steps == 0):
             return True
         if self.minutes is None:
             return False

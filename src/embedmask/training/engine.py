@@ -26,13 +26,7 @@ LIGHTNING_PRECISION: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixe
 
 @dataclass(frozen=True)
 class Hardware:
-    """Device, precision and processes of a run.
-
-    Attributes:
-        device: device type of every process.
-        dtype: dtype of the convolutions.
-        processes: number of processes and machines.
-    """
+    """Device type of every process, dtype of the convolutions, and number of processes of a run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -55,12 +49,7 @@ class Hardware:
 def make_trainer(
     config: TrainConfig, hardware: Hardware, callbacks: Sequence[Callback], **changes: Any
 ) -> Trainer:
-    """Build Lightning's trainer with the recipe's length, precision, accumulation and clipping.
-
-    Args:
-        callbacks: callbacks in order.
-        changes: arguments of `Trainer` to add or replace.
-    """
+    """Build Lightning's trainer for a recipe; `changes` are arguments of `Trainer` to add or replace."""
     settings: dict[str, Any] = {
         "accelerator": accelerator(hardware.device),
         "devices": hardware.processes.devices,

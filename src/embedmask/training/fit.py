@@ -124,9 +124,6 @@ def prepare(
 ) -> tuple[Recipe, Splits, EmbedMaskModule]:
     """Return the recipe adapted to a data set, its data module, and the network with random weights.
 
-    Args:
-        data_module: class of the data module.
-
     Raises:
         BadInput: the data or the recipe is invalid.
     """
@@ -144,8 +141,7 @@ def with_required_settings(recipe: Recipe, resumed: Path | None, report: Report)
     """Return the recipe with the model settings that its initial weights require.
 
     Args:
-        resumed: results folder of the run to resume, whose settings remain; None: a new run.
-        report: receives a line that names the changes of a new run.
+        resumed: results folder of the run to resume, whose settings remain; None: a new run, with changes reported.
 
     Raises:
         BadInput: a weights file cannot be read, or belongs to another backbone.

@@ -11,13 +11,12 @@ from embedmask.config import Recipe
 from embedmask.config.convert import current_names
 from embedmask.config.model_types import DEFAULT_TYPE
 from embedmask.config.recipe import read_yaml
+from embedmask.data.formats import name_some
 from embedmask.errors import BadInput
 from embedmask.files import write_json
 from embedmask.training.data_module import TrainValDataModule
 
 RUN_FILE = "run.json"
-MAX_NAMED = 3
-"""Maximum number of differences that an error message lists."""
 FREE: Mapping[str, Sequence[str]] = {
     "model": ("image_short_side", "image_long_side", "image_rounding", "candidate_threshold", "default_score_threshold",
               "nms_threshold", "max_detections", "mask_threshold", "pre_nms_topk", "score", "rescore_masks",
@@ -50,11 +49,9 @@ def check_identity(out: Path, recipe: Recipe, splits: TrainValDataModule) -> Non
         *_recipe_differences(before["recipe"], recipe),
     ]
     if differences:
-        listed = ", ".join(differences[:MAX_NAMED])
-        more = f" and {len(differences) - MAX_NAMED} more" if len(differences) > MAX_NAMED else ""
         raise BadInput(
-            f"{out}: cannot be resumed: {listed}{more}; use the recipe and the data that the run began with, "
-            "or start a new run in another folder"
+            f"{out}: cannot be resumed: {name_some(differences)}; use the recipe and the data that the run began "
+            "with, or start a new run in another folder"
         )
 
 

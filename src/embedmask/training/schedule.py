@@ -16,12 +16,8 @@ NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
     """Return the factor on the base learning rate in an optimizer step.
 
-    As in the authors' code, the warm-up factor multiplies the schedule, and a milestone applies from its step on.
-
-    Args:
-        step: number of the step, from 0.
-        total_steps: number of steps of the training.
-        config: warm-up and schedule.
+    As in the authors' code, the warm-up factor multiplies the schedule, and a milestone applies from its step on. Steps
+    count from 0.
     """
     warmup = 1.0
     if step < config.warmup_steps:

@@ -112,16 +112,18 @@ class StepLog(Callback):
         steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
         first, start = self._start
         rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, evaluations included
-        terms = ", ".join(
-            f"{name[5:]} {value:.3f}"
-            for name, value in row.items()
-            if name.startswith("loss/") and name != "loss/total"
-        )
         return (
-            f"step {row['step']:.0f} of {steps} · loss {row['loss/total']:.3f} ({terms}) · lr {row['lr']:.3g} · "
+            f"step {row['step']:.0f} of {steps} · {loss_text(row)} · lr {row['lr']:.3g} · "
             f"{row['images_per_second']:.3g} images/s · {row['peak_gib']:.2g} GiB · "
             f"{duration(rate * max(steps - row['step'], 0))} left"
         )
+
+
+def loss_text(row: Row) -> str:
+    """Return the total loss of a row and its terms as text."""
+    terms = {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
+    total = terms.pop("total", float("nan"))
+    return f"loss {total:.3f} ({', '.join(f'{name} {value:.3f}' for name, value in terms.items())})"
 
 
 def peak_memory(device: torch.device) -> int | None:
