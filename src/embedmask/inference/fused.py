@@ -1,4 +1,9 @@
-"""A copy of the network for inference: norms are folded into convolutions, which also add and apply ReLU."""
+"""A copy of the network for inference: norms are folded into convolutions, which also add and apply ReLU.
+
+Folding with public operators alone takes 131 lines less. In bfloat16 it is 3 to 4 % slower (one thread, Intel Xeon with
+AMX; in float32 5 % faster), and it rounds sums to bfloat16 before they are added: mask AP50 of `nuclei` on nuclei val
+moves by 0.002. The private operators stay for that figure; `has_fused_operators` falls back where torch lacks them.
+"""
 
 from __future__ import annotations
 
