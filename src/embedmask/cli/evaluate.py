@@ -67,14 +67,9 @@ def evaluate(
 
     options = read_config(weights).reading().changed(page, channels)
     dataset = CocoInstances.open(
-        data,
-        split,
-        degenerate=degenerate,
-        image_filter=where,
-        exif=exif,
-        options=options,
+        data, split, degenerate=degenerate, image_filter=where, exif=exif, options=options,
         val_fraction=val_fraction,
-    )
+    )  # fmt: skip
     prediction: dict[str, Any] = {
         "max_detections": max_detections, "image_short_side": image_short_side, "precision": precision,
         "reference_masks": reference_masks, "device": device, "progress": is_interactive(),
@@ -88,15 +83,11 @@ def evaluate(
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
     metrics = evaluate_weights(
-        weights,
-        dataset,
-        score_threshold=parse_score_threshold(score_threshold),
-        matching=matching,
-        report=report,
+        weights, dataset, score_threshold=parse_score_threshold(score_threshold), matching=matching, report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
         begin=lambda: print(f"{data}: {dataset.layout}", *dataset.warning_lines(), sep="\n"),
         **prediction,
-    )
+    )  # fmt: skip
     print_metrics(metrics, json, report)
 
 
