@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check format docs clean
 
 $(BIN)/embedmask: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -35,5 +35,9 @@ format: $(BIN)/embedmask
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Write the documentation site to site/; open site/index.html.
+docs: $(BIN)/embedmask
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) runs build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -91,7 +91,7 @@ class CocoEvaluator:
         ground_truth: the ground truth; its masks are compressed RLE.
         results: the results added so far, with the ids of the ground truth.
 
-    Example:
+    Examples:
         >>> evaluator = CocoEvaluator("val.json", max_detections=1000)
         >>> evaluator.add(results)
         >>> evaluator.compute()["segm/AP"]

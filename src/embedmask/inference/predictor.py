@@ -55,7 +55,7 @@ class Predictor:
 
     Masks are always placed exactly; `mask_frame` of the model's config is for reference masks.
 
-    Example:
+    Examples:
         >>> predictor = Predictor.load("model.safetensors")
         >>> detections = predictor("photo.jpg", score_threshold=0.3)
     """

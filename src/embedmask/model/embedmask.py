@@ -19,7 +19,7 @@ from embedmask.structures import ImageBatch, Predictions
 class EmbedMask(Detector):
     """The whole network of the paper, with random weights.
 
-    Example:
+    Examples:
         >>> model = EmbedMask(ModelConfig.preset("paper", num_classes=3))
         >>> predictions = model(torch.zeros(1, 3, 128, 160))
     """
