@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from embedmask.files import write_text
 
 Row = dict[str, float]
+STEPS_FILE = "steps.csv"
 LINE_SECONDS = 60.0
 """Minimum time between two lines of progress."""
 
@@ -117,6 +119,27 @@ class StepLog(Callback):
             f"{row['images_per_second']:.3g} images/s · {row['peak_gib']:.2g} GiB · "
             f"{duration(rate * max(steps - row['step'], 0))} left"
         )
+
+
+def step_speed(path: Path) -> Row:
+    """Return the speed and memory of a run from its `steps.csv`.
+
+    Returns:
+        `seconds_per_step` and `images_per_second`, medians over all steps, data loading included; `peak_gib`, the
+        highest memory of the process. Empty without a step.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return {}
+    seconds, images, memory = (
+        [float(row[name]) for row in rows] for name in ("seconds", "images_per_second", "peak_gib")
+    )
+    return {
+        "seconds_per_step": statistics.median(seconds),
+        "images_per_second": statistics.median(images),
+        "peak_gib": max(memory),
+    }
 
 
 def loss_text(row: Row) -> str:
