@@ -31,11 +31,15 @@ class StepLog(Callback):
         path: CSV file; a resumed run keeps the rows up to its checkpoint.
         images: number of images in a step, over all processes.
         report: receives lines of progress; None: no lines.
+        steps: number of steps of the run; None: it ends with its last epoch.
     """
 
-    def __init__(self, path: Path, images: int, report: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, path: Path, images: int, report: Callable[[str], None] | None, steps: int | None = None
+    ) -> None:
         self.path = path
         self.images = images
+        self.steps = steps
         self.report = report
         self._file: TextIO | None = None
         self._parts: list[Row] = []
@@ -111,7 +115,8 @@ class StepLog(Callback):
         self._file.write(",".join(f"{v}" if isinstance(v, int) else f"{v:.6g}" for v in values) + "\n")
 
     def _line(self, row: Row, trainer: Trainer, now: float) -> str:
-        steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
+        # without an end by epochs, Lightning's estimate is infinite
+        steps = self.steps or int(trainer.estimated_stepping_batches)
         first, start = self._start
         rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, evaluations included
         return (
