@@ -28,7 +28,6 @@ import yaml
 from nuclei_page import write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
-from embedmask.machine import describe_machine
 from embedmask.config import Recipe, model_type_of, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
@@ -38,6 +37,7 @@ from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.run import write_results
 from embedmask.files import write_json
 from embedmask.inference.predictor import Predictor
+from embedmask.machine import describe_machine
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint, save
 
 DOCS = Path(__file__).parents[1] / "docs"

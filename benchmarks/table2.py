@@ -121,7 +121,9 @@ def recipe_of(cell: str, dataset: str, seed: int = 0, changes: Sequence[str] = (
         section, dot, field = name.partition(".")
         if not (equals and dot and section in ("model", "data", "train")):
             raise BadInput(f"--override {change}: write SECTION.FIELD=VALUE, as train.max_steps=2")
-        part = override(getattr(recipe, section), {field: yaml.safe_load(value)}, where=f"--override {change}")
+        part = override(
+            getattr(recipe, section), {field: yaml.safe_load(value)}, where=f"--override {change}"
+        )
         recipe = replace(recipe, **{section: part})
     return recipe
 
@@ -135,7 +137,9 @@ def prepare(dataset: str, runs: Path, nuclei: Path | None, coco: Path | None) ->
     """Return the folder of a set's data; those of shapes and nuclei are created if missing."""
     if dataset == "coco":
         if coco is None:
-            raise SystemExit("--coco DIR is missing; give COCO's folder with annotations/, train2017/ and val2017/")
+            raise SystemExit(
+                "--coco DIR is missing; give COCO's folder with annotations/, train2017/ and val2017/"
+            )
         return coco
     folder = runs / "data" / dataset
     if not folder.exists():
@@ -174,7 +178,10 @@ def run(args: argparse.Namespace, sets: list[str]) -> None:
         for dataset in sets:
             data = prepare(dataset, args.runs, args.nuclei, args.coco)
             for cell in PAPER:
-                if trained_as(cell, dataset) == cell and not result_file(args.runs, dataset, cell, seed).exists():
+                if (
+                    trained_as(cell, dataset) == cell
+                    and not result_file(args.runs, dataset, cell, seed).exists()
+                ):
                     recipe = recipe_of(cell, dataset, seed, args.override)
                     run_one(cell, dataset, recipe, runs=args.runs, data=data, device=args.device)
 
@@ -246,8 +253,17 @@ def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
     """Return the tables of one ablation: the paper's figures and the measured ones, and each step of its order."""
     results = {(cell, name): read_results(runs, name, cell) for cell in table.cells for name in sets}
     columns = [metric.removeprefix("segm/") for metric in table.metrics]
-    head = ["setting", f"paper {' / '.join(columns)}", *(f"{name} {column}" for name in sets for column in columns)]
-    lines = [f"## ({table.letter}) {table.question}", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    head = [
+        "setting",
+        f"paper {' / '.join(columns)}",
+        *(f"{name} {column}" for name in sets for column in columns),
+    ]
+    lines = [
+        f"## ({table.letter}) {table.question}",
+        "",
+        f"| {' | '.join(head)} |",
+        "| --- " * len(head) + "|",
+    ]
     for cell, label in table.cells.items():
         measured = [cell_text(results[cell, name], metric) for name in sets for metric in table.metrics]
         paper = " / ".join(f"{value:.1f}" for value in PAPER[cell])

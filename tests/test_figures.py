@@ -14,7 +14,14 @@ from PIL import Image
 from embedmask import Predictor
 from embedmask.cli import main
 from embedmask.data.coco import CocoInstances
-from embedmask.figures import GroundTruthImages, color_ramp, compare_models, model_titles, outline, scale_panel
+from embedmask.figures import (
+    GroundTruthImages,
+    color_ramp,
+    compare_models,
+    model_titles,
+    outline,
+    scale_panel,
+)
 from embedmask.inference.explain import explain
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.visualize import GAP
@@ -70,7 +77,9 @@ def check_proposal_colors(predictor: Predictor, image: Path, drawn: np.ndarray) 
         assert (np.ptp(drawn[outside].astype(int), axis=-1) == 0).all()  # grey
 
 
-def test_explain_leaves_other_folders_alone(eager: Path, images: list[Path], tmp_path: Path, capsys: Any) -> None:
+def test_explain_leaves_other_folders_alone(
+    eager: Path, images: list[Path], tmp_path: Path, capsys: Any
+) -> None:
     (tmp_path / "mine.txt").touch()
     line = fails(capsys, "explain", images[0], "--weights", eager, "--out", tmp_path)
     assert "the folder is not empty" in line
@@ -130,7 +139,12 @@ def test_raises_on_invalid_comparisons(
 
 
 def test_titles_tell_models_apart() -> None:
-    paths = [Path("runs/a/model.safetensors"), Path("runs/b/last.safetensors"), Path("nuclei"), Path("x/y.safetensors")]
+    paths = [
+        Path("runs/a/model.safetensors"),
+        Path("runs/b/last.safetensors"),
+        Path("nuclei"),
+        Path("x/y.safetensors"),
+    ]
     assert model_titles(paths) == ["a", "b", "nuclei", "y"]
 
 

@@ -109,7 +109,9 @@ def check_solver(recipe: Recipe, length: Any, rate: float, preset: str) -> None:
     assert (train.epochs, train.schedule, train.gamma) == (None, "step", 0.1)
     assert (train.optimizer, train.momentum, train.weight_decay) == ("sgd", 0.9, 1e-4)
     assert (train.lr, train.batch_size, train.lr_batch_size) == (rate, 16, 16)
-    assert (train.warmup, train.warmup_steps, train.warmup_factor) == WARM_UP.get(preset, ("constant", 500, 1 / 3))
+    assert (train.warmup, train.warmup_steps, train.warmup_factor) == WARM_UP.get(
+        preset, ("constant", 500, 1 / 3)
+    )
     biases = train.bias_lr_factor, train.bias_weight_decay, train.norm_weight_decay
     assert biases == BIASES.get(preset, (2.0, 0.0, None))
     assert train.keep == ("best" if preset == "fast" else "last")

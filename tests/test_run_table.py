@@ -15,7 +15,9 @@ from embedmask.errors import BadInput
 from embedmask.run_table import markdown_table, summarize_runs
 
 
-def write_run(folder: Path, seed: int, ap: float, *, lr: float = 0.01, data: str = "a", **metrics: Any) -> Path:
+def write_run(
+    folder: Path, seed: int, ap: float, *, lr: float = 0.01, data: str = "a", **metrics: Any
+) -> Path:
     """Write the files of a finished run."""
     folder.mkdir(parents=True)
     recipe = {"model": {"embed_dim": 8}, "data": {}, "train": {"lr": lr, "seed": seed}}
@@ -28,7 +30,9 @@ def write_run(folder: Path, seed: int, ap: float, *, lr: float = 0.01, data: str
 
 def test_seeds_share_a_row(tmp_path: Path) -> None:
     aps = (0.30, 0.33, 0.36)
-    runs = [write_run(tmp_path / f"big_seed{seed}", seed, ap, images_per_second=4) for seed, ap in enumerate(aps)]
+    runs = [
+        write_run(tmp_path / f"big_seed{seed}", seed, ap, images_per_second=4) for seed, ap in enumerate(aps)
+    ]
     other = write_run(tmp_path / "small", 0, 0.2, lr=0.02)
     rows = summarize_runs([runs[0], other, *runs[1:]])
     assert [row["name"] for row in rows] == ["big", "small"]
@@ -56,7 +60,7 @@ def test_other_data_is_another_row(tmp_path: Path) -> None:
 
 def test_raises_on_the_same_run_twice(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, 4, 0.2) for name in ("a", "b")]
-    with pytest.raises(BadInput, match="/a and .*/b have the same recipe, data and seed"):
+    with pytest.raises(BadInput, match=r"/a and .*/b have the same recipe, data and seed"):
         summarize_runs(runs)
 
 

@@ -45,7 +45,7 @@ def color_ramp(values: npt.NDArray[np.floating]) -> Pixels:
 
 
 def paint_instances(explanation: Explanation, colors: Pixels) -> Pixels:
-    """Return the image in grey with each mask filled with its colour, uint8 `[R, 3]`; smaller masks over larger ones."""
+    """Return the image in grey with each mask in its colour, uint8 `[R, 3]`; smaller masks cover larger ones."""
     grey = explanation.image.float().mean(0, keepdim=True).expand(3, -1, -1)
     scene: Pixels = (grey / 2 + 96).byte().permute(1, 2, 0).numpy().copy()
     found = explanation.detections
@@ -179,7 +179,9 @@ class GroundTruthImages:
         data, wanted = self.dataset, path.resolve()
         index = next((i for i in range(len(data)) if data.image_path(i).resolve() == wanted), None)
         if index is None:
-            raise BadInput(f"{path}: not an image of {data.annotations_file}; pass one of its files, or omit --data")
+            raise BadInput(
+                f"{path}: not an image of {data.annotations_file}; pass one of its files, or omit --data"
+            )
         item = EvalTransform.full_size()(data.image(index), data.annotations(index), torch.Generator())
         return draw_target(*item, data.class_names)
 

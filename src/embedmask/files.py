@@ -146,9 +146,12 @@ def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
 
 def write_zipped_json_rows(path: Path, rows: Iterable[Any]) -> None:
     """Write what `write_json_rows` writes as the only member of a zip file; both have the same name but the suffix."""
-    with atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open(f"{path.stem}.json", "w", force_zip64=True) as file:
-            file.writelines(line.encode() for line in _json_rows(rows))
+    with (
+        atomic_write(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(f"{path.stem}.json", "w", force_zip64=True) as file,
+    ):
+        file.writelines(line.encode() for line in _json_rows(rows))
 
 
 def _json_rows(rows: Iterable[Any]) -> Iterator[str]:

@@ -14,7 +14,17 @@ import torch
 
 CPU_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
 """Processor features that determine the speed of bfloat16."""
-PACKAGES = ("embedmask", "torch", "torchvision", "timm", "lightning", "numpy", "pillow", "faster-coco-eval", "openvino")
+PACKAGES = (
+    "embedmask",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "numpy",
+    "pillow",
+    "faster-coco-eval",
+    "openvino",
+)
 """Packages on which figures depend."""
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,9 @@ def _summarize(runs: Sequence[Run]) -> dict[str, Any]:
     for run in runs:
         other = first.setdefault(run.seed, run)
         if other is not run:
-            raise BadInput(f"{other.folder} and {run.folder} have the same recipe, data and seed; pass one of them")
+            raise BadInput(
+                f"{other.folder} and {run.folder} have the same recipe, data and seed; pass one of them"
+            )
     names = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
     values = {name: [run.metrics[name] for run in runs] for name in names}
     return {
@@ -119,7 +121,8 @@ def _summarize(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _common_name(folders: Sequence[str]) -> str:
     """Return the common beginning of folder names, without separators at its end: a_0, a_1 -> a."""
-    prefix = os.path.commonprefix(list(folders)).rstrip("/\\")
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*folders, strict=False))
+    prefix = "".join(letters[0] for letters in same).rstrip("/\\")
     if len(folders) > 1:
         prefix = prefix.rstrip("_-. ").removesuffix("seed").rstrip("_-. /\\")
     return Path(prefix).name or "runs"

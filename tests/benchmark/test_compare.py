@@ -21,8 +21,8 @@ from embedmask.benchmark.memory import peaks_in_own_process
 from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
 from embedmask.benchmark.timing import interleave, medians, quartiles, time_run
 from embedmask.errors import BadInput
-from embedmask.machine import describe_machine
 from embedmask.inference.engines import make_network
+from embedmask.machine import describe_machine
 
 CPU = torch.device("cpu")
 

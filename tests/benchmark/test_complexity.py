@@ -48,7 +48,9 @@ def test_second_stage_of_the_baseline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "parameters"), [(ModelConfig(), 34.8e6), (MaskRCNNConfig(), 44.3e6)], ids=["embedmask", "maskrcnn"]
+    ("config", "parameters"),
+    [(ModelConfig(), 34.8e6), (MaskRCNNConfig(), 44.3e6)],
+    ids=["embedmask", "maskrcnn"],
 )
 def test_published_models_are_counted_without_their_memory(config: ModelConfig, parameters: float) -> None:
     found = count_complexity(config)

@@ -83,7 +83,11 @@ def test_sizes_are_compared_where_they_are_measured(tmp_path: Path) -> None:
         for seed in (0, 1, 2):
             file = table2.result_file(tmp_path, "shapes", cell, seed)
             file.parent.mkdir(parents=True, exist_ok=True)
-            values = {**dict.fromkeys(table2.BY_SIZE, 0.3), table2.SMALL: small + seed / 1000, "segm/APl": None}
+            values = {
+                **dict.fromkeys(table2.BY_SIZE, 0.3),
+                table2.SMALL: small + seed / 1000,
+                "segm/APl": None,
+            }
             file.write_text(json.dumps(values))
     lines = table2.table_lines(table2.TABLES[0], tmp_path, ["shapes"])
     assert any(line.endswith("for small objects (+1.1) | holds (+10.0 ± 0.0) |") for line in lines)
@@ -97,7 +101,7 @@ def test_cells_on_coco_are_their_recipes() -> None:
     changed = table2.recipe_of("b_pixel", "coco", 3, ["train.max_steps=2", "data.short_sides=[64]"])
     assert (changed.train.seed, changed.train.max_steps, changed.data.short_sides) == (3, 2, (64,))
     assert changed.model == table2.recipe_of("b_pixel", "coco").model
-    with pytest.raises(BadInput, match="write SECTION.FIELD=VALUE"):
+    with pytest.raises(BadInput, match=r"write SECTION\.FIELD=VALUE"):
         table2.recipe_of("b_pixel", "coco", 0, ["max_steps=2"])
 
 
@@ -109,10 +113,16 @@ def test_few_steps_on_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for split in ("train", "val"):
         (tmp_path / "shapes" / f"{split}.json").rename(coco / "annotations" / f"instances_{split}2017.json")
         (coco / f"{split}2017").symlink_to(tmp_path / "shapes" / "images")
-    monkeypatch.setattr(table2, "PAPER", {cell: table2.PAPER[cell] for cell in ("a_predicted", "b_pixel", "b_proposal")})
-    small = TINY["model"] | TINY["train"] | {"max_steps": 1, "batch_size": 2, "epochs": None, "ema_decay": None}
+    monkeypatch.setattr(
+        table2, "PAPER", {cell: table2.PAPER[cell] for cell in ("a_predicted", "b_pixel", "b_proposal")}
+    )
+    small = (
+        TINY["model"] | TINY["train"] | {"max_steps": 1, "batch_size": 2, "epochs": None, "ema_decay": None}
+    )
     sections = [("model", TINY["model"]), ("train", TINY["train"])]
-    changes = [f"{section}.{name}={json.dumps(small[name])}" for section, fields in sections for name in fields]
+    changes = [
+        f"{section}.{name}={json.dumps(small[name])}" for section, fields in sections for name in fields
+    ]
     changes = [change for change in changes if not change.startswith("train.epochs")]
     words = ["run", "--data", "coco", "--coco", str(coco), "--seeds", "1", "--runs", str(tmp_path / "runs")]
     extra = [word for change in [*changes, "data.short_sides=[]"] for word in ("--override", change)]

@@ -60,7 +60,9 @@ def test_margin_is_the_distance_of_half_probability(explained: Explanation) -> N
     margins = explained.proposal_margin
     assert distances.shape == (len(explained.detections),)
     if margins.shape[1] == 1:
-        assert torch.exp(-margins[:, 0] * distances**2) == pytest.approx(np.full(len(distances), 0.5), rel=1e-5)
+        assert torch.exp(-margins[:, 0] * distances**2) == pytest.approx(
+            np.full(len(distances), 0.5), rel=1e-5
+        )
     else:  # the mean of log s and that of log d agree
         mean = margins.log().mean(1).exp()
         assert torch.exp(-mean * distances**2) == pytest.approx(np.full(len(distances), 0.5), rel=1e-4)
@@ -118,7 +120,9 @@ def test_pixel_embeddings_of_the_predictor(photo: np.ndarray) -> None:
     assert np.array_equal(found.metadata["pixel_embed"], expected.detach().numpy())
     assert found.metadata["pixel_stride"] == 8
     assert found.metadata["network_size"] == tuple(resized.shape[1:])
-    for listed, source in zip(predictor([photo, photo[:50]], 0.0, embeddings=True), (photo, photo[:50]), strict=True):
+    for listed, source in zip(
+        predictor([photo, photo[:50]], 0.0, embeddings=True), (photo, photo[:50]), strict=True
+    ):
         alone = predictor(source, 0.0, embeddings=True)
         np.testing.assert_allclose(listed.metadata["pixel_embed"], alone.metadata["pixel_embed"], atol=1e-4)
     tiled = predictor(photo, 0.0, embeddings=True, tile=64, overlap=16)

@@ -77,8 +77,15 @@ def test_run_records_machine_versions_data_and_speed(
 ) -> None:
     out, metrics, lines = run
     (start,) = json.loads((out / "environment.json").read_text())
-    assert (start["seed"], start["precision"], start["nodes"], start["processes_per_node"]) == (0, "float32", 1, 1)
-    assert {"processor", "cores", "threads", "device", "python", "torch", "timm", "lightning"} <= set(start["machine"])
+    assert (start["seed"], start["precision"], start["nodes"], start["processes_per_node"]) == (
+        0,
+        "float32",
+        1,
+        1,
+    )
+    assert {"processor", "cores", "threads", "device", "python", "torch", "timm", "lightning"} <= set(
+        start["machine"]
+    )
     for split, images in (("train", 10), ("val", 3)):
         data = start["data"][split]
         assert data["images"] == images
@@ -92,7 +99,9 @@ def test_run_records_machine_versions_data_and_speed(
     assert metrics["peak_gib"] == max(float(row["peak_gib"]) for row in steps)
 
 
-def test_resumed_run_appends_its_start(run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path) -> None:
+def test_resumed_run_appends_its_start(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "again"
     shutil.copytree(run[0], out)
     fit.train(tiny(epochs=3), shapes, out, resume=True)

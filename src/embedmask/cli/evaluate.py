@@ -78,7 +78,7 @@ def evaluate(
     if not has_annotations(dataset.annotations_file):
         if json is None:
             raise BadInput(
-                f"{dataset.annotations_file}: has no annotations; pass --json FOLDER to write the results for COCO's server"
+                f"{dataset.annotations_file}: has no annotations; pass --json FOLDER for the file of COCO's server"
             )
         path = write_results(weights, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")

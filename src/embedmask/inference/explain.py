@@ -1,4 +1,4 @@
-"""Explanation of an image's masks: embeddings in their principal components, probability maps and margins (figure 1)."""
+"""Explanation of an image's masks: principal components of the embeddings, probability maps, margins (figure 1)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def to_detections(
 
 
 def add_embeddings(detections: sv.Detections, instances: Instances, pixels: PixelMap | None) -> None:
-    """Add q and s of each detection to `data`, and p of the image, if known, to `metadata`; see `Predictor.__call__`."""
+    """Add q and s to `data`, and p of the image, if known, to `metadata`; see `Predictor.__call__`."""
     for name in ("proposal_embed", "proposal_margin"):
         detections.data[name] = getattr(instances, name).float().cpu().numpy()
     if pixels is not None:

@@ -57,10 +57,10 @@ def train(
     """Train a recipe on a data set, evaluate it on val, and write the results folder.
 
     The number of classes follows the data set. `out` receives `recipe.yaml`, `run.json` (the initial recipe and data,
-    which `resume` compares), `environment.json` (hardware, versions and data of each start), `metrics.csv` (a row per epoch), `steps.csv` (a row per step), `metrics.json`,
-    `curves.png` (losses and AP), `samples/` (predictions beside ground truth), `best.safetensors` (the best by mask
-    AP), `last.safetensors`, `model.safetensors` (one of these two, by `train.keep`), `last.ckpt` (for `resume`) and
-    TensorBoard logs.
+    which `resume` compares), `environment.json` (hardware, versions and data of each start), `metrics.csv` (a row per
+    epoch), `steps.csv` (a row per step), `metrics.json`, `curves.png` (losses and AP), `samples/` (predictions beside
+    ground truth), `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (one of these two,
+    by `train.keep`), `last.ckpt` (for `resume`) and TensorBoard logs.
 
     Several processes (started by torchrun, or by `devices` and `nodes`) share every batch; losses and gradients equal
     those of one process with the whole batch. Rank zero writes.
