@@ -95,7 +95,7 @@ def test_compare_has_a_row_per_image_and_a_column_per_model(
     out = tmp_path / "figure3.png"
     words = ["compare", *map(str, images), "--weights", str(eager), str(eager), "--out", str(out)]
     assert main([*words, "--data", str(shapes)]) == 0
-    assert capsys.readouterr().out == f"3 images, 2 models · {out}\n"
+    assert capsys.readouterr().out == f"images 3, models 2 · {out}\n"
     sheet = pixels(out)
     width = (sheet.shape[1] - 2 * GAP) // 3
     first, second, third = (sheet[:, i * (width + GAP) :][:, :width] for i in range(3))

@@ -85,4 +85,4 @@ def compare(
         device=device,
     )
     write_image(sheet, out)
-    print(f"{len(image)} images, {len(weights)} models · {out}")
+    print(f"images {len(image)}, models {len(weights)} · {out}")
