@@ -137,14 +137,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write an iterable as a JSON list by `atomic_write`, one item per line."""
+def write_json_rows(path: str | Path, rows: Iterable[Any], *, head: str = "", tail: str = "") -> None:
+    """Write an iterable as a JSON list by `atomic_write`, one item per line, between the texts `head` and `tail`."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        separator = "["
+        separator = head + "["
         for row in rows:
             file.write(separator + json.dumps(row, allow_nan=False))
             separator = ",\n"
-        file.write("]\n" if separator != "[" else "[]\n")
+        file.write(("" if separator == ",\n" else separator) + "]" + tail + "\n")
 
 
 def is_temporary(path: Path) -> bool:

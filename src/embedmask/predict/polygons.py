@@ -59,7 +59,7 @@ def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -
             "shape_type": "polygon",
             "flags": {},
         }
-        for number, (crop, y, x) in _numbered(instances.masks)
+        for number, (crop, y, x) in numbered_crops(instances.masks)
         for piece, (top, left) in pieces(crop)
     ]
     return {
@@ -81,7 +81,7 @@ def yolo_lines(instances: Instances) -> list[str]:
     size = instances.masks.frame[::-1]
     labels = instances.labels.tolist()
     lines = []
-    for number, (crop, y, x) in _numbered(instances.masks):
+    for number, (crop, y, x) in numbered_crops(instances.masks):
         # six decimals: a tenth of a pixel of an image 200,000 px wide
         values = ((outline(crop) + np.array([x, y])) / size).ravel().tolist()
         lines.append(" ".join([str(labels[number - 1]), *(f"{value:.6f}" for value in values)]))
@@ -181,6 +181,6 @@ def pieces(mask: Bools) -> Iterator[tuple[Bools, tuple[int, int]]]:
         yield numbers[rows, columns] == number, (rows.start, columns.start)
 
 
-def _numbered(masks: RunMasks) -> Iterator[tuple[int, MaskCrop]]:
+def numbered_crops(masks: RunMasks) -> Iterator[tuple[int, MaskCrop]]:
     """Yield number, counted from 1, and crop of the non-empty masks; one crop at a time."""
     yield from ((number, crop) for number, crop in enumerate(masks.crops(), start=1) if crop.pixels.size)
