@@ -35,7 +35,13 @@ def write_ome_tiff(path: Path, values: Values, axes: str, levels: int = 3, **opt
 
 
 def write_ome_zarr(
-    path: Path, values: Values, axes: str, version: str = "0.4", levels: int = 3, colors: Sequence[str] = ()
+    path: Path,
+    values: Values,
+    axes: str,
+    version: str = "0.4",
+    *,
+    levels: int = 3,
+    colors: Sequence[str] = (),
 ) -> list[Values]:
     """Write OME-Zarr; return its levels."""
     import zarr

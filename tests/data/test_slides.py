@@ -73,7 +73,7 @@ def test_pages_and_channels(kind: str, tmp_path: Path) -> None:
     if kind == "tiff":
         levels = write_ome_tiff(path, values, "TZCYX", 2)
     else:
-        levels = write_ome_zarr(path, values, "TZCYX", kind, 2)
+        levels = write_ome_zarr(path, values, "TZCYX", kind, levels=2)
     assert read_extent(path) is not None
     for page, channel, level in [(0, 0, 0), (4, 1, 0), (2, 1, 1), (5, 0, 1)]:
         slide = opened(path, page=page, channels=(channel,), level=level)
@@ -102,7 +102,9 @@ def test_unread_pages_and_channels_are_reported(tmp_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(
-    high=st.integers(1, 65535), dtype=st.sampled_from([np.uint16, np.int16, np.float32]), channels=st.integers(1, 3)
+    high=st.integers(1, 65535),
+    dtype=st.sampled_from([np.uint16, np.int16, np.float32]),
+    channels=st.integers(1, 3),
 )
 def test_depth_is_reduced_as_of_the_whole_image(
     high: int, dtype: type[Any], channels: int, tmp_path_factory: pytest.TempPathFactory
@@ -114,7 +116,9 @@ def test_depth_is_reduced_as_of_the_whole_image(
         values /= 7
     folder = tmp_path_factory.mktemp("depth")
     chosen = (0, channels - 1, 0)
-    tifffile.imwrite(folder / "flat.tif", values[list(chosen)], photometric="minisblack", metadata={"axes": "CYX"})
+    tifffile.imwrite(
+        folder / "flat.tif", values[list(chosen)], photometric="minisblack", metadata={"axes": "CYX"}
+    )
     expected = read_image(folder / "flat.tif", options=ReadOptions(channels=(0, 1, 2)))
     write_ome_zarr(folder / "a.zarr", values, "CYX", levels=1)
     slide = opened(folder / "a.zarr", channels=chosen)
@@ -148,9 +152,9 @@ def test_missing_tiles_are_background(tmp_path: Path) -> None:
 
 
 BAD = {
-    "level": (dict(level=3), "has 3 levels, level 3 is requested; they count from 0"),
-    "page": (dict(page=2), "has 1 page, page 2 is requested; they count from 0"),
-    "channel": (dict(channels=(5,)), "has 3 channels, channel 5 is requested; they count from 0"),
+    "level": ({"level": 3}, "has 3 levels, level 3 is requested; they count from 0"),
+    "page": ({"page": 2}, "has 1 page, page 2 is requested; they count from 0"),
+    "channel": ({"channels": (5,)}, "has 3 channels, channel 5 is requested; they count from 0"),
 }
 
 
@@ -180,14 +184,18 @@ def test_zarr_without_multiscales(tmp_path: Path) -> None:
     zarr.open_group(tmp_path / "group.zarr", mode="w").create_group("0")
     zarr.save(str(tmp_path / "array.zarr"), np.zeros((3, 3)))
     for name in ("group.zarr", "array.zarr"):
-        with pytest.raises(BadInput, match=r"zarr: is no OME-Zarr image: it has no multiscales; pass the group"):
+        with pytest.raises(
+            BadInput, match=r"zarr: is no OME-Zarr image: it has no multiscales; pass the group"
+        ):
             open_slide(tmp_path / name)
     write_ome_zarr(tmp_path / "old.zarr", textured(64, 64).transpose(2, 0, 1), "CYX")
     group = zarr.open_group(tmp_path / "old.zarr", mode="r+")
     image: Any = group.attrs["multiscales"]
     for damage in ({"axes": None}, {"axes": [{"name": "y"}, {"name": "x"}]}, {"datasets": [{"path": "9"}]}):
         group.attrs["multiscales"] = [{**image[0], **damage}]
-        with pytest.raises(BadInput, match=r"old\.zarr: its multiscales are damaged or older than OME-Zarr 0\.4"):
+        with pytest.raises(
+            BadInput, match=r"old\.zarr: its multiscales are damaged or older than OME-Zarr 0\.4"
+        ):
             open_slide(tmp_path / "old.zarr")
 
 

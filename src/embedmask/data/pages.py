@@ -18,7 +18,7 @@ class UnreadPages(UserWarning):
 
 
 class BadChoice(ValueError):
-    """A page, channel or level that the file does not have, or that cannot be read; the message does not name the file."""
+    """A page, channel or level that the file does not have, or that cannot be read; the message lacks its name."""
 
 
 @dataclass(frozen=True)

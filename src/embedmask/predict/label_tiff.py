@@ -35,10 +35,11 @@ def write_label_tiff(path: Path, masks: RunMasks) -> bool:
         BadInput: the file cannot be written.
     """
     dtype: Dtype = np.dtype(np.uint16) if len(masks) <= MAX_16 else np.dtype(np.uint32)
+    empty = zlib.compress(bytes(TILE * TILE * dtype.itemsize))
     with atomic_write(path) as temporary:
         tifffile.imwrite(
             temporary,
-            (zlib.compress(tile.tobytes(), 6) for tile in label_tiles(masks, dtype)),
+            (empty if tile is None else zlib.compress(tile.tobytes()) for tile in label_tiles(masks, dtype)),
             shape=masks.frame,
             dtype=dtype,
             tile=(TILE, TILE),
@@ -50,15 +51,18 @@ def write_label_tiff(path: Path, masks: RunMasks) -> bool:
     return dtype == np.uint32
 
 
-def label_tiles(masks: RunMasks, dtype: Dtype) -> Iterator[Labels]:
-    """Yield the tiles of the label image, row by row, `[1024, 1024]` each, padded by background."""
+def label_tiles(masks: RunMasks, dtype: Dtype) -> Iterator[Labels | None]:
+    """Yield the tiles of the label image, row by row, `[1024, 1024]` each, padded by background; None: it has no mask."""
     boxes = masks.boxes()
     height, width = masks.frame
     for top in range(0, height, TILE):
         in_row = np.flatnonzero((boxes[:, 1] < top + TILE) & (boxes[:, 3] > top))
         for left in range(0, width, TILE):
-            tile = np.zeros((TILE, TILE), dtype)
             inside = in_row[(boxes[in_row, 0] < left + TILE) & (boxes[in_row, 2] > left)]
+            if not len(inside):
+                yield None
+                continue
+            tile = np.zeros((TILE, TILE), dtype)
             # the first mask last, so that it wins
             for index in inside[::-1].tolist():
                 x1, y1 = np.maximum(boxes[index, :2], (left, top)).tolist()
