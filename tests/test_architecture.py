@@ -43,6 +43,7 @@ RANKS = {
     "export": 8,
     "samples": 8,
     "predict": 9,
+    "napari": 9,
     "training": 9,
     "cli": 10,
     "__main__": 11,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -15,9 +16,9 @@ from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
-README, PREDICTING, TRAIN, DATA = (
+README, PREDICTING, TRAIN, DATA, MICROSCOPY = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/predicting.md", "docs/train.md", "docs/data.md")
+    for name in ("README.md", "docs/predicting.md", "docs/train.md", "docs/data.md", "docs/microscopy.md")
 )
 
 
@@ -45,8 +46,15 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["with_embeddings"].shape[1:] == (32,)
 
 
+def test_python_of_microscopy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save("cells.png")
+    exec(python_of(MICROSCOPY), {})
+    assert json.loads((tmp_path / "cells.geojson").read_text())["type"] == "FeatureCollection"
+
+
 @pytest.mark.parametrize(
-    "line", [line for text in (README, PREDICTING, TRAIN, DATA) for line in commands_of(text)]
+    "line", [line for text in (README, PREDICTING, TRAIN, DATA, MICROSCOPY) for line in commands_of(text)]
 )
 def test_commands_parse(line: str) -> None:
     build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
