@@ -34,7 +34,8 @@ class ModelConfig(DetectorConfig):
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Strides of the pyramid levels, px, finest (4 or 8) first and doubling."""
     size_ranges: tuple[float, ...] = (64, 128, 256, 512)
-    """Bounds between the levels, px: an object belongs to the level whose bounds enclose max(l, t, r, b)."""
+    """Bounds between the levels, px: an object belongs to the level whose bounds enclose max(l, t, r, b). The
+    assigner `fcos` alone reads them."""
 
     # Head (section 3.1) and pixel branch
     detector: Literal["fcos", "retinanet", "tal"] = "fcos"
@@ -165,7 +166,9 @@ class ModelConfig(DetectorConfig):
         min_dim = 3 if self.coordinates else 1  # two dims hold the position
         require(self, "embed_dim", self.embed_dim >= min_dim, f"at least {min_dim}")
         by_anchor = (self.detector == "retinanet", self.assigner_name == "iou")
-        require(self, "assigner", len(set(by_anchor)) == 1, "iou with detector retinanet, and with no other")
+        require(
+            self, "assigner", len(set(by_anchor)) == 1, "iou with detector retinanet, another one without"
+        )
         require(self, "anchor_scales", bool(self.anchor_scales), "at least one scale")
         require(self, "anchor_ratios", bool(self.anchor_ratios), "at least one ratio")
         self._check_mask_loss()
@@ -187,6 +190,8 @@ class ModelConfig(DetectorConfig):
         # maps finer than the finest level come from the backbone's stages of strides 2 and 4
         pixel_ok = self.pixel_stride in (*self.strides, *(s for s in (2, 4) if s < self.strides[0]))
         require(self, "embed_stride", pixel_ok, "null, one of strides, or 2 or 4 below the first of them")
+        if self.assigner_name != "fcos":
+            return  # no other assigner reads the size ranges
         count = len(self.strides) - 1
         ranges_ok = len(self.size_ranges) == count and list(self.size_ranges) == sorted(self.size_ranges)
         require(self, "size_ranges", ranges_ok, f"{count} ascending bounds, one between two levels")

@@ -28,6 +28,10 @@ class AlignedHead(Head):
         self.box = conv3x3(cfg.channels, 4, bias=math.log(INITIAL_SIDE), float32=True)
         self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
 
+    def box_outputs(self, half_side: float) -> tuple[float, float]:
+        """Return mean and deviation of the outputs of `box` for boxes with about this half side, in strides."""
+        return math.log(half_side), 0.25
+
     def boxes(self, feature: Tensor, level: int) -> Tensor:
         """Return ltrb > 0 px, `[N, 4, Hl, Wl]`."""
         log_sides = self.box_scales[level](self.box(feature)).clamp(max=math.log(MAX_SIDE))

@@ -59,6 +59,10 @@ class Head(nn.Module):
         self.centerness = conv3x3(cfg.channels, 1)
         self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
 
+    def box_outputs(self, half_side: float) -> tuple[float, float]:
+        """Return mean and deviation of the outputs of `box` for boxes with about this half side, in strides."""
+        return half_side, half_side / 4
+
     def boxes(self, feature: Tensor, level: int) -> Tensor:
         """Return ltrb px `[N, A * 4, Hl, Wl]` from the box tower's features of a level."""
         # predicted in units of the stride, with a learned scale per level -> px
