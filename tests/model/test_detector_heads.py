@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import pytest
@@ -11,14 +10,13 @@ import torch
 from small_models import small_config
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision_retinanet import ANCHORS, STRIDES, level_anchors, twin_of
 
 from embedmask import EmbedMask, Predictions
 from embedmask.locations import level_locations, ltrb_to_xyxy
 from embedmask.model.aligned_head import INITIAL_SIDE, MAX_SIDE
 
-SIZE, STRIDES, ANCHORS = (128, 256), (8, 16, 32, 64, 128), 9
+SIZE = (128, 256)
 
 
 def features(channels: int = 32, images: int = 2) -> list[Tensor]:
@@ -39,27 +37,10 @@ def head_of(**changes: Any) -> Any:
 def test_maps_equal_torchvision_retinanet() -> None:
     """On equal weights the class logits are equal, and the boxes to the rounding of absolute coordinates."""
     head = head_of(detector="retinanet", tower_convs=4)
-    norm = partial(nn.GroupNorm, 8)
-    other: Any = RetinaNetHead(32, ANCHORS, 3, norm_layer=norm).eval()  # type: ignore[no-untyped-call]
-    towers = (
-        (head.class_tower, head.class_logits, other.classification_head, "cls_logits"),
-        (head.box_tower, head.box, other.regression_head, "bbox_reg"),
-    )
-    for tower, last, twin, name in towers:
-        for index, block in enumerate(twin.conv):
-            block[0].weight.copy_(tower[3 * index].weight)  # both convolutions have bias 0
-            block[1].load_state_dict(tower[3 * index + 1].state_dict())
-        getattr(twin, name).load_state_dict(last.state_dict())
     maps = features()
-    predictions, expected = head(maps), other(maps)
-    generator: Any = AnchorGenerator(  # type: ignore[no-untyped-call]
-        tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)),
-        ((0.5, 1.0, 2.0),) * 5,
-    )
-    grids = [list(level.shape[-2:]) for level in maps]
-    anchors = generator.grid_anchors(grids, [[torch.tensor(stride)] * 2 for stride in STRIDES])
+    predictions, expected = head(maps), twin_of(head, 32, 3, groups=8)(maps)
     start = 0
-    for level, anchor in enumerate(anchors):
+    for level, anchor in enumerate(level_anchors(SIZE)):
         rows = slice(start, start + len(anchor))
         start = rows.stop
         own = slice(level * ANCHORS, (level + 1) * ANCHORS)
@@ -69,7 +50,7 @@ def test_maps_equal_torchvision_retinanet() -> None:
             for parts in (predictions.class_logits[own], predictions.box_ltrb[own])
         )
         torch.testing.assert_close(logits, expected["cls_logits"][:, rows], rtol=1e-5, atol=1e-5)
-        height, width = grids[level]
+        height, width = maps[level].shape[-2:]
         xy = level_locations((height, width), STRIDES[level]).repeat_interleave(ANCHORS, 0)
         for image in range(2):
             codes = expected["bbox_regression"][image, rows]

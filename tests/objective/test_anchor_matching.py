@@ -9,8 +9,8 @@ import pytest
 import torch
 from small_models import no_objects, rectangles, small_config
 from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision_retinanet import ANCHORS, STRIDES, level_anchors, losses_of, matches_of, twin_of
 
 from embedmask import Criterion, EmbedMask, Predictions, Target
 from embedmask.errors import BadInput
@@ -21,7 +21,7 @@ from embedmask.objective.positives import ImageTargets, Locations
 from embedmask.structures import Assignment
 
 SIZE = (128, 256)
-STRIDES, ANCHORS, CLASSES = (8, 16, 32, 64, 128), 9, 3
+CLASSES = 3
 OBJECTS = [[20, 12, 60, 60], [100, 30, 240, 120], [30, 20, 70, 66], [3, 3, 8, 9], [180, 90, 190, 121]]
 
 
@@ -47,36 +47,16 @@ def torchvision_order(flat: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def torchvision_anchors() -> Tensor:
-    sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
-    generator: Any = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)  # type: ignore[no-untyped-call]
-    grids = [[math.ceil(side / stride) for side in SIZE] for stride in STRIDES]
-    return torch.cat(generator.grid_anchors(grids, [[torch.tensor(s)] * 2 for s in STRIDES]))
-
-
 def torchvision_losses(predictions: Predictions, target: Target) -> tuple[dict[str, Tensor], Tensor]:
     """Return torchvision's losses and matches for our predictions."""
     head: Any = RetinaNetHead(16, ANCHORS, CLASSES)  # type: ignore[no-untyped-call]
-    logits = torchvision_order(flatten_levels(predictions.class_logits)[0].T)
-    xy = Locations.of(predictions).xy
-    ltrb = flatten_levels(predictions.box_ltrb)[0].T
+    xy, ltrb = Locations.of(predictions).xy, flatten_levels(predictions.box_ltrb)[0].T
     boxes = torchvision_order(torch.cat([xy - ltrb[:, :2], xy + ltrb[:, 2:]], 1))
-    anchors = torchvision_anchors()
+    anchors = torch.cat(level_anchors(SIZE))
     codes = head.regression_head.box_coder.encode_single(boxes, anchors)
+    logits = torchvision_order(flatten_levels(predictions.class_logits)[0].T)
     outputs = {"cls_logits": logits[None], "bbox_regression": codes[None]}
-    model: Any = object.__new__(RetinaNet)
-    torch.nn.Module.__init__(model)
-    model.head = head
-    from torchvision.models.detection._utils import Matcher
-
-    model.proposal_matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
-    targets = [{"boxes": target.boxes, "labels": target.labels}]
-    matches = [torch.full((len(anchors),), -1)]
-    if len(target):
-        from torchvision.ops import box_iou
-
-        matches = [model.proposal_matcher(box_iou(target.boxes, anchors))]
-    return model.compute_loss(targets, outputs, [anchors]), matches[0]
+    return losses_of(head, outputs, target, anchors), matches_of(target, anchors)
 
 
 def assign_one(predictions: Predictions, target: Target, **changes: Any) -> Assignment:
@@ -87,7 +67,7 @@ def assign_one(predictions: Predictions, target: Target, **changes: Any) -> Assi
 def test_anchors_equal_torchvision() -> None:
     locations = Locations.of(predictions_of())
     ours = anchors_at(locations.xy, locations.level, config())
-    assert torch.equal(torchvision_order(ours), torchvision_anchors())
+    assert torch.equal(torchvision_order(ours), torch.cat(level_anchors(SIZE)))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -108,6 +88,39 @@ def test_targets_and_losses_equal_torchvision(seed: int) -> None:
     theirs = torch.autograd.grad(expected["classification"] + expected["bbox_regression"], maps)
     for one, other in zip(ours_grad, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_training_equals_torchvision() -> None:
+    """Ten steps of SGD on class and box losses leave both heads with equal weights, and so with equal boxes."""
+    torch.manual_seed(0)
+    features = [torch.randn(1, 32, *(math.ceil(side / s) for side in SIZE)) for s in STRIDES]
+    target, anchors = rectangles(OBJECTS, SIZE), torch.cat(level_anchors(SIZE))
+    ours: Any = EmbedMask(config(tower_convs=4)).head
+    for layer in (*ours.class_tower, *ours.box_tower):
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.bias.requires_grad_(False)  # torchvision has none before a norm
+    theirs = twin_of(ours, 32, CLASSES, groups=8)
+    criterion = Criterion(config(tower_convs=4))
+    before = ours.box.weight.detach().clone()
+    optimizers = [torch.optim.SGD(head.parameters(), lr=0.05, momentum=0.9) for head in (ours, theirs)]
+    for _ in range(10):
+        losses = criterion(ours(features), [target])
+        others = losses_of(theirs, theirs(features), target, anchors)
+        assert losses.box.item() == pytest.approx(others["bbox_regression"].item(), rel=1e-3)
+        assert losses.classification.item() == pytest.approx(others["classification"].item(), rel=1e-3)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (losses.classification + losses.box).backward()
+        sum(others.values()).backward()  # type: ignore[union-attr]
+        for optimizer in optimizers:
+            optimizer.step()
+    changed = float((ours.box.weight.detach() - before).abs().max())
+    for one, other in (
+        (ours.box, theirs.regression_head.bbox_reg),
+        (ours.class_logits, theirs.classification_head.cls_logits),
+        (ours.class_tower[0], theirs.classification_head.conv[0][0]),
+    ):
+        assert float((one.weight - other.weight).detach().abs().max()) < 0.01 * changed
 
 
 def test_empty_images() -> None:
