@@ -232,7 +232,8 @@ def make_run(
     bar = sys.stdout.isatty()
     if bar:
         callbacks.append(Progress())
-    callbacks.append(StepLog(out / "steps.csv", config.batch_size, None if bar else results.report))
+    report = None if bar else results.report
+    callbacks.append(StepLog(out / "steps.csv", config.batch_size, report, config.max_steps))
     minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
     callbacks.append(LastCheckpoint(out / LAST_CHECKPOINT, minutes=minutes, steps=steps))
     logger = TensorBoardLogger(out, name="", version="tensorboard")

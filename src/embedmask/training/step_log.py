@@ -29,12 +29,16 @@ class StepLog(Callback):
         path: CSV file; a resumed run keeps the rows up to its checkpoint.
         images: number of images in a step, over all processes.
         report: receives lines of progress; None: no lines.
+        max_steps: steps of the training; None: those of its epochs.
     """
 
-    def __init__(self, path: Path, images: int, report: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, path: Path, images: int, report: Callable[[str], None] | None, max_steps: int | None = None
+    ) -> None:
         self.path = path
         self.images = images
         self.report = report
+        self.max_steps = max_steps
         self._file: TextIO | None = None
         self._parts: list[Row] = []
         self._columns: Sequence[str] = ()
@@ -109,7 +113,8 @@ class StepLog(Callback):
         self._file.write(",".join(f"{v}" if isinstance(v, int) else f"{v:.6g}" for v in values) + "\n")
 
     def _line(self, row: Row, trainer: Trainer, now: float) -> str:
-        steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
+        # without epochs Lightning's own estimate is infinite
+        steps = self.max_steps or int(trainer.estimated_stepping_batches)
         first, start = self._start
         rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, evaluations included
         return (
