@@ -82,7 +82,8 @@ def random_predictions(
 def maps_of(predictions: Predictions) -> list[Tensor]:
     """Return every map, in a fixed order."""
     p = predictions
-    lists = (p.class_logits, p.box_ltrb, p.centerness_logits, p.proposal_embed, p.proposal_margin)
+    centerness = p.centerness_logits or []
+    lists = (p.class_logits, p.box_ltrb, centerness, p.proposal_embed, p.proposal_margin)
     return [level for maps in lists for level in maps] + [p.pixel_embed]
 
 

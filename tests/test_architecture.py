@@ -30,6 +30,7 @@ RANKS = {
     "distributed": 4,
     "locations": 4,
     "coupling": 4,
+    "anchors": 4,
     "objective.losses": 4,
     "visualize": 4,
     "model": 5,

@@ -66,10 +66,14 @@ class ImageBatch:
 class Predictions:
     """Output of the network for a batch, in training and in inference.
 
+    A head with A anchors per cell returns A maps for each level of its pyramid, in the order of the anchors: for
+    everything that reads predictions these are L A levels, whose strides repeat.
+
     Attributes:
         class_logits: per level `[N, C, Hl, Wl]`.
-        box_ltrb: per level `[N, 4, Hl, Wl]`, distances left, top, right, bottom from the location, >= 0, px.
-        centerness_logits: per level `[N, 1, Hl, Wl]`.
+        box_ltrb: per level `[N, 4, Hl, Wl]`, distances left, top, right, bottom from the location, px; negative where
+            an anchor's box does not contain its location.
+        centerness_logits: per level `[N, 1, Hl, Wl]`; None: the head has no centerness, and scores are class scores.
         proposal_embed: q, per level `[N, D, Hl, Wl]`.
         proposal_margin: s > 0, a precision, per level `[N, 1 or D, Hl, Wl]`.
         pixel_embed: p, `[N, D, H, W]`.
@@ -81,7 +85,7 @@ class Predictions:
 
     class_logits: list[Tensor]
     box_ltrb: list[Tensor]
-    centerness_logits: list[Tensor]
+    centerness_logits: list[Tensor] | None
     proposal_embed: list[Tensor]
     proposal_margin: list[Tensor]
     pixel_embed: Tensor
@@ -188,10 +192,16 @@ class Assignment:
     Attributes:
         gt_index: int64 `[K]`, -1 for background.
         ltrb: float32 `[K, 4]` px, distances to the sides of the ground-truth box; 0 for background.
+        box_weight: float32 `[K]`, weight of each positive in the box loss; None: 1.
+        quality: float32 `[K]`, class target of each positive, 0..1; None: 1.
+        ignored: bool `[K]`, locations without a class target; None: none.
     """
 
     gt_index: Tensor
     ltrb: Tensor
+    box_weight: Tensor | None = None
+    quality: Tensor | None = None
+    ignored: Tensor | None = None
 
 
 @dataclass
@@ -213,12 +223,12 @@ class LossTerms:
 class Losses(LossTerms):
     """Loss terms of EmbedMask (eq. 8).
 
-    `smooth` is 0 in versions without the smooth loss; `semantic` is None in versions without a semantic head.
+    `smooth` is 0 in versions without the smooth loss; `centerness` and `semantic` are None without the output.
     """
 
     classification: Tensor
     box: Tensor
-    centerness: Tensor
+    centerness: Tensor | None
     mask: Tensor
     smooth: Tensor
     semantic: Tensor | None = None

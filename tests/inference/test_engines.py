@@ -78,6 +78,16 @@ def test_torch_equals_plain_network(preset: str, stride: int | None, dtype: torc
         assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
 
+@pytest.mark.parametrize("detector", ["retinanet", "tal"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_any_detector(detector: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "STEP_PIXELS", 1)  # an image at a time, whose maps are concatenated
+    model = model_of(detector=detector, preset="ijcai21")
+    network = make_network(model, "torch", dtype)
+    for size in SIZES[dtype]:
+        assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
+
+
 @pytest.mark.parametrize(
     "backbone", ["resnet18", "resnetv2_18", "regnetx_002", "efficientnet_b0", "convnext_atto", "cspresnet50"]
 )
@@ -234,6 +244,12 @@ class TestOpenvino:
         network = make_network(model, "openvino", dtype)
         for size in [*SIZES[dtype], (288, 320)]:
             assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
+
+    def test_anchors(self) -> None:
+        model = model_of(detector="retinanet", preset="ijcai21")
+        network = make_network(model, "openvino")
+        for size in SIZES[torch.float32]:
+            assert_same(network(batch_of(size)), plain(model, batch_of(size)))
 
     @pytest.mark.usefixtures("converted")
     def test_results_survive_the_next_image(self) -> None:

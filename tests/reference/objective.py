@@ -81,6 +81,38 @@ def assign(
     return chosen, distances
 
 
+def align(
+    scores: Tensor,
+    ious: Tensor,
+    candidate: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    topk: int,
+) -> tuple[list[int], list[float]]:
+    """Assign by alignment (TOOD, section 3.2) one pair at a time, in float64 and without logarithms.
+
+    The fast version compares all pairs at once.
+    """
+    count, places = ious.shape
+    t = [
+        [s**alpha * u**beta for s, u in zip(*rows, strict=True)]
+        for rows in zip(scores.tolist(), ious.tolist(), strict=True)
+    ]
+    wanted: list[list[int]] = [[] for _ in range(places)]
+    for gt in range(count):
+        allowed = [k for k in range(places) if candidate[gt, k]]
+        for k in sorted(allowed, key=lambda k: -t[gt][k])[:topk]:
+            wanted[k].append(gt)
+    chosen = [max(gts, key=lambda gt: ious[gt, k].item(), default=-1) for k, gts in enumerate(wanted)]
+    quality = [0.0] * places
+    for gt in range(count):
+        own = [k for k in range(places) if chosen[k] == gt]
+        for k in own:
+            quality[k] = t[gt][k] / max(t[gt][j] for j in own) * max(ious[gt, j].item() for j in own)
+    return chosen, quality
+
+
 def iou(box: list[float], other: list[float], box_offset: float) -> float:
     """Compute the IoU of two xyxy boxes, with `box_offset` added to their sides."""
     width = max(min(box[2], other[2]) - max(box[0], other[0]) + box_offset, 0)

@@ -5,8 +5,8 @@ rescaled, using its outputs for the benchmark image:
 
 - all classes are equally frequent, and the class bias is such that `CANDIDATES` pairs of box and class per requested
   detection pass the score threshold of the configuration, as in a trained network;
-- boxes have sides of about `box_cells` cells of their pyramid level, with some variation; those of Mask R-CNN are as
-  large as its anchors. The mean area is reported for both pipelines;
+- boxes have sides of about `box_cells` cells of their pyramid level, with some variation; those of Mask R-CNN and
+  RetinaNet are as large as their anchors. The mean area is reported for both pipelines;
 - masks fill about half of their box.
 
 The time of the convolutions does not depend on any of this.
@@ -61,11 +61,12 @@ def calibrate_embedmask(
     """
     head, config = model.head, model.config
     if not trained:
-        half = box_cells / 2
-        standardize(lambda: model(batch), {head.class_logits: (0.0, 1.0), head.box: (half, half / 4)})
+        box = head.box_outputs(box_cells / 2)
+        standardize(lambda: model(batch), {head.class_logits: (0.0, 1.0), head.box: box})
     predictions = model(batch)
     # a root score is thresholded as the product of class score and centerness, and untrained centerness is 0.5
-    threshold = max(config.candidate_threshold, MIN_THRESHOLD) * (2 if config.score == "root" else 1)
+    doubled = config.score == "root" and head.centerness is not None
+    threshold = max(config.candidate_threshold, MIN_THRESHOLD) * (2 if doubled else 1)
     # shift the logits so that the last of the requested candidates, at most half of all, reaches the threshold
     logits = torch.cat([level[0].flatten() for level in predictions.class_logits])
     count = min(CANDIDATES * detections, len(logits) // 2)

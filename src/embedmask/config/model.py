@@ -34,9 +34,13 @@ class ModelConfig(DetectorConfig):
     strides: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Strides of the pyramid levels, px, finest (4 or 8) first and doubling."""
     size_ranges: tuple[float, ...] = (64, 128, 256, 512)
-    """Bounds between the levels, px: an object belongs to the level whose bounds enclose max(l, t, r, b)."""
+    """Bounds between the levels, px: an object belongs to the level whose bounds enclose max(l, t, r, b). The
+    assigner `fcos` alone reads them."""
 
     # Head (section 3.1) and pixel branch
+    detector: Literal["fcos", "retinanet", "tal"] = "fcos"
+    """Head: FCOS as in the paper; `retinanet` with anchors; or `tal`, without anchors and centerness, whose class score
+    is trained to be the quality of the box (docs/detectors.md)."""
     tower_convs: NonNegativeInt = 4
     """Number of convolutions in each tower."""
     norm_groups: PositiveInt = 32
@@ -67,7 +71,22 @@ class ModelConfig(DetectorConfig):
     cluster_center: Literal["proposal", "pixel"] = "proposal"
     """Source of Q: the proposal embedding, or the pixel embedding at the proposal's location (Table 2 b)."""
 
+    anchor_scales: tuple[PositiveFloat, ...] = (4.0, 5.0397, 6.3496)
+    """Sides of the square anchors of `retinanet`, in strides, rounded down to px."""
+    anchor_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    """Height / width of the anchors of `retinanet`; each scale has all of them."""
+
     # Assignment and sampling (section 3.5)
+    assigner: Literal["fcos", "iou", "task_aligned"] | None = None
+    """Assignment of ground truths: by center, size range and mask (`fcos`), by the IoU of anchors (`iou`), or by class
+    score and IoU of the predictions (`task_aligned`); null: that of the detector. `iou` is that of `retinanet`, which
+    has no other."""
+    align_alpha: NonNegativeFloat = 1.0
+    """Exponent of the class score in the alignment of `task_aligned`."""
+    align_beta: NonNegativeFloat = 6.0
+    """Exponent of the IoU in the alignment of `task_aligned`."""
+    align_topk: PositiveInt = 13
+    """Number of locations of highest alignment that `task_aligned` assigns to each ground truth."""
     center_radius: float | None = 1.5
     """Radius of center sampling, in strides; null: anywhere in the box."""
     sample_in_mask: bool = True
@@ -87,6 +106,8 @@ class ModelConfig(DetectorConfig):
     """Weight of positives in the focal loss."""
     focal_gamma: float = 2.0
     """Focusing exponent of the focal loss."""
+    box_weight: NonNegativeFloat = 1.0
+    """Weight of the box loss."""
     mask_weight: NonNegativeFloat = 0.5
     """Weight lambda_1 of the mask loss."""
     smooth_weight: NonNegativeFloat = 0.1
@@ -144,6 +165,12 @@ class ModelConfig(DetectorConfig):
         require(self, "channels", groups_ok, f"a multiple of norm_groups {self.norm_groups}")
         min_dim = 3 if self.coordinates else 1  # two dims hold the position
         require(self, "embed_dim", self.embed_dim >= min_dim, f"at least {min_dim}")
+        by_anchor = (self.detector == "retinanet", self.assigner_name == "iou")
+        require(
+            self, "assigner", len(set(by_anchor)) == 1, "iou with detector retinanet, another one without"
+        )
+        require(self, "anchor_scales", bool(self.anchor_scales), "at least one scale")
+        require(self, "anchor_ratios", bool(self.anchor_ratios), "at least one ratio")
         self._check_mask_loss()
         self._check_levels()
 
@@ -163,6 +190,8 @@ class ModelConfig(DetectorConfig):
         # maps finer than the finest level come from the backbone's stages of strides 2 and 4
         pixel_ok = self.pixel_stride in (*self.strides, *(s for s in (2, 4) if s < self.strides[0]))
         require(self, "embed_stride", pixel_ok, "null, one of strides, or 2 or 4 below the first of them")
+        if self.assigner_name != "fcos":
+            return  # no other assigner reads the size ranges
         count = len(self.strides) - 1
         ranges_ok = len(self.size_ranges) == count and list(self.size_ranges) == sorted(self.size_ranges)
         require(self, "size_ranges", ranges_ok, f"{count} ascending bounds, one between two levels")
@@ -188,6 +217,11 @@ class ModelConfig(DetectorConfig):
     def pixel_stride(self) -> int:
         """Return the stride of the pixel embedding, px."""
         return self.strides[0] if self.embed_stride is None else self.embed_stride
+
+    @property
+    def assigner_name(self) -> str:
+        """Return the name of the assigner: `assigner`, or that of the detector."""
+        return self.assigner or {"fcos": "fcos", "retinanet": "iou", "tal": "task_aligned"}[self.detector]
 
     @property
     def fixed_margin_distance(self) -> float | None:

@@ -84,6 +84,7 @@ def _with_head(head: Head, trunk: Callable[[Tensor], Maps]) -> Network:
         maps: dict[str, Any] = {
             name: [torch.cat(level) for level in zip(*(getattr(part, name) for part in parts), strict=True)]
             for name in LEVEL_MAPS
+            if getattr(parts[0], name) is not None
         }
         return replace(parts[0], **maps, pixel_embed=torch.cat([part.pixel_embed for part in parts]))
 

@@ -47,9 +47,9 @@ def decode_proposals(
     """Decode the proposals of image `index` of a batch and apply class-wise NMS.
 
     A pair of location and class is a candidate if its class score is above the threshold; its final score is the
-    product of class score and centerness. With the score `root`, the product is compared with the threshold and the
-    final score is its square root. Boxes are clipped to the image, and boxes without area are dropped: before NMS, or
-    after the best `max_detections` are selected, which may leave fewer.
+    product of class score and centerness, which is 1 in a head without it. With the score `root`, the product is
+    compared with the threshold and the final score is its square root. Boxes are clipped to the image, and boxes
+    without area are dropped: before NMS, or after the best `max_detections` are selected, which may leave fewer.
 
     Args:
         image_size: `(height, width)` of the image inside the padded frame.
@@ -130,8 +130,11 @@ def _level_candidates(
     """
     topk, root = cfg.pre_nms_topk, cfg.score == "root"
     logits = predictions.class_logits[level][index].flatten(1)  # [C, K]
-    centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
     best = logits.amax(0).sigmoid()  # [K]
+    if predictions.centerness_logits is None:
+        centerness = torch.ones_like(best)
+    else:
+        centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
     cells = ((best * centerness if root else best) > score_threshold).nonzero()[:, 0]
     if len(cells) > topk:
         # the `topk` best pairs lie in the `topk` best cells, ties included

@@ -10,10 +10,15 @@ from torch import Tensor
 
 from embedmask.config import ModelConfig
 from embedmask.errors import BadInput
+from embedmask.model.aligned_head import AlignedHead
+from embedmask.model.anchor_head import AnchorHead
 from embedmask.model.detector import Detector
 from embedmask.model.head import Head
 from embedmask.model.neck import Neck
 from embedmask.structures import ImageBatch, Predictions
+
+HEADS: dict[str, type[Head]] = {"fcos": Head, "retinanet": AnchorHead, "tal": AlignedHead}
+"""Heads by the names of `ModelConfig.detector`."""
 
 
 class EmbedMask(Detector):
@@ -34,7 +39,7 @@ class EmbedMask(Detector):
             len(config.strides),
             details=self.backbone.strides.index(config.strides[0]),
         )
-        self.head = Head(config)
+        self.head = HEADS[config.detector](config)
 
     def forward(self, images: ImageBatch | Tensor) -> Predictions:
         """Run the network on a batch.

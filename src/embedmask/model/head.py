@@ -23,33 +23,51 @@ POSITION_UNIT = 100.0
 
 
 class Head(nn.Module):
-    """Two towers shared by all levels, and the pixel branch.
+    """FCOS: two towers shared by all levels, and the pixel branch. Deformable convolution would go into `layers.Tower`.
 
-    Deformable convolution would go into `layers.Tower`. An anchor-based head would replace this class and return the
-    same type.
+    Heads of other detectors derive from it and override `make_box_layers` and `boxes`.
+
+    Attributes:
+        num_anchors: A, anchors per cell; 1 in heads without anchors.
     """
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, num_anchors: int = 1) -> None:
         super().__init__()
+        self.num_anchors = num_anchors
         channels, depth, groups = cfg.channels, cfg.tower_convs, cfg.norm_groups
         width = cfg.embed_channels or channels
         self.strides, self.pixel_stride = cfg.strides, cfg.pixel_stride
         self.class_tower = Tower(channels, depth, groups)
         self.box_tower = Tower(channels, depth, groups)
-        self.class_logits = conv3x3(channels, cfg.num_classes, bias=CLASS_BIAS)
-        self.box = conv3x3(channels, 4, float32=True)
-        self.centerness = conv3x3(channels, 1)
-        self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
+        self.class_logits = conv3x3(channels, num_anchors * cfg.num_classes, bias=CLASS_BIAS)
+        self.centerness: nn.Module | None = None
+        self.make_box_layers(cfg)
         self.pixel_branch = make_pixel_branch(cfg)
         own = cfg.cluster_center == "proposal"
         self.proposal_reduce = reduction(cfg) if own else nn.Identity()
-        self.proposal_embed = conv3x3(width, cfg.embed_dim, float32=True) if own else None
+        self.proposal_embed = conv3x3(width, num_anchors * cfg.embed_dim, float32=True) if own else None
         scale = Scale() if cfg.coordinate_scale == "learned" else nn.Identity()
         self.position_scale = scale if cfg.coordinates else None
-        self.margin = make_margin(cfg)
+        self.margin = make_margin(cfg, num_anchors)
         self.semantic = None
         if cfg.semantic_weight > 0:
             self.semantic = SemanticHead(channels, width, cfg.num_classes)
+
+    def make_box_layers(self, cfg: ModelConfig) -> None:
+        """Create the layers after the box tower that predict box and, if the head has it, centerness."""
+        self.box = conv3x3(cfg.channels, 4, float32=True)
+        self.centerness = conv3x3(cfg.channels, 1)
+        self.box_scales = nn.ModuleList(Scale() for _ in self.strides)
+
+    def box_outputs(self, half_side: float) -> tuple[float, float]:
+        """Return mean and deviation of the outputs of `box` for boxes with about this half side, in strides."""
+        return half_side, half_side / 4
+
+    def boxes(self, feature: Tensor, level: int) -> Tensor:
+        """Return ltrb px `[N, A * 4, Hl, Wl]` from the box tower's features of a level."""
+        # predicted in units of the stride, with a learned scale per level -> px
+        ltrb: Tensor = self.box_scales[level](self.box(feature)).relu() * self.strides[level]
+        return ltrb
 
     def forward(self, features: Sequence[Tensor]) -> Predictions:
         """Compute the predictions of a batch; semantic logits in training mode only.
@@ -76,40 +94,48 @@ class Head(nn.Module):
 
         Args:
             pixels: features of the pixel branch, `[N, width, H, W]`.
-            logits: class logits, `[N, C, Hl, Wl]` per level.
+            logits: class logits, `[N, A * C, Hl, Wl]` per level.
             box_features: features of the box tower, `[N, channels, Hl, Wl]` per level.
         """
         pixel_embed = self._add_position(self.pixel_branch.embed(pixels), self.pixel_stride)
         box_ltrb, centerness, embeds, margins = [], [], [], []
         for level, (feature, stride) in enumerate(zip(box_features, self.strides, strict=True)):
-            # predicted in units of the stride, with a learned scale per level -> px
-            ltrb = self.box_scales[level](self.box(feature)).relu() * stride  # [N, 4, Hl, Wl]
-            box_ltrb.append(ltrb)
-            centerness.append(self.centerness(feature).float())
-            embeds.append(self._proposal_embed(feature, pixel_embed, stride))
-            margins.append(self.margin(feature, ltrb, level))
+            ltrb = fold_anchors(self.boxes(feature, level), self.num_anchors)  # [N * A, 4, Hl, Wl]
+            if self.centerness is not None:
+                centerness.append(self.centerness(feature).float())
+            box_ltrb += self._per_anchor(ltrb)
+            embeds += self._per_anchor(self._proposal_embed(feature, pixel_embed, stride))
+            margins += self._per_anchor(self.margin(feature, ltrb, level))
+        count = self.num_anchors
         return Predictions(
-            [level.float() for level in logits],
+            [part for level in logits for part in self._per_anchor(fold_anchors(level.float(), count))],
             box_ltrb,
-            centerness,
+            None if self.centerness is None else centerness,
             embeds,
             margins,
             pixel_embed,
-            self.strides,
+            tuple(stride for stride in self.strides for _ in range(count)),
             embed_stride=self.pixel_stride,
         )
 
+    def _per_anchor(self, maps: Tensor) -> list[Tensor]:
+        """Split `[N * A, C, Hl, Wl]` into the A maps `[N, C, Hl, Wl]` of the anchors."""
+        count = self.num_anchors
+        return [maps] if count == 1 else list(torch.unflatten(maps, 0, (-1, count)).unbind(1))
+
     def _proposal_embed(self, box_feature: Tensor, pixel_embed: Tensor, stride: int) -> Tensor:
-        """Return q `[N, D, Hl, Wl]`: predicted by the box tower, or p at the location (Table 2 (b))."""
+        """Return q `[N * A, D, Hl, Wl]`: predicted by the box tower, or p at the location (Table 2 (b))."""
         if self.proposal_embed is not None:
-            return self._add_position(self.proposal_embed(self.proposal_reduce(box_feature)), stride)
+            embed = self.proposal_embed(self.proposal_reduce(box_feature))
+            return self._add_position(fold_anchors(embed, self.num_anchors), stride)
         # row and column of the pixel cell that contains each location; the last cell may reach past the map of p
         device, (height, width) = pixel_embed.device, box_feature.shape[-2:]
         y = (torch.arange(height, device=device) * stride + stride // 2) // self.pixel_stride
         x = (torch.arange(width, device=device) * stride + stride // 2) // self.pixel_stride
         # [N, D, H, W] -> [N, D, Hl, W] -> [N, D, Hl, Wl]
         rows = pixel_embed.index_select(2, y.clamp(max=pixel_embed.shape[2] - 1))
-        return rows.index_select(3, x.clamp(max=pixel_embed.shape[3] - 1))
+        embed = rows.index_select(3, x.clamp(max=pixel_embed.shape[3] - 1))
+        return embed if self.num_anchors == 1 else embed.repeat_interleave(self.num_anchors, 0)
 
     def _add_position(self, embed: Tensor, stride: int) -> Tensor:
         """Add the scaled position (x, y) to the first two dims; proposals and pixels share one scale."""
@@ -122,6 +148,11 @@ class Head(nn.Module):
         return torch.cat([spatial, embed[:, 2:]], 1)
 
 
+def fold_anchors(maps: Tensor, num_anchors: int) -> Tensor:
+    """Move the A anchors of `[N, A * C, H, W]` into the batch: `[N * A, C, H, W]`."""
+    return maps if num_anchors == 1 else torch.unflatten(maps, 1, (num_anchors, -1)).flatten(0, 1)
+
+
 def reduction(cfg: ModelConfig) -> nn.Module:
     """Return a 1x1 convolution from the tower's width to the embeddings', or identity if these are equal."""
     if cfg.embed_channels is None:
@@ -129,8 +160,8 @@ def reduction(cfg: ModelConfig) -> nn.Module:
     return conv1x1(cfg.channels, cfg.embed_channels, float32=True)
 
 
-def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
-    """Build the margin of a version or of Table 2 (a)."""
+def make_margin(cfg: ModelConfig, num_anchors: int = 1) -> BoxMargin | TowerMargin | FixedMargin:
+    """Build the margin of a version or of Table 2 (a), for A anchors per cell."""
     if cfg.fixed_margin_distance is not None:
         return FixedMargin(cfg.fixed_margin_distance)
     bias = math.log(prior_precision(cfg.prior_margin))
@@ -138,9 +169,10 @@ def make_margin(cfg: ModelConfig) -> BoxMargin | TowerMargin | FixedMargin:
         return BoxMargin(cfg.margin_input_scale, bias)
     return TowerMargin(
         reduction(cfg),
-        conv3x3(cfg.embed_channels or cfg.channels, cfg.embed_dim, bias, float32=True),
+        conv3x3(cfg.embed_channels or cfg.channels, num_anchors * cfg.embed_dim, bias, float32=True),
         input_scale=cfg.margin_input_scale,
         spatial_levels=len(cfg.strides) if cfg.coordinates else 0,
+        num_anchors=num_anchors,
     )
 
 
@@ -153,7 +185,7 @@ class BoxMargin(nn.Module):
         self.conv = conv1x1(4, 1, bias, float32=True)
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
-        """Return s `[N, 1, H, W]` from `ltrb` px `[N, 4, H, W]`; the other arguments are unused."""
+        """Return s `[N * A, 1, H, W]` from `ltrb` px `[N * A, 4, H, W]`; the other arguments are unused."""
         del box_feature, level
         log_margin: Tensor = self.conv(ltrb.detach() / self.input_scale)
         return log_margin.exp()
@@ -163,18 +195,24 @@ class TowerMargin(nn.Module):
     """Margin of 2021: one precision per dimension from the box tower; the spatial dims have a scale per level."""
 
     def __init__(
-        self, reduce: nn.Module, conv: nn.Module, *, input_scale: float, spatial_levels: int
+        self,
+        reduce: nn.Module,
+        conv: nn.Module,
+        *,
+        input_scale: float,
+        spatial_levels: int,
+        num_anchors: int,
     ) -> None:
         super().__init__()
-        self.input_scale = input_scale
+        self.input_scale, self.num_anchors = input_scale, num_anchors
         self.reduce = reduce
         self.conv = conv
         self.level_scales = nn.ModuleList(Scale() for _ in range(spatial_levels)) if spatial_levels else None
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
-        """Return s `[N, D, H, W]` from `box_feature` `[N, channels, H, W]`; `ltrb` is unused."""
+        """Return s `[N * A, D, H, W]` from `box_feature` `[N, channels, H, W]`; `ltrb` is unused."""
         del ltrb
-        log_margin: Tensor = self.conv(self.reduce(box_feature / self.input_scale))
+        log_margin = fold_anchors(self.conv(self.reduce(box_feature / self.input_scale)), self.num_anchors)
         if self.level_scales is not None:
             # dims 0 and 1 carry the position
             log_margin = torch.cat([self.level_scales[level](log_margin[:, :2]), log_margin[:, 2:]], 1)
@@ -199,6 +237,6 @@ class FixedMargin(nn.Module):
         self.precision = prior_precision(distance)
 
     def forward(self, box_feature: Tensor, ltrb: Tensor, level: int) -> Tensor:
-        """Return s `[N, 1, H, W]`, a constant."""
+        """Return s `[N * A, 1, H, W]`, a constant."""
         del box_feature, level
         return torch.full_like(ltrb[:, :1], self.precision)

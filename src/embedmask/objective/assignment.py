@@ -52,7 +52,6 @@ def assign(
     """
     count, lookup = len(boxes), BitMasks.of(masks)
     centers = mass_centers(lookup) if sampling_center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
-    x, y = locations.long().unbind(1)
     # ground truths by ascending area: the smallest rank among the candidates of a location wins
     by_area = _areas(boxes, box_offset).sort(stable=True).indices  # [G]
     best_rank = torch.full((len(locations),), count, device=locations.device)  # [K], `count`: no candidate
@@ -67,7 +66,7 @@ def assign(
             center_radius=center_radius,
         )
         if sample_in_mask:
-            candidate &= torch.cat([lookup.at(y, x, part) for part in torch.split(chunk, MASK_CHUNK)])
+            candidate &= in_masks(locations, lookup, chunk)
         rank = torch.arange(start, start + len(chunk), device=locations.device)
         # [g, K] -> [K], the smallest rank of this chunk, then of all chunks
         best_rank = torch.minimum(best_rank, torch.where(candidate, rank[:, None], count).amin(0))
@@ -78,6 +77,22 @@ def assign(
     xy, gt_boxes = locations[matched], boxes[gt_index[matched]]
     ltrb[matched] = torch.cat([xy - gt_boxes[:, :2], gt_boxes[:, 2:] - xy], 1)
     return Assignment(gt_index, ltrb)
+
+
+def in_masks(locations: Tensor, masks: BitMasks, index: Tensor | None = None) -> Tensor:
+    """Return which locations lie in each mask.
+
+    Args:
+        locations: float32 `[K, 2]` px, whole numbers.
+        masks: of G objects.
+        index: int64 `[M]`, masks to look up, at least one; None: all, M = G.
+
+    Returns:
+        bool `[M, K]`.
+    """
+    x, y = locations.long().unbind(1)
+    rows = torch.arange(len(masks), device=locations.device) if index is None else index
+    return torch.cat([masks.at(y, x, part) for part in torch.split(rows, MASK_CHUNK)])
 
 
 @torch.no_grad()

@@ -16,51 +16,29 @@ from embedmask.coupling import logit, weighted_distance
 from embedmask.errors import BadInput
 from embedmask.locations import (
     MASK_UPSAMPLING,
-    all_locations,
     flatten_levels,
     ltrb_to_xyxy,
     resize_aligned,
 )
 from embedmask.masks import BitMasks
-from embedmask.objective.assignment import assign, select_samples
+from embedmask.objective.assigners import ASSIGNERS, assign_batch
+from embedmask.objective.assignment import select_samples
 from embedmask.objective.losses import (
     bce_loss,
     centerness_targets,
     dice_loss,
-    giou_loss,
     hinge_loss,
     lovasz_hinge,
     pack_rows,
     smooth_loss,
+    varifocal_loss,
 )
 from embedmask.objective.mask_targets import box_regions, mask_targets, semantic_targets
+from embedmask.objective.positives import ImageTargets, Positives
 from embedmask.structures import Columns, ImageBatch, Losses, Predictions, Size, Target
 
-
-@dataclass
-class Positives:
-    """Positive locations of a batch, P of them, ordered by image.
-
-    Attributes:
-        image: int64 `[P]`, index of the image in the batch.
-        location: int64 `[P]`, index into the K locations of an image.
-        gt: int64 `[P]`, index into the concatenated ground truths of all images.
-        ltrb: float32 `[P, 4]` px, regression targets.
-        stride: float32 `[P]` px, stride of the location's level.
-        xy: float32 `[P, 2]` px, the location.
-    """
-
-    image: Tensor
-    location: Tensor
-    gt: Tensor
-    ltrb: Tensor
-    stride: Tensor
-    xy: Tensor
-
-    def gather(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return the values of L maps `[N, C, Hl, Wl]` at the positives: `[P, C]`."""
-        # [N, C, K] indexed by [P], :, [P] -> [P, C]
-        return flatten_levels(maps)[self.image, :, self.location]
+IGNORED_LOGIT = -100.0
+"""Class logit of ignored locations: its focal loss as background is 0 in float32."""
 
 
 @dataclass
@@ -91,18 +69,6 @@ class Matched(Columns):
         # on the CPU: its generator is seeded with the training and saved in checkpoints, on any device
         chosen = self.select(torch.randperm(count)[:max_count].sort().values.to(self.gt.device))
         return replace(chosen, weight=chosen.weight * (count / max_count))
-
-
-@dataclass
-class ImageTargets:
-    """Target of one image on the device of the predictions, with its masks as crops."""
-
-    boxes: Tensor
-    labels: Tensor
-    masks: BitMasks
-
-    def __len__(self) -> int:
-        return len(self.boxes)
 
 
 class Criterion:
@@ -137,35 +103,56 @@ class Criterion:
 
     def _losses(self, predictions: Predictions, gts: Sequence[ImageTargets], positives: Positives) -> Losses:
         ltrb = positives.gather(predictions.box_ltrb).float()  # [P, 4] px
-        centerness = positives.gather(predictions.centerness_logits)[:, 0].float()  # [P]
-        centerness_target = centerness_targets(positives.ltrb)  # [P]
+        count = float(len(positives.gt))
         mask, smooth, mask_count = self._mask_and_smooth(predictions, gts, positives, ltrb.detach())
         semantic, cell_count = self._semantic(predictions, gts)
-        num_positives, centerness_sum, num_images, num_masks, num_cells = loss_normalizers(
-            [float(len(positives.gt)), centerness_target.sum(), float(len(gts)), mask_count, cell_count],
-            minimum=(1, 1e-6, 1, 1, 1),
+        num_positives, class_sum, weight_sum, num_images, num_masks, num_cells = loss_normalizers(
+            [
+                count,
+                count if positives.quality is None else positives.quality.sum(),
+                positives.box_weight.sum(),
+                float(len(gts)),
+                mask_count,
+                cell_count,
+            ],
+            minimum=(1, 1, 1e-6, 1, 1, 1),
             like=ltrb,
         )
-        labels = torch.cat([gt.labels for gt in gts])[positives.gt]  # [P]
-        logits = flatten_levels(predictions.class_logits).float()  # [N, C, K]
-        classification = self._focal(logits, (positives.image, labels, positives.location))
-        # boxes in units of the stride, weighted by centerness as in FCOS
-        stride = positives.stride[:, None]
-        box = giou_loss(ltrb / stride, positives.ltrb / stride) * centerness_target
-        bce = F.binary_cross_entropy_with_logits(centerness, centerness_target, reduction="sum")
-        # 0, but a function of every map: DDP needs a gradient for each parameter, also without a positive
-        maps = [*predictions.box_ltrb, *predictions.centerness_logits, *predictions.proposal_embed]
-        maps += [*predictions.proposal_margin, predictions.pixel_embed]
-        zero = torch.stack([m.sum() for m in maps]).sum() * 0
+        box = ASSIGNERS[self.cfg.assigner_name].box_loss(ltrb, positives, self.cfg) * positives.box_weight
+        centerness = self._centerness(predictions, positives)
         return Losses(
-            classification=classification / num_positives,
-            box=box.sum() / centerness_sum,
-            centerness=bce / num_positives,
-            mask=mask / num_masks + zero,
+            classification=self._classification(predictions, gts, positives) / class_sum,
+            box=self.cfg.box_weight * box.sum() / weight_sum,
+            centerness=None if centerness is None else centerness / num_positives,
+            mask=mask / num_masks + zero_of(predictions),
             smooth=smooth / num_images,
             semantic=None if semantic is None else semantic / num_cells,
             num_positives=len(positives.gt),
         )
+
+    def _classification(
+        self, predictions: Predictions, gts: Sequence[ImageTargets], positives: Positives
+    ) -> Tensor:
+        """Return the sum of the focal loss, or of the varifocal loss if positives have a quality."""
+        labels = torch.cat([gt.labels for gt in gts])[positives.gt]  # [P]
+        logits = flatten_levels(predictions.class_logits).float()  # [N, C, K]
+        if positives.ignored is not None:
+            # a background of probability 0 has neither loss nor gradient
+            logits = logits.masked_fill(positives.ignored[:, None], IGNORED_LOGIT)
+        objects = (positives.image, labels, positives.location)
+        if positives.quality is None:
+            return self._focal(logits, objects)
+        targets = torch.zeros_like(logits)
+        targets[objects] = positives.quality
+        return varifocal_loss(logits, targets, 1 - self.cfg.focal_alpha, self.cfg.focal_gamma)
+
+    def _centerness(self, predictions: Predictions, positives: Positives) -> Tensor | None:
+        """Return the sum of the centerness loss; None for a head without centerness."""
+        if predictions.centerness_logits is None:
+            return None
+        centerness = positives.gather(predictions.centerness_logits)[:, 0].float()  # [P]
+        targets = centerness_targets(positives.ltrb)
+        return F.binary_cross_entropy_with_logits(centerness, targets, reduction="sum")
 
     def _semantic(self, predictions: Predictions, gts: Sequence[ImageTargets]) -> tuple[Tensor | None, float]:
         """Return the weighted sum of the semantic focal loss over the finest level, and the number of object cells."""
@@ -286,6 +273,13 @@ class Criterion:
         return pack_rows(values, region), pack_rows(masks, region), pack_rows(region, region)
 
 
+def zero_of(predictions: Predictions) -> Tensor:
+    """Return 0 as a function of every map: DDP needs a gradient for each parameter, also without a positive."""
+    maps = [*predictions.box_ltrb, *(predictions.centerness_logits or []), *predictions.proposal_embed]
+    maps += [*predictions.proposal_margin, predictions.pixel_embed]
+    return torch.stack([m.sum() for m in maps]).sum() * 0
+
+
 def make_objective(
     cfg: ModelConfig,
 ) -> Callable[[Callable[[ImageBatch], Predictions], ImageBatch, Sequence[Target]], Losses]:
@@ -309,36 +303,6 @@ def check_targets(targets: Sequence[Target], predictions: Predictions, num_class
                 f"target {name}: masks of size {size} are larger than the batch's frame {(height, width)}; "
                 "resize masks together with their image"
             )
-
-
-def assign_batch(predictions: Predictions, gts: Sequence[ImageTargets], cfg: ModelConfig) -> Positives:
-    """Assign ground truths to the locations of every image and collect the P positive locations."""
-    device = predictions.pixel_embed.device
-    sizes = [(m.shape[2], m.shape[3]) for m in predictions.class_logits]
-    locations, level = all_locations(sizes, predictions.strides, device)  # [K, 2], [K]
-    strides = torch.tensor(predictions.strides, device=device, dtype=torch.float32)[level]  # [K]
-    ranges = torch.tensor(cfg.level_ranges, device=device)[level]  # [K, 2]
-    assignments = [
-        assign(
-            locations,
-            strides,
-            ranges,
-            gt.boxes,
-            gt.masks,
-            center_radius=cfg.center_radius,
-            sampling_center=cfg.sampling_center,
-            sample_in_mask=cfg.sample_in_mask,
-            box_offset=cfg.box_offset,
-        )
-        for gt in gts
-    ]
-    gt_index = torch.stack([a.gt_index for a in assignments])  # [N, K], index within each image
-    image, location = (gt_index >= 0).nonzero(as_tuple=True)  # [P]
-    # [N], ground truths before each image
-    first_gt = torch.tensor([0] + [len(gt) for gt in gts[:-1]], device=device).cumsum(0)
-    gt = gt_index[image, location] + first_gt[image]  # [P]
-    ltrb = torch.stack([a.ltrb for a in assignments])[image, location]  # [N, K, 4] -> [P, 4]
-    return Positives(image, location, gt, ltrb, strides[location], locations[location])
 
 
 def match_samples(

@@ -17,7 +17,7 @@ def giou_loss(pred_ltrb: Tensor, target_ltrb: Tensor) -> Tensor:
     boxes of a few cells.
 
     Args:
-        pred_ltrb: `[P, 4]`, distances to the sides in units of the stride.
+        pred_ltrb: `[P, 4]`, distances to the sides in units of the stride, >= 0.
         target_ltrb: `[P, 4]`, in the same units.
 
     Returns:
@@ -32,6 +32,22 @@ def giou_loss(pred_ltrb: Tensor, target_ltrb: Tensor) -> Tensor:
     union = pred_area + target_area - intersection
     iou = (intersection + 1) / (union + 1)
     return 1 - (iou - (hull - union) / hull)
+
+
+def varifocal_loss(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Compute the varifocal loss (Zhang et al. 2021, arXiv 2008.13367, eq. 2).
+
+    Cross entropy, weighted by the target where it is positive and by alpha p^gamma where it is 0.
+
+    Args:
+        logits: any shape.
+        targets: 0..1, quality of positives, in the same shape.
+
+    Returns:
+        The sum.
+    """
+    weight = torch.where(targets > 0, targets, alpha * logits.sigmoid().pow(gamma))
+    return (weight * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")).sum()
 
 
 def centerness_targets(ltrb: Tensor) -> Tensor:

@@ -1,0 +1,165 @@
+"""Train the detectors and Mask R-CNN at equal steps, at a size for one core; write docs/detectors.md.
+
+    python benchmarks/detectors.py --set shapes --set nuclei --nuclei DIR --runs runs/detectors
+    python benchmarks/detectors.py --page --runs runs/detectors
+
+A run is one detector on the data, steps and schedule of `benchmarks/detectors_SET.yaml`, with one seed. A finished run
+writes one JSON file and is not repeated, so the script can be stopped at any time. `--steps` shortens the runs, to try
+the script; their results are kept apart and are not in the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from table2 import cell_text, mean_and_spread, prepare, verdict
+
+from embedmask.config import Recipe, override
+from embedmask.config.model_types import model_from_dict
+from embedmask.files import write_json, write_text
+from embedmask.training.fit import train
+
+HERE = Path(__file__).parent
+SETS = ("shapes", "nuclei")
+METRICS = ("bbox/AP", "segm/AP", "segm/AP50")
+BASE, BASELINE = "fcos", "maskrcnn"
+DETECTORS: dict[str, dict[str, Any]] = {
+    "fcos": {"detector": "fcos"},
+    # squares of 8 to 90 px on strides 4 to 32
+    "retinanet": {"detector": "retinanet", "anchor_scales": [2.0, 2.8284]},
+    "tal": {"detector": "tal", "box_weight": 2.0},
+    "fcos, task-aligned": {"assigner": "task_aligned", "box_weight": 2.0},
+}
+"""Model fields of each detector."""
+SHARED = (
+    "backbone",
+    "backbone_norm",
+    "frozen_stages",
+    "image_norm",
+    "image_short_side",
+    "channels",
+    "max_detections",
+)
+"""Fields that Mask R-CNN takes from the recipe of the set."""
+
+
+def recipe_of(detector: str, dataset: str, seed: int, steps: int | None = None) -> Recipe:
+    """Return the recipe of a set with the detector's fields, the seed and, if given, another number of steps."""
+    base = Recipe.from_yaml(HERE / f"detectors_{dataset}.yaml")
+    if detector == BASELINE:
+        shared = {name: getattr(base.model, name) for name in SHARED}
+        values = {"kind": BASELINE, "anchor_sizes": [8, 16, 32, 64, 128], **shared}
+        model = model_from_dict(values, where=detector)
+    else:
+        model = override(base.model, DETECTORS[detector], where=detector)
+    changes = {"seed": seed} if steps is None else {"seed": seed, "max_steps": steps}
+    return Recipe(model=model, data=base.data, train=override(base.train, changes, where=detector))
+
+
+def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, steps: int | None) -> None:
+    """Train every detector that has no result yet."""
+    # all detectors of a seed before the next seed: a stopped script leaves complete tables
+    for seed in range(seeds):
+        for dataset in sets:
+            data = prepare(dataset, runs, nuclei)
+            for detector in (*DETECTORS, BASELINE):
+                file = result_file(runs, dataset, detector, seed, steps)
+                if not file.exists():
+                    run_one(recipe_of(detector, dataset, seed, steps), data, file)
+
+
+def result_file(runs: Path, dataset: str, detector: str, seed: int, steps: int | None = None) -> Path:
+    """Return the file of a run's metrics."""
+    folder = "results" if steps is None else f"results_{steps}_steps"
+    return runs / folder / dataset / f"{detector.replace(', ', '_')}_{seed}.json"
+
+
+def run_one(recipe: Recipe, data: Path, file: Path) -> None:
+    """Train a recipe on the CPU; write its metrics and its time, and delete the rest."""
+    work = file.with_suffix(".work")
+    # of a run that was stopped
+    shutil.rmtree(work, ignore_errors=True)
+    wall, cpu = time.monotonic(), time.process_time()
+    metrics = train(recipe, data, work, device="cpu")
+    minutes = {"minutes": (time.monotonic() - wall) / 60, "core_minutes": (time.process_time() - cpu) / 60}
+    write_json(file, {**metrics, **minutes})
+    shutil.rmtree(work)
+    logging.info(
+        "%s: mask AP %.4f, %.1f core minutes", file.stem, metrics["segm/AP"], minutes["core_minutes"]
+    )
+
+
+def read_results(runs: Path, dataset: str, detector: str, seeds: int) -> dict[int, dict[str, float]]:
+    """Return the metrics of the finished runs of a detector by seed."""
+    files = {seed: result_file(runs, dataset, detector, seed) for seed in range(seeds)}
+    return {
+        seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items() if file.exists()
+    }
+
+
+def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
+    """Return the tables of a set: figures of each detector, and its differences from FCOS; empty without runs."""
+    results = {name: read_results(runs, dataset, name, seeds) for name in (*DETECTORS, BASELINE)}
+    if not any(results.values()):
+        return []
+    count = max(map(len, results.values()))
+    lines = [f"## {dataset}", "", f"Up to {count} seeds. A dash marks a detector without a run.", ""]
+    lines += ["| detector | box AP | mask AP | mask AP50 | core minutes |", "| --- | --- | --- | --- | --- |"]
+    for name, own in results.items():
+        cells = [cell_text([*own.values()], metric) for metric in METRICS]
+        minutes = mean_and_spread([one["core_minutes"] for one in own.values()])[0] if own else None
+        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if minutes is None else f'{minutes:.1f}'} |")
+    lines += ["", "| above fcos | box AP | mask AP | mask AP50 |", "| --- | --- | --- | --- |"]
+    for name, own in results.items():
+        if name != BASE:
+            lines.append(f"| {name} | {' | '.join(difference(results[BASE], own, m) for m in METRICS)} |")
+    return [*lines, ""]
+
+
+def difference(base: dict[int, dict[str, float]], other: dict[int, dict[str, float]], metric: str) -> str:
+    """Return whether a detector is above FCOS over the seeds that both have, as text."""
+    seeds = sorted(base.keys() & other.keys())
+    if not seeds:
+        return "-"
+    low, high = ([results[seed][metric] for seed in seeds] for results in (base, other))
+    return f"{100 * (high[0] - low[0]):+.1f}, one seed" if len(seeds) == 1 else verdict(low, high)
+
+
+def write_page(runs: Path, seeds: int, out: Path) -> None:
+    """Write the page: the introduction, then the tables of the runs that exist."""
+    introduction = (HERE / "detectors_introduction.md").read_text(encoding="utf-8")
+    lines = [line for dataset in SETS for line in table_lines(runs, dataset, seeds)]
+    lines = lines or ["No run of this comparison is finished yet, so there is no table."]
+    write_text(out, introduction.rstrip() + "\n\n" + "\n".join(lines).rstrip() + "\n")
+
+
+def main() -> None:
+    """Parse the command line, then train or write the page."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page", action="store_true", help="write the page instead of training")
+    parser.add_argument("--set", action="append", choices=SETS, dest="sets", help="default: both")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="steps of each run, to try the script")
+    parser.add_argument("--runs", type=Path, default=Path("runs/detectors"))
+    parser.add_argument("--nuclei", type=Path, help="folder with nuclei's train.json, val.json and images/")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "detectors.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.page:
+        write_page(args.runs, args.seeds, args.out)
+    else:
+        run(args.sets or list(SETS), args.seeds, args.runs, args.nuclei, args.steps)
+
+
+if __name__ == "__main__":
+    main()
