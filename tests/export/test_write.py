@@ -190,7 +190,7 @@ def test_commands_refuse(files: Exported, tmp_path: Path, capsys: pytest.Capture
 
 def test_a_threshold_below_the_candidates_is_refused() -> None:
     model = EmbedMask(small_config(default_score_threshold=0.01))
-    with pytest.raises(BadInput, match="needs candidates below candidate_threshold 0.05"):
+    with pytest.raises(BadInput, match=r"needs candidates below candidate_threshold 0\.05"):
         export_model(model, "never.onnx", class_names=NAMES)
     with pytest.raises(BadInput, match="2 class names for a model of 3"):
         export_model(EmbedMask(small_config()), "never.onnx", class_names=["a", "b"])
