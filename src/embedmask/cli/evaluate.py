@@ -38,7 +38,7 @@ def evaluate(
     """Evaluate a model on a data set: box, mask and boundary AP; with one class also TP / (TP + FP + FN).
 
     Args:
-        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
+        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), or bundled model: nuclei.
         data: Folder of the data set.
         split: train, val, test or test-dev. Without annotations, only the results are written, for COCO's server.
         json: Also write the metrics to this file; without annotations, write the results to this file (.json), or as

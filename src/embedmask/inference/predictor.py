@@ -18,10 +18,10 @@ from embedmask.config import Engine, Precision, ScoreThreshold, model_type_of
 from embedmask.data.images import size_of
 from embedmask.data.slides import Slide
 from embedmask.data.transforms import EvalTransform
-from embedmask.device import choose_device, choose_precision, choose_workers
+from embedmask.device import choose_device, choose_workers
 from embedmask.errors import BadInput
 from embedmask.inference.detect import PostProcessing, detect
-from embedmask.inference.engines import make_network
+from embedmask.inference.engines import choose_dtype, make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, check_image_source, open_image
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import PixelRecorder, Request, filter_by_score, postprocessor_of_request
@@ -91,7 +91,7 @@ class Predictor:
             )
         self.class_names = list(class_names)
         self.device = choose_device(device)
-        self.dtype = choose_precision(self.device, precision)
+        self.dtype = choose_dtype(model, self.device, precision)
         self.model = model.to(self.device).eval()
         self.engine = engine
         self.network = make_network(self.model, engine, self.dtype)
@@ -123,10 +123,13 @@ class Predictor:
         precision: Precision = "auto",
         engine: Engine = "torch",
     ) -> Self:
-        """Load the model of a checkpoint file.
+        """Load a model file, a released model by name, or a file of `embedmask export`.
+
+        Args:
+            path: an exported file computes in float32 on the CPU, and with `engine` torch it chooses its own engine.
 
         Raises:
-            BadInput: not a checkpoint, or the device, precision or engine does not exist.
+            BadInput: not such a file, or the device, precision or engine does not exist.
         """
         checkpoint = load_checkpoint(path)
         return cls(

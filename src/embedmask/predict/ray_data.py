@@ -47,9 +47,7 @@ class PredictBatch:
             one has size 0 and no results.
         """
         rows = []
-        stream = self.predictor.predict_stream(
-            batch[self.column].tolist(), skip_broken=True, **self.options
-        )
+        stream = self.predictor.predict_stream(batch[self.column].tolist(), skip_broken=True, **self.options)
         for result in stream:
             if result.image is None or result.instances is None:
                 rows.append((0, 0, "[]", str(result.error)))
