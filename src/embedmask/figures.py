@@ -41,7 +41,8 @@ def color_ramp(values: npt.NDArray[np.floating]) -> Pixels:
     """Return values 0..1 as colours, dark blue to yellow: `[...]` -> uint8 `[..., 3]`."""
     places = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(values, places, channel) for channel in RAMP.T]
-    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+    colors: Pixels = np.rint(np.stack(channels, -1)).astype(np.uint8)
+    return colors
 
 
 def paint_instances(explanation: Explanation, colors: Pixels) -> Pixels:
@@ -145,7 +146,12 @@ def write_explanation(explanation: Explanation, out: Path, instances: int) -> in
         raise BadInput(f"instances {instances}: use at least 1")
     panels, (_, margins) = figure1(explanation), margin_panel(explanation)
     share = float(explanation.projection.shares.sum())
-    titles = ["detections", "proposal embeddings", f"pixel embedding: 3 components, {share:.1%} of the variance", margins]
+    titles = [
+        "detections",
+        "proposal embeddings",
+        f"pixel embedding: 3 components, {share:.1%} of the variance",
+        margins,
+    ]
     drawn = min(len(explanation.detections), instances)
     with atomic_folder(out) as folder:
         for name, panel in panels.items():
