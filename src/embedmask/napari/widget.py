@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, Label, LineEdit, PushButton, SpinBox
 from napari.layers import Image, Layer
@@ -86,6 +86,6 @@ class DetectWidget(Container[Any]):
         self.run.enabled = True
 
 
-def _is_source(layer: Layer | None) -> bool:
+def _is_source(layer: Layer | None) -> TypeGuard[Image]:
     """Return whether a layer is an image, and not a result of this plugin."""
     return isinstance(layer, Image) and RESULT not in layer.metadata
