@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from export.conftest import Exported, scene
 from PIL import Image
 
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
 from embedmask.runtime.__main__ import main
+from export.conftest import Exported, scene
 
 TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 LINES = [
