@@ -29,6 +29,9 @@ PUBLISHED: dict[str, tuple[Any, tuple[int, ...], float]] = {
     "fused/r101_ms_3x": (THREE, SIX_SIZES, 0.01),
     "fast/r18_3x": (THREE, FAST_SIZES, 0.01),
     "fast/r50_3x": (THREE, FAST_SIZES, 0.01),
+    "retinanet/r50_1x": (ONE, ONE_SIZE, 0.01),
+    "tal/r18_3x": (THREE, FAST_SIZES, 0.01),
+    "tal/r50_3x": (THREE, FAST_SIZES, 0.01),
     "maskrcnn/r50_1x": (ONE, ONE_SIZE, 0.01),
     "maskrcnn/r50_1x_lr0.02": (ONE, ONE_SIZE, 0.02),
     "maskrcnn/r101_1x": (ONE, ONE_SIZE, 0.01),
@@ -37,11 +40,21 @@ PUBLISHED: dict[str, tuple[Any, tuple[int, ...], float]] = {
     "maskrcnn/r101_ms_3x_lr0.02": (THREE, TWO_SIZES, 0.02),
 }
 """Recipe -> length and drops, short sides, rate for 16 images."""
+PRESETS = {"retinanet": "paper", "tal": "fast"}
+"""Preset of a folder of recipes, where it has another name."""
+DETECTORS: dict[str, dict[str, Any]] = {
+    "retinanet": {"detector": "retinanet", "nms_threshold": 0.5},
+    "tal": {"detector": "tal", "box_weight": 2.0, "score": "product"},
+}
+"""Fields of a folder of recipes that differ from its preset."""
 WARM_UP = {"fused": ("linear", 1000, 0.001), "fast": ("linear", 1000, 0.001)}
 """Course, steps and factor of the warm-up by preset, where it is not the paper's."""
 BIASES = {"fused": (1.0, 1e-4, 0.0), "fast": (1.0, 1e-4, 0.0)}
 """Rate factor and decay of biases, and decay of norms, likewise."""
-OTHERS = {"nuclei", "nuclei_all", "shapes", "maskrcnn/nuclei", "maskrcnn/nuclei_r50", "maskrcnn/shapes"}
+OTHERS = {
+    *("nuclei", "nuclei_all", "shapes", "maskrcnn/nuclei", "maskrcnn/nuclei_r50", "maskrcnn/shapes"),
+    *("retinanet/nuclei", "retinanet/shapes", "tal/cats", "tal/nuclei", "tal/shapes"),
+}
 """Recipes for other data than COCO."""
 
 BASE = {"box_expansion": 1.0}
@@ -81,6 +94,11 @@ TABLE_2 = {
 """Values of the other fields in every cell, as the paper states them."""
 
 
+def preset_of(name: str) -> str:
+    folder = name.partition("/")[0]
+    return PRESETS.get(folder, folder)
+
+
 def schedule(recipe: Recipe) -> Any:
     total = recipe.train.max_steps
     assert total is not None
@@ -96,9 +114,10 @@ def test_every_recipe_is_listed() -> None:
 def test_solver_and_images(name: str) -> None:
     length, short_sides, rate = PUBLISHED[name]
     recipe = resolve_recipe(name, {})
-    check_solver(recipe, length, rate, preset=name.partition("/")[0])
+    preset = preset_of(name)
+    check_solver(recipe, length, rate, preset)
     assert recipe.data.short_sides == short_sides
-    assert recipe.data.long_side == (907 if name.startswith("fast") else 1333)
+    assert recipe.data.long_side == (907 if preset == "fast" else 1333)
     assert recipe.data.flip_horizontal == 0.5
     assert (recipe.data.degenerate, recipe.data.keep_empty) == ("drop", False)
 
@@ -119,14 +138,15 @@ def check_solver(recipe: Recipe, length: Any, rate: float, preset: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_model(name: str) -> None:
-    preset, _, rest = name.partition("/")
+    folder, _, rest = name.partition("/")
+    preset = preset_of(name)
     depth = {"r18": "resnet18", "r50": "resnet50", "r101": "resnet101"}[rest.partition("_")[0]]
     side = {"image_short_side": 600} if rest.endswith("_600") else {}
     model = resolve_recipe(name, {}).model
     if preset == "maskrcnn":
         assert model == MaskRCNNConfig(backbone=depth)
     else:
-        assert model == ModelConfig.preset(preset, backbone=depth, **side)
+        assert model == ModelConfig.preset(preset, backbone=depth, **side, **DETECTORS.get(folder, {}))
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -46,6 +46,8 @@ def test_rgb_is_exact_from_every_source(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "CMYK", "RGBA", "YCbCr"])
 def test_modes_are_converted_to_rgb(tmp_path: Path, mode: str) -> None:
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read the uncompressed YCbCr TIFF that it writes")
     photo = Image.fromarray(smooth(24, 16)).convert(mode)
     suffix = {"CMYK": "tif", "YCbCr": "tif"}.get(mode, "png")
     image = read_image(save(photo, tmp_path / f"a.{suffix}"))
