@@ -43,7 +43,7 @@ def predict(
 
     Args:
         source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as 'photos/*.jpg'.
-        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
+        weights: Model file (.safetensors), name of a bundled model (nuclei), or user/model on the Hugging Face Hub.
         out: Results folder; its images.json maps each image_id to a file and frame.
         format: Additional annotations per image: labels/NAME.png (16-bit label image), polygons/NAME.json (LabelMe),
             labels/NAME.txt with data.yaml (yolo), or masks/NAME/ (one image per mask).

@@ -25,6 +25,7 @@ from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import Request, filter_by_score, postprocessor_of_request
 from embedmask.inference.results import to_detections
+from embedmask.inference.shared import Shared
 from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
 from embedmask.structures import Instances, Size
@@ -50,7 +51,7 @@ class Options(TypedDict, total=False):
     channels: Sequence[int] | None
 
 
-class Predictor:
+class Predictor(Shared):
     """A model with its device, precision and engine, ready to predict.
 
     Masks are always placed exactly; `mask_frame` of the model's config is for reference masks.
@@ -121,7 +122,12 @@ class Predictor:
         precision: Precision = "auto",
         engine: Engine = "torch",
     ) -> Self:
-        """Load the model of a checkpoint file.
+        """Load a model.
+
+        Args:
+            path: checkpoint file, folder with a `model.safetensors`, name of a bundled model (`nuclei`), or name of a
+                model on the Hugging Face Hub (`user/model`).
+            device, precision, engine: as in `__init__`.
 
         Raises:
             BadInput: not a checkpoint, or the device, precision or engine does not exist.
