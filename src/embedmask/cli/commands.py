@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from embedmask.cli.data import data_check, data_shapes, data_show, data_split
 from embedmask.cli.evaluate import evaluate
+from embedmask.cli.export import export
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.predict import predict
 from embedmask.cli.terminal import is_interactive
@@ -203,6 +204,7 @@ COMMANDS: Commands = {
     "eval": Command(evaluate),
     "predict": Command(predict, positional="source"),
     "convert": Command(convert, positional="official"),
+    "export": Command(export, positional="model"),
     "recipes": Command(recipes),
     "bench": Command(bench, sections=("model",)),
     "data": {

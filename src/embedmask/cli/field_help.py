@@ -21,6 +21,7 @@ SECTIONS: dict[str, dict[str, type]] = {
             if name == DEFAULT_TYPE
             else f"--model.FIELD, model: {name}": entry.config
             for name, entry in MODEL_TYPES.items()
+            if entry.objective is not None
         },
     },
     "data": {"--data.FIELD": DataConfig},

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from embedmask.config.convert import from_dict, to_dict
 from embedmask.config.detector import DetectorConfig
+from embedmask.config.exported import ExportedConfig
 from embedmask.config.maskrcnn import MaskRCNNConfig
 from embedmask.config.model import ModelConfig
 from embedmask.errors import BadInput
@@ -29,7 +30,7 @@ class ModelType:
         config: config class.
         model: subclass of `Detector`, built from the config alone.
         objective: function from the config to a function `(model, batch, targets) -> LossTerms`, where `batch` is an
-            `ImageBatch` and `targets` has one `Target` per image.
+            `ImageBatch` and `targets` has one `Target` per image; None: the type cannot be trained or saved.
         postprocessor: class with `from_config(config, max_detections, score_threshold, reference_masks)`, whose objects
             are `PostProcessing`.
         network: function from `(model, engine, dtype)` to the `Network` of inference.
@@ -38,12 +39,14 @@ class ModelType:
     title: str
     config: type[DetectorConfig]
     model: str
-    objective: str
+    objective: str | None
     postprocessor: str
     network: str = "embedmask.inference.engines:copy_network"
 
     def load(self, part: Part) -> Any:
-        """Import a part."""
+        """Import a part; `BadInput` for the objective of a type without one."""
+        if getattr(self, part) is None:
+            raise BadInput(f"a {self.title} cannot be trained; use the model file that it was made from")
         module, _, attribute = getattr(self, part).partition(":")
         return getattr(import_module(module), attribute)
 
@@ -63,6 +66,14 @@ MODEL_TYPES: dict[str, ModelType] = {
         model="embedmask.model.maskrcnn:MaskRCNN",
         objective="embedmask.model.maskrcnn:make_objective",
         postprocessor="embedmask.model.maskrcnn_postprocess:MaskRCNNPostprocessor",
+    ),
+    "exported": ModelType(
+        title="file of embedmask export",
+        config=ExportedConfig,
+        model="embedmask.weights.exported:ExportedModel",
+        objective=None,
+        postprocessor="embedmask.inference.exported:ExportedPostprocessor",
+        network="embedmask.inference.exported:exported_network",
     ),
 }
 DEFAULT_TYPE = "embedmask"
@@ -89,14 +100,21 @@ def model_from_dict(values: Mapping[str, Any], where: str) -> DetectorConfig:
         BadInput: the type or a field is unknown (the message suggests the nearest), or a value is invalid.
     """
     name = values.get("kind", DEFAULT_TYPE)
-    if not isinstance(name, str) or name not in MODEL_TYPES:
+    known = [key for key, entry in MODEL_TYPES.items() if entry.objective is not None]
+    if name not in known:
         raise BadInput(
-            f"{where}: unknown model type {name!r}{nearest(str(name), MODEL_TYPES)}; use {' or '.join(MODEL_TYPES)}"
+            f"{where}: unknown model type {name!r}{nearest(str(name), known)}; use {' or '.join(known)}"
         )
     return from_dict(MODEL_TYPES[name].config, {k: v for k, v in values.items() if k != "kind"}, where=where)
 
 
 def model_to_dict(config: DetectorConfig) -> dict[str, Any]:
-    """Return the plain values that `model_from_dict` reads; those of EmbedMask have no `kind`."""
+    """Return the plain values that `model_from_dict` reads; those of EmbedMask have no `kind`.
+
+    Raises:
+        BadInput: the type cannot be saved.
+    """
     name = model_type_name(config)
+    if MODEL_TYPES[name].objective is None:
+        raise BadInput(f"a {MODEL_TYPES[name].title} cannot be saved as a model file; copy it instead")
     return to_dict(config) if name == DEFAULT_TYPE else {"kind": name, **to_dict(config)}

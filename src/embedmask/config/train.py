@@ -18,7 +18,7 @@ from embedmask.fields import (
 )
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Engine = Literal["torch", "compile", "openvino"]
+Engine = Literal["torch", "compile", "openvino", "onnxruntime"]
 """Backend that runs the network in prediction."""
 
 

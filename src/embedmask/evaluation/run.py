@@ -15,14 +15,14 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.label_images import CLASS_NAME
 from embedmask.data.loader import eval_loader
 from embedmask.data.transforms import EvalTransform
-from embedmask.device import choose_device, choose_precision, choose_workers
+from embedmask.device import choose_device, choose_workers
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
 from embedmask.files import write_json_rows
 from embedmask.inference.detect import detect, make_postprocessor
-from embedmask.inference.engines import copy_network, make_network
+from embedmask.inference.engines import choose_dtype, copy_network, make_network
 from embedmask.inference.results import coco_results
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
 
@@ -151,7 +151,7 @@ def _predict(
     batches = eval_loader(dataset, EvalTransform.from_config(config), workers=choose_workers(None))
     on = choose_device(device)
     model = checkpoint.model.to(on)
-    dtype = choose_precision(on, precision)
+    dtype = choose_dtype(model, on, precision)
     # folding norms rounds anew, so that published figures are reproduced without it
     network = copy_network(model, "torch", dtype) if reference_masks else make_network(model, dtype=dtype)
     postprocess = make_postprocessor(config, reference_masks=reference_masks)

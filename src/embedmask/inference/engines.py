@@ -1,4 +1,4 @@
-"""Engines that run the network: torch, compiled torch, or OpenVINO."""
+"""Engines that run the network: torch, compiled torch, or OpenVINO; `exported.py` has those of exported files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from embedmask.config import Engine, model_type_of
+from embedmask.config import Engine, Precision, model_type_of
+from embedmask.device import choose_precision
 from embedmask.errors import BadInput
 from embedmask.inference.fused import Maps, Trunk
 from embedmask.inference.openvino import openvino_trunk
@@ -36,7 +37,7 @@ def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype =
 
     Args:
         model: in evaluation mode, on its device; later changes do not affect the network.
-        engine: `torch` starts at once; `compile` takes up to minutes for the first image, and again for the first batch
+        engine: `torch` starts at once, and selects the engine of an exported file; `compile` takes up to minutes for the first image, and again for the first batch
             of several images, then accepts any size; `openvino` converts the network once (CPU).
         dtype: of the convolutions; embeddings and distances stay float32.
 
@@ -52,8 +53,16 @@ def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype =
     return network
 
 
+def choose_dtype(model: Detector, device: torch.device, precision: Precision) -> torch.dtype:
+    """Return the number format of a model's convolutions; see `choose_precision`."""
+    is_free = precision == "auto" and model.float32_only
+    return choose_precision(device, "float32" if is_free else precision)
+
+
 def fused_network(model: EmbedMask, engine: Engine, dtype: torch.dtype) -> Network:
     """Return the network of an EmbedMask: its fused trunk, run by the engine, then its head."""
+    if engine == "onnxruntime":
+        raise BadInput("engine 'onnxruntime' runs files of embedmask export; use torch, compile or openvino")
     if engine == "openvino":
         return _with_head(copy.deepcopy(model.head).eval(), openvino_trunk(model, dtype))
     trunk = Trunk(model, dtype, portable=False)
@@ -94,6 +103,10 @@ def copy_network(model: Detector, engine: Engine, dtype: torch.dtype) -> Network
     """Return a copy of a model as it is, under autocast if `dtype` is reduced; for types without own engines."""
     if engine != "torch":
         raise BadInput(f"engine {engine!r} supports EmbedMask only; use torch for a {type(model).__name__}")
+    if model.float32_only:
+        raise BadInput(
+            "reference masks need the network without folded norms; use the model file, not an exported one"
+        )
     device, reduced = model.mean.device.type, dtype != torch.float32
     # convolutions in reduced precision are faster in this layout
     layout = torch.channels_last if reduced else torch.contiguous_format

@@ -17,10 +17,10 @@ from embedmask._supervision import sv
 from embedmask.config import Engine, Precision, ScoreThreshold, model_type_of
 from embedmask.data.images import size_of
 from embedmask.data.transforms import EvalTransform
-from embedmask.device import choose_device, choose_precision, choose_workers
+from embedmask.device import choose_device, choose_workers
 from embedmask.errors import BadInput
 from embedmask.inference.detect import PostProcessing, detect
-from embedmask.inference.engines import make_network
+from embedmask.inference.engines import choose_dtype, make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import Request, filter_by_score, postprocessor_of_request
@@ -90,7 +90,7 @@ class Predictor(Shared):
             )
         self.class_names = list(class_names)
         self.device = choose_device(device)
-        self.dtype = choose_precision(self.device, precision)
+        self.dtype = choose_dtype(model, self.device, precision)
         self.model = model.to(self.device).eval()
         self.engine = engine
         self.network = make_network(self.model, engine, self.dtype)
@@ -125,12 +125,13 @@ class Predictor(Shared):
         """Load a model.
 
         Args:
-            path: checkpoint file, folder with a `model.safetensors`, name of a bundled model (`nuclei`), or name of a
-                model on the Hugging Face Hub (`user/model`).
+            path: checkpoint file, folder with a `model.safetensors`, name of a bundled model (`nuclei`), name of a model
+                on the Hugging Face Hub (`user/model`), or file of `embedmask export`, which computes on the CPU in the
+                number formats of its graph, and with `engine` torch chooses its own engine.
             device, precision, engine: as in `__init__`.
 
         Raises:
-            BadInput: not a checkpoint, or the device, precision or engine does not exist.
+            BadInput: not such a file, or the device, precision or engine does not exist.
         """
         checkpoint = load_checkpoint(path)
         return cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ class Detector(nn.Module):
     Attributes:
         config: config of the model, with the backbone's own values filled in, as it is saved with the weights.
         backbone: returns feature maps from `finest_stride` to stride 32.
+        float32_only: whether the network has no other precision.
     """
 
+    float32_only: ClassVar[bool] = False
     mean: Tensor
     std: Tensor
 

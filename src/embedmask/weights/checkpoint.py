@@ -27,6 +27,7 @@ from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
+from embedmask.weights.exported import ExportedModel, is_exported, read_exported
 from embedmask.weights.released import find_weights, missing_weights_error
 
 FORMAT = "embedmask"
@@ -124,13 +125,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Load a checkpoint written by `save`.
 
     Args:
-        path: a file, or the name of a released model (`nuclei`). Weights in half precision become float32.
+        path: a file, the name of a released model (`nuclei`), or a file of `embedmask export`. Weights in half
+            precision become float32.
 
     Raises:
         BadInput: the file is missing, truncated or damaged, is not an EmbedMask checkpoint, comes from a newer version,
             or its tensors differ from those of its config (the message names the first).
     """
     path = find_weights(path)
+    if is_exported(path):
+        exported, settings = read_exported(path)
+        return Checkpoint(exported, ExportedModel(exported, path, settings).eval(), settings.class_names)
     with _open_checkpoint(path) as file:
         config, class_names = _parse_metadata(file.metadata() or {}, path)
         model = build_model(config)
@@ -153,6 +158,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def read_config(path: str | Path) -> DetectorConfig:
     """Read the config of a checkpoint without its weights; arguments and errors as in `load_checkpoint`."""
     path = find_weights(path)
+    if is_exported(path):
+        return read_exported(path)[0]
     with _open_checkpoint(path) as file:
         return _parse_metadata(file.metadata() or {}, path)[0]
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 
-from embedmask.config import DetectorConfig, TrainConfig
+from embedmask.config import DetectorConfig, TrainConfig, model_type_of
 from embedmask.errors import BadInput
 from embedmask.model.backbone import Backbone, pretrained_name
 from embedmask.weights import caffe
@@ -66,6 +66,7 @@ def adapt_config(config: DetectorConfig, train: TrainConfig, report: Callable[[s
         source = f"train.init {train.init}"
         try:
             trained = read_config(train.init)
+            model_type_of(trained).load("objective")  # an exported file has no weights to continue from
         except BadInput as error:
             raise BadInput(f"train.init {error}") from None
         check_same_backbone(config.backbone, trained.backbone, train.init)
