@@ -38,7 +38,8 @@ def evaluate(
     """Evaluate a model on a data set: box, mask and boundary AP; with one class also TP / (TP + FP + FN).
 
     Args:
-        weights: Model file (.safetensors), name of a bundled model (nuclei), or user/model on the Hugging Face Hub.
+        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), name of a bundled model (nuclei), or
+            user/model on the Hugging Face Hub.
         data: Folder of the data set.
         split: train, val, test or test-dev. Without annotations, only the results are written, for COCO's server.
         json: Also write the metrics to this file; without annotations, write the results to this file or folder.

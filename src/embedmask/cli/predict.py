@@ -43,7 +43,8 @@ def predict(
 
     Args:
         source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as 'photos/*.jpg'.
-        weights: Model file (.safetensors), name of a bundled model (nuclei), or user/model on the Hugging Face Hub.
+        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), name of a bundled model (nuclei), or
+            user/model on the Hugging Face Hub.
         out: Results folder; its images.json maps each image_id to a file and frame.
         format: Additional annotations per image: labels/NAME.png (16-bit label image), polygons/NAME.json (LabelMe),
             labels/NAME.txt with data.yaml (yolo), or masks/NAME/ (one image per mask).
@@ -60,7 +61,8 @@ def predict(
         resume: Continue an interrupted run with the same options; finished files are skipped.
         batch_size: Images per batch; by default chosen for the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
-        engine: torch, compile (takes minutes to start) or openvino (CPU; needs pip install 'embedmask[export]').
+        engine: torch, compile (takes minutes to start) or openvino (CPU; needs pip install 'embedmask[export]'). For
+            exported files onnxruntime or openvino, by default the one of the file.
         threads: CPU threads per process; by default PyTorch's choice.
         device: auto, cpu, cuda, cuda:N or mps.
         devices: Processes on this machine; by default one per CUDA device, else one. Not needed under torchrun.

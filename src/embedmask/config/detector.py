@@ -106,6 +106,11 @@ class DetectorConfig:
         check_fields(self)
         self.reading()  # validates the fields `image_page`, `image_channels` and `image_depth`
 
+    @property
+    def least_score(self) -> float:
+        """Return the smallest threshold on final scores that the model serves."""
+        return 0.0
+
     def reading(self) -> ReadOptions:
         """Return the options for reading image files."""
         return ReadOptions(page=self.image_page, channels=self.image_channels, depth=self.image_depth)

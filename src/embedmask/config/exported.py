@@ -18,13 +18,13 @@ class ExportedConfig(ModelConfig):
     most_detections: PositiveInt = 100
     """Number of detections that the graph serves: `max_detections` at the time of the export."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        few = self.max_detections <= self.most_detections
-        require(self, "max_detections", few, f"at most {self.most_detections}, as in the exported file")
-
     @property
     def least_score(self) -> float:
         """Return the smallest threshold on final scores that the graph serves."""
         least = self.least_candidate_threshold
         return math.sqrt(least) if self.score == "root" else least
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        few = self.max_detections <= self.most_detections
+        require(self, "max_detections", few, f"at most {self.most_detections}, as in the exported file")

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from embedmask.export.write import ENDINGS, export_model, onnx_model, openvino_model, write_openvino
+from embedmask.export.write import (
+    ENDINGS,
+    export_model,
+    onnx_model,
+    openvino_model,
+    to_openvino,
+    write_openvino,
+)
 
-__all__ = ["ENDINGS", "export_model", "onnx_model", "openvino_model", "write_openvino"]
+__all__ = ["ENDINGS", "export_model", "onnx_model", "openvino_model", "to_openvino", "write_openvino"]

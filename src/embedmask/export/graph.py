@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedmask.config import ModelConfig
-from embedmask.coupling import weighted_distance
 from embedmask.export.nms import nms_mask
 from embedmask.inference.fused import Trunk
 from embedmask.inference.rescoring import MIN_RESCORED
@@ -112,7 +111,14 @@ class Graph(nn.Module):
             boxes, scores = clip(boxes, scores, height, width, cfg.box_offset)
         ends = boxes.new_tensor([0, 0, cfg.box_offset, cfg.box_offset])
         limit = output_limit(cfg)
-        kept = nms_mask(boxes + ends, scores, labels, cfg.num_classes, cfg.nms_threshold, limit)
+        kept = nms_mask(
+            boxes + ends,
+            scores,
+            labels,
+            num_classes=cfg.num_classes,
+            threshold=cfg.nms_threshold,
+            limit=limit,
+        )
         scores, best = torch.where(kept, scores, -1.0).topk(limit, 1)  # [N, P] -> [N, K]
         boxes, labels, cells = (gather_rows(boxes, best), labels.gather(1, best), cells.gather(1, best))
         if not cfg.clip_before_nms:
@@ -169,7 +175,7 @@ class Graph(nn.Module):
         weighted = margins * centers
         constant = (weighted * centers).sum(2, keepdim=True)  # [N, K, 1]
         distance = margins @ pixels.square() - 2 * (weighted @ pixels) + constant
-        return -distance.clamp(min=0).unflatten(2, pixel_embed.shape[2:])
+        return -distance.clamp(min=0).reshape(*q.shape[:2], *pixel_embed.shape[2:])
 
 
 def output_limit(cfg: ModelConfig) -> int:

@@ -12,7 +12,7 @@ from embedmask.inference.proposals import class_wise_nms
 
 
 def nms_mask(
-    boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, threshold: float, limit: int
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, num_classes: int, threshold: float, limit: int
 ) -> Tensor:
     """Return which boxes class-wise NMS keeps.
 
@@ -30,7 +30,8 @@ def nms_mask(
     # ONNX takes scores per class [N, C, P]: -1 for the classes that a box does not have
     own = F.one_hot(labels, num_classes).mT.bool()
     per_class = torch.where(own, scores[:, None], -1.0)
-    return torch.ops.embedmask.nms(boxes, per_class, threshold, limit) > 0
+    kept: Tensor = torch.ops.embedmask.nms(boxes, per_class, threshold, limit)
+    return kept > 0
 
 
 @torch.library.custom_op("embedmask::nms", mutates_args=())
@@ -52,7 +53,9 @@ def _(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> Tensor:
 
 def translation() -> dict[Any, Any]:
     """Return the table that translates the operator into ONNX operators of opset 18."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types do not accept constants
 
     def onnx_nms(boxes: Any, scores: Any, threshold: float, limit: int) -> Any:
         # rows of image, class, box: int64 [S, 3]

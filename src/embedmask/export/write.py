@@ -104,11 +104,15 @@ def onnx_model(model: Detector, *, class_names: Sequence[str], dense_masks: bool
 
 def openvino_model(model: Detector, *, class_names: Sequence[str], dense_masks: bool = False) -> Any:
     """Return the graph of a model in memory, an `openvino.Model` with the metadata; arguments as in `export_model`."""
+    return to_openvino(onnx_model(model, class_names=class_names, dense_masks=dense_masks))
+
+
+def to_openvino(program: Any) -> Any:
+    """Convert the result of `onnx_model` to an `openvino.Model` with the same metadata."""
     try:
         import openvino  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         raise BadInput("format openvino needs OpenVINO; pip install 'embedmask[export]'") from None
-    program = onnx_model(model, class_names=class_names, dense_masks=dense_masks)
     converted = openvino.Core().read_model(io.BytesIO(program.SerializeToString()))
     text = next(entry.value for entry in program.metadata_props if entry.key == KEY)
     converted.set_rt_info(text, [KEY, "metadata"])

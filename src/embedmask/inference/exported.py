@@ -61,9 +61,8 @@ class ExportedPostprocessor(Postprocessor):
                 f"{exported.most_detections}; export the model with a larger max_detections"
             )
         if made.score_threshold < exported.least_candidate_threshold * (1 - 2 * SCORE_ROUNDING):
-            least = exported.least_score
             raise BadInput(
-                f"score threshold: the exported file serves {least:.3g} to 1; "
+                f"score threshold: the exported file serves {exported.least_score:.3g} to 1; "
                 "export the model with a lower candidate_threshold"
             )
         return made

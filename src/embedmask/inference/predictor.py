@@ -125,9 +125,9 @@ class Predictor(Shared):
         """Load a model.
 
         Args:
-            path: checkpoint file, folder with a `model.safetensors`, name of a bundled model (`nuclei`), name of a model
-                on the Hugging Face Hub (`user/model`), or file of `embedmask export`, which computes on the CPU in the
-                number formats of its graph, and with `engine` torch chooses its own engine.
+            path: model file, folder with a `model.safetensors`, bundled model (`nuclei`), model on the Hugging Face Hub
+                (`user/model`), or file of `embedmask export`, which computes on the CPU in the number formats of its
+                graph, and with `engine` torch chooses its own engine.
             device, precision, engine: as in `__init__`.
 
         Raises:

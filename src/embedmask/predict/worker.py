@@ -253,8 +253,9 @@ def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Sou
     images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
     if not images:
         return ""
+    least = predictor.model.config.least_score
     results = predictor.predict_stream(
-        images, score_threshold=0.0, max_detections=1, tile=settings.tile, overlap=settings.overlap
+        images, score_threshold=least, max_detections=1, tile=settings.tile, overlap=settings.overlap
     )
     scores = [
         (float(result.instances.scores[0]), path)
@@ -262,7 +263,8 @@ def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Sou
         if result.instances is not None and len(result.instances)
     ]
     if not scores:
-        return f"the first {len(images)} images have no candidates at any score"
+        served = f" from {least:.2g} on" if least else ""
+        return f"the first {len(images)} images have no candidates at any score{served}"
     score, path = max(scores)
     scope = f" in {len(images)} of {len(done)}" if len(images) < len(done) else ""
     return f"the best score{scope} is {score:.2g} ({path}); a lower --score-threshold shows more"

@@ -62,7 +62,7 @@ def predict(options: argparse.Namespace) -> int:
         rows += result.coco(done)
         target = options.out / "labels" / f"{path.stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(target, lambda file, image=result.label_image(): Image.fromarray(image).save(file))
+        write(target, Image.fromarray(result.label_image()).save)
     if not done:
         return 2
     text = ",\n".join(json.dumps(row) for row in rows)

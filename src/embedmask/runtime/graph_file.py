@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 FORMAT = "embedmask-graph"
 VERSION = 1
@@ -26,7 +28,7 @@ class Settings:
     Attributes:
         class_names: name of each label.
         score_thresholds: default threshold on final scores, one per class.
-        short_side, long_side, rounding: rule of resizing, see `resized_size`; `short_side` None: images keep their size.
+        short_side, long_side, rounding: rule of resizing, see `resized_size`; `short_side` None: no resizing.
         page, channels, depth: page and channels of image files to read (None: the default), reduction to 8 bits.
         strides: px per cell of the levels.
         pixel_stride: px per cell of p.
@@ -68,6 +70,12 @@ class Settings:
     min_margin_cells: float
     outside_log_prob: float
     dense_masks: bool
+
+    @property
+    def least_score(self) -> float:
+        """Return the smallest threshold on final scores that the graph serves."""
+        least = self.candidate_threshold
+        return math.sqrt(least) if self.score == "root" else least
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _fields(message: bytes, damaged: BadFile) -> dict[int, bytes]:
     return found
 
 
-def _varint(read: Any, damaged: BadFile) -> int:
+def _varint(read: Callable[[int], bytes], damaged: BadFile) -> int:
     """Read a number in groups of seven bits, lowest first; the eighth bit is set if another follows."""
     value = 0
     for shift in range(0, 70, 7):

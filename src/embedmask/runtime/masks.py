@@ -19,7 +19,14 @@ Size = tuple[int, int]
 
 
 def decode_masks(
-    p: Array, boxes: Array, q: Array, s: Array, settings: Settings, image_size: Size, original_size: Size
+    p: Array,
+    boxes: Array,
+    q: Array,
+    s: Array,
+    settings: Settings,
+    *,
+    image_size: Size,
+    original_size: Size,
 ) -> list[Array]:
     """Decode the masks of R detections of one image.
 

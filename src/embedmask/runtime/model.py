@@ -77,7 +77,7 @@ class Result:
         return image
 
     def coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return COCO results: `image_id`, `category_id` (label + 1), `bbox` (xywh px), `score`, `segmentation` (RLE)."""
+        """Return COCO results: `image_id`, `category_id` (label + 1), `bbox` (xywh px), `score`, `segmentation`."""
         boxes = self.boxes.astype(np.float64)
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
         rows = zip(self.labels.tolist(), xywh.tolist(), self.scores.tolist(), self.runs, strict=True)
@@ -154,11 +154,8 @@ class Model:
                 raise BadFile(f"score_threshold: the model has no class {unknown[0]!r}")
             requested = [requested.get(name, value) for name, value in zip(names, own, strict=True)]
         values = np.broadcast_to(np.asarray(own if requested is None else requested, np.float64), len(own))
-        lowest = self.settings.candidate_threshold
-        is_root = self.settings.score == "root"
-        served = values**2 if is_root else values
-        if (served < lowest * (1 - 1e-5)).any() or (values > 1).any():
-            least = lowest**0.5 if is_root else lowest
+        least = self.settings.least_score
+        if (values < least * (1 - 1e-5)).any() or (values > 1).any():
             raise BadFile(f"score_threshold {float(values.min()):g}: this file serves {least:.3g} to 1")
         return values.astype(np.float32)
 
@@ -169,7 +166,9 @@ class Model:
         boxes, scores, labels, q, s = (
             outputs[name][found] for name in ("boxes", "scores", "labels", "q", "s")
         )
-        runs = decode_masks(outputs["p"], boxes, q, s, self.settings, image_size, size)
+        runs = decode_masks(
+            outputs["p"], boxes, q, s, self.settings, image_size=image_size, original_size=size
+        )
         scale = np.array([size[1] / image_size[1], size[0] / image_size[0]] * 2, np.float32)
         limits = np.array([size[1], size[0]] * 2, np.float32)
         result = Result((boxes * scale).clip(0, limits), scores, labels, runs, size, self.class_names)

@@ -1,0 +1,223 @@
+"""Compare exported files with the model that they were made from, and print the tables of docs/export.md.
+
+python benchmarks/export_parity.py presets [NAME...]      # paper, ijcai21, fused, fast with calibrated random weights
+python benchmarks/export_parity.py nuclei DATA FILE...    # files of the released model, on images of the nuclei data set
+
+Each row compares all detections down to the threshold of candidates, in float32: `Predictor` with torch, `Predictor`
+with the file, and `embedmask.runtime` with the file (batch 1 only, as it takes single images).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedmask import EmbedMask, ModelConfig, Predictor
+from embedmask.benchmark.calibration import calibrate_embedmask, write_test_image
+from embedmask.data.coco import CocoInstances
+from embedmask.data.images import read_image, size_of
+from embedmask.export import onnx_model, to_openvino, write_openvino
+from embedmask.inference.detect import detect, make_postprocessor
+from embedmask.masks import RunMasks
+from embedmask.runtime import Model, Result
+from embedmask.structures import Instances
+from embedmask.weights import load_checkpoint
+
+SIZES = ((256, 256), (251, 333), (360, 360), (97, 640), (520, 696))
+CROWDED = 700
+SAME_BOX = 0.01
+"""Largest difference of the boxes of one detection, px."""
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Difference:
+    """Comparison of two results of the same images.
+
+    Attributes:
+        counts: detections of the model, by image.
+        unmatched: detections of either result without a partner, see `partners`.
+        boxes, scores: largest difference of partners, px and 1.
+        iou: smallest IoU of the masks of partners.
+        pixels: mask pixels of partners that differ, and all of the model's.
+    """
+
+    counts: list[int]
+    unmatched: int = 0
+    boxes: float = 0.0
+    scores: float = 0.0
+    iou: float = 1.0
+    pixels: tuple[int, int] = (0, 0)
+
+    def row(self) -> str:
+        """Return the cells of a table."""
+        found = " + ".join(map(str, self.counts))
+        differing = f"{self.pixels[0]:,} of {self.pixels[1]:,}"
+        return f"{found} | {self.unmatched} | {self.boxes:.1e} | {self.scores:.1e} | {self.iou:.5f} | {differing} |"
+
+
+def partners(one: Instances, other: Instances) -> tuple[Ints, Ints]:
+    """Pair the detections of one label whose boxes are nearest to each other and at most `SAME_BOX` px apart.
+
+    Order is no criterion: scores that are equal up to rounding may change places.
+    """
+    if not len(one) or not len(other):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    distance = torch.cdist(one.boxes, other.boxes, p=float("inf"))
+    distance[one.labels[:, None] != other.labels] = float("inf")
+    nearest, back = distance.argmin(1), distance.argmin(0)
+    rows = torch.arange(len(one))
+    paired = (back[nearest] == rows) & (distance[rows, nearest] <= SAME_BOX)
+    return rows[paired].numpy(), nearest[paired].numpy()
+
+
+def compare(reference: Sequence[Instances], results: Sequence[Instances]) -> Difference:
+    """Compare the results of the same images."""
+    found = Difference([len(one) for one in reference])
+    for one, other in zip(reference, results, strict=True):
+        index, twins = partners(one, other)
+        found.unmatched += len(one) + len(other) - 2 * len(index)
+        if not len(index):
+            continue
+        common = one.masks.overlaps(index, other.masks, twins)
+        areas = one.masks.areas()[index]
+        union = areas + other.masks.areas()[twins] - common
+        found.boxes = max(found.boxes, float((one.boxes[index] - other.boxes[twins]).abs().max()))
+        found.scores = max(found.scores, float((one.scores[index] - other.scores[twins]).abs().max()))
+        found.iou = min(found.iou, float(np.where(union > 0, common / np.maximum(union, 1), 1.0).min()))
+        found.pixels = (found.pixels[0] + int((union - common).sum()), found.pixels[1] + int(areas.sum()))
+    return found
+
+
+def predict(predictor: Predictor, images: Sequence[Tensor]) -> list[Instances]:
+    """Return the instances of images as one batch, down to the threshold of candidates."""
+    model = predictor.model
+    batch = model.preprocess([predictor.resize.image(image) for image in images])
+    return detect(predictor.network, make_postprocessor(model.config), batch, [size_of(i) for i in images])
+
+
+def as_instances(result: Result) -> Instances:
+    """Convert a result of the runtime."""
+    masks = RunMasks(result.runs, result.size)
+    columns = map(torch.from_numpy, (result.boxes, result.scores, result.labels))
+    return Instances(*columns, masks)
+
+
+def rows_of(name: str, model: EmbedMask, files: Sequence[Path], images: Sequence[Tensor]) -> Iterator[str]:
+    """Yield a row of the table for each file, image and batch."""
+    names = [str(index) for index in range(model.config.num_classes)]
+    reference = Predictor(model, names, device="cpu", precision="float32")
+    for file in files:
+        exported, runtime = Predictor.load(file, device="cpu"), Model(file)
+        for image in images:
+            height, width = size_of(image)
+            for batch in ([image], [image, image.flip(2)]):
+                expected = predict(reference, batch)
+                found = compare(expected, predict(exported, batch))
+                yield f"| {name}, {file.suffix} | {height}x{width} | {len(batch)} | Predictor | {found.row()}"
+            result = runtime(image.permute(1, 2, 0).numpy(), score_threshold=runtime.settings.least_score)
+            expected = [one.select(least_rows(one, runtime)) for one in predict(reference, [image])]
+            found = compare(expected, [as_instances(result)])
+            yield f"| {name}, {file.suffix} | {height}x{width} | 1 | runtime | {found.row()}"
+
+
+def least_rows(instances: Instances, runtime: Model) -> list[int]:
+    """Return the instances whose final score the runtime does not filter out."""
+    return np.flatnonzero(instances.scores.numpy() >= np.float32(runtime.settings.least_score)).tolist()
+
+
+def preset_model(preset: str, *, crowded: bool) -> EmbedMask:
+    """Return a model with random weights, calibrated to about 100 or 700 detections in the first test image."""
+    torch.manual_seed(0)
+    config = ModelConfig.preset(
+        preset,
+        num_classes=5,
+        backbone="resnet18",
+        image_short_side=224,
+        image_long_side=373,
+        backbone_norm="batch",
+        frozen_stages=0,
+        max_detections=1000 if crowded else 100,
+    )
+    model = EmbedMask(config).eval()
+    predictor = Predictor(model, list("abcde"), device="cpu", precision="float32")
+    batch = model.preprocess([predictor.resize.image(image) for image in test_images()[-1:]])
+    calibrate_embedmask(model, batch, CROWDED if crowded else 100, trained=False)
+    return model
+
+
+def test_images() -> list[Tensor]:
+    """Return images of blobs with noise, and an image without objects for the released model."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "image.jpg"
+        images = []
+        for size in SIZES:
+            write_test_image(path, size)
+            images.append(read_image(path))
+    return images
+
+
+def nuclei_images(data: Path) -> list[Tensor]:
+    """Return images of val of some sizes, a part of odd size, and an empty one; 520 x 696 is crowded."""
+    dataset = CocoInstances.open(data, "val", image_filter="modality=fluorescence")
+    by_size: dict[Any, list[Tensor]] = {}
+    for index in range(len(dataset)):
+        image = dataset.image(index)
+        by_size.setdefault(size_of(image), []).append(image)
+    odd = by_size[360, 360][0][:, :251, :333]
+    empty = torch.zeros(3, 200, 150, dtype=torch.uint8)
+    return [
+        by_size[256, 256][0],
+        by_size[256, 320][0],
+        by_size[360, 360][0],
+        odd,
+        by_size[520, 696][0],
+        empty,
+    ]
+
+
+def print_presets(names: Sequence[str]) -> None:
+    """Print the table of the presets, whose models have random weights."""
+    for name in names or ("paper", "ijcai21", "fused", "fast"):
+        model = preset_model(name, crowded=name == "fused")
+        with tempfile.TemporaryDirectory() as folder:
+            files = export(model, Path(folder) / name, list("abcde"))
+            for row in rows_of(name, model, files, test_images()):
+                print(row, flush=True)
+
+
+def export(model: EmbedMask, path: Path, names: list[str]) -> list[Path]:
+    """Write a model as ONNX and as OpenVINO, traced once; return the files."""
+    program = onnx_model(model, class_names=names)
+    files = [path.with_suffix(".onnx"), path.with_suffix(".xml")]
+    files[0].write_bytes(program.SerializeToString())
+    write_openvino(to_openvino(program), files[1])
+    return files
+
+
+def main(words: Sequence[str]) -> None:
+    """Run one of the comparisons."""
+    if words[:1] == ["presets"]:
+        print_presets(words[1:])
+    elif words[:1] == ["nuclei"] and len(words) > 2:
+        checkpoint = load_checkpoint("nuclei")
+        assert isinstance(checkpoint.model, EmbedMask)
+        for row in rows_of(
+            "nuclei", checkpoint.model, list(map(Path, words[2:])), nuclei_images(Path(words[1]))
+        ):
+            print(row, flush=True)
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
