@@ -80,7 +80,7 @@ def export_int8(
         raise BadInput(f"{path}: int8 files end in .xml; pass --out {path.stem}.xml")
     model, names = checkpoint.model, checkpoint.class_names
     reading = checkpoint.config.reading()
-    opened = {"image_filter": options.where, "options": reading}
+    opened: dict[str, Any] = {"image_filter": options.where, "options": reading}
     train = CocoInstances.open(options.data, "train", **opened)
     split = CocoInstances.open(options.data, options.split, **opened)
     images = calibration_images(train, checkpoint.config, options.images)
