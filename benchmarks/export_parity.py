@@ -1,7 +1,7 @@
 """Compare exported files with the model that they were made from, and print the tables of docs/export.md.
 
 python benchmarks/export_parity.py presets [NAME...]      # paper, ijcai21, fused, fast with calibrated random weights
-python benchmarks/export_parity.py nuclei DATA FILE...    # files of the released model, on images of the nuclei data set
+python benchmarks/export_parity.py nuclei DATA FILE...    # of the released model, on images of the data set
 
 Each row compares all detections down to the threshold of candidates, in float32: `Predictor` with torch, `Predictor`
 with the file, and `embedmask.runtime` with the file (batch 1 only, as it takes single images).
@@ -177,7 +177,7 @@ def nuclei_images(data: Path) -> list[Tensor]:
     empty = torch.zeros(3, 200, 150, dtype=torch.uint8)
     return [
         by_size[256, 256][0],
-        by_size[256, 320][0],
+        by_size[512, 640][0],
         by_size[360, 360][0],
         odd,
         by_size[520, 696][0],

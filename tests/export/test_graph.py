@@ -35,6 +35,11 @@ def model(request: pytest.FixtureRequest) -> EmbedMask:
     return calibrated(**request.param)
 
 
+@pytest.fixture(scope="module")
+def graph(model: EmbedMask) -> Graph:
+    return Graph(model, dense_masks=False)
+
+
 def images(height: int, width: int, count: int) -> torch.Tensor:
     return torch.stack(
         [torch.from_numpy(scene(height, width, seed)).permute(2, 0, 1) for seed in range(count)]
@@ -42,11 +47,11 @@ def images(height: int, width: int, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(45, 91, 2), (7, 130, 1)])
-def test_it_returns_the_proposals(model: EmbedMask, height: int, width: int, count: int) -> None:
+def test_it_returns_the_proposals(
+    model: EmbedMask, graph: Graph, height: int, width: int, count: int
+) -> None:
     batch = images(height, width, count)
-    outputs = dict(
-        zip(("boxes", "scores", "labels", "q", "s", "p"), Graph(model, dense_masks=False)(batch), strict=True)
-    )
+    outputs = dict(zip(("boxes", "scores", "labels", "q", "s", "p"), graph(batch), strict=True))
     predictions = make_network(model)(model.preprocess(list(batch)))
     postprocess = Postprocessor.from_config(model.config)
     for index in range(count):
@@ -60,14 +65,14 @@ def test_it_returns_the_proposals(model: EmbedMask, height: int, width: int, cou
         torch.testing.assert_close(outputs["p"][index], predictions.pixel_embed[index], atol=1e-3, rtol=1e-3)
 
 
-def test_images_have_detections(model: EmbedMask) -> None:
+def test_images_have_detections(graph: Graph) -> None:
     """The comparison above would also pass on empty results."""
-    labels = Graph(model, dense_masks=False)(images(64, 96, 1))[2]
+    labels = graph(images(64, 96, 1))[2]
     assert int((labels >= 0).sum()) >= 5
 
 
-def test_no_detections_are_padding(model: EmbedMask) -> None:
-    none = EmbedMask(model.config).eval()
+def test_no_detections_are_padding() -> None:
+    none = calibrated()
     torch.nn.init.constant_(none.head.class_logits.bias, -20.0)
     boxes, scores, labels, q, s, _ = Graph(none, dense_masks=False)(images(40, 50, 2))
     assert (labels == -1).all()

@@ -1,0 +1,39 @@
+"""docs/export.md: its commands parse, and its lines without torch run on an exported file."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from embedmask.cli.commands import COMMANDS
+from embedmask.cli.parser import build_parser
+from embedmask.runtime.__main__ import main
+from export.conftest import Exported, scene
+
+TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+LINES = [
+    line for _, block in re.findall(r"```(\w*)\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("embedmask ")])
+def test_commands_parse(line: str) -> None:
+    build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
+
+
+def test_lines_without_torch_run(files: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").symlink_to(files.onnx)
+    Image.fromarray(scene(90, 131)).save("photo.png")
+    (command,) = [line for line in LINES if line.startswith("python -m embedmask.runtime ")]
+    assert main(shlex.split(command)[3:]) == 0
+    assert Path("results/predictions.json").is_file()
+    assert Path("results/labels/photo.png").is_file()
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["masks"].shape[1:] == (90, 131)  # type: ignore[attr-defined]
