@@ -13,6 +13,7 @@ from command_line import fails
 from small_models import small_config
 
 from embedmask import EmbedMask, Predictor, save
+from embedmask.benchmark.compare import BenchConfig, compare
 from embedmask.cli import main
 from embedmask.cli.export import int8_lines
 from embedmask.data.coco import CocoInstances
@@ -109,6 +110,20 @@ def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> 
     assert set(entry["cpu_ms"]) == {"float32 graph", "int8 graph", "engine torch"}
     assert "\n".join(int8_lines(entry)) in printed
     assert path.with_suffix(".bin").stat().st_size < 0.5 * weights.stat().st_size
+
+
+def test_bench_measures_an_exported_file(int8: tuple[Path, str]) -> None:
+    bench = BenchConfig(
+        config=small_config(), engines=(), settings=(), exported=(int8[0],), image_size=(64, 96), runs=2, warmup=1,
+        device="cpu", memory=False,
+    )  # fmt: skip
+    report = compare(bench)
+    for kind in ("medians", "cpu_medians"):
+        (seconds,) = report[kind].values()
+        assert 0 < seconds["network"] < seconds["whole"]
+    assert list(report["ratios"]) == ["exported small.xml"]
+    assert report["works"]["exported small.xml"]["detections"] > 0
+    assert report["plan"]["exported"] == ["small.xml"]
 
 
 def test_too_large_a_drop_writes_nothing(
