@@ -243,12 +243,17 @@ def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: N
         "memory_mb": memory,
         "fails": fails,
         "machine": machine(factory.device),
-        "plan": {
-            **asdict(bench),
-            "weights": "random" if bench.weights is None else "trained",
-            "network_size": bench.network_size,
-            "exported": [path.name for path in bench.exported],
-        },
+        "plan": _plan(bench),
+    }
+
+
+def _plan(bench: BenchConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, without paths."""
+    return {
+        **asdict(bench),
+        "weights": "random" if bench.weights is None else "trained",
+        "network_size": bench.network_size,
+        "exported": [path.name for path in bench.exported],
     }
 
 

@@ -78,40 +78,66 @@ def export_int8(
     check_int8(options.images)
     if path.suffix != ENDINGS["openvino"]:
         raise BadInput(f"{path}: int8 files end in .xml; pass --out {path.stem}.xml")
-    model, names = checkpoint.model, checkpoint.class_names
-    reading = checkpoint.config.reading()
-    opened: dict[str, Any] = {"image_filter": options.where, "options": reading}
-    train = CocoInstances.open(options.data, "train", **opened)
-    split = CocoInstances.open(options.data, options.split, **opened)
-    images = calibration_images(train, checkpoint.config, options.images)
-    report("converting the network")
-    graph = openvino_model(model, class_names=names, dense_masks=dense_masks)
-    report(f"calibrating on {len(images)} images of train")
-    quantized = quantize(graph, images)
+    train, split = (
+        CocoInstances.open(
+            options.data, name, image_filter=options.where, options=checkpoint.config.reading()
+        )
+        for name in ("train", options.split)
+    )
+    graph, quantized = _graphs(checkpoint, train, options, report, dense_masks=dense_masks)
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.xml" for name in ("float32", "int8")}
         for file, one in zip(files.values(), (graph, quantized), strict=True):
             write_openvino(one, file)
-        scores = {}
-        for name, file in files.items():
-            report(f"measuring AP in {name} on {len(split)} images of {options.split}")
-            metrics = evaluate_weights(file, split)
-            scores[name] = {key: metrics[key] for key in MEASURED}
+        scores = _scores(files, split, options, report)
         refuse_drop(scores["float32"], scores["int8"], options, path)
-        report(f"measuring time on {min(TIMED_IMAGES, len(split))} images")
         predictors = {f"{name} graph": Predictor.load(file, device="cpu") for name, file in files.items()}
-        predictors["engine torch"] = Predictor(model, names, device="cpu")
-        timed = [split.image(index) for index in range(0, len(split), -(-len(split) // TIMED_IMAGES))]
-        times = cpu_milliseconds(predictors, timed)
+        predictors["engine torch"] = Predictor(checkpoint.model, checkpoint.class_names, device="cpu")
+        report(f"measuring time on at most {TIMED_IMAGES} images")
+        times = cpu_milliseconds(predictors, _timed_images(split))
     entry = {
         "data": options.data.resolve().name, "where": options.where, "split": options.split,
-        "calibration_images": len(images), "images": len(split), "before": scores["float32"], "after": scores["int8"],
-        "cpu_ms": times, "torch_precision": str(predictors["engine torch"].dtype).removeprefix("torch."),
+        "calibration_images": options.images, "images": len(split), "before": scores["float32"],
+        "after": scores["int8"], "cpu_ms": times, "torch_precision": str(predictors["engine torch"].dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     add_metadata(quantized, entry)
     write_openvino(quantized, path)
     return entry
+
+
+def _graphs(
+    checkpoint: Checkpoint,
+    train: CocoInstances,
+    options: Int8Options,
+    report: Callable[[str], None],
+    *,
+    dense_masks: bool,
+) -> tuple[Any, Any]:
+    """Return the float32 and the int8 graph."""
+    images = calibration_images(train, checkpoint.config, options.images)
+    report("converting the network")
+    names = checkpoint.class_names
+    graph = openvino_model(checkpoint.model, class_names=names, dense_masks=dense_masks)
+    report(f"calibrating on {len(images)} images of train")
+    return graph, quantize(graph, images)
+
+
+def _timed_images(split: CocoInstances) -> list[Tensor]:
+    """Return at most `TIMED_IMAGES` images, at equal steps of the split."""
+    return [split.image(index) for index in range(0, len(split), -(-len(split) // TIMED_IMAGES))]
+
+
+def _scores(
+    files: Mapping[str, Path], split: CocoInstances, options: Int8Options, report: Callable[[str], None]
+) -> dict[str, dict[str, float]]:
+    """Return the metrics `MEASURED` of each file, by its name."""
+    scores = {}
+    for name, file in files.items():
+        report(f"measuring AP in {name} on {len(split)} images of {options.split}")
+        metrics = evaluate_weights(file, split)
+        scores[name] = {key: metrics[key] for key in MEASURED}
+    return scores
 
 
 def refuse_drop(
