@@ -70,3 +70,12 @@ def choose_workers(requested: int | None) -> int:
         return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores - 1, MAX_WORKERS)
+
+
+def has_int8_units() -> bool:
+    """Return whether an x86 processor has units that multiply int8: VNNI or AMX; other processors were not measured."""
+    read = getattr(torch.cpu, "get_capabilities", None)
+    if read is None:  # older versions of torch
+        probes = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("vnni", "amx_tile"))
+        return any(probe() for probe in probes if probe is not None)
+    return any(read().get(unit, False) for unit in ("avx512_vnni", "avx_vnni", "amx_int8"))

@@ -24,6 +24,7 @@ PACKAGES = (
     "pillow",
     "faster-coco-eval",
     "openvino",
+    "onnxruntime",
 )
 """Packages on which figures depend."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from embedmask import EmbedMask, Predictor
 from embedmask.benchmark.compare import BASELINE, EMBEDMASK, BenchConfig, PipelineFactory, RunId, compare
 from embedmask.benchmark.memory import peaks_in_own_process
 from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
-from embedmask.benchmark.timing import interleave, medians, quartiles, time_run
+from embedmask.benchmark.timing import interleave, matrix_gflops, medians, quartiles, time_run
 from embedmask.errors import BadInput
 from embedmask.inference.engines import make_network
 from embedmask.machine import describe_machine
@@ -84,10 +86,10 @@ def test_report_is_consistent() -> None:
         assert 0 < low <= found["whole"] <= high
         assert 0 < found["network"] < found["to_masks"] < found["whole"]
         assert report["shares"][pipeline]["network"] == found["network"] / found["whole"]
-    for batch in ("", ", batch 2"):
-        whole = {name: report["medians"][name + batch]["whole"] for name in names}
+    for kind, batch in product(("", "cpu_"), ("", ", batch 2")):
+        whole = {name: report[f"{kind}medians"][name + batch]["whole"] for name in names}
         best = min(whole["torchvision float32"], whole["torchvision bfloat16"])
-        assert report["ratios"]["embedmask torch" + batch] == {
+        assert report[f"{kind}ratios"]["embedmask torch" + batch] == {
             "best": pytest.approx(best / whole["embedmask torch"]),
             "float32": pytest.approx(whole["torchvision float32"] / whole["embedmask torch"]),
         }
@@ -210,7 +212,28 @@ def test_pipelines_are_interleaved() -> None:
     log: list[str] = []
     times = interleave({name: LoggingPipeline(name, log) for name in "AB"}, 3, CPU)
     assert "".join(log) == "AAABBB" * 3
-    assert {len(seconds) for pipeline in times.values() for seconds in pipeline.values()} == {3}
+    for measured in times.values():
+        assert (
+            measured.wall.keys()
+            == measured.cpu.keys()
+            == {"network", "masks", "results", "to_masks", "whole"}
+        )
+        assert {len(seconds) for kind in (measured.wall, measured.cpu) for seconds in kind.values()} == {3}
+
+
+def test_cpu_time_leaves_waiting_out() -> None:
+    waiting = LoggingPipeline("A", [])
+    waiting.stages = lambda: dict.fromkeys(("masks", "results"), lambda: time.sleep(0.05))  # type: ignore[method-assign]
+    wall, cpu = time_run(waiting, CPU)
+    assert wall["whole"] >= 0.1
+    assert cpu["whole"] < 0.05
+
+
+def test_rate_of_the_processor() -> None:
+    rates = matrix_gflops()
+    # a thread of any processor of the last ten years; above 10 Tflop/s a clock would have failed
+    assert all(0.1 < rate < 1e4 for rate in rates.values())
+    assert {"float32", "bfloat16"} <= rates.keys()
 
 
 def test_medians_and_quartiles_are_per_image() -> None:

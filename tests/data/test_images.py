@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings

@@ -21,6 +21,7 @@ from embedmask import EmbedMask, save
 from embedmask.config import ModelConfig, TrainConfig
 from embedmask.errors import BadInput
 from embedmask.model.backbone import Backbone
+from embedmask.weights import hub as weights_hub
 from embedmask.weights import pretrained
 from embedmask.weights.official import CAFFE_MEAN_BGR
 from embedmask.weights.pretrained import adapt_config, load_pretrained, read_backbone_file
@@ -242,7 +243,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Hub]:
 
     def install(answer: object) -> Hub:
         session = Hub(answer)
-        monkeypatch.setattr(pretrained, "get_session", lambda: session)
+        monkeypatch.setattr(weights_hub, "get_session", lambda: session)
         monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_: None)
         return session
 
@@ -256,7 +257,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], Hub]:
 def test_missing_connection_message_names_the_file(
     hub: Callable[[object], Hub], monkeypatch: pytest.MonkeyPatch, answer: object, reason: str
 ) -> None:
-    monkeypatch.setattr(pretrained, "TIMEOUT", 0.05)
+    monkeypatch.setattr(weights_hub, "TIMEOUT", 0.05)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("the hub's retries take a minute"))
     model = backbone_without_timm()
     session, start = hub(answer), time.monotonic()

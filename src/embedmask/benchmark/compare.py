@@ -23,18 +23,18 @@ from embedmask.benchmark.calibration import (
 )
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.benchmark.pipelines import SETTINGS, EmbedMaskPipeline, Pipeline, Setting, TorchvisionPipeline
-from embedmask.benchmark.timing import Times, interleave, medians, quartiles, time_run
+from embedmask.benchmark.timing import Measured, interleave, machine, medians, quartiles, time_run
 from embedmask.config import Engine, ModelConfig, Precision
 from embedmask.data.images import read_image
 from embedmask.data.transforms import EvalTransform, resized_size
 from embedmask.device import choose_device, choose_precision
 from embedmask.errors import BadInput
 from embedmask.inference.engines import make_network
-from embedmask.machine import describe_machine
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Size
+from embedmask.weights.checkpoint import load_checkpoint
 
-EMBEDMASK, BASELINE = "embedmask", "torchvision"
+EMBEDMASK, EXPORTED, BASELINE = "embedmask", "exported", "torchvision"
 """Names of the pipelines in the report."""
 COMPILED = ("compile", "compiled")
 """Engines and settings whose peak memory would be that of the compiler."""
@@ -50,6 +50,8 @@ class BenchConfig:
         image_size: `(height, width)` of the image file.
         detections: per image, in both pipelines.
         engines: engines of EmbedMask to measure.
+        exported: files of `embedmask export` to measure. They keep their weights and resizing, so their number of
+            detections is their own.
         settings: settings of the baseline to measure.
         batches: batch sizes to measure.
         runs: number of measured runs.
@@ -66,6 +68,7 @@ class BenchConfig:
     image_size: Size = (800, 1216)
     detections: int = 100
     engines: tuple[Engine, ...] = ("torch",)
+    exported: tuple[Path, ...] = ()
     settings: tuple[Setting, ...] = SETTINGS
     batches: tuple[int, ...] = (1,)
     runs: int = 10
@@ -107,8 +110,8 @@ class RunId:
     """Identity of a measured pipeline.
 
     Attributes:
-        pipeline: `EMBEDMASK` or `BASELINE`.
-        setting: an engine of EmbedMask, or a setting of the baseline.
+        pipeline: `EMBEDMASK`, `EXPORTED` or `BASELINE`.
+        setting: an engine of EmbedMask, an exported file, or a setting of the baseline.
         batch: number of images in a batch.
     """
 
@@ -117,7 +120,8 @@ class RunId:
     batch: int
 
     def __str__(self) -> str:
-        return f"{self.pipeline} {self.setting}" + (f", batch {self.batch}" if self.batch > 1 else "")
+        setting = self.setting.name if isinstance(self.setting, Path) else self.setting
+        return f"{self.pipeline} {setting}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
 class PipelineFactory:
@@ -146,9 +150,20 @@ class PipelineFactory:
         if run.pipeline == BASELINE:
             # its settings change the network in place
             return TorchvisionPipeline(copy.deepcopy(self.mask_rcnn), files, self.device, run.setting)
+        if run.pipeline == EXPORTED:
+            return self._exported(run.setting, files)
         dtype = choose_precision(self.device, self.bench.precision)
         network = make_network(self.embedmask, run.setting, dtype)
         return EmbedMaskPipeline(self.embedmask, network, self.bench.model_config, files)
+
+    def _exported(self, path: Path, files: list[Path]) -> Pipeline:
+        """Return the pipeline of an exported file; the image is not enlarged."""
+        model = load_checkpoint(path).model.to(self.device)
+        short = model.config.image_short_side
+        short = None if short is None else min(short, *self.bench.image_size)
+        return EmbedMaskPipeline(
+            model, make_network(model), replace(model.config, image_short_side=short), files
+        )
 
     @cached_property
     def embedmask(self) -> EmbedMask:
@@ -195,17 +210,18 @@ def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: N
     """Measure both pipelines; `progress` receives a line of text before each step.
 
     Returns:
-        Plain values, ready for JSON: `medians` and `quartiles`, seconds per image by pipeline and stage; `shares`,
-        the fraction of the whole per stage; `ratios`, the speed of each engine of EmbedMask relative to the baseline
-        with the same batch size, at its `best` setting and in `float32`; `works`, number and mean area of the
-        detections; `memory_mb`, the peak memory of a separate process up to the end of each stage of its first run;
-        `fails`, the baseline settings that do not run, and the error; `machine`; `plan`, the configuration.
+        Plain values, ready for JSON: `medians` and `quartiles`, seconds per image by pipeline and stage; `cpu_medians`,
+        the same in CPU seconds; `shares`, the fraction of the whole per stage; `ratios`, the speed of each engine of
+        EmbedMask and of each exported file relative to the baseline with the same batch size, at its `best` setting and
+        in `float32`; `cpu_ratios`, the same by CPU time; `works`, number and mean area of the detections; `memory_mb`,
+        the peak memory of a separate process up to the end of each stage of its first run; `fails`, the baseline
+        settings that do not run, and the error; `machine`; `plan`, the configuration.
 
     Raises:
         BadInput: an engine, device or precision is not available.
     """
     torch.manual_seed(0)
-    times: dict[RunId, Times] = {}
+    times: dict[RunId, Measured] = {}
     works: dict[str, dict[str, float]] = {}
     memory: dict[str, dict[str, float]] = {}
     fails: dict[str, str] = {}
@@ -226,12 +242,18 @@ def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: N
         "works": works,
         "memory_mb": memory,
         "fails": fails,
-        "machine": describe_machine(factory.device),
-        "plan": {
-            **asdict(bench),
-            "weights": "random" if bench.weights is None else "trained",
-            "network_size": bench.network_size,
-        },
+        "machine": machine(factory.device),
+        "plan": _plan(bench),
+    }
+
+
+def _plan(bench: BenchConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, without paths."""
+    return {
+        **asdict(bench),
+        "weights": "random" if bench.weights is None else "trained",
+        "network_size": bench.network_size,
+        "exported": [path.name for path in bench.exported],
     }
 
 
@@ -245,6 +267,7 @@ def _warm_up(
 ) -> Iterator[tuple[RunId, Pipeline]]:
     """Yield the pipelines after their warm-up runs. Baseline settings that raise go to `fails` instead."""
     runs = [RunId(EMBEDMASK, engine, batch) for engine in factory.bench.engines]
+    runs += [RunId(EXPORTED, path, batch) for path in factory.bench.exported]
     runs += [RunId(BASELINE, setting, batch) for setting in factory.bench.settings]
     for run in runs:
         progress(f"preparing {run}")
@@ -253,7 +276,7 @@ def _warm_up(
             for _ in range(factory.bench.warmup):
                 time_run(pipeline, factory.device)
         except Exception as error:
-            if run.pipeline == EMBEDMASK:
+            if run.pipeline != BASELINE:
                 raise
             fails[str(run)] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
@@ -268,13 +291,29 @@ def _describe(detections: sv.Detections) -> dict[str, float]:
     return {"detections": count, "mean_box_area_px": box_area, "mean_mask_area_px": mask_area}
 
 
-def _summarize(times: Mapping[RunId, Times]) -> dict[str, Any]:
+def _summarize(times: Mapping[RunId, Measured]) -> dict[str, Any]:
     """Return medians, quartiles, shares and ratios of the measured times, by the name of the run."""
-    middle = {run: medians(own, run.batch) for run, own in times.items()}
+    wall = {run: medians(own.wall, run.batch) for run, own in times.items()}
+    cpu = {run: medians(own.cpu, run.batch) for run, own in times.items()}
+    return {
+        "medians": {str(run): seconds for run, seconds in wall.items()},
+        "quartiles": {str(run): quartiles(own.wall, run.batch) for run, own in times.items()},
+        "shares": {
+            str(run): {stage: value / seconds["whole"] for stage, value in seconds.items()}
+            for run, seconds in wall.items()
+        },
+        "cpu_medians": {str(run): seconds for run, seconds in cpu.items()},
+        "ratios": _ratios(wall),
+        "cpu_ratios": _ratios(cpu),
+    }
+
+
+def _ratios(middle: Mapping[RunId, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the speed of each EmbedMask relative to the baseline with the same batch size: at its best, in float32."""
     ratios: dict[str, dict[str, float]] = {}
     for run in middle:
-        if run.pipeline == EMBEDMASK:
-            # speed relative to the baseline with the same batch size: its seconds over EmbedMask's
+        if run.pipeline != BASELINE:
+            # the baseline's seconds over EmbedMask's
             speedups = {
                 other.setting: seconds["whole"] / middle[run]["whole"]
                 for other, seconds in middle.items()
@@ -282,12 +321,4 @@ def _summarize(times: Mapping[RunId, Times]) -> dict[str, Any]:
             }
             best = {"best": min(speedups.values())} if speedups else {}
             ratios[str(run)] = best | {name: value for name, value in speedups.items() if name == "float32"}
-    return {
-        "medians": {str(run): seconds for run, seconds in middle.items()},
-        "quartiles": {str(run): quartiles(own, run.batch) for run, own in times.items()},
-        "shares": {
-            str(run): {stage: value / seconds["whole"] for stage, value in seconds.items()}
-            for run, seconds in middle.items()
-        },
-        "ratios": ratios,
-    }
+    return ratios

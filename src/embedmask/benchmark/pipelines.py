@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from embedmask._supervision import sv
-from embedmask.config import ModelConfig
+from embedmask.config import DetectorConfig, model_type_of
 from embedmask.data.images import read_image, size_of
 from embedmask.data.transforms import EvalTransform
 from embedmask.inference.engines import Network
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.proposals import Proposals
 from embedmask.inference.results import to_detections
-from embedmask.model.embedmask import EmbedMask
+from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Predictions, Size
 
 Stages = dict[str, Callable[[], None]]
@@ -50,7 +50,7 @@ class Pipeline(ABC):
 
 
 class EmbedMaskPipeline(Pipeline):
-    """Pipeline of EmbedMask with the steps of `Predictor`. Masks stay cropped."""
+    """Pipeline of EmbedMask, or of an exported one, with the steps of `Predictor`. Masks stay cropped."""
 
     resized: list[Tensor]
     batch: ImageBatch
@@ -59,12 +59,13 @@ class EmbedMaskPipeline(Pipeline):
     instances: list[Instances]
 
     def __init__(
-        self, model: EmbedMask, network: Network, config: ModelConfig, files: Sequence[Path]
+        self, model: Detector, network: Network, config: DetectorConfig, files: Sequence[Path]
     ) -> None:
         """Store the model, which preprocesses, and its `network`; resizing and post-processing follow `config`."""
         self.model, self.network, self.files = model, network, files
         self.transform = EvalTransform.from_config(config)
-        self.postprocessor = Postprocessor.from_config(config, reference_masks=False)
+        make = model_type_of(config).load("postprocessor").from_config
+        self.postprocessor: Postprocessor = make(config, reference_masks=False)
         self.class_names = [str(label) for label in range(config.num_classes)]
 
     def stages(self) -> Stages:

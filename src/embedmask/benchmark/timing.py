@@ -1,44 +1,73 @@
-"""Timing of pipelines: interleaved runs, medians and quartiles."""
+"""Timing of pipelines: interleaved runs, medians and quartiles, and the rate of the processor."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from embedmask.benchmark.pipelines import Pipeline
+from embedmask.machine import describe_machine
 
 Run = TypeVar("Run", bound=Hashable)
 Times = dict[str, list[float]]
 """Stage, `to_masks` or `whole` -> seconds of each run."""
+MATRIX_SIDE, MATRIX_RUNS = 1024, 10
+"""Side of the matrices whose product measures the rate of the processor, and number of products."""
 
 
-def time_run(pipeline: Pipeline, device: torch.device) -> dict[str, float]:
-    """Return the seconds of each stage of one run, up to boolean masks (`to_masks`) and in total (`whole`)."""
-    seconds: dict[str, float] = {}
+@dataclass
+class Measured:
+    """Times of one pipeline.
+
+    Attributes:
+        wall: seconds on the clock, which include waiting for other work on the machine.
+        cpu: CPU seconds of all threads of this process, which do not; on a CUDA device, those of the host.
+    """
+
+    wall: Times = field(default_factory=dict)
+    cpu: Times = field(default_factory=dict)
+
+
+def time_run(pipeline: Pipeline, device: torch.device) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the seconds of each stage of one run, up to boolean masks (`to_masks`) and in total (`whole`).
+
+    Returns:
+        Seconds on the clock, and CPU seconds.
+    """
+    wall: dict[str, float] = {}
+    cpu: dict[str, float] = {}
     for name, stage in pipeline.stages().items():
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         stage()
         # CUDA kernels run asynchronously
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds[name] = time.perf_counter() - begin
+        wall[name], cpu[name] = time.perf_counter() - begin, time.process_time() - cpu_begin
+    return _with_sums(wall), _with_sums(cpu)
+
+
+def _with_sums(seconds: dict[str, float]) -> dict[str, float]:
     until = dict(zip(seconds, accumulate(seconds.values()), strict=True))
     return {**seconds, "to_masks": until["masks"], "whole": until["results"]}
 
 
-def interleave(pipelines: Mapping[Run, Pipeline], runs: int, device: torch.device) -> dict[Run, Times]:
+def interleave(pipelines: Mapping[Run, Pipeline], runs: int, device: torch.device) -> dict[Run, Measured]:
     """Time `runs` rounds, each with one run of every pipeline, so that other load affects all pipelines alike."""
-    times: dict[Run, Times] = {run: {} for run in pipelines}
+    times = {run: Measured() for run in pipelines}
     for _ in range(runs):
         for run, pipeline in pipelines.items():
-            for stage, seconds in time_run(pipeline, device).items():
-                times[run].setdefault(stage, []).append(seconds)
+            for kind, seconds in zip(
+                (times[run].wall, times[run].cpu), time_run(pipeline, device), strict=True
+            ):
+                for stage, value in seconds.items():
+                    kind.setdefault(stage, []).append(value)
     return times
 
 
@@ -50,3 +79,37 @@ def medians(times: Times, batch: int) -> dict[str, float]:
 def quartiles(times: Times, batch: int) -> dict[str, list[float]]:
     """Return the first and third quartile of each stage, seconds per image."""
     return {stage: (np.quantile(own, (0.25, 0.75)) / batch).tolist() for stage, own in times.items()}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return the machine as `describe_machine` does, and on a CPU its `matrix_gflops`."""
+    rates = matrix_gflops() if device.type == "cpu" else {}
+    return {**describe_machine(device), "matrix_gflops": rates}
+
+
+def matrix_gflops() -> dict[str, float]:
+    """Measure products of large matrices on the CPU: 10^9 operations per CPU second of a thread, by number format.
+
+    The fastest of `MATRIX_RUNS` counts. Formats that this version of torch cannot multiply are left out.
+    """
+    side = MATRIX_SIDE
+    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
+    reduced, whole = matrix.bfloat16(), (matrix * 40).to(torch.int8)
+    products: dict[str, Callable[[], torch.Tensor]] = {
+        "float32": lambda: matrix @ matrix,
+        "bfloat16": lambda: reduced @ reduced,
+        "int8": lambda: torch._int_mm(whole, whole),
+    }
+    rates = {}
+    for name, product in products.items():
+        seconds = []
+        try:
+            for _ in range(MATRIX_RUNS):
+                begin = time.process_time()
+                product()
+                seconds.append(time.process_time() - begin)
+        except (AttributeError, NotImplementedError, RuntimeError):
+            continue
+        # a clock of coarse ticks may read 0
+        rates[name] = 2 * side**3 / max(min(seconds), 1e-4) / 1e9
+    return rates

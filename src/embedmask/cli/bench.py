@@ -14,6 +14,8 @@ from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.released import find_weights
 
 COLUMNS = ("read", "resize", "preprocess", "network", "proposals", "masks", "results", "to_masks", "whole")
+CPU = "CPU"
+"""Column of the CPU time of the whole."""
 
 
 def make_bench_config(
@@ -53,21 +55,28 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     sizes = [f"{height}x{width}" for height, width in (plan["image_size"], plan["network_size"])]
     units = ", ".join(machine["processor_units"]) or "vector units unknown"
     yield f"{machine['processor']} ({units}), {machine['threads']} threads"
-    yield f"{machine['device']}, torch {machine['torch']}"
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine["matrix_gflops"].items())
+    rates = f", matrix Gflop per CPU second: {rates}" if rates else ""
+    yield f"{machine['device']}, torch {machine['torch']}{rates}"
     yield f"image {sizes[0]}, network {sizes[1]}, median of {plan['runs']} runs, ms per image"
     yield ""
-    yield f"{'':30}" + "".join(f"{name:>11}" for name in COLUMNS)
+    yield f"{'':30}" + "".join(f"{name:>11}" for name in (*COLUMNS, CPU))
     for pipeline, stages in report["medians"].items():
         # pipelines differ in their stages: Mask R-CNN resizes and decodes inside its network
         cells = (f"{1000 * stages[name]:11.1f}" if name in stages else f"{'-':>11}" for name in COLUMNS)
-        yield f"{pipeline:30}" + "".join(cells)
+        cpu = f"{1000 * report['cpu_medians'][pipeline]['whole']:11.1f}"
+        yield f"{pipeline:30}" + "".join(cells) + cpu
     yield ""
     for pipeline, work in report["works"].items():
         memory = report["memory_mb"].get(pipeline)
         peak = f", peak {memory['results']:.0f} MB ({memory['before']:.0f} MB before)" if memory else ""
         yield f"{pipeline}: {work['detections']} detections, mean box {work['mean_box_area_px']:.0f} px{peak}"
     for pipeline, ratios in report["ratios"].items():
-        speedups = [f"{ratio:.2f}x the speed of Mask R-CNN ({name})" for name, ratio in ratios.items()]
+        cpu_ratios = report["cpu_ratios"][pipeline]
+        speedups = [
+            f"{ratio:.2f}x the speed of Mask R-CNN ({name}; {cpu_ratios[name]:.2f}x by CPU time)"
+            for name, ratio in ratios.items()
+        ]
         yield f"{pipeline}: {', '.join(speedups) or 'no Mask R-CNN pipeline ran to compare with'}"
     for pipeline, reason in report["fails"].items():
         yield f"{pipeline} failed: {reason}"

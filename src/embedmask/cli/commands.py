@@ -144,6 +144,7 @@ def bench(
     image_size: tuple[int, int] = (800, 1216),
     json: Path | None = None,
     engine: list[Engine] = ["torch"],  # noqa: B006
+    exported: list[Path] = [],  # noqa: B006
     baseline: list[Literal["float32", "bfloat16", "compiled"]] = ["float32", "bfloat16", "compiled"],  # noqa: B006
     batch: list[int] = [1],  # noqa: B006
     detections: int = 100,
@@ -162,8 +163,10 @@ def bench(
         config: Recipe of the benchmarked model, a name or a YAML file.
         model: Override a FIELD of the model config, as embed_stride or image_short_side; fields are listed below.
         image_size: Height and width of the image, px. It is resized as the model requires, but never enlarged.
-        json: Also write the figures to this file: medians in seconds, quartiles, ratios, memory, machine.
+        json: Also write the figures to this file: medians in seconds, also of CPU time, quartiles, ratios, memory,
+            machine with its matrix rates.
         engine: Engines that run the EmbedMask network; each one is a pipeline of its own.
+        exported: Files of embedmask export to measure, too; their weights and number of detections are their own.
         baseline: Mask R-CNN pipelines; the fastest is reported as best. bfloat16: autocast with channels_last;
             compiled: the same with compiled convolutions, which takes minutes.
         batch: Batch sizes, measured one after the other.
@@ -185,6 +188,7 @@ def bench(
         model or {},
         image_size=(image_size[0], image_size[1]),
         engines=tuple(engine),
+        exported=tuple(exported),
         settings=tuple(baseline),
         batches=tuple(batch),
         detections=detections,

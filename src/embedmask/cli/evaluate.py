@@ -38,7 +38,8 @@ def evaluate(
     """Evaluate a model on a data set: box, mask and boundary AP; with one class also TP / (TP + FP + FN).
 
     Args:
-        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), or bundled model: nuclei.
+        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), name of a bundled model (nuclei), or
+            user/model on the Hugging Face Hub.
         data: Folder of the data set.
         split: train, val, test or test-dev. Without annotations, only the results are written, for COCO's server.
         json: Also write the metrics to this file; without annotations, write the results to this file (.json), or as
@@ -65,8 +66,10 @@ def evaluate(
     from embedmask.data.coco import CocoInstances
     from embedmask.evaluation.run import evaluate_weights, has_annotations, write_results
     from embedmask.weights.checkpoint import read_config
+    from embedmask.weights.released import find_weights
 
-    options = read_config(weights).reading().changed(page, channels)
+    file = find_weights(weights)
+    options = read_config(file).reading().changed(page, channels)
     dataset = CocoInstances.open(
         data, split, degenerate=degenerate, image_filter=where, exif=exif, options=options,
         val_fraction=val_fraction,
@@ -80,11 +83,11 @@ def evaluate(
             raise BadInput(
                 f"{dataset.annotations_file}: has no annotations; pass --json FOLDER for the file of COCO's server"
             )
-        path = write_results(weights, dataset, json, **prediction)
+        path = write_results(file, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
     metrics = evaluate_weights(
-        weights, dataset, score_threshold=parse_score_threshold(score_threshold), matching=matching, report=report,
+        file, dataset, score_threshold=parse_score_threshold(score_threshold), matching=matching, report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),
         begin=lambda: print(f"{data}: {dataset.layout}", *dataset.warning_lines(), sep="\n"),
         **prediction,

@@ -45,7 +45,8 @@ def predict(
     Args:
         source: Images, OME-Zarr folders, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as
             'photos/*.jpg'.
-        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), or bundled model: nuclei.
+        weights: Model file (.safetensors), file of embedmask export (.onnx, .xml), name of a bundled model (nuclei), or
+            user/model on the Hugging Face Hub.
         out: Results folder; its images.json maps each image_id to a file and frame.
         format: Additional annotations per image: labels/NAME.png (16-bit label image), labels/NAME.tif (tiff: label
             image of 16 bits, 32 if needed), polygons/NAME.json (LabelMe), labels/NAME.txt with data.yaml (yolo),

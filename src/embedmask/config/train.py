@@ -89,8 +89,9 @@ class TrainConfig:
     """Initial backbone weights: timm's ImageNet weights (true), random (false), or a file. A file may hold names of
     timm or of torchvision's ResNets, or be a Detectron pickle such as R-50.pkl. Random weights are not frozen."""
     init: str | None = None
-    """Model to fine-tune, instead of `pretrained`: a file or a released name (`nuclei`). Tensors whose shape differs
-    stay random, such as the class layer for another number of classes; class names are not compared."""
+    """Model to fine-tune, instead of `pretrained`: a file, a released name (`nuclei`), or `user/model` on the hub.
+    Tensors whose shape differs stay random, such as the class layer for another number of classes; class names are not
+    compared."""
 
     # Engine
     precision: Precision = "auto"

@@ -26,8 +26,8 @@ from embedmask.runtime.graph_file import KEY
 Format = Literal["onnx", "openvino"]
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
 OPSET = 18
-TRACED_SHAPE = (2, 3, 96, 160)
-"""Images that the network is traced with; sizes of 1 would become constants."""
+TRACED_SHAPE = (2, 3, 160, 288)
+"""Images that the network is traced with: more than one cell of 128 px, since sizes of 1 may become constants."""
 
 
 def export_model(

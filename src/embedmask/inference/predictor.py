@@ -26,6 +26,7 @@ from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, ch
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import PixelRecorder, Request, filter_by_score, postprocessor_of_request
 from embedmask.inference.results import add_embeddings, to_detections
+from embedmask.inference.shared import Shared
 from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
 from embedmask.structures import Instances, Size
@@ -52,7 +53,7 @@ class Options(TypedDict, total=False):
     level: int
 
 
-class Predictor:
+class Predictor(Shared):
     """A model with its device, precision and engine, ready to predict.
 
     Masks are always placed exactly; `mask_frame` of the model's config is for reference masks.
@@ -123,10 +124,13 @@ class Predictor:
         precision: Precision = "auto",
         engine: Engine = "torch",
     ) -> Self:
-        """Load a model file, a released model by name, or a file of `embedmask export`.
+        """Load a model.
 
         Args:
-            path: an exported file computes in float32 on the CPU, and with `engine` torch it chooses its own engine.
+            path: model file, folder with a `model.safetensors`, bundled model (`nuclei`), model on the Hugging Face Hub
+                (`user/model`), or file of `embedmask export`, which computes on the CPU in the number formats of its
+                graph, and with `engine` torch chooses its own engine.
+            device, precision, engine: as in `__init__`.
 
         Raises:
             BadInput: not such a file, or the device, precision or engine does not exist.

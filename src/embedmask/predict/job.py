@@ -59,7 +59,7 @@ def run(
 
     Args:
         sources: Files, folders and patterns.
-        weights: Model file, or the name of a bundled model.
+        weights: Model file, name of a bundled model, or `user/model` on the Hugging Face Hub.
         out: Results folder; files of the same name are replaced.
         format: Annotation files per image, beside `predictions.json`.
         ids_from: Data set whose image and category ids the results carry; None: images are numbered from 1.
@@ -97,10 +97,11 @@ def run(
     notes: list[str] = []
     files = find_sources([sources] if isinstance(sources, (str, Path)) else sources, notes.append)
     refuse_overwriting(files, targets(files, format, Path(out), drawn=draw))
+    weights = find_weights(weights)
     checkpoint = load_checkpoint(weights)
     ids = None if ids_from is None else DatasetIds.read(Path(ids_from), files, checkpoint.class_names)
     settings = settings.resolved(checkpoint)
-    with find_weights(weights).open("rb") as file:
+    with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     journal = Journal(Path(out), {**asdict(settings), "weights": digest})
     if resume:

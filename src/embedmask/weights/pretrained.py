@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from embedmask.weights.checkpoint import (
     reading_safetensors,
     without_prefix,
 )
+from embedmask.weights.hub import check_connection, first_line
 from embedmask.weights.released import missing_weights_error
 
 OPTIONAL = ("image_mean", "image_std", "backbone_norm_eps")
@@ -43,8 +43,6 @@ COUNTER = "num_batches_tracked"
 """Batch counter of BatchNorm; frozen layers have none."""
 NUM_NAMED = 4
 """Maximum number of missing or unused tensors that a message lists."""
-TIMEOUT = 5.0
-"""Time limit in seconds for the first response of the hub."""
 
 Weights = Mapping[str, Tensor]
 
@@ -214,7 +212,7 @@ def fetch_timm_weights(name: str) -> Weights:
     files = [path for path in cached if isinstance(path, str)]
     try:
         if not files:
-            _check_connection(url)
+            check_connection(url)
         source = timm.create_model(
             name,
             pretrained=True,
@@ -222,29 +220,9 @@ def fetch_timm_weights(name: str) -> Weights:
             pretrained_cfg_overlay={"file": files[0]} if files else {},
         )
     except Exception as error:  # timm passes on errors of the hub, the network and the disk
-        reason = str(error).splitlines()[0][:120] if str(error) else error.__class__.__name__
         raise BadInput(
-            f"the ImageNet weights of {name!r} could not be downloaded ({reason}); "
+            f"the ImageNet weights of {name!r} could not be downloaded ({first_line(error)}); "
             f"download {url} on a machine with a connection and give the file with --train.pretrained FILE"
         ) from None
     weights: Weights = source.state_dict()
     return weights
-
-
-def _check_connection(url: str) -> None:
-    """Send one request and raise its error within `TIMEOUT` seconds; the retries of the hub would take a minute."""
-    errors: list[BaseException] = [TimeoutError(f"no answer within {TIMEOUT:.0f} s")]
-
-    def request() -> None:
-        try:
-            get_session().head(url, timeout=TIMEOUT)
-            errors.clear()
-        except Exception as error:
-            errors.insert(0, error)
-
-    # the timeout of the request does not cover the DNS lookup, which may block: wait for a thread instead
-    thread = threading.Thread(target=request, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if errors:
-        raise errors[0]

@@ -1,4 +1,4 @@
-"""Released models that are part of the package, by name."""
+"""The resolver of weights: a local path, the name of a bundled model, or a name on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -7,29 +7,39 @@ from pathlib import Path
 
 from embedmask.errors import BadInput
 from embedmask.fields import nearest
+from embedmask.weights.hub import WEIGHTS, fetch, is_hub_name
 
 
 def find_weights(path: str | Path) -> Path:
-    """Return the path of a weights file or of a released model such as `nuclei`; an existing file takes precedence.
+    """Return the path of a weights file.
+
+    Args:
+        path: a file; else a folder with a `model.safetensors`, as training writes; else the name of a bundled model, as
+            `nuclei`; else a model of the Hugging Face Hub, `user/model`, which is downloaded once.
 
     Raises:
-        BadInput: there is neither; the message lists the released models.
+        BadInput: there is none of these; the message lists the bundled models, or has the reason of the hub.
     """
     path = Path(path)
-    if path.is_file():
-        return path
-    released = models_folder() / f"{path.name.removesuffix('.safetensors')}.safetensors"
-    if path.name == str(path) and released.is_file():
-        return released
+    for file in (path, path / WEIGHTS):
+        if file.is_file():
+            return file
+    name = path.as_posix()
+    if path.name == name:
+        released = models_folder() / f"{path.name.removesuffix('.safetensors')}.safetensors"
+        if released.is_file():
+            return released
+    elif is_hub_name(name) and not path.exists():
+        return fetch(name)
     names = released_names()
-    hint = nearest(str(path), names) if path.name == str(path) else ""
+    hint = nearest(name, names) if path.name == name else ""
     raise missing_weights_error(path, f"{hint}; released models: {', '.join(names)}")
 
 
 def missing_weights_error(path: Path, hint: str = "") -> BadInput:
     """Return the error for a missing weights file."""
     if path.is_dir():
-        return BadInput(f"{path}: a folder; give the weights file in it")
+        return BadInput(f"{path}: a folder without {WEIGHTS}; give the weights file")
     return BadInput(f"{path}: no such weights file{hint}")
 
 
