@@ -28,7 +28,6 @@ import yaml
 from nuclei_page import write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
-from embedmask.benchmark.timing import machine
 from embedmask.config import Recipe, model_type_of, override
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
@@ -38,6 +37,7 @@ from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.run import write_results
 from embedmask.files import write_json
 from embedmask.inference.predictor import Predictor
+from embedmask.machine import describe_machine
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint, save
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -90,7 +90,7 @@ def measure(
         },
         "modalities": {name: figures(evaluator, threshold, ids) for name, ids in modalities(dataset).items()},
         "memory_mb": memory(weights, dataset, threshold),
-        "machine": machine(torch.device("cpu")),
+        "machine": describe_machine(torch.device("cpu")),
     }
 
 
@@ -218,7 +218,7 @@ def compare_times(data: Path, files: Mapping[str, Path], rows: Mapping[str, Resu
         "seconds": seconds,
         "ratios": {name: value / reference for name, value in seconds.items()},
         "images": len(dataset),
-        "machine": machine(torch.device("cpu")),
+        "machine": describe_machine(torch.device("cpu")),
     }
 
 

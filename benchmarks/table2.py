@@ -1,11 +1,15 @@
-"""Run the five ablations of the paper's Table 2 at a size for two cores; write docs/ablations.md.
+"""Run the five ablations of the paper's Table 2, on COCO or at a size for two cores; write docs/ablations.md.
 
-    python benchmarks/table2.py run --set shapes --set nuclei --nuclei DIR --runs runs/table2
+    python benchmarks/table2.py run --data shapes --data nuclei --nuclei DIR --runs runs/table2
+    python benchmarks/table2.py run --data coco --coco DIR --seeds 1 --runs runs/table2
     python benchmarks/table2.py report --runs runs/table2
 
-A cell applies the model fields of `configs/ablations/CELL.yaml` to the recipe `benchmarks/table2_SET.yaml`: all cells
-of a set have the same data, steps and schedule. Cells with the same model (the paper's table repeats its best one) are
-trained once. A finished run writes one JSON file and is not repeated, so the script can be stopped at any time.
+On COCO a cell is its recipe `configs/ablations/CELL.yaml`. On the other sets it applies the model fields of that recipe
+to `benchmarks/table2_SET.yaml`: all cells of a set have the same data, steps and schedule. Cells with the same model
+(the paper's table repeats its best one) are trained once. A finished run writes one JSON file and is not repeated, so
+the script can be stopped at any time.
+
+`--override SECTION.FIELD=VALUE` changes every cell, for a trial: --override train.max_steps=2.
 """
 
 from __future__ import annotations
@@ -18,32 +22,38 @@ import math
 import shutil
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from embedmask.config import Recipe, override, read_yaml
+from embedmask.errors import BadInput
 from embedmask.files import write_json, write_text
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.training.fit import train
 
 HERE = Path(__file__).parent
 CELLS = HERE.parent / "configs" / "ablations"
-SETS = ("shapes", "nuclei")
+SETS = ("shapes", "nuclei", "coco")
 METRICS = ("segm/AP", "segm/AP50", "segm/AP75")
+BY_SIZE = (*METRICS, "segm/APs", "segm/APm", "segm/APl")
+SMALL = "segm/APs"
 NUCLEI_SIDE = 360
 """Maximum side of the nuclei images used, px; with larger ones evaluation takes as long as training."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One of the five ablations: its question, and its settings in the paper's ascending order of mask AP."""
+    """One of the five ablations: its question, its settings in the paper's ascending order of mask AP, its columns."""
 
     letter: str
     question: str
     cells: dict[str, str]
+    metrics: tuple[str, ...] = METRICS
 
 
 TABLES = (
@@ -55,11 +65,13 @@ TABLES = (
             "a_constant": "mask loss, constant margin",
             "a_predicted": "mask loss, predicted margin",
         },
+        BY_SIZE,
     ),
     Table(
         "b",
         "cluster centre",
         {"b_pixel": "pixel embedding at the location", "b_proposal": "proposal embedding"},
+        BY_SIZE,
     ),
     Table(
         "c",
@@ -76,12 +88,12 @@ TABLES = (
     Table("e", "embedding dimension", {"e_dim_8": "8", "e_dim_16": "16", "e_dim_32": "32"}),
 )
 
-PAPER = {
-    "a_hinge": (30.0, 52.0, 30.2),
-    "a_constant": (33.1, 53.8, 34.7),
-    "a_predicted": (33.3, 54.0, 35.0),
-    "b_pixel": (30.9, 52.0, 31.9),
-    "b_proposal": (33.3, 54.0, 35.0),
+PAPER: dict[str, tuple[float, ...]] = {
+    "a_hinge": (30.0, 52.0, 30.2, 13.8, 33.1, 43.4),
+    "a_constant": (33.1, 53.8, 34.7, 14.7, 36.4, 47.9),
+    "a_predicted": (33.3, 54.0, 35.0, 15.8, 36.6, 47.7),
+    "b_pixel": (30.9, 52.0, 31.9, 14.0, 34.9, 44.5),
+    "b_proposal": (33.3, 54.0, 35.0, 15.8, 36.6, 47.7),
     "c_neither": (32.6, 53.9, 34.0),
     "c_in_mask": (32.9, 53.7, 34.3),
     "c_in_mask_iou": (33.3, 54.0, 35.0),
@@ -92,19 +104,28 @@ PAPER = {
     "e_dim_16": (33.2, 54.0, 34.8),
     "e_dim_32": (33.3, 54.0, 35.0),
 }
-"""Mask AP, AP50, AP75 on COCO minival, R-50, 1x (Table 2)."""
+"""Mask AP, AP50, AP75 on COCO minival, R-50, 1x; in (a) and (b) also AP by size, small to large (Table 2)."""
 
 
-def recipe_of(cell: str, dataset: str, seed: int = 0) -> Recipe:
-    """Return the recipe of the set with the model fields of the cell and the seed."""
-    base = Recipe.from_yaml(HERE / f"table2_{dataset}.yaml")
-    # the box expansion of the paper's final model, unless the cell changes it
-    method = {"box_expansion": 1.2, **(read_yaml(CELLS / f"{cell}.yaml").get("model") or {})}
-    return Recipe(
-        model=override(base.model, method, where=cell),
-        data=base.data,
-        train=override(base.train, {"seed": seed}, where=cell),
-    )
+def recipe_of(cell: str, dataset: str, seed: int = 0, changes: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of a cell on a set with the seed and the overrides `SECTION.FIELD=VALUE`."""
+    if dataset == "coco":
+        recipe = Recipe.from_yaml(CELLS / f"{cell}.yaml")
+    else:
+        recipe = Recipe.from_yaml(HERE / f"table2_{dataset}.yaml")
+        # the box expansion of the paper's final model, unless the cell changes it
+        method = {"box_expansion": 1.2, **(read_yaml(CELLS / f"{cell}.yaml").get("model") or {})}
+        recipe = replace(recipe, model=override(recipe.model, method, where=cell))
+    for change in (f"train.seed={seed}", *changes):
+        name, equals, value = change.partition("=")
+        section, dot, field = name.partition(".")
+        if not (equals and dot and section in ("model", "data", "train")):
+            raise BadInput(f"--override {change}: write SECTION.FIELD=VALUE, as train.max_steps=2")
+        part = override(
+            getattr(recipe, section), {field: yaml.safe_load(value)}, where=f"--override {change}"
+        )
+        recipe = replace(recipe, **{section: part})
+    return recipe
 
 
 def trained_as(cell: str, dataset: str) -> str:
@@ -112,8 +133,14 @@ def trained_as(cell: str, dataset: str) -> str:
     return next(other for other in PAPER if recipe_of(other, dataset) == recipe_of(cell, dataset))
 
 
-def prepare(dataset: str, runs: Path, nuclei: Path | None) -> Path:
-    """Return the folder of a set's data, created if missing."""
+def prepare(dataset: str, runs: Path, nuclei: Path | None, coco: Path | None) -> Path:
+    """Return the folder of a set's data; those of shapes and nuclei are created if missing."""
+    if dataset == "coco":
+        if coco is None:
+            raise SystemExit(
+                "--coco DIR is missing; give COCO's folder with annotations/, train2017/ and val2017/"
+            )
+        return coco
     folder = runs / "data" / dataset
     if not folder.exists():
         if dataset == "shapes":
@@ -144,15 +171,19 @@ def is_small(image: dict[str, Any]) -> bool:
     return image["modality"] == "fluorescence" and max(image["width"], image["height"]) <= NUCLEI_SIDE
 
 
-def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, device: str) -> None:
-    """Train every cell that has no result yet."""
+def run(args: argparse.Namespace, sets: list[str]) -> None:
+    """Train every cell that has no result yet; the arguments are those of the command line."""
     # all cells of a seed before the next seed: a stopped script leaves complete tables
-    for seed in range(seeds):
+    for seed in range(args.seeds):
         for dataset in sets:
-            data = prepare(dataset, runs, nuclei)
+            data = prepare(dataset, args.runs, args.nuclei, args.coco)
             for cell in PAPER:
-                if trained_as(cell, dataset) == cell and not result_file(runs, dataset, cell, seed).exists():
-                    run_one(cell, dataset, seed, runs=runs, data=data, device=device)
+                if (
+                    trained_as(cell, dataset) == cell
+                    and not result_file(args.runs, dataset, cell, seed).exists()
+                ):
+                    recipe = recipe_of(cell, dataset, seed, args.override)
+                    run_one(cell, dataset, recipe, runs=args.runs, data=data, device=args.device)
 
 
 def result_file(runs: Path, dataset: str, cell: str, seed: int) -> Path:
@@ -160,13 +191,14 @@ def result_file(runs: Path, dataset: str, cell: str, seed: int) -> Path:
     return runs / "results" / dataset / f"{cell}_{seed}.json"
 
 
-def run_one(cell: str, dataset: str, seed: int, *, runs: Path, data: Path, device: str) -> None:
+def run_one(cell: str, dataset: str, recipe: Recipe, *, runs: Path, data: Path, device: str) -> None:
     """Train one cell; write its metrics and delete the rest."""
+    seed = recipe.train.seed
     work = runs / f"work_{dataset}_{cell}_{seed}"
     # of a run that was stopped
     shutil.rmtree(work, ignore_errors=True)
     start = time.monotonic()
-    metrics = train(recipe_of(cell, dataset, seed), data, work, device=device)
+    metrics = train(recipe, data, work, device=device)
     write_json(result_file(runs, dataset, cell, seed), metrics)
     shutil.rmtree(work)
     logging.info(
@@ -174,7 +206,7 @@ def run_one(cell: str, dataset: str, seed: int, *, runs: Path, data: Path, devic
     )
 
 
-def read_results(runs: Path, dataset: str, cell: str) -> list[dict[str, float]]:
+def read_results(runs: Path, dataset: str, cell: str) -> list[dict[str, float | None]]:
     """Return the metrics of the finished seeds of a cell, by ascending seed."""
     folder = runs / "results" / dataset
     files = sorted(
@@ -188,9 +220,15 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def verdict(low: list[float], high: list[float]) -> str:
-    """Return whether `high` is significantly above `low`, as text: a paired t-test over the seeds, 95 %."""
-    differences = [b - a for a, b in zip(low, high, strict=False)]
+def verdict(low: Sequence[float | None], high: Sequence[float | None]) -> str:
+    """Return whether `high` is significantly above `low`, as text: a paired t-test over the seeds, 95 %.
+
+    None: not measured, in runs of earlier versions or on data without objects of a size.
+    """
+    pairs = zip(low, high, strict=False)
+    differences = [b - a for a, b in pairs if a is not None and b is not None]
+    if not differences:
+        return "not measured"
     if len(differences) < 2:
         return "one seed says nothing"
     mean, spread = mean_and_spread(differences)
@@ -202,35 +240,45 @@ def verdict(low: list[float], high: list[float]) -> str:
     return f"{'holds' if mean > 0 else 'does not hold'} ({interval})"
 
 
-def cell_text(results: list[dict[str, float]], metric: str) -> str:
+def cell_text(results: list[dict[str, float | None]], metric: str) -> str:
     """Format `mean ± spread` in AP points."""
-    if not results:
+    values = [value for result in results if (value := result.get(metric)) is not None]
+    if not values:
         return "-"
-    mean, spread = mean_and_spread([result[metric] for result in results])
+    mean, spread = mean_and_spread(values)
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
 def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
     """Return the tables of one ablation: the paper's figures and the measured ones, and each step of its order."""
     results = {(cell, name): read_results(runs, name, cell) for cell in table.cells for name in sets}
-    head = ["setting", "paper AP / AP50 / AP75", *(f"{name} AP | {name} AP50 | {name} AP75" for name in sets)]
-    lines = [f"## ({table.letter}) {table.question}", "", f"| {' | '.join(head)} |"]
-    lines.append("| --- | --- |" + " --- |" * (3 * len(sets)))
+    columns = [metric.removeprefix("segm/") for metric in table.metrics]
+    head = [
+        "setting",
+        f"paper {' / '.join(columns)}",
+        *(f"{name} {column}" for name in sets for column in columns),
+    ]
+    lines = [
+        f"## ({table.letter}) {table.question}",
+        "",
+        f"| {' | '.join(head)} |",
+        "| --- " * len(head) + "|",
+    ]
     for cell, label in table.cells.items():
-        measured = [cell_text(results[cell, name], metric) for name in sets for metric in METRICS]
+        measured = [cell_text(results[cell, name], metric) for name in sets for metric in table.metrics]
         paper = " / ".join(f"{value:.1f}" for value in PAPER[cell])
         lines.append(f"| {label} | {paper} | {' | '.join(measured)} |")
     lines += ["", f"| the paper's order | {' | '.join(sets)} |", "| --- |" + " --- |" * len(sets)]
-    cells = list(table.cells)
     # settings are in the paper's ascending order: is each one above its predecessor?
-    for low, high in itertools.pairwise(cells):
-        verdicts = [
-            verdict(*([r["segm/AP"] for r in results[cell, name]] for cell in (low, high))) for name in sets
-        ]
-        gain = PAPER[high][0] - PAPER[low][0]
-        lines.append(
-            f"| {table.cells[high]} above {table.cells[low]} (+{gain:.1f}) | {' | '.join(verdicts)} |"
-        )
+    for metric in ("segm/AP", SMALL) if SMALL in table.metrics else ("segm/AP",):
+        place = BY_SIZE.index(metric)
+        of_small = " for small objects" if metric == SMALL else ""
+        for low, high in itertools.pairwise(table.cells):
+            pairs = [([r.get(metric) for r in results[cell, name]] for cell in (low, high)) for name in sets]
+            verdicts = " | ".join(verdict(*pair) for pair in pairs)
+            gain = PAPER[high][place] - PAPER[low][place]
+            step = f"{table.cells[high]} above {table.cells[low]}{of_small} ({gain:+.1f})"
+            lines.append(f"| {step} | {verdicts} |")
     return [*lines, ""]
 
 
@@ -247,16 +295,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("action", choices=("run", "report"))
-    parser.add_argument("--set", action="append", choices=SETS, dest="sets", help="default: both")
+    parser.add_argument(
+        "--data", "--set", action="append", choices=SETS, dest="sets", help="default: shapes and nuclei"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=Path, default=Path("runs/table2"))
     parser.add_argument("--nuclei", type=Path, help="folder with nuclei's train.json, val.json and images/")
+    parser.add_argument("--coco", type=Path, help="COCO's folder with annotations/, train2017/ and val2017/")
+    parser.add_argument("--override", action="append", default=[], metavar="SECTION.FIELD=VALUE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "ablations.md")
     args = parser.parse_args()
-    sets = args.sets or list(SETS)
+    sets = args.sets or ["shapes", "nuclei"]
     if args.action == "run":
-        run(sets, args.seeds, args.runs, args.nuclei, args.device)
+        run(args, sets)
     else:
         report(args.runs, sets, args.out, (HERE / "table2_introduction.md").read_text(encoding="utf-8"))
 

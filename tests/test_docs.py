@@ -23,7 +23,8 @@ ARCHITECTURE, PAPER_MAP = ROOT / "ARCHITECTURE.md", ROOT / "docs" / "paper_map.m
 DOCS = [ARCHITECTURE, PAPER_MAP]
 CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
 DATA_COMMANDS = ("data shapes", "data check", "data show", "data split")
-COMMANDS = ("train", "eval", "predict", "convert", "recipes", "bench", *DATA_COMMANDS)
+FIGURE_COMMANDS = ("report", "explain", "compare")
+COMMANDS = ("train", "eval", "predict", "convert", "recipes", "bench", *FIGURE_COMMANDS, *DATA_COMMANDS)
 BASE = {"errors", "fields", "config", "structures", "masks", "run_lengths", "files", "unpickling"}
 """Units that all may import, omitted in the table of arrows."""
 MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}

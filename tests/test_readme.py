@@ -15,9 +15,16 @@ from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
-README, PREDICTING, TRAIN, DATA = (
+README, PREDICTING, TRAIN, DATA, FIGURES, PAPER_MAP = (
     (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "docs/predicting.md", "docs/train.md", "docs/data.md")
+    for name in (
+        "README.md",
+        "docs/predicting.md",
+        "docs/train.md",
+        "docs/data.md",
+        "docs/figures.md",
+        "docs/paper_map.md",
+    )
 )
 
 
@@ -43,10 +50,14 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "model.safetensors").is_file()
     exec(python_of(PREDICTING), names)
     assert names["with_embeddings"].shape[1:] == (32,)
+    exec(python_of(FIGURES), names)
+    assert names["p"].shape[0] == names["q"].shape[1] == 16
+    assert set(names["panels"]) == {"image", "proposal_embed", "pixel_embed", "margin"}
 
 
 @pytest.mark.parametrize(
-    "line", [line for text in (README, PREDICTING, TRAIN, DATA) for line in commands_of(text)]
+    "line",
+    [line for text in (README, PREDICTING, TRAIN, DATA, FIGURES, PAPER_MAP) for line in commands_of(text)],
 )
 def test_commands_parse(line: str) -> None:
     build_parser(COMMANDS).parse_args(shlex.split(line)[1:])

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,11 +141,26 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
     """Write an iterable as a JSON list by `atomic_write`, one item per line."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        separator = "["
-        for row in rows:
-            file.write(separator + json.dumps(row, allow_nan=False))
-            separator = ",\n"
-        file.write("]\n" if separator != "[" else "[]\n")
+        file.writelines(_json_rows(rows))
+
+
+def write_zipped_json_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write what `write_json_rows` writes as the only member of a zip file; both have the same name but the suffix."""
+    with (
+        atomic_write(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(f"{path.stem}.json", "w", force_zip64=True) as file,
+    ):
+        file.writelines(line.encode() for line in _json_rows(rows))
+
+
+def _json_rows(rows: Iterable[Any]) -> Iterator[str]:
+    """Yield the text of a JSON list, one item per line."""
+    separator = "["
+    for row in rows:
+        yield separator + json.dumps(row, allow_nan=False)
+        separator = ",\n"
+    yield "]\n" if separator != "[" else "[]\n"
 
 
 def is_temporary(path: Path) -> bool:

@@ -102,6 +102,21 @@ class Predictions:
 
 
 @dataclass
+class PixelMap:
+    """Pixel embedding of one image.
+
+    Attributes:
+        embed: p, `[D, h, w]`, of the padded frame.
+        stride: px of the network's frame per cell.
+        image_size: `(height, width)` of the image inside the network's frame.
+    """
+
+    embed: Tensor
+    stride: int
+    image_size: Size
+
+
+@dataclass
 class Target:
     """Ground truth of one image, in the coordinates of the network's input image before padding.
 

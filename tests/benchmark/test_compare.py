@@ -19,9 +19,10 @@ from embedmask import EmbedMask, Predictor
 from embedmask.benchmark.compare import BASELINE, EMBEDMASK, BenchConfig, PipelineFactory, RunId, compare
 from embedmask.benchmark.memory import peaks_in_own_process
 from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
-from embedmask.benchmark.timing import interleave, machine, medians, quartiles, time_run
+from embedmask.benchmark.timing import interleave, medians, quartiles, time_run
 from embedmask.errors import BadInput
 from embedmask.inference.engines import make_network
+from embedmask.machine import describe_machine
 
 CPU = torch.device("cpu")
 
@@ -220,7 +221,7 @@ def test_medians_and_quartiles_are_per_image() -> None:
 
 
 def test_machine_has_no_host_name() -> None:
-    found = machine(CPU)
+    found = describe_machine(CPU)
     assert found["threads"] == torch.get_num_threads()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] in torch.__version__
     assert platform.node() not in map(str, found.values())

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 from scripts import load_script
+from tiny_run import TINY
+
+from embedmask.config import Recipe
+from embedmask.errors import BadInput
+from embedmask.synthetic.dataset import make_shapes
 
 table2 = load_script("table2")
 
@@ -63,7 +68,66 @@ def test_report_of_unfinished_runs(tmp_path: Path) -> None:
     text = out.read_text()
     assert text.startswith("Introduction.\n\n## (a) margin")
     assert (
-        "| mask loss, predicted margin | 33.3 / 54.0 / 35.0 | 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 |"
-        in text
+        "| mask loss, predicted margin | 33.3 / 54.0 / 35.0 / 15.8 / 36.6 / 47.7 "
+        "| 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 | - | - | - |"
+    ) in text
+    assert "| hinge loss, fixed margins | 30.0 / 52.0 / 30.2 / 13.8 / 33.1 / 43.4 |" + " - |" * 6 in text
+    # the paper's claim about margins and scales
+    claim = "mask loss, predicted margin above mask loss, constant margin for small objects (+1.1)"
+    assert f"| {claim} | not measured |" in text
+    assert "| in mask and IoU > 0.5 | 33.3 / 54.0 / 35.0 | 30.0 ± 14.1 | 30.0 ± 14.1 | 30.0 ± 14.1 |" in text
+
+
+def test_sizes_are_compared_where_they_are_measured(tmp_path: Path) -> None:
+    for cell, small in (("a_constant", 0.1), ("a_predicted", 0.2)):
+        for seed in (0, 1, 2):
+            file = table2.result_file(tmp_path, "shapes", cell, seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            values = {
+                **dict.fromkeys(table2.BY_SIZE, 0.3),
+                table2.SMALL: small + seed / 1000,
+                "segm/APl": None,
+            }
+            file.write_text(json.dumps(values))
+    lines = table2.table_lines(table2.TABLES[0], tmp_path, ["shapes"])
+    assert any(line.endswith("for small objects (+1.1) | holds (+10.0 ± 0.0) |") for line in lines)
+    (row,) = [line for line in lines if line.startswith("| mask loss, predicted margin |")]
+    assert row.endswith("| 20.1 ± 0.1 | 30.0 ± 0.0 | - |")
+
+
+def test_cells_on_coco_are_their_recipes() -> None:
+    for cell in table2.PAPER:
+        assert table2.recipe_of(cell, "coco") == Recipe.from_yaml(table2.CELLS / f"{cell}.yaml")
+    changed = table2.recipe_of("b_pixel", "coco", 3, ["train.max_steps=2", "data.short_sides=[64]"])
+    assert (changed.train.seed, changed.train.max_steps, changed.data.short_sides) == (3, 2, (64,))
+    assert changed.model == table2.recipe_of("b_pixel", "coco").model
+    with pytest.raises(BadInput, match=r"write SECTION\.FIELD=VALUE"):
+        table2.recipe_of("b_pixel", "coco", 0, ["max_steps=2"])
+
+
+def test_few_steps_on_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run two cells that share a model and one that does not, on a tiny set in COCO's layout."""
+    make_shapes(tmp_path / "shapes", train=4, val=2, size=64, seed=0)
+    coco = tmp_path / "coco"
+    (coco / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "shapes" / f"{split}.json").rename(coco / "annotations" / f"instances_{split}2017.json")
+        (coco / f"{split}2017").symlink_to(tmp_path / "shapes" / "images")
+    monkeypatch.setattr(
+        table2, "PAPER", {cell: table2.PAPER[cell] for cell in ("a_predicted", "b_pixel", "b_proposal")}
     )
-    assert "| hinge loss, fixed margins | 30.0 / 52.0 / 30.2 | - | - | - |" in text
+    small = (
+        TINY["model"] | TINY["train"] | {"max_steps": 1, "batch_size": 2, "epochs": None, "ema_decay": None}
+    )
+    sections = [("model", TINY["model"]), ("train", TINY["train"])]
+    changes = [
+        f"{section}.{name}={json.dumps(small[name])}" for section, fields in sections for name in fields
+    ]
+    changes = [change for change in changes if not change.startswith("train.epochs")]
+    words = ["run", "--data", "coco", "--coco", str(coco), "--seeds", "1", "--runs", str(tmp_path / "runs")]
+    extra = [word for change in [*changes, "data.short_sides=[]"] for word in ("--override", change)]
+    monkeypatch.setattr("sys.argv", ["table2.py", *words, *extra, "--device", "cpu"])
+    table2.main()
+    results = sorted(path.name for path in (tmp_path / "runs" / "results" / "coco").iterdir())
+    assert results == ["a_predicted_0.json", "b_pixel_0.json"]
+    assert len(table2.read_results(tmp_path / "runs", "coco", "b_proposal")) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,11 @@ class TestEval:
         assert printed.count("\n") == 1
         assert "no AP" in printed
         (path,) = out.iterdir()
-        assert path.name == "detections_test-dev2017_eager_results.json"
+        assert path.name == "detections_test-dev2017_eager_results.zip"
         assert str(path) in printed
-        results = json.loads(path.read_text())
+        with zipfile.ZipFile(path) as archive:
+            assert archive.namelist() == ["detections_test-dev2017_eager_results.json"]
+            results = json.loads(archive.read("detections_test-dev2017_eager_results.json"))
         images = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
         assert 0 < len(results) <= 5 * len(images)
         for result in results:
@@ -218,8 +221,14 @@ class TestEval:
             assert result["segmentation"]["size"] == images[result["image_id"]]
             assert isinstance(result["segmentation"]["counts"], str)
             assert result["category_id"] in {category["id"] for category in content["categories"]}
-        assert main([*words, "--json", str(tmp_path / "named.json")]) == 0
-        assert json.loads((tmp_path / "named.json").read_text())
+        assert main([*words, "--json", str(tmp_path / "named.json"), "--max-detections", "5"]) == 0
+        assert json.loads((tmp_path / "named.json").read_text()) == results
+        named = tmp_path / "detections_test-dev2017_v2_results.zip"
+        assert main([*words, "--json", str(named)]) == 0
+        assert zipfile.ZipFile(named).namelist() == [named.with_suffix(".json").name]
+        line = fails(capsys, *words, "--json", tmp_path / "results.zip")
+        assert line.endswith("COCO's server demands the name detections_test-dev2017_NAME_results.zip")
+        assert not (tmp_path / "results.zip").exists()
 
     def test_agrees_with_the_evaluation_of_training(self, run: Path, shapes: Path, tmp_path: Path) -> None:
         out = tmp_path / "metrics.json"

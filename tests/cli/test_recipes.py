@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ class TestRecipes:
         assert Recipe.from_yaml(tmp_path / "whole.yaml") == resolve_recipe(name, {})
         shown = yaml.safe_load((tmp_path / "whole.yaml").read_text())
         assert {"lr", "momentum", "clip_norm"} <= set(shown["train"])
+        comment = (tmp_path / "whole.yaml").read_text().partition("\n")[0]
+        assert re.fullmatch(
+            r"# [\d.]+ million parameters, .* \d+ GFLOPs for an image of \d+ x \d+ px", comment
+        )
         assert "--show nope" in fails(capsys, "recipes", "--show", "nope")
 
     def test_unknown_name_suggests_the_closest(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:

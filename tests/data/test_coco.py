@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from embedmask.data.coco import CocoInstances
+from embedmask.config import DataConfig
+from embedmask.data.coco import CocoInstances, open_train_val
+from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 
 from .conftest import MakeFolder, annotation, polygon, run_lengths
@@ -147,6 +149,21 @@ def test_raises_on_damaged_image(make_folder: MakeFolder) -> None:
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(BadInput, match=r"5\.png"):
         dataset[0]
+
+
+def test_training_without_empty_images(make_folder: MakeFolder) -> None:
+    """As the authors: images without objects, or with crowds alone, are no training images; val keeps them."""
+    crowd = annotation(2, 9, iscrowd=1, segmentation=run_lengths(np.ones((12, 8), dtype=bool)))
+    sizes = {9: (12, 8), 5: (40, 30), 3: (10, 10)}
+    folder = make_folder([annotation(1), crowd], sizes)
+    make_folder([annotation(1), crowd], sizes, split="val")
+    for keep_empty, expected in ((True, [9, 5, 3]), (False, [5])):
+        config = DataConfig(keep_empty=keep_empty)
+        train, val = open_train_val(folder, config, EvalTransform.full_size())
+        assert (train.image_ids, val.image_ids) == (expected, [9, 5, 3])
+        assert ("; 2 images without objects left out" in train.layout) is not keep_empty
+        assert [len(train[i][1]) > 0 for i in range(len(train))].count(True) == 1
+    assert train.fingerprint()["images"] == 1
 
 
 def test_raises_on_image_of_another_size(make_folder: MakeFolder) -> None:

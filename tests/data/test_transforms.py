@@ -19,6 +19,7 @@ from embedmask.structures import Target
 
 from .images import rectangles, scene, seeded, slow_boxes
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 # width, height, short side, long side -> height, width, by the authors' code
 RESIZED = """640 480 800 1333 800 1066 | 480 640 800 1333 1066 800 | 500 375 640 1333 640 853
 640 427 800 1333 800 1199 | 640 427 240 400 240 359 | 333 500 800 1333 1201 800
@@ -287,3 +288,21 @@ def compare_objects(data: dict[str, np.ndarray], key: str, target: Target, size:
         inclusive = (box + np.array([0, 0, 1, 1])).clip(0, [size[1], size[0]] * 2)
         assert np.abs(target.boxes[match].numpy() - inclusive).max() <= 2
     return len(masks)
+
+
+@pytest.mark.parametrize("size", [(96, 64), (40, 23), (33, 90)])
+def test_resize_is_the_bilinear_filter_of_pillow(size: tuple[int, int]) -> None:
+    """Pillow's filter, which the authors used, averages over all pixels that an output pixel covers."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for short_side in (15, 50, 120):
+        resized = EvalTransform(short_side, 1333).image(torch.from_numpy(pixels).permute(2, 0, 1))
+        height, width = resized_size(size, short_side, 1333)
+        expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        assert np.array_equal(resized.permute(1, 2, 0).numpy(), expected)
+
+
+def test_resized_image_equals_the_authors() -> None:
+    with np.load(GOLDEN / "resize.npz") as file:
+        rgb, expected = file["rgb"], file["resized"]
+    transform = EvalTransform(96, 160)
+    assert np.array_equal(transform.image(torch.from_numpy(rgb).permute(2, 0, 1)).permute(1, 2, 0), expected)

@@ -50,3 +50,17 @@ def test_gradients_on_a_map_of_one_cell_under_autocast() -> None:
         taps = neck.fpn.extra_blocks.convs[1].weight.grad.clone()
         taps[:, :, 1, 1] = 0
         assert (taps == 0).all()  # all others read only padding
+
+
+def test_initial_weights_are_the_authors() -> None:
+    """Kaiming-uniform with a = 1 has the bound sqrt(3 / inputs) and the deviation sqrt(1 / inputs); biases are 0."""
+    torch.manual_seed(0)
+    neck = Neck([64, 96, 128], 128, 5)
+    convs = [module for module in neck.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convs) == 8  # three lateral, three output, P6 and P7
+    for conv in convs:
+        bound = math.sqrt(3 / conv.weight[0].numel())
+        assert 0.99 * bound < float(conv.weight.detach().abs().max()) <= bound
+        assert float(conv.weight.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        assert conv.bias is not None
+        assert (conv.bias == 0).all()

@@ -12,9 +12,11 @@ from reference import objective as slow
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
+from embedmask.coupling import logit
 from embedmask.objective.losses import (
     HINGE_INSIDE,
     HINGE_OUTSIDE,
+    bce_loss,
     centerness_targets,
     giou_loss,
     hinge_loss,
@@ -151,3 +153,26 @@ def test_hinge_of_an_empty_region_is_zero() -> None:
 def test_smooth_is_the_squared_distance_to_the_mean() -> None:
     values, means = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[2.0, 3], [3, 1]])
     assert smooth_loss(values, means).tolist() == [2, 9]
+
+
+@settings(max_examples=60, deadline=None)
+@given(instances())
+def test_bce_is_the_mean_over_the_region(case: tuple[Tensor, Tensor, Tensor | None]) -> None:
+    logits, targets, region = case
+    found = bce_loss(logits, targets, region)
+    assert found.shape == (len(logits),)
+    for row, (values, wanted) in enumerate(zip(logits, targets, strict=True)):
+        inside = torch.ones_like(wanted) if region is None else region[row]
+        probs = values.double().sigmoid()
+        terms = torch.where(wanted, probs, 1 - probs).log().neg()[inside]
+        expected = terms.mean().item() if inside.any() else 0.0
+        assert found[row].item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_bce_of_the_coupling_is_its_distance() -> None:
+    distance = torch.tensor([[0.01, 0.5, 3.0, 40.0]])
+    outside = torch.zeros(1, 4, dtype=torch.bool)
+    # -log phi = d inside the object, -log(1 - exp(-d)) outside
+    assert bce_loss(logit(distance), ~outside).item() == pytest.approx(distance.mean().item())
+    expected = -(-torch.expm1(-distance)).log().mean().item()
+    assert bce_loss(logit(distance), outside).item() == pytest.approx(expected, rel=1e-5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,7 @@ def test_run_writes_its_results(run: tuple[Path, dict[str, float], list[str]]) -
     expected = {
         "recipe.yaml",
         "run.json",
+        "environment.json",
         "metrics.csv",
         "steps.csv",
         "metrics.json",
@@ -61,10 +65,49 @@ def test_run_writes_its_results(run: tuple[Path, dict[str, float], list[str]]) -
     assert written["segm/AP"] == metrics["segm/AP"]
     assert 0 <= written["segm/AP"] <= 1
     assert (written["steps"], written["epochs"]) == (6, 2)
-    begins = [" ".join(line.split()[:2]) for line in lines[1:]]
+    assert " process(es), float32 · embedmask " in lines[1]
+    begins = [" ".join(line.split()[:2]) for line in lines[2:]]
     assert begins == ["epoch 1", "epoch 2", "score threshold", "mask AP"]
     assert lines[0].endswith("train.json beside images/")
     assert all("\n" not in line for line in lines)
+
+
+def test_run_records_machine_versions_data_and_speed(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path
+) -> None:
+    out, metrics, lines = run
+    (start,) = json.loads((out / "environment.json").read_text())
+    assert (start["seed"], start["precision"], start["nodes"], start["processes_per_node"]) == (
+        0,
+        "float32",
+        1,
+        1,
+    )
+    assert {"processor", "cores", "threads", "device", "python", "torch", "timm", "lightning"} <= set(
+        start["machine"]
+    )
+    for split, images in (("train", 10), ("val", 3)):
+        data = start["data"][split]
+        assert data["images"] == images
+        assert data["file sha256"] == hashlib.sha256((shapes / f"{split}.json").read_bytes()).hexdigest()
+        assert f"{split} {data['annotations'][:12]}" in lines[1]
+    with (out / "steps.csv").open(newline="") as file:
+        steps = list(csv.DictReader(file))
+    middle = statistics.median(float(row["seconds"]) for row in steps)
+    assert metrics["seconds_per_step"] == pytest.approx(middle)
+    assert metrics["images_per_second"] > 0
+    assert metrics["peak_gib"] == max(float(row["peak_gib"]) for row in steps)
+
+
+def test_resumed_run_appends_its_start(
+    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    shutil.copytree(run[0], out)
+    fit.train(tiny(epochs=3), shapes, out, resume=True)
+    starts = json.loads((out / "environment.json").read_text())
+    assert len(starts) == 2
+    assert starts[0]["data"] == starts[1]["data"]
 
 
 def test_warnings_of_both_splits_are_one_line_each(tmp_path: Path) -> None:
@@ -205,7 +248,7 @@ def test_run_is_evaluated_at_the_end_if_no_epoch_was(shapes: Path, tmp_path: Pat
     assert "segm/AP" in metrics
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert row["segm/AP"]
-    assert [line.split()[0] for line in lines[1:]] == ["epoch", "score", "mask"]  # the epoch is reported once
+    assert [line.split()[0] for line in lines[2:]] == ["epoch", "score", "mask"]  # the epoch is reported once
     assert "the only evaluated, step 2" in lines[-1]
 
 

@@ -66,10 +66,13 @@ def test_accumulated_parts_share_a_row(shapes: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows_of(out)] == ["1", "2", "3"]
 
 
-def test_progress_line(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [{"epochs": 1}, {"epochs": None, "max_steps": 3}])
+def test_progress_line(
+    length: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(step_log, "LINE_SECONDS", 0.0)
     lines: list[str] = []
-    train(recipe(epochs=1), shapes, tmp_path / "run", device="cpu", report=lines.append)
+    train(recipe(**length), shapes, tmp_path / "run", device="cpu", report=lines.append)
     parts = [line.split(" · ") for line in lines if line.startswith("step ")]
     assert [line[0] for line in parts] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
     assert parts[0][1].startswith("loss ")

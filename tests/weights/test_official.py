@@ -73,6 +73,18 @@ def test_raises_on_incomplete_file_of_the_second_repository() -> None:
         convert(official)
 
 
+def test_raises_on_the_proposal_head_conv3() -> None:
+    official = official_state("fused", "r50")
+    for name in [
+        name
+        for name in official
+        if name.startswith(("proposal_head.embed_conv", "proposal_head.margin_conv"))
+    ]:
+        del official[name]
+    with pytest.raises(BadInput, match=r"PROPOSAL_HEAD Conv3 .* is not supported"):
+        convert(official)
+
+
 def test_caffe_backbone_settings() -> None:
     config, _ = convert(official_state("v1", "r50"))
     model = EmbedMask(config)

@@ -23,13 +23,14 @@ from embedmask.benchmark.calibration import (
 )
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.benchmark.pipelines import SETTINGS, EmbedMaskPipeline, Pipeline, Setting, TorchvisionPipeline
-from embedmask.benchmark.timing import Times, interleave, machine, medians, quartiles, time_run
+from embedmask.benchmark.timing import Times, interleave, medians, quartiles, time_run
 from embedmask.config import Engine, ModelConfig, Precision
 from embedmask.data.images import read_image
 from embedmask.data.transforms import EvalTransform, resized_size
 from embedmask.device import choose_device, choose_precision
 from embedmask.errors import BadInput
 from embedmask.inference.engines import make_network
+from embedmask.machine import describe_machine
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Size
 
@@ -225,7 +226,7 @@ def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: N
         "works": works,
         "memory_mb": memory,
         "fails": fails,
-        "machine": machine(factory.device),
+        "machine": describe_machine(factory.device),
         "plan": {
             **asdict(bench),
             "weights": "random" if bench.weights is None else "trained",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from embedmask.cli.data import data_check, data_shapes, data_show, data_split
 from embedmask.cli.evaluate import evaluate
+from embedmask.cli.figures import compare, explain
 from embedmask.cli.parser import Command, Commands
 from embedmask.cli.predict import predict
 from embedmask.cli.terminal import is_interactive
@@ -114,17 +115,20 @@ def convert(official: Path, out: Path) -> None:
 
 
 def recipes(*, show: str | None = None) -> None:
-    """List the bundled recipes, or print one in full.
+    """List the bundled recipes, or print one in full with the size of its model.
 
     Args:
-        show: Recipe to print, a name or a YAML file; includes fields that it leaves at their defaults.
+        show: Recipe to print, a name or a YAML file; includes fields that it leaves at their defaults. A comment
+            states the parameters and the operations (FLOPs) of its model for an image of 480 x 640 px.
     """
     if show is not None:
         import yaml
 
-        print(
-            yaml.safe_dump(Recipe.from_yaml(find_recipe(show, "--show")).to_dict(), sort_keys=False), end=""
-        )
+        from embedmask.benchmark.complexity import count_complexity
+
+        recipe = Recipe.from_yaml(find_recipe(show, "--show"))
+        print(f"# {count_complexity(recipe.model)}")
+        print(yaml.safe_dump(recipe.to_dict(), sort_keys=False), end="")
         return
     names = recipe_names()
     width = max(map(len, names), default=0)
@@ -198,6 +202,26 @@ def bench(
         write_json(json, report)
 
 
+def report(run: list[str], *, json: Path | None = None, out: Path | None = None) -> None:
+    """Print a Markdown table of finished runs, with mean and spread over the seeds of equal recipes.
+
+    Args:
+        run: Results folders of embedmask train. Runs that differ only in their seeds form one row.
+        json: Also write all metrics, values per seed, and environments to this file.
+        out: Also write the table to this file.
+    """
+    from embedmask.files import write_json, write_text
+    from embedmask.run_table import markdown_table, summarize_runs
+
+    rows = summarize_runs([Path(folder) for folder in run])
+    table = markdown_table(rows)
+    print(table)
+    if json is not None:
+        write_json(json, rows)
+    if out is not None:
+        write_text(out, f"{table}\n")
+
+
 COMMANDS: Commands = {
     "train": Command(train, sections=("model", "data", "train")),
     "eval": Command(evaluate),
@@ -205,6 +229,9 @@ COMMANDS: Commands = {
     "convert": Command(convert, positional="official"),
     "recipes": Command(recipes),
     "bench": Command(bench, sections=("model",)),
+    "report": Command(report, positional="run"),
+    "explain": Command(explain, positional="image"),
+    "compare": Command(compare, positional="image"),
     "data": {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),

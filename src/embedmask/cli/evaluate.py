@@ -41,7 +41,8 @@ def evaluate(
         weights: Model file (.safetensors), or the name of a bundled model: nuclei.
         data: Folder of the data set.
         split: train, val, test or test-dev. Without annotations, only the results are written, for COCO's server.
-        json: Also write the metrics to this file; without annotations, write the results to this file or folder.
+        json: Also write the metrics to this file; without annotations, write the results to this file (.json), or as
+            COCO's server takes them to a folder or to detections_SPLIT_NAME_results.zip.
         report: Folder for an HTML report (index.html) with curves, errors, and the best and worst images.
         where: Only images whose record in the annotation file has KEY=VALUE, as modality=fluorescence.
         max_detections: Maximum detections per image, in prediction and AP; by default from the model.
@@ -77,7 +78,7 @@ def evaluate(
     if not has_annotations(dataset.annotations_file):
         if json is None:
             raise BadInput(
-                f"{dataset.annotations_file}: has no annotations; pass --json FILE to write the results"
+                f"{dataset.annotations_file}: has no annotations; pass --json FOLDER for the file of COCO's server"
             )
         path = write_results(weights, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")

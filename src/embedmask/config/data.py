@@ -60,6 +60,8 @@ class DataConfig:
     """Filter `KEY=VALUE` on the image records of the annotation file, for training and evaluation."""
     val_fraction: Annotated[float, at_least(0), below(1)] = 0.0
     """Fraction of train to use as val, split by image content; 0: the data set has a val split."""
+    keep_empty: bool = True
+    """Train on images without objects, too. False drops them, as the authors do; evaluation always keeps them."""
     min_box_side: Annotated[float, at_least(0), FINITE] = 1.0
     """Minimum width and height of the visible part of an object, px; smaller objects are dropped."""
     repeat: PositiveInt = 1

@@ -93,8 +93,8 @@ class ModelConfig(DetectorConfig):
     """Weight lambda_2 of the smooth loss; 0: none."""
     semantic_weight: NonNegativeFloat = 0.0
     """Weight of the semantic loss of an auxiliary head that classifies every cell in training; 0: none."""
-    mask_loss: Literal["lovasz", "dice"] = "lovasz"
-    """Mask loss L of eq. 4; `margin: hinge` replaces it by eq. 2."""
+    mask_loss: Literal["lovasz", "dice", "bce"] = "lovasz"
+    """Mask loss L of eq. 4: Lovász hinge, dice or binary cross-entropy; `margin: hinge` replaces it by eq. 2."""
     box_expansion: Annotated[float, at_least(1)] | None = 1.2
     """Factor on the sides of the ground-truth box whose pixels the mask loss uses; null: whole image (Table 2 d)."""
     min_prob: NonNegativeFloat = 0.0
@@ -153,7 +153,7 @@ class ModelConfig(DetectorConfig):
         clamp_ok = not aligned or 0 < self.min_prob < 0.5
         require(self, "min_prob", clamp_ok, "above 0 and below 0.5 with mask_interpolation aligned")
         require(self, "mask_interpolation", not (aligned and hinge), "prob or log_prob with margin hinge")
-        require(self, "mask_loss", not (hinge and self.mask_loss == "dice"), "lovasz with margin hinge")
+        require(self, "mask_loss", not hinge or self.mask_loss == "lovasz", "lovasz with margin hinge")
 
     def _check_levels(self) -> None:
         # the backbone ends at stride 32; the neck appends coarser levels by convolutions of stride 2

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -160,6 +161,15 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         train.layout = val.layout = f"{self.layout}; {len(val)} of {len(self)} images held out as val"
         return train, val
 
+    def without_empty(self) -> CocoInstances:
+        """Return the data set of the images with objects other than crowds; `layout` reports the number of others."""
+        annotations = self._content.annotations
+        full = np.unique(annotations.owners[~annotations.crowd]).tolist()
+        part = self.select(full)
+        if len(part) < len(self):
+            part.layout = f"{self.layout}; {len(self) - len(part)} images without objects left out"
+        return part
+
     def select(self, indices: Sequence[int]) -> CocoInstances:
         """Return a data set of the images at `indices`, in that order."""
         part = copy.copy(self)
@@ -283,9 +293,10 @@ def open_train_val(
         whole = CocoInstances.open(data_dir, "train", **how)
         train, val = whole.hold_out(config.val_fraction)
         train.transform = transform
-        return train, val
-    train = CocoInstances.open(data_dir, "train", transform, **how)
-    return train, CocoInstances.open(data_dir, "val", **how)
+    else:
+        train = CocoInstances.open(data_dir, "train", transform, **how)
+        val = CocoInstances.open(data_dir, "val", **how)
+    return train if config.keep_empty else train.without_empty(), val
 
 
 def check_no_val_split(data_dir: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -20,7 +21,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
-from embedmask.files import write_json_rows
+from embedmask.files import write_json_rows, write_zipped_json_rows
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.inference.engines import copy_network, make_network
 from embedmask.inference.results import coco_results
@@ -103,8 +104,9 @@ def write_results(
     """Write the results of a model file on one split in the format of COCO's evaluation server.
 
     Args:
-        out: a file that ends in .json; or a folder, for a file named as the server requires:
-            `detections_SPLIT_NAME_results.json`, where NAME is that of the weights.
+        out: a file that ends in .json; or a zip file with the name that the server requires,
+            `detections_SPLIT_NAME_results.zip`, which holds a JSON file of that name; or a folder for such a zip file,
+            where NAME is that of the weights.
         max_detections: as in `evaluate_weights`, as are the other arguments.
 
     Returns:
@@ -112,14 +114,22 @@ def write_results(
         are computed.
 
     Raises:
-        BadInput: the weights cannot be used, or the data set has a class that the model lacks.
+        BadInput: the weights cannot be used, the data set has a class that the model lacks, or the server would refuse
+            the name of the zip file.
     """
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
-    name = dataset.annotations_file.stem.removeprefix(IMAGE_INFO)
-    path = out if out.suffix == ".json" else out / f"detections_{name}_{weights.stem}_results.json"
+    path = out if out.suffix in (".json", ".zip") else out / server_name(dataset, weights.stem)
+    if path.suffix == ".zip" and not re.fullmatch(server_name(dataset, r"[^\s/]+"), path.name):
+        raise BadInput(f"{path}: COCO's server demands the name {server_name(dataset, 'NAME')}")
     results = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)
-    write_json_rows(path, chain.from_iterable(results))
+    write = write_json_rows if path.suffix == ".json" else write_zipped_json_rows
+    write(path, chain.from_iterable(results))
     return path
+
+
+def server_name(dataset: CocoInstances, name: str) -> str:
+    """Return the name that COCO's server requires of a zip file with the boxes and masks of a split."""
+    return f"detections_{dataset.annotations_file.stem.removeprefix(IMAGE_INFO)}_{name}_results.zip"
 
 
 def has_annotations(annotations: Path) -> bool:

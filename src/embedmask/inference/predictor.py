@@ -23,8 +23,8 @@ from embedmask.inference.detect import PostProcessing, detect
 from embedmask.inference.engines import make_network
 from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
-from embedmask.inference.request import Request, filter_by_score, postprocessor_of_request
-from embedmask.inference.results import to_detections
+from embedmask.inference.request import PixelRecorder, Request, filter_by_score, postprocessor_of_request
+from embedmask.inference.results import add_embeddings, to_detections
 from embedmask.inference.tiling import check_tiles, tiled_instances
 from embedmask.model.detector import Detector
 from embedmask.structures import Instances, Size
@@ -183,7 +183,9 @@ class Predictor:
                 returns at least as many detections as the model's config allows. None: no tiles.
             overlap: overlap of neighbouring tiles, px.
             embeddings: add `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
-                [R, 1 or D].
+                [R, 1 or D]; and, without tiles, `metadata["pixel_embed"]`, float32 [D, h, w] of the padded frame, with
+                `metadata["pixel_stride"]`, px per cell, and `metadata["network_size"]`, the image's (height, width)
+                in that frame. `embedmask.inference.explain` draws on them.
             page: page of a TIFF stack or frame of an animation, from 0; None: as in the model's config, else the first.
                 It applies to files and their bytes, not to open images.
             channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: as in the model's
@@ -200,13 +202,14 @@ class Predictor:
             title = model_type_of(self.model.config).title
             raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
         request = self._request(self._score_thresholds(score_threshold), max_detections, tile, overlap)
-        request = replace(request, reading=self.model.config.reading().changed(page, channels))
+        reading = self.model.config.reading().changed(page, channels)
+        request = replace(request, reading=reading, embeddings=embeddings)
 
         def as_detections(result: ImageResult) -> sv.Detections:
             assert result.instances is not None
             detections = to_detections(result.instances, self.class_names)
-            for name in ("proposal_embed", "proposal_margin") if embeddings else ():
-                detections.data[name] = getattr(result.instances, name).float().cpu().numpy()
+            if embeddings:
+                add_embeddings(detections, result.instances, result.pixels)
             return detections
 
         if isinstance(source, IMAGE_SOURCE_TYPES) or not isinstance(source, Iterable):
@@ -354,8 +357,10 @@ class Predictor:
         if not images:
             return items
         resized = [item.resized for item in items if item.resized is not None]
+        recorder = PixelRecorder(request.postprocess)
         if resized:
-            results = self._run(resized, list(map(size_of, images)), request.postprocess)
+            postprocess = recorder if request.embeddings else request.postprocess
+            results = self._run(resized, list(map(size_of, images)), postprocess)
         else:
             whole = replace(request, tile=None, score_thresholds=())
             results = [
@@ -369,9 +374,9 @@ class Predictor:
                 )
                 for image in images
             ]
-        for item, instances in zip(items, results, strict=True):
+        for item, instances, pixels in zip(items, results, recorder.maps or [None] * len(items), strict=True):
             item.result.instances = filter_by_score(instances, request.score_thresholds)
-            item.resized = None
+            item.result.pixels, item.resized = pixels, None
         return items
 
     def _run(

@@ -14,7 +14,7 @@ from embedmask.data.images import size_of
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import ImageSource
 from embedmask.model.detector import padded_size_of
-from embedmask.structures import Instances, Size
+from embedmask.structures import Instances, PixelMap, Size
 
 Item = TypeVar("Item")
 Ready = TypeVar("Ready")
@@ -29,12 +29,14 @@ class ImageResult:
         image: uint8 RGB `[3, H, W]`, upright; None if it cannot be read.
         instances: in the frame of the original image, on the device; None if it cannot be read.
         error: why it cannot be read.
+        pixels: pixel embedding, on the device; None unless it is requested, and for images in tiles.
     """
 
     source: ImageSource
     image: Tensor | None = None
     instances: Instances | None = None
     error: BadInput | None = None
+    pixels: PixelMap | None = None
 
 
 @dataclass

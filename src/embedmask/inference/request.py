@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from embedmask.config import DetectorConfig
@@ -9,7 +10,7 @@ from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.errors import BadInput
 from embedmask.fields import coerce
 from embedmask.inference.detect import PostProcessing, make_postprocessor
-from embedmask.structures import Instances
+from embedmask.structures import Instances, PixelMap, Predictions, Size
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Request:
         tile, overlap: px; `tile` is None without tiles.
         batch_size: images per batch.
         reading: options for reading image files.
+        embeddings: keep the pixel embedding of each image.
     """
 
     postprocess: PostProcessing
@@ -32,6 +34,24 @@ class Request:
     overlap: int
     batch_size: int
     reading: ReadOptions = DEFAULT_READING
+    embeddings: bool = False
+
+
+class PixelRecorder:
+    """Post-processing that also keeps the pixel embeddings of its last batch, in `maps`."""
+
+    def __init__(self, postprocess: PostProcessing) -> None:
+        self.postprocess = postprocess
+        self.network_options = postprocess.network_options
+        self.maps: list[PixelMap] = []
+
+    def __call__(
+        self, predictions: Predictions, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
+    ) -> list[Instances]:
+        """Return the instances of each image; see `PostProcessing`."""
+        embeds = zip(predictions.pixel_embed, image_sizes, strict=True)
+        self.maps = [PixelMap(embed, predictions.pixel_stride, size) for embed, size in embeds]
+        return self.postprocess(predictions, image_sizes, original_sizes)
 
 
 def filter_by_score(instances: Instances, thresholds: tuple[float, ...]) -> Instances:

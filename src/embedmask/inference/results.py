@@ -11,7 +11,7 @@ import torch
 from embedmask._supervision import CompactMask, sv
 from embedmask.masks import RunMasks
 from embedmask.run_lengths import alternating_lengths, move_runs
-from embedmask.structures import Instances
+from embedmask.structures import Instances, PixelMap
 
 
 def to_detections(
@@ -34,6 +34,18 @@ def to_detections(
         mask=compact_masks(instances.masks.select(keep.tolist())),
         data={"class_name": np.array([class_names[label] for label in labels], dtype=str)},
     )
+
+
+def add_embeddings(detections: sv.Detections, instances: Instances, pixels: PixelMap | None) -> None:
+    """Add q and s to `data`, and p of the image, if known, to `metadata`; see `Predictor.__call__`."""
+    for name in ("proposal_embed", "proposal_margin"):
+        detections.data[name] = getattr(instances, name).float().cpu().numpy()
+    if pixels is not None:
+        detections.metadata |= {
+            "pixel_embed": pixels.embed.float().cpu().numpy(),
+            "pixel_stride": pixels.stride,
+            "network_size": pixels.image_size,
+        }
 
 
 def coco_results(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from embedmask.locations import (
 from embedmask.masks import BitMasks
 from embedmask.objective.assignment import assign, select_samples
 from embedmask.objective.losses import (
+    bce_loss,
     centerness_targets,
     dice_loss,
     giou_loss,
@@ -250,7 +251,7 @@ class Criterion:
             loss = dice_loss(values if aligned else values.neg().exp(), masks, region)
         else:
             logits = torch.logit(values, eps=cfg.min_prob) if aligned else logit(values, cfg.min_prob)
-            loss = lovasz_hinge(logits, masks, region)
+            loss = (bce_loss if cfg.mask_loss == "bce" else lovasz_hinge)(logits, masks, region)
         return (loss * matched.weight).sum()
 
     def _image_rows(

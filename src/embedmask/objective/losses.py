@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 HINGE_INSIDE, HINGE_OUTSIDE = 0.5, 1.5
 """delta_a and delta_b of eq. 2. Our own values: the copy of the paper that this was written from lacks them."""
@@ -123,6 +124,23 @@ def dice_loss(probs: Tensor, targets: Tensor, region: Tensor | None = None) -> T
     common = (probs * targets).sum(1)
     # targets are 0 or 1, so their squares sum to their count
     return 1 - 2 * common / (probs.square().sum(1) + targets.sum(1) + 1e-5)
+
+
+def bce_loss(logits: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
+    """Compute binary cross-entropy, the mean over B_k: the plain choice of L in eq. 4 (section 3.3).
+
+    Args:
+        logits: log phi - log(1 - phi), `[M, P]`.
+        targets: bool `[M, P]`.
+        region: bool `[M, P]`, the pixels B_k of each instance; None: all.
+
+    Returns:
+        `[M]`, 0 where a region is empty.
+    """
+    value = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    if region is None:
+        return value.mean(1)
+    return (value * region).sum(1) / region.sum(1).clamp(min=1)
 
 
 def smooth_loss(values: Tensor, means: Tensor) -> Tensor:

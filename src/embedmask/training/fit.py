@@ -28,9 +28,10 @@ from embedmask.training.callbacks import EvaluationPause, MovingAverage, Progres
 from embedmask.training.checkpoints import LAST_CHECKPOINT, LastCheckpoint, check_checkpoint
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, explain_out_of_memory, make_trainer
+from embedmask.training.environment import write_environment
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.step_log import StepLog
+from embedmask.training.step_log import STEPS_FILE, StepLog, step_speed
 from embedmask.visualize import plot_curves
 from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.pretrained import SETTINGS, adapt_config, check_same_backbone, load_pretrained
@@ -56,10 +57,10 @@ def train(
     """Train a recipe on a data set, evaluate it on val, and write the results folder.
 
     The number of classes follows the data set. `out` receives `recipe.yaml`, `run.json` (the initial recipe and data,
-    which `resume` compares), `metrics.csv` (a row per epoch), `steps.csv` (a row per step), `metrics.json`,
-    `curves.png` (losses and AP), `samples/` (predictions beside ground truth), `best.safetensors` (the best by mask
-    AP), `last.safetensors`, `model.safetensors` (one of these two, by `train.keep`), `last.ckpt` (for `resume`) and
-    TensorBoard logs.
+    which `resume` compares), `environment.json` (hardware, versions and data of each start), `metrics.csv` (a row per
+    epoch), `steps.csv` (a row per step), `metrics.json`, `curves.png` (losses and AP), `samples/` (predictions beside
+    ground truth), `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (one of these two,
+    by `train.keep`), `last.ckpt` (for `resume`) and TensorBoard logs.
 
     Several processes (started by torchrun, or by `devices` and `nodes`) share every batch; losses and gradients equal
     those of one process with the whole batch. Rank zero writes.
@@ -79,7 +80,7 @@ def train(
 
     Returns:
         Content of `metrics.json`: the val metrics of `model.safetensors`, the origin of these weights (`kept`,
-        `kept_step`), `seconds`, `steps` and `epochs`.
+        `kept_step`), the figures of `step_speed`, `seconds`, `steps` and `epochs`.
 
     Raises:
         BadInput: the data, the recipe or the folder is invalid (then no files are left), the run to resume began with
@@ -104,6 +105,8 @@ def train(
         if is_rank_zero() and not resumed:
             write_identity(out, recipe, splits)
             results.write_recipe()  # before the first step, since `--resume` requires it
+        if is_rank_zero():
+            report(write_environment(out, recipe, splits, hardware))
         trainer = make_run(recipe, out, hardware, results)
         trainer.fit(module, datamodule=splits, ckpt_path=last if resumed else None, weights_only=True)
         # training may have ended between two evaluations
@@ -111,7 +114,7 @@ def train(
             trainer.validate(module, datamodule=splits, verbose=False)
         if trainer.is_global_zero:
             write_final_results(out, results, splits, trainer)
-    return summary(results, trainer)
+    return summary(out, results, trainer)
 
 
 def rank_zero_only(report: Report) -> Report:
@@ -232,7 +235,8 @@ def make_run(
     bar = sys.stdout.isatty()
     if bar:
         callbacks.append(Progress())
-    callbacks.append(StepLog(out / "steps.csv", config.batch_size, None if bar else results.report))
+    report = None if bar else results.report
+    callbacks.append(StepLog(out / STEPS_FILE, config.batch_size, report, config.max_steps))
     minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
     callbacks.append(LastCheckpoint(out / LAST_CHECKPOINT, minutes=minutes, steps=steps))
     logger = TensorBoardLogger(out, name="", version="tensorboard")
@@ -260,7 +264,7 @@ def write_final_results(
     kept = results.kept
     with atomic_write(out / "model.safetensors") as temporary:
         shutil.copyfile(out / f"{splits.recipe.train.keep}.safetensors", temporary)
-    write_json(out / "metrics.json", summary(results, trainer))
+    write_json(out / "metrics.json", summary(out, results, trainer))
     plot_curves(results.history, out / "curves.png")
     predictor = Predictor.load(
         out / "model.safetensors",
@@ -286,10 +290,11 @@ def threshold_line(threshold: float | tuple[float, ...] | None, metrics: Mapping
     )
 
 
-def summary(results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:
+def summary(out: Path, results: ResultsFolder, trainer: Trainer) -> dict[str, Any]:
     """Return the content of `metrics.json`."""
     return {
         **results.kept,
+        **step_speed(out / STEPS_FILE),
         "seconds": round(results.seconds, 1),
         "steps": trainer.global_step,
         "epochs": len(results.history),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from embedmask.files import write_text
 
 Row = dict[str, float]
+STEPS_FILE = "steps.csv"
 LINE_SECONDS = 60.0
 """Minimum time between two lines of progress."""
 
@@ -29,11 +31,15 @@ class StepLog(Callback):
         path: CSV file; a resumed run keeps the rows up to its checkpoint.
         images: number of images in a step, over all processes.
         report: receives lines of progress; None: no lines.
+        steps: number of steps of the run; None: it ends with its last epoch.
     """
 
-    def __init__(self, path: Path, images: int, report: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, path: Path, images: int, report: Callable[[str], None] | None, steps: int | None = None
+    ) -> None:
         self.path = path
         self.images = images
+        self.steps = steps
         self.report = report
         self._file: TextIO | None = None
         self._parts: list[Row] = []
@@ -109,7 +115,8 @@ class StepLog(Callback):
         self._file.write(",".join(f"{v}" if isinstance(v, int) else f"{v:.6g}" for v in values) + "\n")
 
     def _line(self, row: Row, trainer: Trainer, now: float) -> str:
-        steps = int(trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches)
+        # without an end by epochs, Lightning's estimate is infinite
+        steps = self.steps or int(trainer.estimated_stepping_batches)
         first, start = self._start
         rate = (now - start) / max(row["step"] - first, 1)  # seconds per step, evaluations included
         return (
@@ -117,6 +124,27 @@ class StepLog(Callback):
             f"{row['images_per_second']:.3g} images/s · {row['peak_gib']:.2g} GiB · "
             f"{duration(rate * max(steps - row['step'], 0))} left"
         )
+
+
+def step_speed(path: Path) -> Row:
+    """Return the speed and memory of a run from its `steps.csv`.
+
+    Returns:
+        `seconds_per_step` and `images_per_second`, medians over all steps, data loading included; `peak_gib`, the
+        highest memory of the process. Empty without a step.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows:
+        return {}
+    seconds, images, memory = (
+        [float(row[name]) for row in rows] for name in ("seconds", "images_per_second", "peak_gib")
+    )
+    return {
+        "seconds_per_step": statistics.median(seconds),
+        "images_per_second": statistics.median(images),
+        "peak_gib": max(memory),
+    }
 
 
 def loss_text(row: Row) -> str:

@@ -57,6 +57,8 @@ JOINED = (
     ("pixel_head.{}_embed_head", ("spatial", "free"), "head.pixel_branch.embed"),
 )
 """Convolutions that since 2021 are split into two spatial dims, first, and the others; here each is one."""
+REDUCTIONS = ("proposal_head.embed_conv.", "proposal_head.margin_conv.")
+"""1x1 convolutions of the second repository's proposal head `Conv1_Conv3`; `Conv3` has none."""
 COCO_CLASSES = 80
 UNUSED = ("mask_pred._iter", "mask_pred.sizes_of_interest")
 """Buffers of the second repository that are dropped: a step counter, and unused constants."""
@@ -130,7 +132,8 @@ def infer_config(official: Mapping[str, Tensor]) -> ModelConfig:
     """Return the configuration of a state dict of the authors' code, inferred from its names and shapes.
 
     Raises:
-        BadInput: a required tensor is missing, or the backbone is neither ResNet-50 nor ResNet-101.
+        BadInput: a required tensor is missing, the backbone is neither ResNet-50 nor ResNet-101, or the proposal head
+            is the second repository's `Conv3`.
     """
     try:
         preset, sizes = _infer_sizes(official)
@@ -157,6 +160,11 @@ def infer_config(official: Mapping[str, Tensor]) -> ModelConfig:
 def _infer_sizes(official: Mapping[str, Tensor]) -> tuple[str, dict[str, int]]:
     """Return the preset and its sizes; a missing tensor raises KeyError."""
     if any(name.startswith("proposal_generator.") for name in official):
+        if not any(name.startswith(REDUCTIONS) for name in official):
+            raise BadInput(
+                "PROPOSAL_HEAD Conv3 of the second repository is not supported, only Conv1_Conv3, which its "
+                "configuration files set"
+            )
         halves = [official[f"pixel_head.{half}_embed_head.bias"] for half in ("spatial", "free")]
         return "fused", {
             "num_classes": len(official["proposal_generator.fcos_head.cls_logits.bias"]),

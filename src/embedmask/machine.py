@@ -1,0 +1,68 @@
+"""Description of the machine and of the versions that a run was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+CPU_UNITS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16")
+"""Processor features that determine the speed of bfloat16."""
+PACKAGES = (
+    "embedmask",
+    "torch",
+    "torchvision",
+    "timm",
+    "lightning",
+    "numpy",
+    "pillow",
+    "faster-coco-eval",
+    "openvino",
+)
+"""Packages on which figures depend."""
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return processor, device, threads and versions, without host or user names."""
+    path = Path("/proc/cpuinfo")
+    cpu = path.read_text(encoding="utf-8") if path.is_file() else ""
+    units = set(_first(r"^flags\s*:(.*)", cpu).split())
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "processor": _first(r"^model name\s*:\s*(.*)", cpu) or platform.machine(),
+        "processor_units": [unit for unit in CPU_UNITS if unit in units],
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "python": platform.python_version(),
+        **versions,
+        "commit": _commit(),
+    }
+
+
+def _first(pattern: str, text: str) -> str:
+    match = re.search(pattern, text, re.MULTILINE)
+    return match[1] if match else ""
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout that this package runs from, with "-dirty" if files have changed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
