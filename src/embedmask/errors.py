@@ -1,5 +1,10 @@
 """Errors with a message for the user."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class BadInput(ValueError):
     """Error in a file, value or option of the user.
@@ -14,3 +19,16 @@ class TrainingStopped(RuntimeError):
 
     The message is one line with the step, the cause, the images and a fix. The command line exits with code 1.
     """
+
+
+@contextmanager
+def needs_extra(extra: str, feature: str) -> Iterator[None]:
+    """Convert failed imports of an optional package to one line that names the extra to install.
+
+    Raises:
+        BadInput: `feature` needs a package that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BadInput(f"{feature} needs {error.name}; pip install 'embedmask[{extra}]'") from None

@@ -138,10 +138,10 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
-def write_json_rows(path: str | Path, rows: Iterable[Any]) -> None:
-    """Write an iterable as a JSON list by `atomic_write`, one item per line."""
+def write_json_rows(path: str | Path, rows: Iterable[Any], *, head: str = "", tail: str = "") -> None:
+    """Write an iterable as a JSON list by `atomic_write`, one item per line, between the texts `head` and `tail`."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(_json_rows(rows))
+        file.writelines(_json_rows(rows, head, tail))
 
 
 def write_zipped_json_rows(path: Path, rows: Iterable[Any]) -> None:
@@ -154,13 +154,13 @@ def write_zipped_json_rows(path: Path, rows: Iterable[Any]) -> None:
         file.writelines(line.encode() for line in _json_rows(rows))
 
 
-def _json_rows(rows: Iterable[Any]) -> Iterator[str]:
+def _json_rows(rows: Iterable[Any], head: str = "", tail: str = "") -> Iterator[str]:
     """Yield the text of a JSON list, one item per line."""
-    separator = "["
+    separator = head + "["
     for row in rows:
         yield separator + json.dumps(row, allow_nan=False)
         separator = ",\n"
-    yield "]\n" if separator != "[" else "[]\n"
+    yield ("" if separator == ",\n" else separator) + "]" + tail + "\n"
 
 
 def is_temporary(path: Path) -> bool:

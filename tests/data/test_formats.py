@@ -39,13 +39,14 @@ def test_describes_unread_images(tmp_path: Path) -> None:
     (tmp_path / "r.txt").symlink_to(tmp_path / "gone.txt")
     assert describe_unread(sorted(tmp_path.iterdir())) == (
         "11 image files are not read: a.HEIC, b.heic, c.heif and 1 more (HEIC or the like: convert to JPEG or PNG); "
-        "e.nef, f.dng (camera raw: develop to TIFF or JPEG); g.czi, h.nd2 (microscope format: export as TIFF); "
+        "e.nef, f.dng (camera raw: develop to TIFF or JPEG); g.czi, h.nd2 "
+        "(microscope format: export as OME-TIFF or OME-Zarr); "
         "i.dcm (medical format: export as TIFF or PNG); j.npy (array: save as TIFF); "
         "q.png (broken link: restore the file it points to)"
     )
     assert describe_unread(tmp_path / name for name in ignored) is None
     assert describe_unread([tmp_path / "g.czi"]) == (
-        "1 image file is not read: g.czi (microscope format: export as TIFF)"
+        "1 image file is not read: g.czi (microscope format: export as OME-TIFF or OME-Zarr)"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from reference.tiling import merged_masks
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
+from embedmask.data.images import open_slide
 from embedmask.errors import BadInput
 from embedmask.inference.tiling import check_tiles, tile_windows, tiled_instances
 from embedmask.masks import MaskCrop, RunMasks
@@ -391,3 +393,36 @@ def test_memory_of_diagonal_lines() -> None:
     lengths = [side - abs(at + step) for at in range(-400, 400, width) for step in range(width)]
     assert sum(actual.masks.areas()) == sum(lengths)
     assert peak < 150e6
+
+
+def test_slide_is_read_by_windows_in_bounded_memory(tmp_path: Path) -> None:
+    """Tiles of a slide are read one at a time, and those of a single colour are left out."""
+    zarr = pytest.importorskip("zarr")
+    side = 6000
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    array = group.create_array("0", shape=(1, side, side), chunks=(1, 500, 500), dtype=np.uint8)
+    array[0, 2900:3100, 2950:3050] = 9  # across several tiles
+    axes = [{"name": axis} for axis in "cyx"]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
+    slide = open_slide(tmp_path / "a.zarr")
+    assert slide is not None
+    calls = []
+
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
+        calls.append(len(tiles))
+        masks = [RunMasks.from_dense(tile[:1] == 9) for tile in tiles]
+        return [
+            Instances(torch.from_numpy(mask.boxes()).float(), torch.ones(1), torch.zeros(1).long(), mask)
+            for mask in masks
+        ]
+
+    tracemalloc.start()
+    try:
+        instances = tiled_instances(slide, detect, tile=512, overlap=128, batch_size=2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert instances.masks.boxes().tolist() == [[2950, 2900, 3050, 3100]]
+    assert instances.masks.areas().tolist() == [20_000]
+    assert sum(calls) < 8
+    assert peak < side * side / 2, "less than the image in 8-bit grey"

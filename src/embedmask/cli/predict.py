@@ -18,7 +18,7 @@ def predict(
     source: list[str],
     weights: Path,
     out: Path,
-    format: Literal["coco", "labels", "polygons", "yolo", "masks"] = "coco",
+    format: Literal["coco", "labels", "tiff", "polygons", "yolo", "masks", "geojson", "roi", "csv"] = "coco",
     ids_from: Path | None = None,
     no_draw: bool = False,
     score_threshold: str | None = None,
@@ -27,6 +27,7 @@ def predict(
     overlap: int = 128,
     page: int | None = None,
     channels: list[int] = [],  # noqa: B006
+    level: int = 0,
     resume: bool = False,
     batch_size: int | None = None,
     precision: Precision = "auto",
@@ -42,21 +43,28 @@ def predict(
     files of the same name. Exits with code 1 when some files could not be read; they are listed at the end.
 
     Args:
-        source: Images, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as 'photos/*.jpg'.
+        source: Images, OME-Zarr folders, videos (mp4, avi, mov, mkv, webm, m4v, mpg), folders, or patterns such as
+            'photos/*.jpg'.
         weights: Model file (.safetensors), or the name of a bundled model: nuclei.
         out: Results folder; its images.json maps each image_id to a file and frame.
-        format: Additional annotations per image: labels/NAME.png (16-bit label image), polygons/NAME.json (LabelMe),
-            labels/NAME.txt with data.yaml (yolo), or masks/NAME/ (one image per mask).
+        format: Additional annotations per image: labels/NAME.png (16-bit label image), labels/NAME.tif (tiff: label
+            image of 16 bits, 32 if needed), polygons/NAME.json (LabelMe), labels/NAME.txt with data.yaml (yolo),
+            masks/NAME/ (one image per mask), geojson/NAME.geojson (QuPath), rois/NAME.zip (roi: ImageJ), or
+            measurements/NAME.csv (area, perimeter, intensity and others). roi and csv need
+            pip install 'embedmask[microscopy]'.
         ids_from: Data set folder that contains the images. Results use its image and category ids, so they can be
             evaluated against its annotations. By default, images are numbered from 1.
         no_draw: Do not write images and videos with masks drawn.
         score_threshold: Minimum score, 0 to 1: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from the model.
         max_detections: Maximum detections per image; by default from the model.
-        tile: Side of square tiles for large images, px; results of neighbouring tiles are merged. 0: no tiles.
+        tile: Side of square tiles for large images, px; results of neighbouring tiles are merged. Pyramids and OME-Zarr
+            are then read by windows. 0: no tiles.
         overlap: Overlap of neighbouring tiles, px; half the size of a typical object is enough.
         page: Page of TIFF stacks or frame of animations, from 0; by default from the model, else the first.
         channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model, else the
             image's own colours or its first channel.
+        level: Level of image pyramids, from 0, the full resolution. Results are in its frame; GeoJSON is in the frame
+            of level 0.
         resume: Continue an interrupted run with the same options; finished files are skipped.
         batch_size: Images per batch; by default chosen for the device.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
@@ -83,6 +91,7 @@ def predict(
         overlap=overlap,
         page=page,
         channels=channels or None,
+        level=level,
         resume=resume,
         batch_size=batch_size,
         precision=precision,

@@ -11,15 +11,15 @@ from embedmask.data.problems import OnIssue, Problem
 
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 """Formats whose suffixes Pillow registers, although it cannot read them."""
-TIFF_ENDINGS = (".lsm", ".stk", ".btf", ".tf2", ".tf8")
+TIFF_ENDINGS = (".lsm", ".stk", ".btf", ".tf2", ".tf8", ".svs", ".ndpi", ".scn", ".bif")
 """Other suffixes of TIFF files."""
 RAW_ENDINGS = ".3fr .arw .cr2 .cr3 .dng .nef .nrw .orf .pef .raf .raw .rw2 .srw"
 UNREAD: dict[str, tuple[str, str]] = {
     ".heic .heif .hif .avif .jxl": ("HEIC or the like", "convert to JPEG or PNG"),
     RAW_ENDINGS: ("camera raw", "develop to TIFF or JPEG"),
-    ".czi .lif .nd2 .oib .oif .vsi .ims .svs .ndpi .scn .mrxs .bif .dv .r3d .zvi .flex .zarr .h5 .hdf5 .n5": (
+    ".czi .lif .nd2 .oib .oif .vsi .ims .mrxs .dv .r3d .zvi .flex .zarr .h5 .hdf5 .n5": (
         "microscope format",
-        "export as TIFF",
+        "export as OME-TIFF or OME-Zarr",
     ),
     ".dcm .dicom .nii .mha .mhd .nrrd": ("medical format", "export as TIFF or PNG"),
     ".npy .npz .mat": ("array", "save as TIFF"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from math import prod
 from pathlib import Path
@@ -21,6 +21,15 @@ from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.formats import advice, is_camera_raw
 from embedmask.data.pages import BadChoice, Extent
 from embedmask.data.pillow import EXIF_ORIENTATION, Pixels, decode, num_pages, seek
+from embedmask.data.slides import (
+    Notice,
+    Slide,
+    downsample_of,
+    is_zarr,
+    tiff_slide,
+    zarr_extent,
+    zarr_slide,
+)
 from embedmask.data.tiff import MAGIC, TRANSPOSED_ORIENTATIONS, Stack, read_planes
 from embedmask.errors import BadInput
 from embedmask.structures import Size
@@ -41,7 +50,7 @@ def read_image(
     name: str | None = None,
     any_size: bool = False,
     options: ReadOptions = DEFAULT_READING,
-    notice: Callable[[str], None] = lambda line: None,
+    notice: Notice = lambda line: None,
 ) -> Tensor:
     """Read an image as 8-bit RGB.
 
@@ -69,6 +78,10 @@ def read_image(
         is_path = isinstance(source, (str, Path))
         name = str(source) if is_path else str(getattr(source, "filename", "") or "the image")
     with _reading(name), ExitStack() as stack:
+        if isinstance(source, (str, Path)) and is_zarr(source):
+            slide = zarr_slide(Path(source), options, notice)
+            _check_pixels(slide.shape[1:], any_size)
+            return slide[:, :, :]
         if any_size:
             # Pillow's limit is global: lift it for one image at a time, and restore it before the lock is released
             stack.enter_context(_LIMIT)
@@ -80,6 +93,36 @@ def read_image(
         else:
             pixels = _read_file(stack.enter_context(_opened(source)), upright, options, notice)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def open_slide(
+    path: str | Path, options: ReadOptions = DEFAULT_READING, notice: Notice = lambda line: None
+) -> Slide | None:
+    """Open an image file to read it by windows: OME-Zarr, a TIFF pyramid, or a very large tiled TIFF; else None.
+
+    Raises:
+        BadInput: the file is damaged, compressed in an unsupported way, or lacks the page, channel or level; or zarr
+            is not installed.
+    """
+    with _reading(str(path)), ExitStack() as closing:
+        if is_zarr(path):
+            return zarr_slide(Path(path), options, notice)
+        stack = _stack(closing.enter_context(_opened(path)))
+        slide = None if stack is None else tiff_slide(stack, options, name=str(path))
+        if slide is None or stack is None:
+            return None
+        for ignored in stack.extent().unread(options):
+            notice(str(ignored))
+        closing.pop_all()  # the file stays open as long as the slide
+        return slide
+
+
+def read_downsample(path: str | Path, options: ReadOptions) -> tuple[float, float]:
+    """Return px of level 0 per px of the level to read, of y and x; errors as in `read_header`."""
+    if options.level == 0:
+        return 1.0, 1.0
+    base = ReadOptions(page=options.page, channels=options.channels)
+    return downsample_of(read_header(path, base)[0], read_header(path, options)[0])
 
 
 def read_size(path: str | Path, options: ReadOptions = DEFAULT_READING) -> Size:
@@ -100,6 +143,10 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tup
     Raises:
         BadInput: the file does not exist, is not an image, or lacks the page.
     """
+    if is_zarr(path):
+        with _reading(str(path)):
+            _, height, width = zarr_slide(Path(path), options, lambda line: None).shape
+            return (height, width), 1
     with _reading(str(path)), _opened(path) as file:
         stack = _stack(file)
         if stack is not None:
@@ -115,9 +162,11 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULT_READING) -> tup
 def read_extent(path: str | Path) -> Extent | None:
     """Return the pages and channels of an image file, from its header; None if it cannot be read."""
     try:
+        if is_zarr(path):
+            return zarr_extent(Path(path))
         with _opened(path) as file:
             return _extent(_stack(file) or Image.open(file))
-    except READ_ERRORS:
+    except READ_ERRORS:  # BadInput is a ValueError
         return None
 
 
@@ -167,9 +216,9 @@ def _reading(name: str) -> Iterator[None]:
         raise BadInput(f"{name}: cannot be read as an image ({_reason(error)}); {fix}") from None
 
 
-def size_of(image: Tensor) -> Size:
+def size_of(image: Tensor | Slide) -> Size:
     """Return `(height, width)` of an image `[3, H, W]`."""
-    height, width = image.shape[-2:]
+    _, height, width = image.shape
     return height, width
 
 
@@ -219,11 +268,12 @@ def _stack(file: BinaryIO) -> Stack | None:
         return None
 
 
-def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Callable[[str], None]) -> Pixels:
+def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Notice) -> Pixels:
     """Return the image in a file, `[H, W, 3]`, writable."""
     stack = _stack(file)
     opened = [Image.open(file)] if stack is None else []
     extent = _extent(stack or opened[0])
+    extent.level(options)
     for ignored in extent.unread(options):
         notice(str(ignored))
     if stack is None:
@@ -233,10 +283,7 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
         first, samples = planes[0][0], tuple(sample for _, sample in planes)
         # Pillow keeps the first three samples of a single page
         if any(plane != first for plane, _ in planes) or max(samples) > 2 or not first.for_pillow:
-            # tifffile has no limit of its own: apply Pillow's
-            limit, count = Image.MAX_IMAGE_PIXELS, prod(first.size)
-            if limit is not None and count > 2 * limit:
-                raise Image.DecompressionBombError(f"{count} pixels, the limit is {2 * limit}")
+            _check_pixels(first.size)
             values = read_planes(planes, upright=upright)
             pixels = np.empty((*values.shape[:2], 3), np.uint8)
             reduce_depth(strips_of(values), pixels, options.depth, inverted=first.inverted)
@@ -248,6 +295,13 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Call
         return seek(opened.pop() if opened else Image.open(file), page)
 
     return decode(reopen, samples, options.depth, upright=upright, inverted=inverted)
+
+
+def _check_pixels(size: Sequence[int], any_size: bool = False) -> None:
+    """Apply Pillow's limit of pixels to images that other libraries decode."""
+    limit, count = Image.MAX_IMAGE_PIXELS, prod(size)
+    if limit is not None and count > 2 * limit and not any_size:
+        raise Image.DecompressionBombError(f"{count} pixels, the limit is {2 * limit}")
 
 
 def _extent(source: Stack | Image.Image) -> Extent:

@@ -9,7 +9,7 @@ from pathlib import Path
 from embedmask.config.reading import ReadOptions
 from embedmask.data.formats import TIFF_ENDINGS
 
-MANY_PAGES = (".tif", ".tiff", *TIFF_ENDINGS, ".gif", ".png", ".apng", ".webp", ".avif")
+MANY_PAGES = (".tif", ".tiff", *TIFF_ENDINGS, ".zarr", ".gif", ".png", ".apng", ".webp", ".avif")
 """Suffixes of files that may contain several pages or channels."""
 
 
@@ -18,7 +18,7 @@ class UnreadPages(UserWarning):
 
 
 class BadChoice(ValueError):
-    """A page or channel that the file does not have; the message does not name the file."""
+    """A page, channel or level that the file does not have, or that cannot be read; the message lacks its name."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,19 @@ class IgnoredContent:
 
 @dataclass(frozen=True)
 class Extent:
-    """Number of pages and channels of an image file.
+    """Number of pages, channels and levels of an image file.
 
     Attributes:
         pages: pages of a stack, frames of an animation.
         channels: channels of each page, without alpha.
         in_colour: whether the first three channels are R, G and B, according to the file.
+        levels: levels of a pyramid, the full resolution included.
     """
 
     pages: int = 1
     channels: int = 3
     in_colour: bool = True
+    levels: int = 1
 
     def pages_are_channels(self, options: ReadOptions) -> bool:
         """Return whether the requested channels are pages: the file has several pages of one channel each."""
@@ -72,6 +74,18 @@ class Extent:
         if page >= self.pages:
             raise BadChoice(f"has {_count(self.pages, 'page')}, page {page} is requested; they count from 0")
         return page
+
+    def level(self, options: ReadOptions) -> int:
+        """Return the level to read.
+
+        Raises:
+            BadChoice: the file has no such level.
+        """
+        if options.level >= self.levels:
+            raise BadChoice(
+                f"has {_count(self.levels, 'level')}, level {options.level} is requested; they count from 0"
+            )
+        return options.level
 
     def channel_numbers(self, options: ReadOptions) -> tuple[int, ...]:
         """Return the channels to read: one, or those of R, G and B.
@@ -110,7 +124,7 @@ def report_defaults(
         One line for each default that is used.
     """
     files: dict[tuple[str, str, str], list[tuple[str, int]]] = {}
-    for path in (path for path in paths if path.suffix.lower() in MANY_PAGES):
+    for path in (path for path in paths if path.suffix.lower() in MANY_PAGES or path.is_dir()):
         known = extent(path)
         for ignored in () if known is None else known.unread(options):
             key = (ignored.noun, ignored.used, ignored.option)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any, BinaryIO
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TIFF, TiffFile, TiffPageSeries
 
 from embedmask.config.reading import ReadOptions
-from embedmask.data.pages import Extent
+from embedmask.data.pages import BadChoice, Extent
 from embedmask.structures import Size
 
 Values = NDArray[Any]
@@ -61,8 +62,9 @@ class Plane:
 
     @property
     def index(self) -> int | None:
-        """Return the position among the pages of the file; None if the plane is not a page."""
-        return self.page.index if self.has_page and isinstance(self.page.index, int) else None
+        """Return the position among the pages of the file; None if the plane is not a page, or is a SubIFD."""
+        is_page = self.has_page and isinstance(self.page.index, int) and not self.page.is_subifd
+        return self.page.index if is_page else None
 
     @property
     def samples(self) -> int:
@@ -113,6 +115,23 @@ class Plane:
         return wide_rgb or (self.is_8_bit and (self.is_rgb or self.samples == 1))
 
     @property
+    def in_windows(self) -> bool:
+        """Return whether windows of the plane are those of the whole image that is read.
+
+        Raises:
+            BadChoice: its compression needs a package that is not installed.
+        """
+        key = self.key
+        is_jpeg = key.photometric == PHOTOMETRIC.YCBCR and key.compression != COMPRESSION.NONE
+        plain = key.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
+        if not self.decodable and key.bitspersample % 8 == 0:
+            raise BadChoice(
+                f"compressed as {COMPRESSION(key.compression).name}, which tifffile decodes by windows only with "
+                "imagecodecs: pip install 'embedmask[microscopy]'"
+            )
+        return self.decodable and self.orientation == 1 and (plain or is_jpeg)
+
+    @property
     def size(self) -> Size:
         """Return `(height, width)` as stored."""
         return self.key.imagelength, self.key.imagewidth
@@ -152,11 +171,19 @@ class Plane:
         tag = self.key.tags.get(ORIENTATION)
         return 1 if tag is None else int(tag.value)
 
-    def _decode(self) -> Values:
+    def check_complete(self) -> None:
+        """Check that the file contains the whole plane.
+
+        Raises:
+            OSError: it is truncated.
+        """
         # tifffile fills missing data with zeros: compare the ends of all strips with the length of the file
         ends = map(sum, zip(self.page.dataoffsets, self.page.databytecounts, strict=True))
         if max(ends, default=0) > self.page.parent.filehandle.size:
             raise OSError("image file is truncated")
+
+    def _decode(self) -> Values:
+        self.check_complete()
         if self.has_page:
             # [H, W], [H, W, S] or, with separate planes, [S, H, W] -> [H, W, S]
             axes = self.key.axes
@@ -196,12 +223,7 @@ class Stack:
             self._file = TiffFile(file)
             full = [series for series in self._file.series if not series.keyframe.is_reduced]
             for series in full or self._file.series:
-                axes = [axis for axis in series.axes if axis not in "YXS"]
-                sizes = [n for axis, n in zip(series.axes, series.shape, strict=True) if axis not in "YXS"]
-                # numbers of the planes, channels last: [pages, channels]
-                numbers = np.arange(prod(sizes)).reshape(sizes)
-                numbers = np.moveaxis(numbers, axes.index("C"), -1) if "C" in axes else numbers[..., None]
-                table = numbers.reshape(-1, numbers.shape[-1]).tolist()
+                table = plane_numbers(series.axes, series.shape).tolist()
                 self.rows += [[Plane(series, number) for number in row] for row in table]
             # tifffile groups pages by format: restore the order of the file
             if len(full) > 1:
@@ -215,22 +237,42 @@ class Stack:
         """Return the number of pages, and the channels of one of them."""
         row = self.rows[page]
         in_colour = len(row) == 1 and (row[0].is_rgb or row[0].key.photometric in CONVERTED)
-        return Extent(len(self.rows), len(row) * row[0].channels, in_colour)
+        levels = len(row[0].series.levels)
+        return Extent(len(self.rows), len(row) * row[0].channels, in_colour, levels)
+
+    @property
+    def is_pyramid(self) -> bool:
+        """Return whether the first page has several levels."""
+        return self.extent().levels > 1
 
     def choose(self, options: ReadOptions) -> list[tuple[Plane, int]]:
         """Return the plane of each channel to read, and the index of the channel among its samples.
 
         Raises:
-            BadChoice: the file has no such page or channel.
+            BadChoice: the file has no such page, channel or level.
         """
         extent = self.extent()
         if extent.pages_are_channels(options):
             numbers = Extent(1, extent.pages, in_colour=False).channel_numbers(options)
-            return [(self.rows[number][0], 0) for number in numbers]
-        page = extent.page(options)
-        row = self.rows[page]
-        numbers = self.extent(page).channel_numbers(options)
-        return [(row[number // row[0].channels], number % row[0].channels) for number in numbers]
+            chosen = [(self.rows[number][0], 0) for number in numbers]
+        else:
+            page = extent.page(options)
+            row, extent = self.rows[page], self.extent(page)
+            numbers = extent.channel_numbers(options)
+            chosen = [(row[number // row[0].channels], number % row[0].channels) for number in numbers]
+        level = extent.level(options)
+        if level == 0:
+            return chosen
+        return [(replace(plane, series=plane.series.levels[level]), sample) for plane, sample in chosen]
+
+
+def plane_numbers(axes: str, shape: Sequence[int]) -> NDArray[np.int64]:
+    """Return the numbers of the planes of an array, over all axes but Y, X and S: int64 `[pages, channels]`."""
+    others = [axis for axis in axes if axis not in "YXS"]
+    sizes = [n for axis, n in zip(axes, shape, strict=True) if axis not in "YXS"]
+    numbers = np.arange(prod(sizes)).reshape(sizes)
+    numbers = np.moveaxis(numbers, others.index("C"), -1) if "C" in others else numbers[..., None]
+    return numbers.reshape(-1, numbers.shape[-1])
 
 
 def read_planes(planes: list[tuple[Plane, int]], *, upright: bool) -> Values:

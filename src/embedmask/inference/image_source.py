@@ -14,8 +14,9 @@ from torch import Tensor
 
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.depth import reduce_depth, strips_of
-from embedmask.data.images import read_image
+from embedmask.data.images import open_slide, read_image
 from embedmask.data.pages import UnreadPages
+from embedmask.data.slides import Slide
 from embedmask.errors import BadInput
 
 
@@ -100,6 +101,26 @@ def as_image(
         warnings.warn(f"{own}: {line}", UnreadPages, stacklevel=2)
 
     return read_image(content, name=own, any_size=any_size, options=options, notice=notice)
+
+
+def open_image(source: ImageSource, name: str, *, tiled: bool, options: ReadOptions) -> Tensor | Slide:
+    """Convert an image as `as_image` does, or open it by windows if it goes through the network in tiles.
+
+    Args:
+        tiled: open pyramids and OME-Zarr by windows, and accept images of any size.
+
+    Raises:
+        BadInput: as `as_image`, or the package that reads windows is not installed.
+    """
+    if tiled and isinstance(source, (str, Path)):
+
+        def notice(line: str) -> None:
+            warnings.warn(f"{source}: {line}", UnreadPages, stacklevel=2)
+
+        slide = open_slide(source, options, notice)
+        if slide is not None:
+            return slide
+    return as_image(source, name, any_size=tiled, options=options)
 
 
 def _read_bytes(source: Any, name: str) -> bytes:

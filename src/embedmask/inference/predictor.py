@@ -16,12 +16,13 @@ from torch import Tensor
 from embedmask._supervision import sv
 from embedmask.config import Engine, Precision, ScoreThreshold, model_type_of
 from embedmask.data.images import size_of
+from embedmask.data.slides import Slide
 from embedmask.data.transforms import EvalTransform
 from embedmask.device import choose_device, choose_precision, choose_workers
 from embedmask.errors import BadInput
 from embedmask.inference.detect import PostProcessing, detect
 from embedmask.inference.engines import make_network
-from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, as_image, check_image_source
+from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, check_image_source, open_image
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import PixelRecorder, Request, filter_by_score, postprocessor_of_request
 from embedmask.inference.results import add_embeddings, to_detections
@@ -48,6 +49,7 @@ class Options(TypedDict, total=False):
     embeddings: bool
     page: int | None
     channels: Sequence[int] | None
+    level: int
 
 
 class Predictor:
@@ -166,6 +168,7 @@ class Predictor:
         embeddings: bool = False,
         page: int | None = None,
         channels: Sequence[int] | None = None,
+        level: int = 0,
     ) -> sv.Detections | list[sv.Detections] | Iterator[sv.Detections]:
         """Detect the objects in an image, in each image of a list, or in each image of an iterator.
 
@@ -181,6 +184,7 @@ class Predictor:
             tile: side of the tiles, px, in which a large image is processed before the results are merged. Each tile is
                 resized like an image. `max_detections` then applies to the whole image (None: no limit), and each tile
                 returns at least as many detections as the model's config allows. None: no tiles.
+                Pyramids and OME-Zarr are then read by windows.
             overlap: overlap of neighbouring tiles, px.
             embeddings: add `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
                 [R, 1 or D]; and, without tiles, `metadata["pixel_embed"]`, float32 [D, h, w] of the padded frame, with
@@ -190,6 +194,7 @@ class Predictor:
                 It applies to files and their bytes, not to open images.
             channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: as in the model's
                 config, else the colours of a colour image or the first channel.
+            level: level of a pyramid, from 0, the full resolution; boxes and masks are in the frame of the level.
 
         Returns:
             Detections by descending score, with boxes and masks in the upright frame of the original image.
@@ -202,7 +207,7 @@ class Predictor:
             title = model_type_of(self.model.config).title
             raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
         request = self._request(self._score_thresholds(score_threshold), max_detections, tile, overlap)
-        reading = self.model.config.reading().changed(page, channels)
+        reading = self.model.config.reading().changed(page, channels, level)
         request = replace(request, reading=reading, embeddings=embeddings)
 
         def as_detections(result: ImageResult) -> sv.Detections:
@@ -213,7 +218,7 @@ class Predictor:
             return detections
 
         if isinstance(source, IMAGE_SOURCE_TYPES) or not isinstance(source, Iterable):
-            image = as_image(source, any_size=request.tile is not None, options=request.reading)
+            image = open_image(source, "image", tiled=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
             return as_detections(item.result)
         if isinstance(source, Iterator):
@@ -235,12 +240,13 @@ class Predictor:
         skip_broken: bool = False,
         page: int | None = None,
         channels: Sequence[int] | None = None,
+        level: int = 0,
     ) -> Iterator[ImageResult]:
         """Yield the instances of many images in order; images are read and resized in the background.
 
         Args:
             images: in any form; another thread takes a limited number in advance.
-            score_threshold, max_detections, tile, overlap, page, channels: as in `__call__`.
+            score_threshold, max_detections, tile, overlap, page, channels, level: as in `__call__`.
             batch_size: images per batch; None: the default of the device. Only images that are padded to the same frame
                 share a batch, because padding changes the statistics of GroupNorm.
             skip_broken: whether an unreadable image becomes a result with an `error` instead of raising it.
@@ -251,7 +257,7 @@ class Predictor:
         request = self._request(
             self._score_thresholds(score_threshold), max_detections, tile, overlap, batch_size
         )
-        request = replace(request, reading=self.model.config.reading().changed(page, channels))
+        request = replace(request, reading=self.model.config.reading().changed(page, channels, level))
         return self._stream(images, request, skip_broken=skip_broken)
 
     def predict_instances(
@@ -310,7 +316,7 @@ class Predictor:
         def read(numbered: tuple[int, ImageSource]) -> LoadedImage:
             index, source = numbered
             try:
-                image = as_image(source, f"images[{index}]", any_size=tiled, options=request.reading)
+                image = open_image(source, f"images[{index}]", tiled=tiled, options=request.reading)
                 return self._prepare(image, source, request)
             except BadInput as error:
                 return LoadedImage(ImageResult(source, error=error))
@@ -325,7 +331,9 @@ class Predictor:
                     raise item.result.error
                 yield item.result
 
-    def _prepare(self, image: Tensor, source: ImageSource, request: Request) -> LoadedImage:
+    def _prepare(self, image: Tensor | Slide, source: ImageSource, request: Request) -> LoadedImage:
+        if isinstance(image, Slide):
+            return LoadedImage(ImageResult(source, image))
         image = image.cpu()
         resized = self.resize.image(image) if request.tile is None else None
         return LoadedImage(ImageResult(source, image), resized)

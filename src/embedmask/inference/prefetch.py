@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from embedmask.data.images import size_of
+from embedmask.data.slides import Slide
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import ImageSource
 from embedmask.model.detector import padded_size_of
@@ -26,14 +27,14 @@ class ImageResult:
 
     Attributes:
         source: the image as it was passed.
-        image: uint8 RGB `[3, H, W]`, upright; None if it cannot be read.
+        image: uint8 RGB `[3, H, W]`, upright; a slide if it is read by windows; None if it cannot be read.
         instances: in the frame of the original image, on the device; None if it cannot be read.
         error: why it cannot be read.
         pixels: pixel embedding, on the device; None unless it is requested, and for images in tiles.
     """
 
     source: ImageSource
-    image: Tensor | None = None
+    image: Tensor | Slide | None = None
     instances: Instances | None = None
     error: BadInput | None = None
     pixels: PixelMap | None = None
@@ -53,7 +54,7 @@ class LoadedImage:
 
     @property
     def num_bytes(self) -> int:
-        return sum(one.numel() for one in (self.result.image, self.resized) if one is not None)
+        return sum(one.numel() for one in (self.result.image, self.resized) if isinstance(one, Tensor))
 
 
 def prefetch(

@@ -7,8 +7,9 @@ work on run lengths, so memory grows with the outlines of the objects.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,6 +21,7 @@ from scipy.sparse.csgraph import connected_components  # type: ignore[import-unt
 from torch import Tensor
 
 from embedmask.data.images import size_of
+from embedmask.data.slides import Slide
 from embedmask.errors import BadInput
 from embedmask.masks import RunMasks
 from embedmask.structures import Columns, Instances, Size
@@ -58,7 +60,7 @@ def check_tiles(tile: int, overlap: int) -> None:
 
 
 def tiled_instances(
-    image: Tensor,
+    image: Tensor | Slide,
     detect: Detect,
     *,
     tile: int,
@@ -74,7 +76,8 @@ def tiled_instances(
     the overlap, through any number of tiles. Memory grows with the outlines of the objects, time with their number.
 
     Args:
-        image: uint8 `[3, H, W]`.
+        image: uint8 `[3, H, W]`. The tiles of a slide are read one batch at a time, and those of a single colour, as
+            the background of many slides, are left out.
         detect: returns the instances of each tile of a batch in the frame of the tile. The tiles are uint8 `[3, h, w]`
             of one size and share the memory of `image`. They are resized like whole images, as the model's config says.
         tile: side of a tile, px; a smaller image limits it.
@@ -92,17 +95,16 @@ def tiled_instances(
     check_tiles(tile, overlap)
     windows = tile_windows(size_of(image), tile, overlap)
     if len(windows) == 1:
-        (instances,) = detect([image])
+        (instances,) = detect([image[:, :, :]])
         return instances.select(range(len(instances))[:max_detections])
-    parts = []
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
-        results = detect([image[:, y1:y2, x1:x2] for y1, x1, y2, x2 in batch])
-        parts += [
-            _in_image_frame(instances, window, size_of(image))
-            for instances, window in zip(results, batch, strict=True)
-        ]
-    return merge_tiles(parts, windows, size_of(image), max_detections)
+    parts, used = [], []
+    tiles = _tiles(image, windows)
+    while batch := list(itertools.islice(tiles, batch_size)):
+        results = detect([tile for _, tile in batch])
+        for (window, _), instances in zip(batch, results, strict=True):
+            parts.append(_in_image_frame(instances, window, size_of(image)))
+            used.append(window)
+    return merge_tiles(parts, used, size_of(image), max_detections)
 
 
 def tile_windows(size: Size, tile: int, overlap: int) -> list[Bounds]:
@@ -113,6 +115,19 @@ def tile_windows(size: Size, tile: int, overlap: int) -> list[Bounds]:
         starts.append([index * (length - tile) // max(steps, 1) for index in range(steps + 1)])
     height, width = (min(tile, length) for length in size)
     return [(y, x, y + height, x + width) for y in starts[0] for x in starts[1]]
+
+
+def _tiles(image: Tensor | Slide, windows: Sequence[Bounds]) -> Iterator[tuple[Bounds, Tensor]]:
+    """Yield windows and their pixels, uint8 `[3, h, w]`; of a slide only those of several colours, but at least one."""
+    is_empty = True
+    for window in windows:
+        y1, x1, y2, x2 = window
+        tile = image[:, y1:y2, x1:x2]
+        # the results of one tile have the columns of the model: without any, the last one is needed
+        is_forced = not isinstance(image, Slide) or (is_empty and window == windows[-1])
+        if is_forced or bool((tile != tile[:, :1, :1]).any()):
+            is_empty = False
+            yield window, tile
 
 
 def merge_tiles(
@@ -200,7 +215,9 @@ class _Overlaps(Columns):
     @classmethod
     def of(cls, pieces: _Pieces) -> _Overlaps:
         """Compare the pieces of every two tiles that overlap."""
-        members = [np.flatnonzero(pieces.tiles == tile) for tile in range(len(pieces.windows))]
+        # pieces are sorted by tile
+        bounds = np.searchsorted(pieces.tiles, np.arange(len(pieces.windows) + 1)).tolist()
+        members = [np.arange(start, stop) for start, stop in itertools.pairwise(bounds)]
         # an empty part first, for images without pairs
         none, never = np.zeros(0, np.int64), np.zeros(0, bool)
         parts = [cls(none, none, none, none, none, never, never, never, never)]

@@ -20,6 +20,7 @@ from embedmask.predict.summary import PredictSummary
 from embedmask.predict.worker import Settings, Worker
 from embedmask.predict.writers import (
     Format,
+    check_packages,
     remove_leftovers,
     targets,
 )
@@ -41,6 +42,7 @@ def run(
     overlap: int = 128,
     page: int | None = None,
     channels: Sequence[int] | None = None,
+    level: int = 0,
     resume: bool = False,
     batch_size: int | None = None,
     precision: Precision = "auto",
@@ -64,6 +66,7 @@ def run(
         draw: Write images and videos with masks drawn.
         score_threshold, max_detections, page, channels: As in `Predictor`; None: from the model's config.
         tile, overlap: Side and overlap of square tiles, px; None: no tiles.
+        level: Level of image pyramids, as in `Predictor`; results are in its frame, and GeoJSON in that of level 0.
         resume: Skip finished files; the options must be those of the earlier run.
         batch_size: Images per batch; None: chosen for the device.
         precision, engine: Number format of the convolutions, and engine of the network, as in `Predictor`.
@@ -88,7 +91,9 @@ def run(
         no_draw=not draw,
         page=page,
         channels=None if channels is None else list(channels),
+        level=level,
     )
+    check_packages(format)
     notes: list[str] = []
     files = find_sources([sources] if isinstance(sources, (str, Path)) else sources, notes.append)
     refuse_overwriting(files, targets(files, format, Path(out), drawn=draw))

@@ -1,4 +1,4 @@
-"""Sources of `predict`: files, folders and patterns expanded to images and videos."""
+"""Sources of `predict`: files, folders and patterns expanded to images, OME-Zarr folders and videos."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedmask.data.formats import describe_unread, is_image_file, name_some
+from embedmask.data.slides import is_zarr
 from embedmask.errors import BadInput
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -53,10 +54,14 @@ def find_sources(
 def _expand(argument: str | Path, unread: list[Path]) -> list[Path]:
     """Return the files of one argument; append files that are not read to `unread`."""
     path = Path(argument)
-    if path.is_file():
+    if path.is_file() or is_zarr(path):
         return [path]
     inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(str(argument), recursive=True)))
-    files = [file for file in inside if file.is_file() and (is_image_file(file) or is_video(file))]
+    files = [
+        file
+        for file in inside
+        if is_zarr(file) or (file.is_file() and (is_image_file(file) or is_video(file)))
+    ]
     unread += [file for file in inside if file not in files]
     if files:
         return files

@@ -15,6 +15,8 @@ import torch
 from tqdm import tqdm
 
 from embedmask.config import DEFAULT_READING, Engine, Precision, ReadOptions, ScoreThreshold
+from embedmask.data.images import read_downsample, size_of
+from embedmask.data.slides import Slide
 from embedmask.device import choose_workers
 from embedmask.distributed import rank_and_world_size
 from embedmask.errors import BadInput
@@ -27,6 +29,7 @@ from embedmask.predict.sources import Source
 from embedmask.predict.video import VideoReader, write_video
 from embedmask.predict.writers import (
     Format,
+    ImageOutput,
     drawn_name,
     write_annotations,
     write_classes,
@@ -66,10 +69,11 @@ class Settings:
     no_draw: bool
     page: int | None = None
     channels: list[int] | None = None
+    level: int = 0
 
     def reading(self) -> ReadOptions:
         """Return the options of reading image files."""
-        return DEFAULT_READING.changed(self.page, self.channels)
+        return DEFAULT_READING.changed(self.page, self.channels, self.level)
 
     def resolved(self, checkpoint: Checkpoint) -> Settings:
         """Return the settings with missing values filled in from the model's config.
@@ -89,7 +93,7 @@ class Settings:
         )
 
     def __post_init__(self) -> None:
-        """Validate page and channels."""
+        """Validate page, channels and level."""
         self.reading()
 
 
@@ -129,6 +133,7 @@ class Worker:
             overlap=settings.overlap,
             page=settings.page,
             channels=settings.channels,
+            level=settings.level,
             batch_size=batch_size,
             skip_broken=True,
         )
@@ -234,16 +239,23 @@ class Worker:
         """Write the annotation file of an image; return its journal row, and the drawn image if requested."""
         assert result.image is not None
         assert result.instances is not None
-        instances, names = result.instances, self.predictor.class_names
-        write_annotations(
-            self.settings.format, self.out, name, instances, class_names=names, source=source.path
-        )
-        height, width = result.image.shape[1:]
-        results = coco_results(instances, 0, range(1, len(names) + 1))
-        row = {"name": name, "height": height, "width": width, "results": results}
+        instances, names, settings = result.instances, self.predictor.class_names, self.settings
+        height, width = size_of(result.image)
+        row: Row = {"name": name, "height": height, "width": width}
+        scale = (1.0, 1.0)
+        if settings.level and not source.is_video:
+            scale = read_downsample(source.path, settings.reading())
+            row |= {"level": settings.level, "downsample": list(scale)}
+        output = ImageOutput(instances, names, source.path, result.image, settings.page, scale)
+        note = write_annotations(settings.format, self.out, name, output)
+        if note is not None:
+            self.notes.append(note)
+        row["results"] = coco_results(instances, 0, range(1, len(names) + 1))
         # drop the reference: a large image must not stay in memory beside its drawn copy
         image, result.image = result.image, None
-        if self.settings.no_draw:
+        if isinstance(image, Slide) and not settings.no_draw:
+            self.notes.append(f"{source.path}: not drawn, because it is read by windows; pass --no-draw")
+        if isinstance(image, Slide) or settings.no_draw:
             return row, None
         return row, draw_detections(image, to_detections(instances, names), names)
 
@@ -279,7 +291,7 @@ def _map_in_threads(
     pending: deque[tuple[Future[Output], int]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for job in jobs:
-            num_bytes = 0 if job[1].image is None else job[1].image.numel()
+            num_bytes = job[1].image.numel() if isinstance(job[1].image, torch.Tensor) else 0
             pending.append((pool.submit(function, job), num_bytes))
             # bounded by number and by bytes, so that slow writing holds back the network instead of filling memory
             while len(pending) > 2 * workers or sum(size for _, size in pending) > MAX_PENDING_BYTES:

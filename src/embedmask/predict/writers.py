@@ -3,58 +3,152 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from os.path import relpath
 from pathlib import Path
 from typing import Literal
 
 import yaml
+from torch import Tensor
 
+from embedmask.data.slides import Slide
+from embedmask.errors import needs_extra
 from embedmask.files import is_temporary, write_json, write_text
+from embedmask.predict.geojson import write_geojson
+from embedmask.predict.label_tiff import write_label_tiff
+from embedmask.predict.measurements import write_measurements
 from embedmask.predict.polygons import label_image, labelme, yolo_lines
+from embedmask.predict.rois import write_rois
 from embedmask.predict.sources import Source
 from embedmask.structures import Instances
 from embedmask.visualize import write_image
 
-Format = Literal["coco", "labels", "polygons", "yolo", "masks"]
+Format = Literal["coco", "labels", "tiff", "polygons", "yolo", "masks", "geojson", "roi", "csv"]
 FOLDERS: dict[Format, str] = {
     "labels": "labels",
+    "tiff": "labels",
     "polygons": "polygons",
     "yolo": "labels",
     "masks": "masks",
+    "geojson": "geojson",
+    "roi": "rois",
+    "csv": "measurements",
 }
-ENDINGS: dict[Format, str] = {"labels": ".png", "polygons": ".json", "yolo": ".txt", "masks": ""}
+ENDINGS: dict[Format, str] = {
+    "labels": ".png",
+    "tiff": ".tif",
+    "polygons": ".json",
+    "yolo": ".txt",
+    "masks": "",
+    "geojson": ".geojson",
+    "roi": ".zip",
+    "csv": ".csv",
+}
+PACKAGES: dict[Format, str] = {"roi": "roifile", "csv": "skimage.measure"}
+"""Package of the extra `microscopy` that a format needs."""
 
 
-def write_annotations(
-    fmt: Format, out: Path, name: str, instances: Instances, *, class_names: Sequence[str], source: Path
-) -> None:
-    """Write the instances of one image, in the order of predictions.json.
+@dataclass(frozen=True)
+class ImageOutput:
+    """Content of the annotation file of an image or frame.
+
+    Attributes:
+        instances: In the frame of `image`, in the order of predictions.json.
+        class_names: Name of each label.
+        source: File that the image was read from.
+        image: uint8 RGB `[3, H, W]`.
+        page: Page of the file, from 0; None: the first.
+        scale: px of the full resolution per px of the image, of y and x.
+    """
+
+    instances: Instances
+    class_names: Sequence[str]
+    source: Path
+    image: Tensor | Slide
+    page: int | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+
+
+def check_packages(fmt: Format) -> None:
+    """Check before a run that the packages of a format are installed.
+
+    Raises:
+        BadInput: one is missing; the message names the extra.
+    """
+    if fmt in PACKAGES:
+        with needs_extra("microscopy", f"--format {fmt}"):
+            import_module(PACKAGES[fmt])
+
+
+def write_annotations(fmt: Format, out: Path, name: str, output: ImageOutput) -> str | None:
+    """Write the annotation file of one image.
 
     Args:
         fmt: Format of the file; `coco` writes nothing.
         name: Name of the file without suffix; for frames, with a folder.
-        instances: Instances in the image's own frame.
-        source: Image that the instances were predicted in.
+
+    Returns:
+        A line about a choice that the number of objects required; None without one.
 
     Raises:
-        BadInput: The file cannot be written, or the format cannot store this number of objects.
+        BadInput: The file cannot be written, or the format cannot store the image or its number of objects.
     """
     if fmt not in FOLDERS:
-        return
-    path = out / FOLDERS[fmt] / f"{name}{ENDINGS[fmt]}"
-    if fmt == "labels":
-        write_image(label_image(instances.masks, str(source)), path)
-    elif fmt == "polygons":
-        image_path = Path(relpath(source, path.parent)).as_posix()
-        write_json(path, labelme(instances, class_names, image_path))
-    elif fmt == "yolo":
-        write_text(path, "".join(f"{line}\n" for line in yolo_lines(instances)))
-    else:
-        shutil.rmtree(path, ignore_errors=True)  # an earlier run may have written more masks
-        path.mkdir(parents=True, exist_ok=True)  # also for an image without detections
-        for index in range(len(instances)):
-            write_image(instances.masks.select([index]).to_dense()[0].numpy(), path / f"{index + 1:04}.png")
+        return None
+    return WRITERS[fmt](out / FOLDERS[fmt] / f"{name}{ENDINGS[fmt]}", output)
+
+
+def _labels(path: Path, output: ImageOutput) -> None:
+    write_image(label_image(output.instances.masks, str(output.source)), path)
+
+
+def _tiff(path: Path, output: ImageOutput) -> str | None:
+    if not write_label_tiff(path, output.instances.masks):
+        return None
+    return f"{path}: labels have 32 bits, because 16 bits do not hold {len(output.instances)} objects"
+
+
+def _polygons(path: Path, output: ImageOutput) -> None:
+    image_path = Path(relpath(output.source, path.parent)).as_posix()
+    write_json(path, labelme(output.instances, output.class_names, image_path))
+
+
+def _yolo(path: Path, output: ImageOutput) -> None:
+    write_text(path, "".join(f"{line}\n" for line in yolo_lines(output.instances)))
+
+
+def _masks(path: Path, output: ImageOutput) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # an earlier run may have written more masks
+    path.mkdir(parents=True, exist_ok=True)  # also for an image without detections
+    for index in range(len(output.instances)):
+        mask = output.instances.masks.select([index]).to_dense()[0].numpy()
+        write_image(mask, path / f"{index + 1:04}.png")
+
+
+def _geojson(path: Path, output: ImageOutput) -> None:
+    write_geojson(path, output.instances, output.class_names, output.scale)
+
+
+def _roi(path: Path, output: ImageOutput) -> None:
+    write_rois(path, output.instances, output.class_names, str(output.source), output.page)
+
+
+def _csv(path: Path, output: ImageOutput) -> None:
+    write_measurements(path, output.instances, output.class_names, output.image)
+
+
+WRITERS: dict[Format, Callable[[Path, ImageOutput], str | None]] = {
+    "labels": _labels,
+    "tiff": _tiff,
+    "polygons": _polygons,
+    "yolo": _yolo,
+    "masks": _masks,
+    "geojson": _geojson,
+    "roi": _roi,
+    "csv": _csv,
+}
 
 
 def write_classes(fmt: Format, out: Path, class_names: Sequence[str]) -> None:

@@ -1,0 +1,174 @@
+"""Layers of napari from a layer with an image: label image and embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from embedmask.data.depth import reduce_depth, strips_of
+from embedmask.data.images import size_of
+from embedmask.errors import BadInput
+from embedmask.evaluation.matching import label_image
+from embedmask.inference.predictor import Predictor
+from embedmask.structures import Instances
+
+LayerData = tuple[Any, dict[str, Any], str]
+"""Data, keyword arguments and type of a layer, as napari's readers return them."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The plane of an image layer that the viewer shows.
+
+    Attributes:
+        data: array of the layer, at full resolution; may be lazy.
+        index: position on each leading axis.
+        rgb: whether the last axis holds colours.
+        name: name of the layer.
+        scale, translate: of y and x, in world coordinates.
+    """
+
+    data: Any
+    index: tuple[int, ...]
+    rgb: bool
+    name: str
+    scale: tuple[float, float]
+    translate: tuple[float, float]
+
+    @classmethod
+    def of(cls, layer: Any, current_step: Sequence[int]) -> Plane:
+        """Return the current plane of an `Image` layer; nothing is read yet.
+
+        Args:
+            layer: layer of napari.
+            current_step: position of the viewer on its axes, of which the last ones are those of the layer.
+        """
+        data = layer.data[0] if layer.multiscale else layer.data
+        count = layer.ndim - 2
+        index = tuple(current_step[len(current_step) - layer.ndim :][:count])
+        scale, translate = layer.scale[-2:].tolist(), layer.translate[-2:].tolist()
+        return cls(data, index, layer.rgb, layer.name, tuple(scale), tuple(translate))
+
+    def image(self) -> Tensor:
+        """Read the plane as uint8 RGB `[3, H, W]`; more than 8 bits are reduced as in image files."""
+        values = np.asarray(self.data[self.index])
+        values = values[..., :3] if self.rgb else values[..., None]
+        if values.dtype == np.bool_:
+            values = values.astype(np.uint8) * np.uint8(255)
+        pixels = np.empty((*values.shape[:2], 3), np.uint8)
+        reduce_depth(strips_of(values), pixels, "camera")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=1)
+def load_predictor(weights: str) -> Predictor:
+    """Load a model, or return the one that was loaded last.
+
+    Raises:
+        BadInput: no such model.
+    """
+    return Predictor.load(weights)
+
+
+def detect_layers(
+    plane: Plane, weights: str, *, score_threshold: float | None, tile: int | None, embedding: bool
+) -> list[LayerData]:
+    """Detect the objects of a plane.
+
+    Args:
+        weights: model file, or the name of a bundled model.
+        score_threshold: None: that of the model.
+        tile: side of tiles, px; None: no tiles.
+        embedding: also return the embedding of the pixels, for an image that fits in one tile.
+
+    Returns:
+        A `labels` layer with scores and class names as features and, if requested, an RGB `image` layer.
+
+    Raises:
+        BadInput: no such model, or the embedding of a model without any or of an image larger than a tile.
+    """
+    predictor, image = load_predictor(weights), plane.image()
+    if embedding and tile is not None and max(size_of(image)) > tile:
+        raise BadInput(
+            f"embedding: {plane.name} is larger than a tile; set the tile to 0, or omit the embedding"
+        )
+    overlap = 0 if tile is None else min(128, tile // 2)
+    (result,) = predictor.predict_stream([image], score_threshold=score_threshold, tile=tile, overlap=overlap)
+    assert result.instances is not None
+    layers = [labels_layer(result.instances, predictor.class_names, plane)]
+    if embedding:
+        layers.append(embedding_layer(*pixel_embedding(predictor, image), plane))
+    return layers
+
+
+def labels_layer(instances: Instances, class_names: Sequence[str], plane: Plane) -> LayerData:
+    """Return a label image: k for the k-th instance, whose score and class are row k of the features."""
+    labels = label_image(instances.masks.crops(), instances.masks.frame)
+    names = [class_names[label] for label in instances.labels.tolist()]
+    features = {
+        "index": list(range(len(names) + 1)),
+        "class": ["background", *names],
+        "score": [float("nan"), *instances.scores.tolist()],
+    }
+    options = {"name": f"{plane.name} objects", "scale": plane.scale, "translate": plane.translate}
+    return labels, {**options, "features": features}, "labels"
+
+
+@torch.inference_mode()
+def pixel_embedding(predictor: Predictor, image: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """Return the pixel embedding p of an image.
+
+    Returns:
+        float32 `[D, h, w]`, and px of the image per cell, of y and x.
+
+    Raises:
+        BadInput: the model has no embeddings.
+    """
+    if not predictor.model.config.has_embeddings:
+        raise BadInput("embedding: this type of model has none; choose an EmbedMask, or omit the embedding")
+    batch = predictor.model.preprocess([predictor.resize.image(image)])
+    predictions = predictor.network(batch)
+    stride = predictions.pixel_stride
+    height, width = (-(-side // stride) for side in batch.sizes[0])  # without padding
+    factors = [stride * own / net for own, net in zip(size_of(image), batch.sizes[0], strict=True)]
+    return predictions.pixel_embed[0, :, :height, :width].float().cpu(), (factors[0], factors[1])
+
+
+def embedding_layer(embed: Tensor, factors: tuple[float, float], plane: Plane) -> LayerData:
+    """Return the first three principal components of an embedding as an RGB image, in place over its image.
+
+    Args:
+        embed: `[D, h, w]`.
+        factors: px of the image per cell, of y and x.
+    """
+    scale = [own * factor for own, factor in zip(plane.scale, factors, strict=True)]
+    # the centre of cell i is pixel (i + 0.5) * factor - 0.5, because napari's pixels have their centres at integers
+    shift = [own * (factor - 1) / 2 for own, factor in zip(plane.scale, factors, strict=True)]
+    translate = [own + by for own, by in zip(plane.translate, shift, strict=True)]
+    options = {"name": f"{plane.name} embedding", "rgb": True, "scale": scale, "translate": translate}
+    return principal_colors(embed), options, "image"
+
+
+def principal_colors(embed: Tensor) -> npt.NDArray[np.uint8]:
+    """Return the first three principal components of an embedding, `[D, h, w]`, as colours, uint8 `[h, w, 3]`.
+
+    Percentiles 1 and 99 of a component become 0 and 255. Components have the sign with which their largest entry is
+    positive; those that the embedding lacks are 0.
+    """
+    values = embed.flatten(1).double().T.numpy()  # [P, D]
+    values = values - values.mean(0)
+    _, vectors = np.linalg.eigh(values.T @ values)  # ascending
+    axes = vectors[:, ::-1][:, :3]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+    components = values @ axes
+    low, high = np.percentile(components, (1, 99), axis=0)
+    colors = np.zeros((len(values), 3))
+    colors[:, : axes.shape[1]] = (components - low) / np.maximum(high - low, 1e-12)
+    return (colors.clip(0, 1) * 255).round().astype(np.uint8).reshape(*embed.shape[1:], 3)
