@@ -46,6 +46,7 @@ RANKS = {
     "machine": 4,
     "run_table": 4,
     "predict": 9,
+    "napari": 9,
     "training": 9,
     "cli": 10,
     "__main__": 11,

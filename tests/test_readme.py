@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,7 @@ from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
-README, PREDICTING, TRAIN, DATA, FIGURES, PAPER_MAP = (
+README, PREDICTING, TRAIN, DATA, FIGURES, MICROSCOPY, PAPER_MAP = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in (
         "README.md",
@@ -23,6 +24,7 @@ README, PREDICTING, TRAIN, DATA, FIGURES, PAPER_MAP = (
         "docs/train.md",
         "docs/data.md",
         "docs/figures.md",
+        "docs/microscopy.md",
         "docs/paper_map.md",
     )
 )
@@ -55,9 +57,20 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(names["panels"]) == {"image", "proposal_embed", "pixel_embed", "margin"}
 
 
+def test_python_of_microscopy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save("cells.png")
+    exec(python_of(MICROSCOPY), {})
+    assert json.loads((tmp_path / "cells.geojson").read_text())["type"] == "FeatureCollection"
+
+
 @pytest.mark.parametrize(
     "line",
-    [line for text in (README, PREDICTING, TRAIN, DATA, FIGURES, PAPER_MAP) for line in commands_of(text)],
+    [
+        line
+        for text in (README, PREDICTING, TRAIN, DATA, FIGURES, MICROSCOPY, PAPER_MAP)
+        for line in commands_of(text)
+    ],
 )
 def test_commands_parse(line: str) -> None:
     build_parser(COMMANDS).parse_args(shlex.split(line)[1:])

@@ -75,6 +75,7 @@ def test_manifest_is_valid() -> None:
     manifest.validate_imports()
     manager = npe2.PluginManager()
     manager.register(manifest)
+    manager.activate("embedmask")
     ((widget,),) = [[w for w in manager.iter_widgets() if w.plugin_name == "embedmask"]]
     from embedmask.napari.widget import DetectWidget
 

@@ -52,7 +52,7 @@ def write_label_tiff(path: Path, masks: RunMasks) -> bool:
 
 
 def label_tiles(masks: RunMasks, dtype: Dtype) -> Iterator[Labels | None]:
-    """Yield the tiles of the label image, row by row, `[1024, 1024]` each, padded by background; None: it has no mask."""
+    """Yield the tiles of the label image, row by row, `[1024, 1024]`, padded by background; None: it has no mask."""
     boxes = masks.boxes()
     height, width = masks.frame
     for top in range(0, height, TILE):
