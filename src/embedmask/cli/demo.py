@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from embedmask.cli.threads import use_threads
@@ -30,5 +31,6 @@ def demo(
         from embedmask.demo.page import serve
     from embedmask.inference.predictor import Predictor
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete temporary files also when killed
     predictor = Predictor.load(weights, device=device)
     serve(predictor, weights.stem, host=host, port=port, announce=lambda url: print(f"{url} · Ctrl+C stops", flush=True))

@@ -19,7 +19,7 @@ from embedmask.inference.predictor import Predictor
 from embedmask.visualize import Pixels
 
 EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*.png"))
-SHOWN = (768, 1600)
+SHOWN = (640, 1600)
 """Shortest and longest side of an image on the page, px: smaller images are enlarged, larger ones reduced."""
 FORMATS: dict[Format, str] = {
     "coco": "COCO",
@@ -29,10 +29,11 @@ FORMATS: dict[Format, str] = {
 }
 TILE = 1536
 """Default side of tiles, px, of models that do not resize images."""
+START = "Drop an image, or choose an example."
 PROGRESS = gr.Progress()
 Update = dict[Any, Any]
 """Component -> new value."""
-CSS = "footer {display: none !important} .status {min-height: 2em}"
+CSS = "footer {display: none !important}"
 
 
 class Page:
@@ -59,23 +60,23 @@ class Page:
             self.state = gr.State(None)
             gr.Markdown(line)
             with gr.Row():
+                self.file = gr.File(label="Image", height=150, min_width=300, elem_id="file")
+                self.examples = gr.Gallery(
+                    list(EXAMPLES), label="Examples", columns=len(EXAMPLES), height=150, allow_preview=False,
+                    buttons=[], interactive=False, visible=predictor.class_names == ["nucleus"],
+                    min_width=300, object_fit="contain", elem_id="examples",
+                )  # fmt: skip
+            self.status = gr.Markdown(START, elem_id="status")
+            with gr.Row():
+                with gr.Column(scale=3, min_width=300), gr.Tabs():
+                    self._objects_tab()
+                    self.tabs = self._embedding_tabs(visible=config.has_embeddings)
                 with gr.Column(scale=1, min_width=300):
                     self._controls(Settings.of(predictor), config.candidate_threshold)
-                with gr.Column(scale=3, min_width=300):
-                    self.status = gr.Markdown("Drop an image to start.", elem_classes="status")
-                    with gr.Tabs():
-                        self._objects_tab()
-                        self.tabs = self._embedding_tabs(visible=config.has_embeddings)
             self._connect()
 
     def _controls(self, settings: Settings, lowest: float) -> None:
-        """Lay out file, examples, sliders and downloads."""
-        self.file = gr.File(label="Image", height=140, elem_id="file")
-        is_nuclei = self.predictor.class_names == ["nucleus"]
-        self.examples = gr.Gallery(
-            list(EXAMPLES), label="Examples", columns=3, height=170, allow_preview=False, buttons=[],
-            interactive=False, visible=is_nuclei, elem_id="examples",
-        )  # fmt: skip
+        """Lay out sliders, tiles and downloads."""
         most = self.predictor.model.config.max_detections
         self.score = gr.Slider(lowest, 1, settings.score_threshold, step=0.01, label="Score threshold")
         self.threshold = gr.Slider(0.05, 0.95, settings.mask_threshold, step=0.01, label="Mask threshold")
@@ -93,34 +94,33 @@ class Page:
         """Lay out the image with the objects drawn, and their table."""
         headers = ["object", "class", "score", "x", "y", "width", "height", "area"]
         with gr.Tab("Objects"):
-            self.drawn = gr.Image(label="Objects", interactive=False, format="png", elem_id="drawn")
+            self.drawn = image_view(label="Objects", elem_id="drawn")
             self.objects = gr.Dataframe(headers=headers, datatype="auto", max_height=300, interactive=False)
 
     def _embedding_tabs(self, *, visible: bool) -> list[gr.Tab]:
         """Lay out the tabs that need embeddings."""
-        image = partial(gr.Image, interactive=False, format="png")
         with gr.Tab("Pixel", visible=visible) as pixel_tab:
             gr.Markdown("Click a pixel: how close is its embedding to that of each proposal?")
-            self.pixel_image = image(label="φ of the pixel, 0 (blue) to 1 (yellow)", elem_id="pixel")
+            self.pixel_image = image_view(label="φ of the pixel, 0 (blue) to 1 (yellow)", elem_id="pixel")
             headers = ["object", "class", "distance", "margin", "phi"]
             self.proposals = gr.Dataframe(
                 headers=headers, datatype="auto", max_height=300, interactive=False, elem_id="proposals"
             )
         with gr.Tab("Object", visible=visible) as object_tab:
             gr.Markdown("Click an object: its probability map, its margin, its embedding among the others.")
-            self.object_image = image(label="Objects", elem_id="object")
+            self.object_image = image_view(label="Objects", elem_id="object")
             self.factor = gr.Slider(0.25, 4, 1, step=0.05, label="Factor of the margin", elem_id="factor")
             with gr.Row():
-                self.probability = image(label="Mask and probability", elem_id="probability", min_width=300)
+                self.probability = image_view(label="Mask and probability", elem_id="probability", min_width=300)
                 self.scatter = gr.ScatterPlot(
-                    x="component 1", y="component 2", color="class", tooltip="all", height=320,
+                    x="component 1", y="component 2", color="class", tooltip="all",
                     label="Proposal embeddings", min_width=300,
                 )  # fmt: skip
         with gr.Tab("Embeddings", visible=visible) as colors_tab:
             gr.Markdown("The first three principal components of the pixel embedding as red, green and blue.")
             with gr.Row():
-                self.pixel_colors = image(label="Pixel embedding", min_width=300, elem_id="colors")
-                self.proposal_colors = image(label="Proposal embeddings", min_width=300)
+                self.pixel_colors = image_view(label="Pixel embedding", min_width=300, elem_id="colors")
+                self.proposal_colors = image_view(label="Proposal embeddings", min_width=300)
         return [pixel_tab, object_tab, colors_tab]
 
     def _connect(self) -> None:
@@ -155,7 +155,7 @@ class Page:
     ) -> Update:
         """Run the network on a file and show the result; on invalid input keep the former image."""
         if path is None:
-            return {self.status: "Drop an image to start."}
+            return {self.status: START}
         try:
             session = Session.open(
                 self.predictor, Path(path), tile,
@@ -230,6 +230,11 @@ class Page:
         except BadInput as error:
             raise gr.Error(str(error), print_exception=False) from None
         return {self.download: str(path)}
+
+
+def image_view(**options: Any) -> gr.Image:
+    """Return a component that shows an image."""
+    return gr.Image(interactive=False, format="png", buttons=["download", "fullscreen"], **options)
 
 
 def status(session: Session) -> str:
