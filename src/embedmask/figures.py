@@ -146,7 +146,12 @@ def write_explanation(explanation: Explanation, out: Path, instances: int) -> in
         raise BadInput(f"instances {instances}: use at least 1")
     panels, (_, margins) = figure1(explanation), margin_panel(explanation)
     share = float(explanation.projection.shares.sum())
-    titles = ["detections", "proposal embeddings", f"pixel embedding: 3 components, {share:.1%} of the variance", margins]
+    titles = [
+        "detections",
+        "proposal embeddings",
+        f"pixel embedding: 3 components, {share:.1%} of the variance",
+        margins,
+    ]
     drawn = min(len(explanation.detections), instances)
     with atomic_folder(out) as folder:
         for name, panel in panels.items():

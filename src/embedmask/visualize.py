@@ -111,9 +111,7 @@ def _blend_masks(scene: Pixels, detections: sv.Detections, thickness: int) -> No
         rows[painted] = np.rint(rows[painted] * (1 - opacity[code]) + table[code] * opacity[code])
 
 
-def crop_of(
-    masks: CompactMask | npt.NDArray[np.bool_], index: int
-) -> tuple[npt.NDArray[np.bool_], int, int]:
+def crop_of(masks: CompactMask | npt.NDArray[np.bool_], index: int) -> tuple[npt.NDArray[np.bool_], int, int]:
     """Return the pixels of a mask inside its box, with the first row and column; of an array, the whole image."""
     if not isinstance(masks, CompactMask):
         return masks[index], 0, 0

@@ -33,4 +33,9 @@ def demo(
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # delete temporary files also when killed
     predictor = Predictor.load(weights, device=device)
-    serve(predictor, weights.stem, host=host, port=port, announce=lambda url: print(f"{url} · Ctrl+C stops", flush=True))
+    serve(predictor, weights.stem, host=host, port=port, announce=announce)
+
+
+def announce(address: str) -> None:
+    """Print the address of the page."""
+    print(f"{address} · Ctrl+C stops", flush=True)

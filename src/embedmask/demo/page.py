@@ -86,6 +86,7 @@ class Page:
             [("no tiles", 0), *((f"{side} px", side) for side in (512, 1024, TILE))],
             value=default, label="Tiles for larger images",
         )  # fmt: skip
+        gr.Markdown("Download as")
         with gr.Row():
             self.buttons = {fmt: gr.Button(name, size="sm", min_width=100) for fmt, name in FORMATS.items()}
         self.download = gr.DownloadButton(visible="hidden", elem_id="download")
@@ -111,7 +112,9 @@ class Page:
             self.object_image = image_view(label="Objects", elem_id="object")
             self.factor = gr.Slider(0.25, 4, 1, step=0.05, label="Factor of the margin", elem_id="factor")
             with gr.Row():
-                self.probability = image_view(label="Mask and probability", elem_id="probability", min_width=300)
+                self.probability = image_view(
+                    label="Mask and probability", elem_id="probability", min_width=300
+                )
                 self.scatter = gr.ScatterPlot(
                     x="component 1", y="component 2", color="class", tooltip="all",
                     label="Proposal embeddings", min_width=300,
@@ -137,9 +140,7 @@ class Page:
         for image in (self.drawn, self.pixel_image, self.object_image):
             image.select(self.choose, self.state, everything, **quick)
         for fmt, button in self.buttons.items():
-            written = button.click(
-                partial(self.write, fmt), self.state, [self.download, self.status], **one
-            )
+            written = button.click(partial(self.write, fmt), self.state, [self.download, self.status], **one)
             written.success(fn=None, js="() => document.querySelector('#download').click()")
 
     def _outputs(self) -> list[Any]:
@@ -151,7 +152,12 @@ class Page:
         ]  # fmt: skip
 
     def open(
-        self, session: Session | None, path: str | None, tile: int, *values: float, progress: gr.Progress = PROGRESS
+        self,
+        session: Session | None,
+        path: str | None,
+        tile: int,
+        *values: float,
+        progress: gr.Progress = PROGRESS,
     ) -> Update:
         """Run the network on a file and show the result; on invalid input keep the former image."""
         if path is None:
@@ -189,9 +195,8 @@ class Page:
         colors = None if explanation is None else paint_instances(explanation, explanation.proposal_colors())
         return {
             self.status: status(session),
-            self.drawn: on_page(session.draw()),
+            self.drawn: on_page(session.drawn),
             self.objects: session.object_rows(),
-            self.object_image: on_page(session.draw()),
             self.proposal_colors: None if colors is None else on_page(colors),
             **self.show_pixel(session),
         }
@@ -200,7 +205,7 @@ class Page:
         """Choose the pixel that was clicked, and the object there."""
         if session is None:
             return {}
-        session.choose(*event.index, on_page(session.draw()).shape[1])
+        session.choose(*event.index, on_page(session.drawn).shape[1])
         return {self.factor: 1, **self.show_pixel(session)}
 
     def widen(self, session: Session | None, factor: float) -> Update:
@@ -213,10 +218,11 @@ class Page:
     def show_pixel(self, session: Session) -> Update:
         """Show the proposals at the chosen pixel, and the object there."""
         columns = ["component 1", "component 2", "object", "class"]
-        panel = session.draw_object()
+        scene, panel = session.draw_object()
         return {
             self.pixel_image: on_page(session.draw_pixel()),
             self.proposals: session.pixel_rows(),
+            self.object_image: on_page(scene),
             self.probability: None if panel is None else on_page(panel),
             self.scatter: pd.DataFrame(session.embedding_rows(), columns=columns),
         }

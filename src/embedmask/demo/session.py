@@ -15,7 +15,7 @@ from embedmask.data.images import read_image, read_size, size_of
 from embedmask.errors import BadInput
 from embedmask.figures import color_ramp, instance_tile, paint_instances
 from embedmask.files import write_json
-from embedmask.inference.detect import PostProcessing, detect, make_postprocessor
+from embedmask.inference.detect import make_postprocessor
 from embedmask.inference.explain import Explanation, Projection
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.predictor import Predictor
@@ -55,21 +55,6 @@ class Settings:
         return cls(min(config.score_thresholds()), config.mask_threshold)
 
 
-class OutputRecorder:
-    """Post-processing that only keeps the outputs of the network."""
-
-    def __init__(self, postprocess: PostProcessing) -> None:
-        self.network_options = postprocess.network_options
-        self.outputs: list[Output] = []
-
-    def __call__(
-        self, predictions: Any, image_sizes: Sequence[Size], original_sizes: Sequence[Size]
-    ) -> list[Instances]:
-        """Keep the output; return nothing."""
-        self.outputs.append((predictions, image_sizes, original_sizes))
-        return []
-
-
 @dataclass
 class Session:
     """An image with the output of the network and the objects decoded from it.
@@ -81,7 +66,8 @@ class Session:
         tile: side of the tiles, px.
         outputs: output of the network for each tile, row by row.
         notes: lines about the file, such as pages that are not read.
-        instances: objects, by descending score; `update` sets them.
+        instances, drawn, explanation: objects, by descending score, their drawing, and their embeddings, which are
+            None if they cannot be shown; `update` sets them.
         pixel: chosen pixel x, y of the image.
         margin_factor: factor of the chosen object's margin, in terms of the distance at which phi = 0.5.
     """
@@ -113,26 +99,26 @@ class Session:
         Raises:
             BadInput: not an image, or more than `MAX_PIXELS`; the message contains the name of the file.
         """
-        options, notes = predictor.model.config.reading(), list[str]()
+        reading, notes = predictor.model.config.reading(), list[str]()
         try:
-            height, width = read_size(path, options)
+            height, width = read_size(path, reading)
             if height * width > MAX_PIXELS:
                 raise BadInput(
                     f"{path.name}: {width} x {height} px, but the page accepts up to {MAX_PIXELS / 1e6:.0f} "
                     "megapixels; embedmask predict --tile 1024 processes images of any size"
                 )
-            image = read_image(path, options=options, notice=notes.append)
+            image = read_image(path, options=reading, notice=notes.append)
         except BadInput as error:
             raise BadInput(str(error).replace(str(path), path.name)) from None
         tile = tile or max(height, width, MIN_TILE)
-        recorder = OutputRecorder(make_postprocessor(predictor.model.config))
+        options, outputs = make_postprocessor(predictor.model.config).network_options, list[Output]()
         windows = tile_windows((height, width), tile, min(OVERLAP, tile // 2))
         for done, (y1, x1, y2, x2) in enumerate(windows):
             report(done, len(windows))
             part = image[:, y1:y2, x1:x2]
             batch = predictor.model.preprocess([predictor.resize.image(part)])
-            detect(predictor.network, recorder, batch, [size_of(part)])
-        session = cls(predictor, path.name, image, tile, recorder.outputs, notes)
+            outputs.append((predictor.network(batch, **options), batch.sizes, [size_of(part)]))
+        session = cls(predictor, path.name, image, tile, outputs, notes)
         session.update(Settings.of(predictor))
         return session
 
@@ -154,7 +140,7 @@ class Session:
         )
         self.settings = settings
         self.instances = filter_by_score(found, config.score_thresholds(settings.score_threshold))
-        self.detections = to_detections(self.instances, self.predictor.class_names)
+        self.drawn = self.draw(self.instances)
         self.explanation = self._explain(self.instances) if self.has_embeddings else None
 
     @property
@@ -188,9 +174,10 @@ class Session:
             self.settings.mask_threshold,
         )
 
-    def draw(self) -> Pixels:
-        """Draw the objects on the image."""
-        return draw_detections(self.image, self.detections, self.predictor.class_names)
+    def draw(self, instances: Instances) -> Pixels:
+        """Draw objects on the image."""
+        names = self.predictor.class_names
+        return draw_detections(self.image, to_detections(instances, names), names)
 
     def object_rows(self) -> list[Row]:
         """Return number, class, score, box (x, y, width, height, px) and mask area, px, of each object."""
@@ -205,7 +192,7 @@ class Session:
         return rows
 
     def choose(self, x: float, y: float, width: int) -> None:
-        """Choose the pixel at x, y of the image as it is shown, `width` px wide; margins are the model's again."""
+        """Choose the pixel at x, y of the image as it is shown, `width` px wide, and reset the factor of the margin."""
         rows, columns = size_of(self.image)
         scale = columns / width
         self.pixel = min(int((x + 0.5) * scale), columns - 1), min(int((y + 0.5) * scale), rows - 1)
@@ -246,7 +233,7 @@ class Session:
     def draw_pixel(self) -> Pixels:
         """Draw the objects by their phi at the chosen pixel, dark blue 0 to yellow 1, with a cross on the pixel."""
         if self.explanation is None or self.pixel is None:
-            return self.draw()
+            return self.drawn
         x, y = self.pixel
         scene = paint_instances(
             self.explanation, color_ramp(self.explanation.pixel_probabilities(*self.pixel))
@@ -281,12 +268,13 @@ class Session:
         masks = [runs if place == index else own for place, own in enumerate(found.masks.runs)]
         return replace(found, masks=RunMasks(masks, found.masks.frame), proposal_margin=margins)
 
-    def draw_object(self) -> Pixels | None:
-        """Draw the chosen object beside its probability map, with its margin multiplied; None: none is chosen."""
+    def draw_object(self) -> tuple[Pixels, Pixels | None]:
+        """Draw the objects, the chosen one with its margin multiplied; and this object beside its probability map."""
         index = self.chosen
         if index is None or not self.has_embeddings:
-            return None
-        return instance_tile(self._explain(self.widened(index, self.margin_factor)), index)
+            return self.drawn, None
+        widened = self.widened(index, self.margin_factor)
+        return self.draw(widened), instance_tile(self._explain(widened), index)
 
     def embedding_rows(self) -> list[Row]:
         """Return the first two principal components of q, number, and class or `chosen object`, of each object."""
