@@ -50,9 +50,10 @@ RANKS = {
     "predict": 9,
     "napari": 9,
     "training": 9,
-    "cli": 10,
-    "__main__": 11,
-    "": 11,
+    "demo": 10,
+    "cli": 11,
+    "__main__": 12,
+    "": 12,
 }
 """A module may import its own unit and units of a lower rank: those of one rank do not know each other."""
 

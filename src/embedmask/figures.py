@@ -22,7 +22,7 @@ from embedmask.inference.explain import Explanation
 from embedmask.inference.image_source import as_image
 from embedmask.inference.predictor import Predictor
 from embedmask.samples import draw_target
-from embedmask.visualize import Pixels, contact_sheet, draw_detections, entitle, write_image
+from embedmask.visualize import Pixels, contact_sheet, crop_of, draw_detections, entitle, write_image
 
 RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
 """Colours from low to high values, matplotlib's viridis at five places."""
@@ -52,9 +52,10 @@ def paint_instances(explanation: Explanation, colors: Pixels) -> Pixels:
     found = explanation.detections
     assert found.mask is not None
     for index in np.flip(np.argsort(found.area, kind="stable")).tolist():
-        mask = found.mask[index]
-        scene[mask] = colors[index]
-        scene[outline(mask)] = OUTLINE
+        crop, top, left = crop_of(found.mask, index)
+        window = scene[top : top + crop.shape[0], left : left + crop.shape[1]]
+        window[crop] = colors[index]
+        window[outline(crop)] = OUTLINE
     return scene
 
 

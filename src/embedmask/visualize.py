@@ -98,10 +98,7 @@ def _blend_masks(scene: Pixels, detections: sv.Detections, thickness: int) -> No
     opacity = np.repeat(np.array([0, MASK_OPACITY, 1], np.float32), [1, len(colors), len(colors)])[:, None]
     codes = np.zeros(scene.shape[:2], np.uint8)
     for index in np.flip(np.argsort(detections.area, kind="stable")).tolist():
-        if isinstance(masks, CompactMask):
-            (x, y), crop = masks.offsets[index].tolist(), masks.crop(index)
-        else:
-            (x, y), crop = (0, 0), masks[index]
+        crop, y, x = crop_of(masks, index)
         window = codes[y : y + crop.shape[0], x : x + crop.shape[1]]
         window[crop] = 1 + index % len(colors) + len(colors)
         # erosion by a square of this side; pixels beyond the crop are outside the mask
@@ -112,6 +109,14 @@ def _blend_masks(scene: Pixels, detections: sv.Detections, thickness: int) -> No
         painted = code > 0
         code = code[painted]  # [P]
         rows[painted] = np.rint(rows[painted] * (1 - opacity[code]) + table[code] * opacity[code])
+
+
+def crop_of(masks: CompactMask | npt.NDArray[np.bool_], index: int) -> tuple[npt.NDArray[np.bool_], int, int]:
+    """Return the pixels of a mask inside its box, with the first row and column; of an array, the whole image."""
+    if not isinstance(masks, CompactMask):
+        return masks[index], 0, 0
+    x, y = masks.offsets[index].tolist()
+    return masks.crop(index), y, x
 
 
 def _write_labels(scene: Pixels, detections: sv.Detections, class_names: Sequence[str]) -> Pixels:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from embedmask.cli.data import data_check, data_shapes, data_show, data_split
+from embedmask.cli.demo import demo
 from embedmask.cli.evaluate import evaluate
 from embedmask.cli.export import export
 from embedmask.cli.figures import compare, explain
@@ -238,6 +239,7 @@ COMMANDS: Commands = {
     "report": Command(report, positional="run"),
     "explain": Command(explain, positional="image"),
     "compare": Command(compare, positional="image"),
+    "demo": Command(demo),
     "data": {
         "shapes": Command(data_shapes, positional="folder"),
         "check": Command(data_check, positional="folder"),

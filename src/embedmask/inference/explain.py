@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -63,6 +64,12 @@ class Projection:
         low, high = torch.from_numpy(limits)
         total = variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
         return cls(origin, components, shares / total, low, high)
+
+    @classmethod
+    def of(cls, pixels: PixelMap) -> Self:
+        """Fit the components to p inside the image: cells of the padding say nothing about it."""
+        height, width = (-(-side // pixels.stride) for side in pixels.image_size)
+        return cls.fit(pixels.embed[:, :height, :width].flatten(1).cpu())
 
     def coordinates(self, embed: Tensor) -> Tensor:
         """Return the coordinates of embeddings: `[D, ...]` -> float64 `[3, ...]`."""
@@ -127,20 +134,46 @@ class Explanation:
 
         The mask of the detection is phi above `threshold`, near its box (with `aligned`, everywhere).
         """
-        pixels, stride = self.pixels.embed.float(), self.pixels.stride
-        if self.interpolation != "aligned":  # p is resized, as in `decode_masks`
-            pixels = F.interpolate(pixels[None], scale_factor=MASK_UPSAMPLING, mode="bilinear")[0]
-            stride //= MASK_UPSAMPLING
+        cells, stride = self._cells
         chosen = slice(index, index + 1)
-        distance = weighted_distance(
-            pixels.flatten(1), self.proposal_embed[chosen], self.proposal_margin[chosen]
+        return self._sample_phi(cells, chosen, *self._positions(stride, cells.shape[1:]))[0].numpy()
+
+    def pixel_probabilities(self, x: int, y: int) -> npt.NDArray[np.float32]:
+        """Return phi of every detection at one pixel of the image, float32 `[R]`; as `probability` there."""
+        cells, stride = self._cells
+        row, column = (
+            places[at] for places, at in zip(self._positions(stride, cells.shape[1:]), (y, x), strict=True)
         )
-        log_phi = -distance.view(1, *pixels.shape[1:])
-        in_log = self.interpolation == "log_prob"
-        sampled = sample_map(
-            log_phi if in_log else log_phi.exp(), *self._positions(stride, pixels.shape[1:])
-        )[0]
-        return (sampled.exp() if in_log else sampled).float().numpy()
+        # of the map, only the cells around the pixel matter: [D, 1 or 2, 1 or 2]
+        top, left = int(row), int(column)
+        near = cells[:, top : top + 2, left : left + 2]
+        place = row.view(1) - top, column.view(1) - left
+        return self._sample_phi(near, slice(None), *place)[:, 0, 0].numpy()
+
+    def pixel_distances(self, x: int, y: int) -> npt.NDArray[np.float32]:
+        """Return the Euclidean distance of p at one pixel of the image and q of every detection, float32 `[R]`."""
+        rows, columns = self._positions(self.pixels.stride, self.pixels.embed.shape[1:])
+        pixel = sample_map(self.pixels.embed.float(), rows[y : y + 1], columns[x : x + 1])[:, 0, 0]
+        return torch.linalg.vector_norm(self.proposal_embed - pixel, dim=1).numpy()
+
+    @cached_property
+    def _cells(self) -> tuple[Tensor, int]:
+        """Return the map of p that is coupled, `[D, h, w]`, and px per cell; resized as in `decode_masks`."""
+        pixels = self.pixels.embed.float()
+        if self.interpolation == "aligned":
+            return pixels, self.pixels.stride
+        resized = F.interpolate(pixels[None], scale_factor=MASK_UPSAMPLING, mode="bilinear")[0]
+        return resized, self.pixels.stride // MASK_UPSAMPLING
+
+    def _sample_phi(self, cells: Tensor, chosen: slice, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return phi of the chosen detections at rows and columns of a map of p: `[D, h, w]` -> `[M, H, W]`."""
+        distance = weighted_distance(
+            cells.flatten(1), self.proposal_embed[chosen], self.proposal_margin[chosen]
+        )
+        log_phi = -distance.view(-1, *cells.shape[1:])
+        if self.interpolation == "log_prob":
+            return sample_map(log_phi, rows, columns).exp()
+        return sample_map(log_phi.exp(), rows, columns)
 
     def _positions(self, cell: int, grid: torch.Size) -> tuple[Tensor, Tensor]:
         """Return the position of each row and column of the image on a grid `(h, w)` of `cell` px."""
@@ -197,16 +230,13 @@ def explain(
     detections = predictor(image, score_threshold, max_detections, embeddings=True)
     data = detections.metadata
     pixels = PixelMap(torch.from_numpy(data["pixel_embed"]), data["pixel_stride"], data["network_size"])
-    # cells of the padding say nothing about the image
-    height, width = (-(-side // pixels.stride) for side in pixels.image_size)
-    inside = pixels.embed[:, :height, :width].flatten(1)
     settings: Any = config
     return Explanation(
         image,
         detections,
         predictor.class_names,
         pixels,
-        Projection.fit(inside),
+        Projection.of(pixels),
         settings.mask_interpolation,
         config.mask_threshold,
     )
