@@ -68,7 +68,7 @@ def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, steps: int
     # all detectors of a seed before the next seed: a stopped script leaves complete tables
     for seed in range(seeds):
         for dataset in sets:
-            data = prepare(dataset, runs, nuclei)
+            data = prepare(dataset, runs, nuclei, coco=None)
             for detector in (*DETECTORS, BASELINE):
                 file = result_file(runs, dataset, detector, seed, steps)
                 if not file.exists():
