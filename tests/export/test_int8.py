@@ -103,12 +103,13 @@ def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> 
     path, printed = int8
     predictor, native = Predictor.load(path, device="cpu"), Predictor.load(weights, precision="float32")
     image = CocoInstances.open(data, "val").image(0)
-    (found,), (expected,) = predictor.predict_instances([image]), native.predict_instances([image])
     assert predictor.class_names == native.class_names
-    # int8 moves boxes a little: the same box exists within 10 % of its size
-    sides = (expected.boxes[:, 2:] - expected.boxes[:, :2]).amax(1)
-    nearest = (expected.boxes[:, None] - found.boxes[None]).abs().amax(2).amin(1)
-    assert float((nearest < 0.1 * sides).float().mean()) > 0.8
+    assert 0 < len(predictor.predict_instances([image])[0]) <= 20
+    # embeddings of pixels: int8 moves them by a few percent
+    found, expected = (
+        one.network(one.model.preprocess([image])).pixel_embed[0] for one in (predictor, native)
+    )
+    assert float((found - expected).norm() / expected.norm()) < 0.15
     entry = read_metadata(path)["int8"]
     assert entry["data"] == "shapes"
     assert entry["calibration_images"] == 16

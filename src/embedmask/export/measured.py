@@ -98,7 +98,8 @@ def export_int8(
     entry = {
         "data": options.data.resolve().name, "where": options.where, "split": options.split,
         "calibration_images": options.images, "images": len(split), "before": scores["float32"],
-        "after": scores["int8"], "cpu_ms": times, "torch_precision": str(predictors["engine torch"].dtype).removeprefix("torch."),
+        "after": scores["int8"], "cpu_ms": times,
+        "torch_precision": str(predictors["engine torch"].dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
     add_metadata(quantized, entry)
