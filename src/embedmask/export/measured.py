@@ -72,8 +72,8 @@ def export_int8(
         were measured.
 
     Raises:
-        BadInput: as `check_int8` and `calibration_images`, an unusable data set, or mask AP drops by more than `max_drop`;
-            no file is written then.
+        BadInput: as `check_int8` and `calibration_images`, an unusable data set, or mask AP drops by more than
+            `max_drop`; no file is written then.
     """
     check_int8(options.images)
     if path.suffix != ENDINGS["openvino"]:
@@ -148,8 +148,8 @@ def refuse_drop(
     drop = before[GUARDED] - after[GUARDED]
     if not drop <= options.max_drop:  # nan: a split without objects
         raise BadInput(
-            f"{path}: not written: mask AP on {options.split} is {after[GUARDED]:.4f} in int8, {before[GUARDED]:.4f} in "
-            f"float32, a drop of more than --max-drop {options.max_drop:g}; use more --images, or export without --int8"
+            f"{path}: not written: mask AP on {options.split} is {after[GUARDED]:.4f} in int8, "
+            f"{before[GUARDED]:.4f} in float32, a drop of more than --max-drop {options.max_drop:g}; use more --images, or export without --int8"
         )
 
 
