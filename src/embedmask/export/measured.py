@@ -149,7 +149,8 @@ def refuse_drop(
     if not drop <= options.max_drop:  # nan: a split without objects
         raise BadInput(
             f"{path}: not written: mask AP on {options.split} is {after[GUARDED]:.4f} in int8, "
-            f"{before[GUARDED]:.4f} in float32, a drop of more than --max-drop {options.max_drop:g}; use more --images, or export without --int8"
+            f"{before[GUARDED]:.4f} in float32, a drop of more than --max-drop {options.max_drop:g}; "
+            "use more --images, or export without --int8"
         )
 
 
