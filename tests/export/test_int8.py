@@ -103,12 +103,13 @@ def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> 
     path, printed = int8
     predictor, native = Predictor.load(path, device="cpu"), Predictor.load(weights, precision="float32")
     image = CocoInstances.open(data, "val").image(0)
-    (found,), (expected,) = predictor.predict_instances([image]), native.predict_instances([image])
     assert predictor.class_names == native.class_names
-    # int8 moves boxes a little: the same box exists within 10 % of its size
-    sides = (expected.boxes[:, 2:] - expected.boxes[:, :2]).amax(1)
-    nearest = (expected.boxes[:, None] - found.boxes[None]).abs().amax(2).amin(1)
-    assert float((nearest < 0.1 * sides).float().mean()) > 0.8
+    assert 0 < len(predictor.predict_instances([image])[0]) <= 20
+    # embeddings of pixels: int8 moves them by a few percent
+    found, expected = (
+        one.network(one.model.preprocess([image])).pixel_embed[0] for one in (predictor, native)
+    )
+    assert float((found - expected).norm() / expected.norm()) < 0.15
     entry = read_metadata(path)["int8"]
     assert entry["data"] == "shapes"
     assert entry["calibration_images"] == 16
@@ -145,7 +146,7 @@ def test_too_large_a_drop_writes_nothing(
     )
     out = tmp_path / "small.xml"
     with pytest.raises(
-        BadInput, match=r"not written: segm/AP on val is 0\.4960 in int8, 0\.5000.*max-drop 0\.003"
+        BadInput, match=r"not written: mask AP on val is 0\.4960 in int8, 0\.5000.*max-drop 0\.003"
     ):
         export_int8(load_checkpoint(weights), out, Int8Options(data=data, images=16))
     assert list(tmp_path.iterdir()) == []
@@ -154,14 +155,15 @@ def test_too_large_a_drop_writes_nothing(
 @pytest.mark.parametrize(
     ("after", "refused"), [(0.5, False), (0.497001, False), (0.49, True), (float("nan"), True)]
 )
-def test_either_metric_may_refuse(after: float, refused: bool) -> None:
+def test_drop_of_mask_ap_decides(after: float, refused: bool) -> None:
     before = {"segm/AP": 0.5, "bbox/AP": 0.5}
-    for key in before:
-        if refused:
-            with pytest.raises(BadInput, match=key):
-                refuse_drop(before, {**before, key: after}, Int8Options(data=Path()), Path("m.xml"))
-        else:
-            refuse_drop(before, {**before, key: after}, Int8Options(data=Path()), Path("m.xml"))
+    options = Int8Options(data=Path())
+    refuse_drop(before, {**before, "bbox/AP": 0.4}, options, Path("m.xml"))
+    if refused:
+        with pytest.raises(BadInput, match="mask AP on val"):
+            refuse_drop(before, {**before, "segm/AP": after}, options, Path("m.xml"))
+    else:
+        refuse_drop(before, {**before, "segm/AP": after}, options, Path("m.xml"))
 
 
 def test_impossible_requests_are_one_line(
