@@ -13,7 +13,8 @@ from command_line import fails
 from small_models import small_config
 
 from embedmask import EmbedMask, Predictor, save
-from embedmask.benchmark.compare import BenchConfig, compare
+from embedmask.benchmark.compare import EXPORTED, BenchConfig, PipelineFactory, RunId
+from embedmask.benchmark.timing import interleave
 from embedmask.cli import main
 from embedmask.cli.export import int8_lines
 from embedmask.data.coco import CocoInstances
@@ -119,18 +120,22 @@ def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> 
     assert path.with_suffix(".bin").stat().st_size < 0.5 * weights.stat().st_size
 
 
-def test_bench_measures_an_exported_file(int8: tuple[Path, str]) -> None:
-    bench = BenchConfig(
-        config=small_config(), engines=(), settings=(), exported=(int8[0],), image_size=(64, 96), runs=2, warmup=1,
-        device="cpu", memory=False,
-    )  # fmt: skip
-    report = compare(bench)
-    for kind in ("medians", "cpu_medians"):
-        (seconds,) = report[kind].values()
-        assert 0 < seconds["network"] < seconds["whole"]
-    assert list(report["ratios"]) == ["exported small.xml"]
-    assert report["works"]["exported small.xml"]["detections"] > 0
-    assert report["plan"]["exported"] == ["small.xml"]
+def test_bench_measures_an_exported_file(int8: tuple[Path, str], tmp_path: Path) -> None:
+    bench = BenchConfig(config=small_config(), exported=(int8[0],), image_size=(64, 96), device="cpu")
+    run = RunId(EXPORTED, int8[0], 1)
+    pipeline = PipelineFactory(bench, tmp_path).make(run)
+    times = interleave({run: pipeline}, 2, torch.device("cpu"))
+    assert str(run) == "exported small.xml"
+    assert all(
+        0 < network < whole
+        for network, whole in zip(times[run].cpu["network"], times[run].cpu["whole"], strict=True)
+    )
+    (found,), expected = (
+        pipeline.detections,
+        Predictor.load(int8[0], device="cpu")(tmp_path / "image.jpg", 0.0),
+    )
+    assert np.array_equal(found.xyxy, expected.xyxy)
+    assert len(found) > 0
 
 
 def test_too_large_a_drop_writes_nothing(
