@@ -15,7 +15,7 @@ from embedmask.config import ModelConfig
 from embedmask.export.nms import nms_mask
 from embedmask.inference.fused import Trunk
 from embedmask.inference.rescoring import MIN_RESCORED
-from embedmask.locations import MASK_UPSAMPLING
+from embedmask.locations import MASK_UPSAMPLING, ltrb_to_xyxy
 from embedmask.model.detector import FRAME_MULTIPLE
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Predictions
@@ -135,7 +135,10 @@ class Graph(nn.Module):
         """
         cfg, topk = self.config, self.config.pre_nms_topk
         logits = predictions.class_logits[level].flatten(2)  # [N, C, K]
-        centerness = predictions.centerness_logits[level].flatten(2).sigmoid()  # [N, 1, K]
+        if predictions.centerness_logits is None:
+            centerness = torch.ones_like(logits[:, :1])  # [N, 1, K]
+        else:
+            centerness = predictions.centerness_logits[level].flatten(2).sigmoid()
         # cells first: the best T pairs of class and cell lie in the best T cells. Padding makes T of any map
         best = F.pad(self.score(logits.amax(1, keepdim=True), centerness)[:, 0], (0, topk), value=-1.0)
         cells = best.topk(topk, 1).indices  # [N, T]
@@ -152,7 +155,7 @@ class Graph(nn.Module):
         rows = cells // across
         xy = torch.stack([cells - rows * across, rows], 2) * stride + stride // 2  # [N, T, 2]
         ltrb = gather(predictions.box_ltrb[level].flatten(2), cells).mT  # [N, T, 4]
-        boxes = torch.cat([xy - ltrb[..., :2], xy + ltrb[..., 2:]], 2)
+        boxes = ltrb_to_xyxy(xy, ltrb)
         final = scores.clamp(min=0).sqrt() if cfg.score == "root" else scores
         return boxes, torch.where(scores > -1, final, -1.0), labels, cells
 
@@ -181,7 +184,8 @@ class Graph(nn.Module):
 def output_limit(cfg: ModelConfig) -> int:
     """Return K, the number of detections per image before rescoring."""
     limit = max(cfg.max_detections, MIN_RESCORED) if cfg.rescore_masks else cfg.max_detections
-    return min(limit, cfg.pre_nms_topk * len(cfg.strides))
+    anchors = len(cfg.anchor_scales) * len(cfg.anchor_ratios) if cfg.detector == "retinanet" else 1
+    return min(limit, cfg.pre_nms_topk * len(cfg.strides) * anchors)
 
 
 def mean_of(images: Tensor) -> Tensor:
