@@ -16,15 +16,14 @@ from command_line import fails
 from PIL import Image
 from small_models import small_baseline, small_config
 
-from embedmask import EmbedMask, Predictor, save
+from embedmask import EmbedMask, Predictor, runtime, save
 from embedmask.cli import main
 from embedmask.errors import BadInput
 from embedmask.export import export_model, openvino_model, write_openvino
 from embedmask.export.graph import OUTPUTS
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.model.build import build_model
-from embedmask.runtime import BadFile, Model
-from embedmask.runtime.graph_file import KEY
+from embedmask.runtime import KEY, BadFile, Model
 from export.conftest import NAMES, Exported, scene
 
 SIZES = [(90, 131), (64, 64), (33, 50)]
@@ -141,15 +140,15 @@ def test_what_the_graph_does_not_serve_is_refused(files: Exported, tmp_path: Pat
 
 def test_commands(files: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`predict` and the runtime's command number images alike and write the same objects and label images."""
-    from embedmask.runtime.__main__ import main as runtime
-
     for name in ("a", "b"):
         Image.fromarray(scene(90, 131, ord(name))).save(tmp_path / f"{name}.png")
     images = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     words = ["--weights", str(files.onnx), "--format", "labels", "--no-draw", "--out", str(tmp_path / "full")]
     assert main(["predict", *images, *words, "--score-threshold", "0.05"]) == 0
     assert (
-        runtime([str(files.onnx), *images, "--out", str(tmp_path / "light"), "--score-threshold", "0.05"])
+        runtime.main(
+            [str(files.onnx), *images, "--out", str(tmp_path / "light"), "--score-threshold", "0.05"]
+        )
         == 0
     )
     full, light = (json.loads((tmp_path / out / "predictions.json").read_text()) for out in ("full", "light"))
