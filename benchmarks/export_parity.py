@@ -1,7 +1,7 @@
 """Compare exported files with the model that they were made from, and print the tables of docs/export.md.
 
-python benchmarks/export_parity.py presets [NAME...]      # paper, ijcai21, fused, fast, retinanet, tal with calibrated random weights
-python benchmarks/export_parity.py nuclei DATA FILE...    # of the released model, on images of the data set
+python benchmarks/export_parity.py presets [NAME...]      # PRESETS, DETECTORS: calibrated random weights
+python benchmarks/export_parity.py nuclei DATA FILE...    # the released model, on images of the data set
 
 Each row compares all detections down to the threshold of candidates, in float32: `Predictor` with torch, `Predictor`
 with the file, and `embedmask.runtime` with the file (batch 1 only, as it takes single images).
@@ -32,6 +32,7 @@ from embedmask.runtime import Model, Result
 from embedmask.structures import Instances
 from embedmask.weights import load_checkpoint
 
+PRESETS, DETECTORS = ("paper", "ijcai21", "fused", "fast"), ("retinanet", "tal")
 SIZES = ((251, 333), (97, 640), (360, 360))
 CROWDED = 700
 SAME_BOX = 0.01
@@ -138,13 +139,13 @@ def least_rows(instances: Instances, runtime: Model) -> list[int]:
 def preset_model(preset: str, *, crowded: bool) -> EmbedMask:
     """Return a model with random weights, calibrated to about 100 or 700 detections in the last test image.
 
-    Detectors other than FCOS are those of `ijcai21`.
+    The other settings of a detector are those of `ijcai21`.
     """
     torch.manual_seed(0)
-    version = {"detector": preset} if preset in ("retinanet", "tal") else {"preset": preset}
+    detector = preset if preset in DETECTORS else "fcos"
     config = ModelConfig.preset(
-        version.pop("preset", "ijcai21"),
-        **version,
+        "ijcai21" if preset in DETECTORS else preset,
+        detector=detector,
         num_classes=5,
         backbone="resnet18",
         image_short_side=224,
@@ -196,7 +197,7 @@ def nuclei_images(data: Path) -> list[Tensor]:
 
 def print_presets(names: Sequence[str]) -> None:
     """Print the table of the presets, whose models have random weights."""
-    for name in names or ("paper", "ijcai21", "fused", "fast", "retinanet", "tal"):
+    for name in names or (*PRESETS, *DETECTORS):
         model = preset_model(name, crowded=name == "fused")
         with tempfile.TemporaryDirectory() as folder:
             files = export(model, Path(folder) / name, list("abcde"))

@@ -82,6 +82,7 @@ def producer(convolution: Any) -> str:
     return str(node.get_type_name())
 
 
+@pytest.mark.slow
 def test_trunk_is_quantized_and_the_last_layers_are_not(int8: tuple[Path, str]) -> None:
     import openvino
 
@@ -99,6 +100,7 @@ def test_trunk_is_quantized_and_the_last_layers_are_not(int8: tuple[Path, str]) 
     assert sum(name.startswith(last) for name in inputs) >= 3 * 3 + 1
 
 
+@pytest.mark.slow
 def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> None:
     path, printed = int8
     predictor, native = Predictor.load(path, device="cpu"), Predictor.load(weights, precision="float32")
@@ -118,6 +120,7 @@ def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> 
     assert path.with_suffix(".bin").stat().st_size < 0.5 * weights.stat().st_size
 
 
+@pytest.mark.slow
 def test_bench_measures_an_exported_file(int8: tuple[Path, str]) -> None:
     bench = BenchConfig(
         config=small_config(), engines=(), settings=(), exported=(int8[0],), image_size=(64, 96), runs=2, warmup=1,
