@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from small_models import small_config
 
@@ -39,6 +41,9 @@ def calibrated(**changes: object) -> EmbedMask:
     """Return a model with about 30 detections in the scene of 90 x 131 px."""
     torch.manual_seed(0)
     settings = {
+        "backbone": "test_resnet",
+        "channels": 16,
+        "norm_groups": 4,
         "strides": (8, 16, 32),
         "size_ranges": (64, 128),
         "image_short_side": 64,
@@ -55,11 +60,15 @@ def calibrated(**changes: object) -> EmbedMask:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Export a model as ONNX."""
+    """Export a model as ONNX, once for all processes: it takes 20 s of one core."""
     pytest.importorskip("onnxscript")
-    folder = tmp_path_factory.mktemp("export")
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    weights, onnx = folder / "model.safetensors", folder / "model.onnx"
     model = calibrated()
-    save(model, folder / "model.safetensors", class_names=NAMES)
-    onnx = export_model(model, folder / "model.onnx", class_names=NAMES)
+    with FileLock(folder / "export.lock"):
+        if not onnx.is_file():
+            save(model, weights, class_names=NAMES)
+            export_model(model, onnx, class_names=NAMES)
     native = Predictor(model, NAMES, device="cpu", precision="float32")
-    return Exported(folder / "model.safetensors", onnx, native, Predictor.load(onnx, device="cpu"))
+    return Exported(weights, onnx, native, Predictor.load(onnx, device="cpu"))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
-from embedmask.runtime.__main__ import main
+from embedmask.runtime import main
 from export.conftest import Exported, scene
 
 TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")

@@ -83,6 +83,7 @@ def producer(convolution: Any) -> str:
     return str(node.get_type_name())
 
 
+@pytest.mark.slow
 def test_trunk_is_quantized_and_the_last_layers_are_not(int8: tuple[Path, str]) -> None:
     import openvino
 
@@ -100,6 +101,7 @@ def test_trunk_is_quantized_and_the_last_layers_are_not(int8: tuple[Path, str]) 
     assert sum(name.startswith(last) for name in inputs) >= 3 * 3 + 1
 
 
+@pytest.mark.slow
 def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> None:
     path, printed = int8
     predictor, native = Predictor.load(path, device="cpu"), Predictor.load(weights, precision="float32")
@@ -183,6 +185,8 @@ def test_impossible_requests_are_one_line(
     def refusal(*words: Any, form: str = "openvino") -> str:
         return fails(capsys, "export", weights, "--format", form, "--int8", data, *words)
 
+    only_int8 = fails(capsys, "export", weights, "--format", "openvino", "--max-drop", 0.1)
+    assert "--max-drop needs --int8 DATA" in only_int8
     assert "--int8 needs --format openvino" in refusal(form="onnx")
     assert "int8 files end in .xml" in refusal("--out", "model.onnx")
     assert "at least 16 images" in refusal("--images", 5)

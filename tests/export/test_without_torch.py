@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import embedmask
-from embedmask.runtime.__main__ import main
+from embedmask.runtime import main
 from export.conftest import Exported, scene
 
 SRC = Path(embedmask.__file__).parents[1]
@@ -32,7 +32,6 @@ BLOCKED = (
 SCRIPT = f"""
 import runpy, sys
 for name in {BLOCKED}: sys.modules[name] = None
-import embedmask.runtime
 sys.argv = ["embedmask.runtime", *sys.argv[1:]]
 runpy.run_module("embedmask.runtime", run_name="__main__")
 """
@@ -60,9 +59,14 @@ def test_with_blocked_imports(files: Exported, tmp_path: Path) -> None:
     check(subprocess.run(words, capture_output=True, text=True, check=False), tmp_path)
 
 
-def test_a_copied_folder(files: Exported, tmp_path: Path) -> None:
-    shutil.copytree(SRC / "embedmask" / "runtime", tmp_path / "copied")
-    words = [sys.executable, "-m", "copied", *prepare(files, tmp_path)]
+@pytest.mark.parametrize("command", [["runtime.py"], ["-m", "copied.runtime"]])
+def test_two_copied_files(files: Exported, tmp_path: Path, command: list[str]) -> None:
+    """Beside each other, as scripts or in a package of any name."""
+    folder = tmp_path / "copied" if "-m" in command else tmp_path
+    folder.mkdir(exist_ok=True)
+    for name in ("runtime.py", "runtime_masks.py"):
+        shutil.copy(SRC / "embedmask" / name, folder)
+    words = [sys.executable, *command, *prepare(files, tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     check(done, tmp_path)

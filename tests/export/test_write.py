@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ from command_line import fails
 from PIL import Image
 from small_models import small_baseline, small_config
 
-from embedmask import EmbedMask, Predictor, save
+from embedmask import EmbedMask, Predictor, runtime, save
 from embedmask.cli import main
 from embedmask.errors import BadInput
-from embedmask.export import export_model, openvino_model, write_openvino
+from embedmask.export import export_model, onnx_model, to_openvino, write_openvino
 from embedmask.export.graph import OUTPUTS
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.model.build import build_model
-from embedmask.runtime import BadFile, Model
-from embedmask.runtime.graph_file import KEY
-from export.conftest import NAMES, Exported, scene
+from embedmask.runtime import KEY, BadFile, Model
+from export.conftest import NAMES, Exported, calibrated, scene
 
 SIZES = [(90, 131), (64, 64), (33, 50)]
 
@@ -141,15 +139,15 @@ def test_what_the_graph_does_not_serve_is_refused(files: Exported, tmp_path: Pat
 
 def test_commands(files: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`predict` and the runtime's command number images alike and write the same objects and label images."""
-    from embedmask.runtime.__main__ import main as runtime
-
     for name in ("a", "b"):
         Image.fromarray(scene(90, 131, ord(name))).save(tmp_path / f"{name}.png")
     images = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     words = ["--weights", str(files.onnx), "--format", "labels", "--no-draw", "--out", str(tmp_path / "full")]
     assert main(["predict", *images, *words, "--score-threshold", "0.05"]) == 0
     assert (
-        runtime([str(files.onnx), *images, "--out", str(tmp_path / "light"), "--score-threshold", "0.05"])
+        runtime.main(
+            [str(files.onnx), *images, "--out", str(tmp_path / "light"), "--score-threshold", "0.05"]
+        )
         == 0
     )
     full, light = (json.loads((tmp_path / out / "predictions.json").read_text()) for out in ("full", "light"))
@@ -198,15 +196,22 @@ def test_a_threshold_below_the_candidates_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["ijcai21", "fused", "fast"])
-def test_each_preset_exports(preset: str, tmp_path: Path) -> None:
-    from export.conftest import calibrated
-
-    norms = {"norm_groups": 8, "embed_channels": 32} if preset in ("fused", "fast") else {}
-    model = calibrated(preset=preset, **norms)
-    file = export_model(model, tmp_path / "model.onnx", class_names=NAMES, dense_masks=True)
+@pytest.mark.parametrize("name", ["ijcai21", "fused", "fast", "retinanet", "tal"])
+def test_each_preset_and_detector_exports(name: str, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"preset": name, "embed_channels": 16} if name in ("fused", "fast") else {}
+    if name in ("retinanet", "tal"):
+        changes = {"preset": "ijcai21", "detector": name, "anchor_scales": (4.0, 6.0)}
+    model = calibrated(**changes)
+    program = onnx_model(model, class_names=NAMES, dense_masks=True)
+    (tmp_path / "model.onnx").write_bytes(program.SerializeToString())
+    write_openvino(to_openvino(program), tmp_path / "model.xml")
     native = Predictor(model, NAMES, device="cpu", precision="float32")
-    detections_equal(Predictor.load(file)(scene(90, 131)), native(scene(90, 131)))
-    write_openvino(openvino_model(model, class_names=NAMES), tmp_path / "model.xml")
-    detections_equal(Predictor.load(tmp_path / "model.xml")(scene(90, 131)), native(scene(90, 131)))
-    shutil.rmtree(tmp_path)
+    for size in SIZES:
+        expected = native(scene(*size), score_threshold=0.05)
+        assert len(expected) >= 5
+        for file in ("model.onnx", "model.xml"):
+            detections_equal(Predictor.load(tmp_path / file)(scene(*size), score_threshold=0.05), expected)
+        result = Model(tmp_path / "model.onnx")(scene(*size), score_threshold=0.05)
+        assert result.labels.tolist() == expected.class_id.tolist()  # type: ignore[union-attr]
+        differing = (result.masks() != np.asarray(expected.mask)).sum()
+        assert differing <= 0.001 * np.asarray(expected.mask).sum()

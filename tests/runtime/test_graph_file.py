@@ -8,9 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from embedmask.runtime import BadFile, Model, read_metadata, settings_of
-from embedmask.runtime.__main__ import main
-from embedmask.runtime.graph_file import FORMAT, KEY, VERSION
+from embedmask.runtime import FORMAT, KEY, VERSION, BadFile, Model, main, read_metadata, settings_of
 
 
 def write(path: Path, **metadata: object) -> Path:

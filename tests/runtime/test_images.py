@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedmask import ModelConfig
+from embedmask import runtime as images
 from embedmask.data.images import read_image
 from embedmask.data.transforms import EvalTransform, resized_size
 from embedmask.export.metadata import settings_from
-from embedmask.runtime import BadFile, images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 
@@ -28,7 +28,7 @@ def settings_of(**changes: object) -> images.Settings:
 def test_sizes(height: int, width: int, short: int, rounding: str) -> None:
     settings = settings_of(image_short_side=short, image_long_side=1333, image_rounding=rounding)
     expected = resized_size((height, width), short, 1333, rounding)  # type: ignore[arg-type]
-    assert images.resized_size((height, width), settings) == expected
+    assert settings.resized_size((height, width)) == expected
 
 
 @pytest.mark.parametrize("short", [20, 37, 64, None])
@@ -63,19 +63,19 @@ def test_channels_and_pages(tmp_path: Path) -> None:
     "values", [np.zeros((4, 5), np.uint16), np.zeros((4, 5, 2), np.uint8), np.zeros(3, np.uint8)]
 )
 def test_other_arrays_are_refused(values: np.ndarray) -> None:
-    with pytest.raises(BadFile, match=r"pass uint8 RGB \[H, W, 3\]"):
+    with pytest.raises(images.BadFile, match=r"pass uint8 RGB \[H, W, 3\]"):
         images.read_image(values, settings_of())
 
 
 def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 5), 40000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(BadFile, match="more than 8 bits"):
+    with pytest.raises(images.BadFile, match="more than 8 bits"):
         images.read_image(tmp_path / "deep.png", settings_of())
 
 
 def test_broken_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(BadFile, match=r"text\.png: cannot be read as an image"):
+    with pytest.raises(images.BadFile, match=r"text\.png: cannot be read as an image"):
         images.read_image(tmp_path / "text.png", settings_of())
-    with pytest.raises(BadFile, match=r"gone\.png: no such image"):
+    with pytest.raises(images.BadFile, match=r"gone\.png: no such image"):
         images.read_image(tmp_path / "gone.png", settings_of())

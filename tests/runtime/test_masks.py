@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from embedmask import ModelConfig
+from embedmask import runtime_masks as masks
 from embedmask.export.metadata import settings_from
 from embedmask.inference.mask_decoding import decode_masks
 from embedmask.inference.proposals import Proposals
 from embedmask.inference.rescoring import rescore_by_masks
 from embedmask.masks import RunMasks
-from embedmask.runtime import masks
 from embedmask.structures import Instances
 
 NAMES = [str(index) for index in range(3)]

@@ -16,9 +16,9 @@ def export(
     dense_masks: bool = False,
     max_detections: int | None = None,
     int8: Path | None = None,
-    images: int = 64,
-    max_drop: float = 0.003,
-    split: Split = "val",
+    images: int | None = None,
+    max_drop: float | None = None,
+    split: Split | None = None,
     where: str | None = None,
 ) -> None:
     """Export a model as one graph, from images to detections; predict, eval and embedmask.runtime take the file.
@@ -33,9 +33,9 @@ def export(
         max_detections: Maximum detections per image that the graph serves; by default from the model.
         int8: Data set folder: compute the convolutions in int8, calibrated on its train split, and print AP and time
             before and after. Needs --format openvino, pip install 'embedmask[int8]', and a processor with VNNI or AMX.
-        images: Calibration images for --int8.
-        max_drop: Write no file if mask AP drops by more in int8.
-        split: Split on which --int8 measures AP and time.
+        images: Calibration images for --int8; by default 64.
+        max_drop: Write no file if mask AP drops by more in int8; by default 0.003.
+        split: Split on which --int8 measures AP and time; by default val.
         where: Only images whose record in the annotation file has KEY=VALUE, for --int8.
     """
     from embedmask.config import override
@@ -44,6 +44,10 @@ def export(
     from embedmask.export.measured import Int8Options, export_int8
     from embedmask.weights.checkpoint import load_checkpoint
 
+    measuring = {"images": images, "max_drop": max_drop, "split": split, "where": where}
+    given = {name: value for name, value in measuring.items() if value is not None}
+    if given and int8 is None:
+        raise BadInput(f"--{next(iter(given)).replace('_', '-')} needs --int8 DATA")
     checkpoint = load_checkpoint(model)
     network = checkpoint.model
     if max_detections is not None:
@@ -56,7 +60,7 @@ def export(
     else:
         if format != "openvino":
             raise BadInput(f"--int8 needs --format openvino, got {format}")
-        options = Int8Options(data=int8, images=images, max_drop=max_drop, split=split, where=where)
+        options = Int8Options(data=int8, **given)
         entry = export_int8(checkpoint, path, options, dense_masks=dense_masks, report=print)
         print("\n".join(int8_lines(entry)))
     size = sum(

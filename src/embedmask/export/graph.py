@@ -7,6 +7,8 @@ their indices. So every tensor has a shape that the sizes of the input determine
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +16,9 @@ from torch.nn import functional as F
 from embedmask.config import ModelConfig
 from embedmask.export.nms import nms_mask
 from embedmask.inference.fused import Trunk
+from embedmask.inference.proposals import candidate_scores
 from embedmask.inference.rescoring import MIN_RESCORED
-from embedmask.locations import MASK_UPSAMPLING
+from embedmask.locations import MASK_UPSAMPLING, ltrb_to_xyxy
 from embedmask.model.detector import FRAME_MULTIPLE
 from embedmask.model.embedmask import EmbedMask
 from embedmask.structures import Predictions
@@ -100,13 +103,7 @@ class Graph(nn.Module):
             cells of all levels, int64 `[N, K]`.
         """
         cfg = self.config
-        parts, first = [], 0
-        for level in range(len(predictions.strides)):
-            boxes, scores, labels, cells = self.candidates(predictions, level)
-            parts.append((boxes, scores, labels, cells + first))
-            size = predictions.class_logits[level].shape
-            first += size[2] * size[3]
-        boxes, scores, labels, cells = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        boxes, scores, labels, cells = self.all_candidates(predictions)
         if cfg.clip_before_nms:
             boxes, scores = clip(boxes, scores, height, width, cfg.box_offset)
         ends = boxes.new_tensor([0, 0, cfg.box_offset, cfg.box_offset])
@@ -127,40 +124,58 @@ class Graph(nn.Module):
         boxes = torch.where(found[..., None], boxes, 0.0)
         return boxes, torch.where(found, scores, 0.0), torch.where(found, labels, -1), cells
 
+    def all_candidates(self, predictions: Predictions) -> list[Tensor]:
+        """Return the results of `candidates` for all maps, `[N, P]` and `[N, P, 4]`; cells count through all maps."""
+        parts, first, count = [], 0, self.trunk.head.num_anchors
+        for level in range(0, len(predictions.strides), count):
+            height, width = predictions.class_logits[level].shape[2:]
+            # [N A, T] -> [N, A T]
+            *columns, cells = (
+                column.unflatten(0, (-1, count)).flatten(1, 2) if count > 1 else column
+                for column in self.candidates(predictions, level)
+            )
+            anchors = torch.arange(count).repeat_interleave(self.config.pre_nms_topk)
+            parts.append([*columns, cells + (anchors * (height * width) + first)])
+            first += count * height * width
+        return [torch.cat(part, 1) for part in zip(*parts, strict=True)]
+
     def candidates(self, predictions: Predictions, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Select the best T = `pre_nms_topk` candidates of a level, as `decode_proposals`.
+        """Select the best T = `pre_nms_topk` candidates of each of the A maps of a level, as `decode_proposals`.
+
+        The A anchors are part of the batch, so that the graph is as small as that of one map.
 
         Returns:
-            Boxes `[N, T, 4]` not clipped, final scores `[N, T]` (-1: no candidate), labels and cells, int64 `[N, T]`.
+            Boxes `[N A, T, 4]` not clipped, final scores `[N A, T]` (-1: no candidate), labels and cells of a map,
+            int64 `[N A, T]`.
         """
         cfg, topk = self.config, self.config.pre_nms_topk
-        logits = predictions.class_logits[level].flatten(2)  # [N, C, K]
-        centerness = predictions.centerness_logits[level].flatten(2).sigmoid()  # [N, 1, K]
+        maps = slice(level, level + self.trunk.head.num_anchors)
+        logits = fold(predictions.class_logits[maps])  # [N A, C, K]
+        centerness = torch.ones_like(logits[:, :1])  # [N A, 1, K]
+        if predictions.centerness_logits is not None:
+            centerness = fold(predictions.centerness_logits[maps]).sigmoid()
         # cells first: the best T pairs of class and cell lie in the best T cells. Padding makes T of any map
         best = F.pad(self.score(logits.amax(1, keepdim=True), centerness)[:, 0], (0, topk), value=-1.0)
-        cells = best.topk(topk, 1).indices  # [N, T]
+        cells = best.topk(topk, 1).indices  # [N A, T]
         # the places of the padding read cell 0; their score stays -1
         exists = cells < logits.shape[2]
         cells = torch.where(exists, cells, 0)
-        scores = self.score(gather(logits, cells), gather(centerness, cells))  # [N, C, T]
+        scores = self.score(gather(logits, cells), gather(centerness, cells))  # [N A, C, T]
         scores = torch.where(exists[:, None], scores, -1.0)
-        scores, pairs = scores.flatten(1).topk(topk, 1)  # [N, T]
+        scores, pairs = scores.flatten(1).topk(topk, 1)  # [N A, T]
         labels = pairs // topk
         cells = cells.gather(1, pairs - labels * topk)
         across, stride = predictions.class_logits[level].shape[3], predictions.strides[level]
         # `%` of a tensor by a symbolic size is not exported
         rows = cells // across
-        xy = torch.stack([cells - rows * across, rows], 2) * stride + stride // 2  # [N, T, 2]
-        ltrb = gather(predictions.box_ltrb[level].flatten(2), cells).mT  # [N, T, 4]
-        boxes = torch.cat([xy - ltrb[..., :2], xy + ltrb[..., 2:]], 2)
+        xy = torch.stack([cells - rows * across, rows], 2) * stride + stride // 2  # [N A, T, 2]
+        boxes = ltrb_to_xyxy(xy, gather(fold(predictions.box_ltrb[maps]), cells).mT)
         final = scores.clamp(min=0).sqrt() if cfg.score == "root" else scores
         return boxes, torch.where(scores > -1, final, -1.0), labels, cells
 
     def score(self, logits: Tensor, centerness: Tensor) -> Tensor:
-        """Return the product of class score and centerness, -1 below the threshold of candidates: `[N, C, T]`."""
-        probs = logits.sigmoid()
-        products = probs * centerness
-        tested = products if self.config.score == "root" else probs
+        """Return the product of class score and centerness, -1 below the threshold of candidates: `[N A, C, T]`."""
+        tested, products = candidate_scores(logits, centerness, self.config.score)
         return torch.where(tested > self.config.candidate_threshold, products, -1.0)
 
     def log_phi(self, pixel_embed: Tensor, q: Tensor, s: Tensor) -> Tensor:
@@ -181,12 +196,18 @@ class Graph(nn.Module):
 def output_limit(cfg: ModelConfig) -> int:
     """Return K, the number of detections per image before rescoring."""
     limit = max(cfg.max_detections, MIN_RESCORED) if cfg.rescore_masks else cfg.max_detections
-    return min(limit, cfg.pre_nms_topk * len(cfg.strides))
+    anchors = len(cfg.anchor_scales) * len(cfg.anchor_ratios) if cfg.detector == "retinanet" else 1
+    return min(limit, cfg.pre_nms_topk * len(cfg.strides) * anchors)
 
 
 def mean_of(images: Tensor) -> Tensor:
     """Return the mean of each image `[N, C, H, W]`: of rows, then of columns, then of channels; `[N, 1, 1, 1]`."""
     return images.mean(3, keepdim=True).mean(2, keepdim=True).mean(1, keepdim=True)
+
+
+def fold(maps: Sequence[Tensor]) -> Tensor:
+    """Put the maps `[N, C, H, W]` of the A anchors of a level into the batch: `[N A, C, K]`."""
+    return (maps[0] if len(maps) == 1 else torch.stack(list(maps), 1).flatten(0, 1)).flatten(2)
 
 
 def gather(maps: Tensor, cells: Tensor) -> Tensor:

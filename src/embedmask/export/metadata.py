@@ -1,4 +1,4 @@
-"""Metadata of an exported file; `embedmask.runtime.graph_file` has the rules and reads it."""
+"""Metadata of an exported file; `embedmask.runtime` has the rules and reads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embedmask.inference.mask_decoding import MIN_MARGIN_CELLS, OUTSIDE_LOG_PROB
 from embedmask.locations import MASK_UPSAMPLING
 from embedmask.model.detector import FRAME_MULTIPLE
 from embedmask.model.embedmask import EmbedMask
-from embedmask.runtime.graph_file import FORMAT, VERSION, Settings
+from embedmask.runtime import FORMAT, VERSION, Settings
 
 CONVENTIONS = {
     "images": "uint8 RGB [N, 3, H, W] of any N, H, W, resized by the rule in settings and not padded",

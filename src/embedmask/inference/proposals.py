@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -121,6 +122,20 @@ def class_wise_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
     return keep[scores[keep].argsort(descending=True, stable=True)]
 
 
+def candidate_scores(
+    logits: Tensor, centerness: Tensor, score: Literal["product", "root"]
+) -> tuple[Tensor, Tensor]:
+    """Return the scores to compare with the threshold of candidates, and the products of class score and centerness.
+
+    Args:
+        logits, centerness: class logits and centerness, 0..1, of shapes that broadcast.
+        score: compare the class score (`product`) or the product (`root`).
+    """
+    probs = logits.sigmoid()
+    products = probs * centerness
+    return products if score == "root" else probs, products
+
+
 def _level_candidates(
     predictions: Predictions, level: int, index: int, cfg: ModelConfig, score_threshold: float
 ) -> _Candidates:
@@ -128,22 +143,20 @@ def _level_candidates(
 
     The best class of each location is checked first, so that all classes are computed only where they can matter.
     """
-    topk, root = cfg.pre_nms_topk, cfg.score == "root"
+    topk = cfg.pre_nms_topk
     logits = predictions.class_logits[level][index].flatten(1)  # [C, K]
-    best = logits.amax(0).sigmoid()  # [K]
-    if predictions.centerness_logits is None:
-        centerness = torch.ones_like(best)
-    else:
+    centerness = torch.ones_like(logits[0])  # [K]
+    if predictions.centerness_logits is not None:
         centerness = predictions.centerness_logits[level][index].flatten().sigmoid()
-    cells = ((best * centerness if root else best) > score_threshold).nonzero()[:, 0]
+    tested, products = candidate_scores(logits.amax(0), centerness, cfg.score)  # [K]
+    cells = (tested > score_threshold).nonzero()[:, 0]
     if len(cells) > topk:
         # the `topk` best pairs lie in the `topk` best cells, ties included
-        best = best[cells] * centerness[cells]
+        best = products[cells]
         cells = cells[best >= best.topk(topk).values[-1]]
     # pairs of class and cell above the threshold: [C, cells] -> [P]
-    probs = logits[:, cells].sigmoid()
-    products = probs * centerness[cells]
-    labels, at = ((products if root else probs) > score_threshold).nonzero(as_tuple=True)
+    tested, products = candidate_scores(logits[:, cells], centerness[cells], cfg.score)
+    labels, at = (tested > score_threshold).nonzero(as_tuple=True)
     scores = products[labels, at]
     if len(scores) > topk:
         scores, top = scores.topk(topk)
@@ -153,7 +166,7 @@ def _level_candidates(
     xy = level_locations((size[0], size[1]), predictions.strides[level], scores.device)[cells]
     return _Candidates(
         boxes=ltrb_to_xyxy(xy, predictions.box_ltrb[level][index].flatten(1)[:, cells].T.float()),
-        scores=scores.sqrt() if root else scores,
+        scores=scores.sqrt() if cfg.score == "root" else scores,
         labels=labels,
         level=torch.full_like(cells, level),
         cell=cells,

@@ -1,21 +1,171 @@
-"""Masks of an exported graph's detections, with numpy: the exact masks of embedmask, as run lengths.
+"""Results of an exported file, with numpy: settings, exact masks as run lengths, COCO results, label images.
 
-Runs are int64 `[T, 2]`: first pixel and the one after the last, numbered column by column as in COCO.
+Used by `runtime.py`, which is beside it. Runs are int64 `[T, 2]`: first pixel and the one after the last, numbered
+column by column as in COCO.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph_file import Settings
-
 Array = NDArray[Any]
 Size = tuple[int, int]
+
+
+class BadFile(ValueError):
+    """Error in a file or value of the user: one line with the item and the fix."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that a decoder needs beside the outputs of the graph.
+
+    Attributes:
+        class_names: name of each label.
+        score_thresholds: default threshold on final scores, one per class.
+        short_side, long_side, rounding: rule of `resized_size`; `short_side` None: no resizing.
+        page, channels, depth: page and channels of image files to read (None: the default), reduction to 8 bits.
+        strides: px per cell of the levels.
+        pixel_stride: px per cell of p.
+        score: `product`, class score x centerness, or `root`, its square root.
+        candidate_threshold, nms_threshold: applied within the graph, to the class score, or with `root` to the product.
+        max_detections: results per image.
+        outputs: K.
+        rescore: multiply scores by the agreement of mask and box, see `rescore`.
+        mask_threshold: phi above which a pixel belongs to a mask.
+        interpolation: `prob` and `log_prob` resize phi or log phi from the grid of p, upsampled by `upsampling`, inside
+            the box; `aligned` resizes phi from the grid of p itself, whose cells lie at y s + s // 2.
+        upsampling: factor of p for `prob` and `log_prob`.
+        margin, min_margin_cells: a mask reaches this part of the box's side, and at least this number of cells, beyond
+            its box.
+        outside_log_prob: log phi outside a mask's range of cells.
+        dense_masks: whether the graph also returns log phi.
+    """
+
+    class_names: list[str]
+    score_thresholds: list[float]
+    short_side: int | None
+    long_side: int
+    rounding: str
+    page: int | None
+    channels: list[int] | None
+    depth: str | float
+    strides: list[int]
+    pixel_stride: int
+    score: str
+    candidate_threshold: float
+    nms_threshold: float
+    max_detections: int
+    outputs: int
+    rescore: bool
+    mask_threshold: float
+    interpolation: str
+    upsampling: int
+    margin: float
+    min_margin_cells: float
+    outside_log_prob: float
+    dense_masks: bool
+
+    @property
+    def least_score(self) -> float:
+        """Return the smallest threshold on final scores that the graph serves."""
+        least = self.candidate_threshold
+        return math.sqrt(least) if self.score == "root" else least
+
+    def resized_size(self, size: Size) -> Size:
+        """Return the size at which an image enters the network: its short or its long side has the given length."""
+        if self.short_side is None:
+            return size
+        short, long, target, limit = min(size), max(size), self.short_side, self.long_side
+        if self.rounding == "nearest":
+            scale = min(target / short, limit / long)
+            return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+        if limit * short < long:
+            return (1, limit) if size[0] <= size[1] else (limit, 1)
+        if long / short * target > limit:
+            target = max(round(limit * short / long), 1)
+        if short == target:
+            return size
+        other = int(target * long / short)
+        return (target, other) if size[0] <= size[1] else (other, target)
+
+
+@dataclass
+class Result:
+    """The detections of one image by descending score, in its own frame.
+
+    Attributes:
+        boxes: float32 `[R, 4]` xyxy px.
+        scores: float32 `[R]`.
+        labels: int64 `[R]`, 0..C-1.
+        runs: of each mask int64 `[T, 2]`: first pixel of each run and the one after its last, column by column.
+        size: `(height, width)` of the image.
+        class_names: name of each label.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+    runs: list[Array]
+    size: Size
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, index: Sequence[int] | Array) -> Result:
+        """Return the detections at `index`, in that order."""
+        rows = np.asarray(index, np.int64)
+        return Result(
+            self.boxes[rows],
+            self.scores[rows],
+            self.labels[rows],
+            [self.runs[row] for row in rows.tolist()],
+            self.size,
+            self.class_names,
+        )
+
+    def masks(self) -> NDArray[np.bool_]:
+        """Return all masks, bool `[R, H, W]`. Memory grows with objects x image."""
+        dense = np.zeros((len(self), *self.size), bool)
+        for mask, runs in zip(dense, self.runs, strict=True):
+            mask[:] = to_dense(runs, self.size)
+        return dense
+
+    def label_image(self) -> NDArray[np.uint16]:
+        """Return uint16 `[H, W]`: 0 background, k the k-th detection; where masks overlap, the first keeps the pixels.
+
+        Raises:
+            BadFile: more detections than numbers of 16 bits.
+        """
+        if len(self) >= 2**16:
+            raise BadFile(f"{len(self)} objects, but a label image holds at most 65535; lower max_detections")
+        image = np.zeros(self.size, np.uint16)
+        for number, runs in enumerate(self.runs, start=1):
+            image[to_dense(runs, self.size) & (image == 0)] = number
+        return image
+
+    def coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Return COCO results: `image_id`, `category_id` (label + 1), `bbox` (xywh px), `score`, `segmentation`."""
+        boxes = self.boxes.astype(np.float64)
+        xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        rows = zip(self.labels.tolist(), xywh.tolist(), self.scores.tolist(), self.runs, strict=True)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": label + 1,
+                "bbox": box,
+                "score": score,
+                "segmentation": to_rle(runs, self.size),
+            }
+            for label, box, score, runs in rows
+        ]
 
 
 def decode_masks(

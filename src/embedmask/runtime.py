@@ -1,0 +1,399 @@
+"""Prediction with an exported file, without torch: numpy, Pillow and onnxruntime (or openvino for `.xml`) are enough.
+
+This file and `runtime_masks.py` import nothing else of embedmask: copy both into another project, beside each other.
+The command is `python -m embedmask.runtime FILE IMAGE... --out DIR`, or `python runtime.py ...` with the copy.
+
+Example:
+    >>> from embedmask.runtime import Model
+    >>> result = Model("model.onnx")("photo.jpg")
+    >>> result.boxes, result.scores, result.labels, result.masks()
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, BinaryIO
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+if __package__:
+    from .runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored
+else:  # a copy outside a package
+    from runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored  # type: ignore
+
+Source = str | Path | Image.Image | NDArray[np.uint8]
+Threshold = float | Sequence[float] | Mapping[str, float]
+
+FORMAT = "embedmask-graph"
+VERSION = 1
+KEY = "embedmask"
+"""Name of the metadata, one JSON text: in ONNX's `metadata_props`; in OpenVINO's `rt_info` as `embedmask/metadata`."""
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Read the metadata of an exported file without its weights: `.onnx`, or `.xml` with its `.bin`.
+
+    Returns:
+        `settings` (the fields of `Settings`), `config` (the whole config of the model) and further information.
+
+    Raises:
+        BadFile: the file is missing, cut off, of another kind, without our metadata, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BadFile(f"{path}: no such file")
+    text = _openvino_text(path) if path.suffix == ".xml" else _onnx_text(path)
+    if text is None:
+        raise BadFile(f"{path}: has no metadata of embedmask; use a file written by embedmask export")
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+        version = int(metadata["version"])
+    except (ValueError, KeyError, TypeError):
+        raise BadFile(f"{path}: its metadata is damaged; export the model again") from None
+    if metadata.get("format") != FORMAT:
+        raise BadFile(f"{path}: has no metadata of embedmask; use a file written by embedmask export")
+    if version > VERSION:
+        raise BadFile(
+            f"{path}: format {version} is newer than {VERSION}, the latest supported; upgrade embedmask"
+        )
+    return metadata
+
+
+def settings_of(metadata: dict[str, Any], path: str | Path) -> Settings:
+    """Return the settings in a file's metadata; `BadFile` if one is missing."""
+    values = metadata.get("settings", {})
+    missing = [field.name for field in fields(Settings) if field.name not in values]
+    if missing:
+        raise BadFile(f"{path}: its metadata lacks {missing[0]!r}; export the model again")
+    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
+
+
+def _onnx_text(path: Path) -> str | None:
+    """Return the text under `KEY` in the metadata of an ONNX file, by a walk over the top of its protobuf message."""
+    damaged = BadFile(f"{path}: not an ONNX file, or cut off; export or copy it again")
+    found, has_graph = None, False
+    with path.open("rb") as file:
+        for field, length in _parts(file, path.stat().st_size, damaged):
+            if not 1 <= field <= 26:
+                raise damaged
+            has_graph |= field == 7
+            if field == 14:  # metadata_props: key is field 1, value field 2
+                end = file.tell() + length
+                entry = {part: file.read(count) for part, count in _parts(file, end, damaged)}
+                if entry.get(1) == KEY.encode():
+                    found = entry.get(2, b"").decode("utf-8", "replace")
+    if not has_graph:
+        raise damaged
+    return found
+
+
+def _parts(file: BinaryIO, end: int, damaged: BadFile) -> Iterator[tuple[int, int]]:
+    """Yield field number and length of each text in a protobuf message; `file` is at its first byte then."""
+    while file.tell() < end:
+        tag = _varint(file, damaged)
+        if tag & 7 == 0:  # a number
+            _varint(file, damaged)
+            continue
+        length = _varint(file, damaged)
+        after = file.tell() + length
+        if tag & 7 != 2 or after > end:
+            raise damaged
+        yield tag >> 3, length
+        file.seek(after)
+
+
+def _varint(file: BinaryIO, damaged: BadFile) -> int:
+    """Read a number in groups of seven bits, lowest first; the eighth bit is set if another follows."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            break
+        value |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            return value
+    raise damaged
+
+
+def _openvino_text(path: Path) -> str | None:
+    """Return the metadata in the `rt_info` of an OpenVINO file; its weights must be there in full."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError):
+        raise BadFile(f"{path}: not an OpenVINO file, or cut off; export or copy it again") from None
+    weights = path.with_suffix(".bin")
+    ends = [int(data.get("offset", 0)) + int(data.get("size", 0)) for data in root.iter("data")]
+    if not weights.is_file() or weights.stat().st_size < max(ends, default=0):
+        raise BadFile(f"{weights}: missing or cut off; export or copy it again, beside {path.name}")
+    entry = root.find(f"rt_info/{KEY}/metadata")
+    return None if entry is None else entry.get("value")
+
+
+def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
+    """Return an image as uint8 RGB `[H, W, 3]`, upright.
+
+    Args:
+        source: a file, a Pillow image, or an array uint8 `[H, W, 3]` RGB, `[H, W, 4]` RGBA or `[H, W]` grey.
+
+    Raises:
+        BadFile: no image of 8 bits, or without the page or channel that the model reads.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,), (4,)):
+            raise BadFile(f"an array {source.dtype} {list(source.shape)}: pass uint8 RGB [H, W, 3]")
+        return np.repeat(source[..., None], 3, 2) if source.ndim == 2 else source[..., :3]
+    name = getattr(source, "filename", "") or "the image" if isinstance(source, Image.Image) else str(source)
+    try:
+        image = source.copy() if isinstance(source, Image.Image) else Image.open(source)
+        if settings.page and not isinstance(source, Image.Image):
+            image.seek(settings.page)
+        # the raw mode of a file that is not loaded yet, as RGB;16B, of which Pillow keeps the high bytes
+        wide = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        image.load()
+    except FileNotFoundError:
+        raise BadFile(f"{name}: no such image; check the path") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadFile(f"{name}: cannot be read as an image ({' '.join(str(error).split())})") from None
+    if wide or image.mode[0] in "IF":
+        raise BadFile(f"{name}: more than 8 bits per value; convert it to 8 bits, or predict with embedmask")
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("P", "PA"):  # via RGBA, so that the transparent colours of a palette are kept
+        image = image.convert("RGBA")
+    pixels = np.asarray(image.convert("RGB"))
+    if settings.channels is None or Image.getmodebase(image.mode) == "L":
+        return pixels
+    return pixels[..., settings.channels * (3 // len(settings.channels))]
+
+
+def resize(image: NDArray[np.uint8], settings: Settings) -> NDArray[np.uint8]:
+    """Return an image `[H, W, 3]` at the network's resolution, `[h, w, 3]`."""
+    height, width = settings.resized_size((image.shape[0], image.shape[1]))
+    if (height, width) == image.shape[:2]:
+        return image
+    pillow = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(pillow.resize((width, height), Image.Resampling.BILINEAR))
+
+
+class Session:
+    """A graph with its engine.
+
+    Attributes:
+        engine: `onnxruntime` or `openvino`.
+    """
+
+    def __init__(self, path: str | Path, *, engine: str | None = None, threads: int | None = None) -> None:
+        """Load a graph; `BadFile` if the engine is not installed or cannot load it.
+
+        Args:
+            engine: None: openvino for `.xml`, else onnxruntime.
+            threads: of the CPU; None: the engine's choice.
+        """
+        self.engine = engine or ("openvino" if Path(path).suffix == ".xml" else "onnxruntime")
+        try:
+            self._run = (_with_openvino if self.engine == "openvino" else _with_onnxruntime)(path, threads)
+        except ImportError:
+            raise BadFile(f"{path}: needs {self.engine}; pip install {self.engine}") from None
+        except Exception as error:  # the engines raise errors of their own
+            reason = " ".join(str(error).split())[:120]
+            raise BadFile(f"{path}: {self.engine} cannot load it ({reason}); export it again") from error
+
+    def run(self, images: NDArray[np.uint8]) -> dict[str, Array]:
+        """Run the graph on images of one size, uint8 RGB `[N, 3, H, W]`; return its outputs by name.
+
+        boxes float32 `[N, K, 4]` px of `images`, scores `[N, K]`, labels int64 `[N, K]` (-1: none), q `[N, K, D]`,
+        s `[N, K, 1 or D]`, p `[N, D, h, w]`, log_phi if exported.
+        """
+        outputs: dict[str, Array] = self._run(np.ascontiguousarray(images))
+        return outputs
+
+
+def _with_onnxruntime(path: str | Path, threads: int | None) -> Any:
+    import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def _with_openvino(path: str | Path, threads: int | None) -> Any:
+    import openvino  # type: ignore[import-untyped, unused-ignore]
+
+    # float32: boxes of bfloat16 are several px off
+    properties = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        properties |= {"INFERENCE_NUM_THREADS": threads}  # type: ignore[dict-item]
+    compiled = openvino.Core().compile_model(str(path), "CPU", properties)
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(images: Array) -> dict[str, Array]:
+        results = compiled([images])
+        return {name: np.array(results[index]) for index, name in enumerate(names)}
+
+    return run
+
+
+class Model:
+    """An exported file, ready to predict.
+
+    Example:
+        >>> result = Model("model.onnx")("photo.jpg", score_threshold=0.3)
+    """
+
+    def __init__(self, path: str | Path, *, engine: str | None = None, threads: int | None = None) -> None:
+        """Load a file; arguments and errors as in `Session`, and `BadFile` for files without our metadata."""
+        self.metadata = read_metadata(path)
+        self.settings = settings_of(self.metadata, path)
+        self.session = Session(path, engine=engine, threads=threads)
+
+    def __call__(
+        self, image: Source, score_threshold: Threshold | None = None, max_detections: int | None = None
+    ) -> Result:
+        """Detect the objects in an image.
+
+        Args:
+            image: a file, a Pillow image, or an array uint8 RGB `[H, W, 3]`.
+            score_threshold: minimum score: one number, one per class, or by class name; None: the model's.
+            max_detections: maximum number of results; None: the model's.
+
+        Raises:
+            BadFile: no image, or a threshold or number that the graph does not serve.
+        """
+        thresholds, limit = self.check(score_threshold, max_detections)
+        pixels = read_image(image, self.settings)
+        resized = resize(pixels, self.settings)
+        outputs = self.session.run(resized.transpose(2, 0, 1)[None])
+        result = self._decode(
+            {name: value[0] for name, value in outputs.items()}, resized.shape, pixels.shape
+        )
+        result = result.select(range(min(limit, len(result))))
+        return result.select(np.flatnonzero(result.scores >= thresholds[result.labels]))
+
+    def check(
+        self, score_threshold: Threshold | None = None, max_detections: int | None = None
+    ) -> tuple[Array, int]:
+        """Return the threshold of each class, float32 `[C]`, and the number of results; see `__call__`."""
+        limit = self.settings.max_detections if max_detections is None else max_detections
+        if not 1 <= limit <= self.settings.max_detections:
+            raise BadFile(f"max_detections {limit}: this file serves 1 to {self.settings.max_detections}")
+        return self._thresholds(score_threshold), limit
+
+    def _thresholds(self, requested: Threshold | None) -> Array:
+        own, names = self.settings.score_thresholds, self.settings.class_names
+        if isinstance(requested, Mapping):
+            unknown = [name for name in requested if name not in names]
+            if unknown:
+                raise BadFile(f"score_threshold: the model has no class {unknown[0]!r}")
+            requested = [requested.get(name, value) for name, value in zip(names, own, strict=True)]
+        values = np.broadcast_to(np.asarray(own if requested is None else requested, np.float64), len(own))
+        least = self.settings.least_score
+        if (values < least * (1 - 1e-5)).any() or (values > 1).any():
+            raise BadFile(f"score_threshold {float(values.min()):g}: this file serves {least:.3g} to 1")
+        return values.astype(np.float32)
+
+    def _decode(self, outputs: dict[str, Array], network: Sequence[int], original: Sequence[int]) -> Result:
+        """Decode the outputs for one image, in its frame."""
+        image_size, size = (network[0], network[1]), (original[0], original[1])
+        found = np.flatnonzero(outputs["labels"] >= 0)
+        boxes, scores, labels, q, s = (
+            outputs[name][found] for name in ("boxes", "scores", "labels", "q", "s")
+        )
+        runs = decode_masks(
+            outputs["p"], boxes, q, s, self.settings, image_size=image_size, original_size=size
+        )
+        scale = np.array([size[1] / image_size[1], size[0] / image_size[0]] * 2, np.float32)
+        limits = np.array([size[1], size[0]] * 2, np.float32)
+        result = Result(
+            (boxes * scale).clip(0, limits), scores, labels, runs, size, self.settings.class_names
+        )
+        if not self.settings.rescore:
+            return result
+        result.scores = rescored(result.boxes, scores, labels, runs, size)
+        return result.select(np.argsort(-result.scores, kind="stable"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0 done, 1 some images could not be read, 2 bad arguments or file."""
+    parser = argparse.ArgumentParser(
+        "python -m embedmask.runtime", description="Predict with an exported file."
+    )
+    parser.add_argument("file", help="exported file, .onnx or .xml")
+    parser.add_argument("image", nargs="+", help="image files")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="results folder: predictions.json, labels/NAME.png"
+    )
+    parser.add_argument("--score-threshold", type=float, help="minimum score; by default the model's")
+    parser.add_argument(
+        "--max-detections", type=int, help="maximum detections per image; by default the model's"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; by default the engine's choice")
+    options = parser.parse_args(argv)
+    try:
+        return predict(options)
+    except BadFile as error:
+        print(f"embedmask.runtime: {error}", file=sys.stderr)
+    except OSError as error:
+        reason = f"{error.filename or options.out}: {error.strerror or error}"
+        print(f"embedmask.runtime: {reason}", file=sys.stderr)
+    return 2
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Write the label image of every image, then the results of all."""
+    paths = [Path(name) for name in options.image]
+    twins = [path for index, path in enumerate(paths) if path.stem in {other.stem for other in paths[:index]}]
+    if twins:
+        raise BadFile(f"{twins[0]}: another image has the name {twins[0].stem}; pass them in two calls")
+    model = Model(options.file, threads=options.threads)
+    chosen = {"score_threshold": options.score_threshold, "max_detections": options.max_detections}
+    model.check(**chosen)
+    rows: list[dict[str, Any]] = []
+    done = 0
+    for path in paths:
+        try:
+            result = model(path, **chosen)
+        except BadFile as error:
+            print(f"embedmask.runtime: {error}", file=sys.stderr)
+            continue
+        done += 1
+        rows += result.coco(done)
+        target = options.out / "labels" / f"{path.stem}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, Image.fromarray(result.label_image()).save)
+    if not done:
+        return 2
+    text = ",\n".join(json.dumps(row) for row in rows)
+    write(options.out / "predictions.json", lambda file: file.write_text(f"[{text}]\n", encoding="utf-8"))
+    print(f"{len(rows)} objects in {done} images · {options.out}")
+    return 0 if done == len(paths) else 1
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a file completely or not at all: `content` receives a temporary path beside it."""
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        content(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
