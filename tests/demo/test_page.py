@@ -17,18 +17,26 @@ import pytest
 import torch
 from command_line import fails
 from PIL import Image
-from predictors import NAMES
+from predictors import NAMES, predictor_config
 from small_models import small_baseline
 
-from embedmask import Predictor
+from embedmask import EmbedMask, Predictor
 from embedmask.demo.session import Session, Settings
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.weights.checkpoint import save
 
 CHROMIUM = Path("/usr/bin/chromium")
 EXAMPLE = Path(__file__).parents[2] / "src/embedmask/demo/examples/touching.png"
-pytest.importorskip("gradio", reason="needs pip install 'embedmask[demo]'")
-in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium in /usr/bin")
+gr = pytest.importorskip("gradio", reason="needs pip install 'embedmask[demo]'")
+
+
+def in_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that opens the page in a browser."""
+    return pytest.mark.slow(
+        pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium in /usr/bin")(test)
+    )
+
+
 Serve = Callable[..., str]
 
 
@@ -112,7 +120,7 @@ class Visit:
 
 
 @in_browser
-@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_page_as_a_person_uses_it(width: int, serve: Serve, browser: Any, tmp_path: Path) -> None:
     session = Session.open(Predictor.load("nuclei", device="cpu"), EXAMPLE)
     visit = Visit(browser, serve(), width)
@@ -153,7 +161,6 @@ def test_page_as_a_person_uses_it(width: int, serve: Serve, browser: Any, tmp_pa
 
 
 @in_browser
-@pytest.mark.slow
 def test_examples_tiles_and_odd_files(serve: Serve, browser: Any, tmp_path: Path) -> None:
     visit = Visit(browser, serve())
     visit.page.locator("#examples .thumbnail-item").nth(2).click()
@@ -174,7 +181,6 @@ def test_examples_tiles_and_odd_files(serve: Serve, browser: Any, tmp_path: Path
 
 
 @in_browser
-@pytest.mark.slow
 def test_mask_rcnn_gets_a_page_without_embeddings(serve: Serve, browser: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = small_baseline(candidate_threshold=0.05, default_score_threshold=0.1)
@@ -185,6 +191,44 @@ def test_mask_rcnn_gets_a_page_without_embeddings(serve: Serve, browser: Any, tm
     visit.upload(EXAMPLE)
     visit.expect("in touching.png")
     visit.close()
+
+
+def test_events_without_a_browser(tmp_path: Path) -> None:
+    from embedmask.demo.page import Page
+
+    torch.manual_seed(0)
+    model = EmbedMask(predictor_config(backbone="resnet10t", candidate_threshold=0.05))
+    torch.nn.init.constant_(model.head.class_logits.bias, 2.0)
+    page = Page(Predictor(model, NAMES, device="cpu"), "tiny", tmp_path)
+    sliders = 0.3, 0.5, 20
+    (tmp_path / "text.png").write_text("hello")
+    refused = page.open(None, str(tmp_path / "text.png"), 0, *sliders, progress=lambda *_, **__: None)
+    assert list(refused) == [page.status]
+    assert refused[page.status].startswith("⚠️ text.png: ")
+    opened = page.open_example(Event(2), None, 0, *sliders, progress=lambda *_, **__: None)
+    assert "**20 objects** in touching.png, 256 x 256 px, the maximum number" in opened[page.status]
+    session = opened[page.state]
+    assert page.decode(session, 0.3, 0.5, 3)[page.objects] == session.object_rows()
+    assert len(session.instances) == 3
+    chosen = page.choose(Event([320, 320]), session)
+    assert session.pixel == (128, 128)
+    assert chosen[page.proposals] == session.pixel_rows()
+    page.widen(session, 2.0)
+    assert session.margin_factor == 2
+    written = page.write("geojson", session)
+    assert json.loads(Path(written[page.download]).read_text())["type"] == "FeatureCollection"
+    for event in (opened, chosen):
+        assert set(event) <= set(page.outputs())
+    with pytest.raises(gr.Error, match="Drop an image first"):
+        page.write("coco", None)
+    assert page.decode(None, *sliders) == page.widen(None, 1.0) == page.choose(Event([0, 0]), None) == {}
+
+
+class Event:
+    """A click, as gradio describes it."""
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:

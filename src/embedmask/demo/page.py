@@ -131,7 +131,7 @@ class Page:
         one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         quick: dict[str, Any] = {**one, "trigger_mode": "always_last", "show_progress": "hidden"}
         sliders = [self.score, self.threshold, self.limit]
-        settings, everything = [self.state, *sliders], self._outputs()
+        settings, everything = [self.state, *sliders], self.outputs()
         source = [self.state, self.file, self.tile, *sliders]
         gr.on([self.file.upload, self.tile.input], self.open, source, everything, **one)
         self.examples.select(self.open_example, [self.state, self.tile, *sliders], everything, **one)
@@ -143,7 +143,7 @@ class Page:
             written = button.click(partial(self.write, fmt), self.state, [self.download, self.status], **one)
             written.success(fn=None, js="() => document.querySelector('#download').click()")
 
-    def _outputs(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         """Return all components that events change."""
         return [
             self.state, self.status, self.file, self.drawn, self.objects, self.pixel_image, self.proposals,
