@@ -174,9 +174,11 @@ def test_examples_tiles_and_odd_files(serve: Serve, browser: Any, tmp_path: Path
     Image.fromarray(large).save(tmp_path / "large.png")
     visit.page.get_by_label("Tiles for larger images").click()
     visit.page.get_by_role("option", name="512 px").click()
+    visit.tab("Pixel")
     visit.upload(tmp_path / "large.png")
     visit.expect("in 4 tiles")
-    assert not visit.page.get_by_role("tab", name="Pixel", exact=True).is_visible()
+    visit.page.locator("#pixel img").wait_for()
+    assert visit.page.locator("#proposals [data-index]").count() == 0
     visit.close()
 
 
@@ -202,11 +204,14 @@ def test_events_without_a_browser(tmp_path: Path) -> None:
     page = Page(Predictor(model, NAMES, device="cpu"), "tiny", tmp_path)
     sliders = 0.3, 0.5, 20
     (tmp_path / "text.png").write_text("hello")
-    refused = page.open(None, str(tmp_path / "text.png"), 0, *sliders, progress=lambda *_, **__: None)
+    refused = page.open(str(tmp_path / "text.png"), 0, *sliders, progress=lambda *_, **__: None)
     assert list(refused) == [page.status]
     assert refused[page.status].startswith("⚠️ text.png: ")
-    opened = page.open_example(Event(2), None, 0, *sliders, progress=lambda *_, **__: None)
+    opened = page.open_example(Event(2), 0, *sliders, progress=lambda *_, **__: None)
     assert "**20 objects** in touching.png, 256 x 256 px, the maximum number" in opened[page.status]
+    session = page.open_again(opened[page.state], 128, *sliders, progress=lambda *_, **__: None)[page.state]
+    assert len(session.outputs) == 9
+    assert page.open_again(None, 128, *sliders) == {}
     session = opened[page.state]
     assert page.decode(session, 0.3, 0.5, 3)[page.objects] == session.object_rows()
     assert len(session.instances) == 3
