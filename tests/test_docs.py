@@ -24,7 +24,17 @@ DOCS = [ARCHITECTURE, PAPER_MAP]
 CONFIGS: tuple[Any, ...] = (ModelConfig, DataConfig, TrainConfig)
 DATA_COMMANDS = ("data shapes", "data check", "data show", "data split")
 FIGURE_COMMANDS = ("report", "explain", "compare")
-COMMANDS = ("train", "eval", "predict", "convert", "recipes", "bench", *FIGURE_COMMANDS, *DATA_COMMANDS)
+COMMANDS = (
+    "train",
+    "eval",
+    "predict",
+    "convert",
+    "recipes",
+    "bench",
+    *FIGURE_COMMANDS,
+    "demo",
+    *DATA_COMMANDS,
+)
 BASE = {"errors", "fields", "config", "structures", "masks", "run_lengths", "files", "unpickling"}
 """Units that all may import, omitted in the table of arrows."""
 MODULES = {path: path.relative_to(SRC).with_suffix("").parts for path in sorted(SRC.rglob("*.py"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,8 +20,11 @@ from command_line import fails
 from PIL import Image
 from predictors import NAMES, predictor_config
 from small_models import small_baseline
+from test_readme import commands_of, python_of
 
 from embedmask import EmbedMask, Predictor
+from embedmask.cli.commands import COMMANDS
+from embedmask.cli.parser import build_parser
 from embedmask.demo.session import Session, Settings
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.weights.checkpoint import save
@@ -234,6 +238,19 @@ class Event:
 
     def __init__(self, index: Any) -> None:
         self.index = index
+
+
+def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (EXAMPLE.parents[4] / "docs/demo.md").read_text(encoding="utf-8")
+    assert len(commands_of(guide)) == 2
+    for line in commands_of(guide):
+        build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
+    monkeypatch.chdir(tmp_path)
+    Image.open(EXAMPLE).save("cells.png")
+    names: dict[str, Any] = {}
+    exec(python_of(guide), names)
+    assert len(names["closest"]) == 3
+    assert len(json.loads(Path("geojson/cells.geojson").read_text())["features"]) > 20
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
