@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--textured", type=int, default=3000)
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--format", default="geojson")
-    parser.add_argument("--predict", nargs=2, metavar=("SLIDE", "OUT"), help="predict this slide; for the child process")
+    parser.add_argument(
+        "--predict", nargs=2, metavar=("SLIDE", "OUT"), help="predict this slide; for the child process"
+    )
     options = parser.parse_args()
     if options.predict:
         predict(*options.predict, options.format, options.tile)
@@ -88,7 +90,9 @@ def main() -> None:
         figures = json.loads(done.stdout.splitlines()[-1])
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         print(f"{options.side} x {options.side} px, {count} discs; {figures['objects']} objects found")
-        print(f"{figures['seconds']:.0f} s, peak {figures['peak_kib'] / 2**20:.2f} GiB; results {size / 2**20:.1f} MiB")
+        print(
+            f"{figures['seconds']:.0f} s, peak {figures['peak_kib'] / 2**20:.2f} GiB; results {size / 2**20:.1f} MiB"
+        )
         print(*figures["broken"], sep="\n")
 
 

@@ -88,10 +88,12 @@ class Slide:
         rows, columns = (
             slice(*part.indices(length)[:2]) for part, length in zip(where[1:], self.shape[1:], strict=True)
         )
-        values = self._values(rows, columns)
-        pixels = np.empty((*values.shape[:2], 3), np.uint8)
-        reduce_depth(strips_of(values), pixels, self._white if values.dtype != np.uint8 else "camera")
-        return torch.from_numpy(pixels).permute(2, 0, 1)[where[0]]
+        values = pixels = self._values(rows, columns)
+        if values.dtype != np.uint8:
+            pixels = np.empty((*values.shape[:2], 3), np.uint8)
+            reduce_depth(strips_of(values), pixels, self._white)
+        # grey: one channel in memory, seen three times
+        return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, -1, -1)[where[0]]
 
     def _values(self, rows: slice, columns: slice) -> Values:
         """Return the channels of a window, `[h, w, C]`."""

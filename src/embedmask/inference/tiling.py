@@ -125,7 +125,9 @@ def _tiles(image: Tensor | Slide, windows: Sequence[Bounds]) -> Iterator[tuple[B
         tile = image[:, y1:y2, x1:x2]
         # the results of one tile have the columns of the model: without any, the last one is needed
         is_forced = not isinstance(image, Slide) or (is_empty and window == windows[-1])
-        if is_forced or bool((tile != tile[:, :1, :1]).any()):
+        # the channels of grey tiles share their memory
+        channels = tile if tile.stride(0) else tile[:1]
+        if is_forced or any(bool((channel != channel[0, 0]).any()) for channel in channels):
             is_empty = False
             yield window, tile
 

@@ -19,6 +19,8 @@ from embedmask.evaluation.matching import label_image
 from embedmask.inference.predictor import Predictor
 from embedmask.structures import Instances
 
+RESULT = "embedmask result"
+"""Key in the metadata of image layers that the plugin adds."""
 LayerData = tuple[Any, dict[str, Any], str]
 """Data, keyword arguments and type of a layer, as napari's readers return them."""
 
@@ -153,6 +155,7 @@ def embedding_layer(embed: Tensor, factors: tuple[float, float], plane: Plane) -
     shift = [own * (factor - 1) / 2 for own, factor in zip(plane.scale, factors, strict=True)]
     translate = [own + by for own, by in zip(plane.translate, shift, strict=True)]
     options = {"name": f"{plane.name} embedding", "rgb": True, "scale": scale, "translate": translate}
+    options["metadata"] = {RESULT: True}
     return principal_colors(embed), options, "image"
 
 

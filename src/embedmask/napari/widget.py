@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from magicgui.widgets import CheckBox, ComboBox, Container, FloatSpinBox, Label, LineEdit, PushButton, SpinBox
 from napari.layers import Image, Layer
 from napari.qt.threading import create_worker
 
 from embedmask.errors import BadInput
-from embedmask.napari.layers import LayerData, Plane, detect_layers
+from embedmask.napari.layers import RESULT, LayerData, Plane, detect_layers
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -45,12 +45,12 @@ class DetectWidget(Container[Any]):
 
     def _image_layers(self, _: object) -> list[Image]:
         """Return the image layers, the selected one first."""
-        layers = [layer for layer in self._viewer.layers if isinstance(layer, Image)]
+        layers = [layer for layer in self._viewer.layers if _is_source(layer)]
         return sorted(layers, key=lambda layer: layer is not self._viewer.layers.selection.active)
 
     def _follow_selection(self, event: Any) -> None:
         """Choose the image layer that the user selects."""
-        if isinstance(event.value, Image):
+        if _is_source(event.value):
             self.image.reset_choices()
             self.image.value = event.value
 
@@ -60,8 +60,9 @@ class DetectWidget(Container[Any]):
             self.status.value = "open an image first"
             return
         self.run.enabled, self.status.value = False, "running"
+        compute: Any = detect_layers  # napari's annotation accepts functions without types only
         create_worker(
-            detect_layers,
+            compute,
             Plane.of(self.image.value, self._viewer.dims.current_step),
             str(Path(self.weights.value).expanduser()),
             score_threshold=self.score.value or None,
@@ -83,3 +84,8 @@ class DetectWidget(Container[Any]):
     def _finish(self) -> None:
         """Allow the next run."""
         self.run.enabled = True
+
+
+def _is_source(layer: Layer | None) -> TypeGuard[Image]:
+    """Return whether a layer is an image, and not a result of this plugin."""
+    return isinstance(layer, Image) and RESULT not in layer.metadata
