@@ -41,7 +41,8 @@ def color_ramp(values: npt.NDArray[np.floating]) -> Pixels:
     """Return values 0..1 as colours, dark blue to yellow: `[...]` -> uint8 `[..., 3]`."""
     places = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(values, places, channel) for channel in RAMP.T]
-    return np.rint(np.stack(channels, -1)).astype(np.uint8)
+    colors: Pixels = np.rint(np.stack(channels, -1)).astype(np.uint8)
+    return colors
 
 
 def paint_instances(explanation: Explanation, colors: Pixels) -> Pixels:

@@ -152,7 +152,12 @@ def _slow_mask_losses(
         region = None
         if cfg.box_expansion is not None:
             region = slow.box_regions(target.boxes[gt : gt + 1], grid, stride, cfg.box_expansion).flatten(1)
-        mask += slow.lovasz_hinge(logits, gt_mask, region).item() / len(target)
+        if cfg.mask_loss == "bce":
+            inside = torch.ones_like(gt_mask) if region is None else region
+            right = torch.where(gt_mask, -distance, torch.log(-torch.expm1(-distance)))[inside]
+            mask -= right.mean().item() / len(target)
+        else:
+            mask += slow.lovasz_hinge(logits, gt_mask, region).item() / len(target)
     return mask, smooth
 
 
@@ -162,9 +167,10 @@ def _slow_mask_losses(
     st.integers(0, 5),
     st.sampled_from([None, 1.0, 1.2]),
     st.sampled_from(["iou", "all", "best"]),
+    st.sampled_from(["lovasz", "bce"]),
 )
-def test_matches_formulas(seed: int, count: int, expansion: float | None, samples: str) -> None:
-    objective = criterion(box_expansion=expansion, embed_samples=samples)
+def test_matches_formulas(seed: int, count: int, expansion: float | None, samples: str, loss: str) -> None:
+    objective = criterion(box_expansion=expansion, embed_samples=samples, mask_loss=loss)
     predictions = random_predictions(SIZE, seed=seed, margins=1 if seed % 2 else 4)
     target = random_rectangles(count, SIZE, seed)
     found = numbers(objective(predictions, [target]))

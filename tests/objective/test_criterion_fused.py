@@ -73,6 +73,9 @@ def slow_terms(predictions: Predictions, target: Target, cfg: ModelConfig) -> tu
         if cfg.mask_loss == "dice":
             union = prob.square().sum() + gt_mask.sum() + 1e-5
             losses.append((1 - 2 * (prob * gt_mask).sum() / union).item())
+        elif cfg.mask_loss == "bce":
+            right = torch.where(gt_mask, prob, 1 - prob).clamp(1e-6, 1 - 1e-6)
+            losses.append(-right.log().mean().item())
         else:
             logits = torch.logit(prob.clamp(1e-6, 1 - 1e-6)).flatten()[None]
             losses.append(slow.lovasz_hinge(logits, gt_mask.flatten()[None]).item())
@@ -93,7 +96,7 @@ def _slow_semantic(predictions: Predictions, target: Target, cfg: ModelConfig) -
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 5), st.sampled_from(["lovasz", "dice"]))
+@given(st.integers(0, 10**6), st.integers(0, 5), st.sampled_from(["lovasz", "dice", "bce"]))
 def test_matches_formulas(seed: int, count: int, mask_loss: str) -> None:
     criterion = criterion_of(mask_loss=mask_loss)
     predictions, target = predictions_of(seed), random_rectangles(count, SIZE, seed)

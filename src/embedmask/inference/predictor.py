@@ -382,9 +382,11 @@ class Predictor:
                 )
                 for image in images
             ]
-        for item, instances, pixels in zip(items, results, recorder.maps or [None] * len(items), strict=True):
+        for item, pixels in zip(items, recorder.maps, strict=False):
+            item.result.pixels = pixels
+        for item, instances in zip(items, results, strict=True):
             item.result.instances = filter_by_score(instances, request.score_thresholds)
-            item.result.pixels, item.resized = pixels, None
+            item.resized = None
         return items
 
     def _run(
