@@ -204,7 +204,7 @@ class Page:
         return {self.factor: 1, **self.show_pixel(session)}
 
     def widen(self, session: Session | None, factor: float) -> Update:
-        """Multiply the margin of the chosen object."""
+        """Set the factor of the margin of the chosen object."""
         if session is None:
             return {}
         session.margin_factor = factor
