@@ -33,6 +33,7 @@ COMMANDS = (
     "recipes",
     "bench",
     *FIGURE_COMMANDS,
+    "demo",
     *DATA_COMMANDS,
 )
 BASE = {"errors", "fields", "config", "structures", "masks", "run_lengths", "files", "unpickling"}

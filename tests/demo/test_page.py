@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,18 +18,29 @@ import pytest
 import torch
 from command_line import fails
 from PIL import Image
-from predictors import NAMES
+from predictors import NAMES, predictor_config
 from small_models import small_baseline
+from test_readme import commands_of, python_of
 
-from embedmask import Predictor
+from embedmask import EmbedMask, Predictor
+from embedmask.cli.commands import COMMANDS
+from embedmask.cli.parser import build_parser
 from embedmask.demo.session import Session, Settings
 from embedmask.model.maskrcnn import MaskRCNN
 from embedmask.weights.checkpoint import save
 
 CHROMIUM = Path("/usr/bin/chromium")
 EXAMPLE = Path(__file__).parents[2] / "src/embedmask/demo/examples/touching.png"
-pytest.importorskip("gradio", reason="needs pip install 'embedmask[demo]'")
-in_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium in /usr/bin")
+gr = pytest.importorskip("gradio", reason="needs pip install 'embedmask[demo]'")
+
+
+def in_browser(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that opens the page in a browser."""
+    return pytest.mark.slow(
+        pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium in /usr/bin")(test)
+    )
+
+
 Serve = Callable[..., str]
 
 
@@ -112,7 +124,7 @@ class Visit:
 
 
 @in_browser
-@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_page_as_a_person_uses_it(width: int, serve: Serve, browser: Any, tmp_path: Path) -> None:
     session = Session.open(Predictor.load("nuclei", device="cpu"), EXAMPLE)
     visit = Visit(browser, serve(), width)
@@ -153,7 +165,6 @@ def test_page_as_a_person_uses_it(width: int, serve: Serve, browser: Any, tmp_pa
 
 
 @in_browser
-@pytest.mark.slow
 def test_examples_tiles_and_odd_files(serve: Serve, browser: Any, tmp_path: Path) -> None:
     visit = Visit(browser, serve())
     visit.page.locator("#examples .thumbnail-item").nth(2).click()
@@ -167,14 +178,15 @@ def test_examples_tiles_and_odd_files(serve: Serve, browser: Any, tmp_path: Path
     Image.fromarray(large).save(tmp_path / "large.png")
     visit.page.get_by_label("Tiles for larger images").click()
     visit.page.get_by_role("option", name="512 px").click()
+    visit.tab("Pixel")
     visit.upload(tmp_path / "large.png")
     visit.expect("in 4 tiles")
-    assert not visit.page.get_by_role("tab", name="Pixel", exact=True).is_visible()
+    visit.page.locator("#pixel img").wait_for()
+    assert visit.page.locator("#proposals [data-index]").count() == 0
     visit.close()
 
 
 @in_browser
-@pytest.mark.slow
 def test_mask_rcnn_gets_a_page_without_embeddings(serve: Serve, browser: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = small_baseline(candidate_threshold=0.05, default_score_threshold=0.1)
@@ -185,6 +197,60 @@ def test_mask_rcnn_gets_a_page_without_embeddings(serve: Serve, browser: Any, tm
     visit.upload(EXAMPLE)
     visit.expect("in touching.png")
     visit.close()
+
+
+def test_events_without_a_browser(tmp_path: Path) -> None:
+    from embedmask.demo.page import Page
+
+    torch.manual_seed(0)
+    model = EmbedMask(predictor_config(backbone="resnet10t", candidate_threshold=0.05))
+    torch.nn.init.constant_(model.head.class_logits.bias, 2.0)
+    page = Page(Predictor(model, NAMES, device="cpu"), "tiny", tmp_path)
+    sliders = 0.3, 0.5, 20
+    (tmp_path / "text.png").write_text("hello")
+    refused = page.open(str(tmp_path / "text.png"), 0, *sliders, progress=lambda *_, **__: None)
+    assert list(refused) == [page.status]
+    assert refused[page.status].startswith("⚠️ text.png: ")
+    opened = page.open_example(Event(2), 0, *sliders, progress=lambda *_, **__: None)
+    assert "**20 objects** in touching.png, 256 x 256 px, the maximum number" in opened[page.status]
+    session = page.open_again(opened[page.state], 128, *sliders, progress=lambda *_, **__: None)[page.state]
+    assert len(session.outputs) == 9
+    assert page.open_again(None, 128, *sliders) == {}
+    session = opened[page.state]
+    assert page.decode(session, 0.3, 0.5, 3)[page.objects] == session.object_rows()
+    assert len(session.instances) == 3
+    chosen = page.choose(Event([320, 320]), session)
+    assert session.pixel == (128, 128)
+    assert chosen[page.proposals] == session.pixel_rows()
+    page.widen(session, 2.0)
+    assert session.margin_factor == 2
+    written = page.write("geojson", session)
+    assert json.loads(Path(written[page.download]).read_text())["type"] == "FeatureCollection"
+    for event in (opened, chosen):
+        assert set(event) <= set(page.outputs())
+    with pytest.raises(gr.Error, match="Drop an image first"):
+        page.write("coco", None)
+    assert page.decode(None, *sliders) == page.widen(None, 1.0) == page.choose(Event([0, 0]), None) == {}
+
+
+class Event:
+    """A click, as gradio describes it."""
+
+    def __init__(self, index: Any) -> None:
+        self.index = index
+
+
+def test_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (EXAMPLE.parents[4] / "docs/demo.md").read_text(encoding="utf-8")
+    assert len(commands_of(guide)) == 2
+    for line in commands_of(guide):
+        build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
+    monkeypatch.chdir(tmp_path)
+    Image.open(EXAMPLE).save("cells.png")
+    names: dict[str, Any] = {}
+    exec(python_of(guide), names)
+    assert len(names["closest"]) == 3
+    assert len(json.loads(Path("geojson/cells.geojson").read_text())["features"]) > 20
 
 
 def test_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,9 +60,9 @@ class Page:
             self.state = gr.State(None)
             gr.Markdown(line)
             with gr.Row():
-                self.file = gr.File(label="Image", height=150, min_width=300, elem_id="file")
+                self.file = gr.File(label="Image", height=170, min_width=300, elem_id="file")
                 self.examples = gr.Gallery(
-                    list(EXAMPLES), label="Examples", columns=len(EXAMPLES), height=150, allow_preview=False,
+                    list(EXAMPLES), label="Examples", columns=4, height=170, allow_preview=False,
                     buttons=[], interactive=False, visible=predictor.class_names == ["nucleus"],
                     min_width=300, object_fit="contain", elem_id="examples",
                 )  # fmt: skip
@@ -70,7 +70,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=3, min_width=300), gr.Tabs():
                     self._objects_tab()
-                    self.tabs = self._embedding_tabs(visible=config.has_embeddings)
+                    self._embedding_tabs(visible=config.has_embeddings)
                 with gr.Column(scale=1, min_width=300):
                     self._controls(Settings.of(predictor), config.candidate_threshold)
             self._connect()
@@ -98,43 +98,42 @@ class Page:
             self.drawn = image_view(label="Objects", elem_id="drawn")
             self.objects = gr.Dataframe(headers=headers, datatype="auto", max_height=300, interactive=False)
 
-    def _embedding_tabs(self, *, visible: bool) -> list[gr.Tab]:
+    def _embedding_tabs(self, *, visible: bool) -> None:
         """Lay out the tabs that need embeddings."""
-        with gr.Tab("Pixel", visible=visible) as pixel_tab:
+        with gr.Tab("Pixel", visible=visible):
             gr.Markdown("Click a pixel: how close is its embedding to that of each proposal?")
             self.pixel_image = image_view(label="φ of the pixel, 0 (blue) to 1 (yellow)", elem_id="pixel")
             headers = ["object", "class", "distance", "margin", "phi"]
             self.proposals = gr.Dataframe(
                 headers=headers, datatype="auto", max_height=300, interactive=False, elem_id="proposals"
             )
-        with gr.Tab("Object", visible=visible) as object_tab:
+        with gr.Tab("Object", visible=visible):
             gr.Markdown("Click an object: its probability map, its margin, its embedding among the others.")
             self.object_image = image_view(label="Objects", elem_id="object")
             self.factor = gr.Slider(0.25, 4, 1, step=0.05, label="Factor of the margin", elem_id="factor")
             with gr.Row():
-                self.probability = image_view(
-                    label="Mask and probability", elem_id="probability", min_width=300
-                )
+                self.probability = image_view(show_label=False, elem_id="probability", min_width=300)
                 self.scatter = gr.ScatterPlot(
                     x="component 1", y="component 2", color="class", tooltip="all",
                     label="Proposal embeddings", min_width=300,
                 )  # fmt: skip
-        with gr.Tab("Embeddings", visible=visible) as colors_tab:
+        with gr.Tab("Embeddings", visible=visible):
             gr.Markdown("The first three principal components of the pixel embedding as red, green and blue.")
             with gr.Row():
                 self.pixel_colors = image_view(label="Pixel embedding", min_width=300, elem_id="colors")
                 self.proposal_colors = image_view(label="Proposal embeddings", min_width=300)
-        return [pixel_tab, object_tab, colors_tab]
 
     def _connect(self) -> None:
         """Connect the events. All run one after another: they share the model and the session."""
         one: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         quick: dict[str, Any] = {**one, "trigger_mode": "always_last", "show_progress": "hidden"}
         sliders = [self.score, self.threshold, self.limit]
-        settings, everything = [self.state, *sliders], self._outputs()
-        source = [self.state, self.file, self.tile, *sliders]
-        gr.on([self.file.upload, self.tile.input], self.open, source, everything, **one)
-        self.examples.select(self.open_example, [self.state, self.tile, *sliders], everything, **one)
+        settings, everything = [self.state, *sliders], self.outputs()
+        views = [self.drawn, self.pixel_image, self.object_image, self.pixel_colors]
+        slow = {**one, "show_progress_on": views}
+        self.file.upload(self.open, [self.file, self.tile, *sliders], everything, **slow)
+        self.examples.select(self.open_example, [self.tile, *sliders], everything, **slow)
+        self.tile.input(self.open_again, [self.state, self.tile, *sliders], everything, **slow)
         gr.on([slider.input for slider in sliders], self.decode, settings, everything, **quick)
         self.factor.input(self.widen, [self.state, self.factor], everything, **quick)
         for image in (self.drawn, self.pixel_image, self.object_image):
@@ -143,25 +142,16 @@ class Page:
             written = button.click(partial(self.write, fmt), self.state, [self.download, self.status], **one)
             written.success(fn=None, js="() => document.querySelector('#download').click()")
 
-    def _outputs(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         """Return all components that events change."""
         return [
             self.state, self.status, self.file, self.drawn, self.objects, self.pixel_image, self.proposals,
             self.object_image, self.probability, self.factor, self.scatter, self.pixel_colors,
-            self.proposal_colors, *self.tabs,
+            self.proposal_colors,
         ]  # fmt: skip
 
-    def open(
-        self,
-        session: Session | None,
-        path: str | None,
-        tile: int,
-        *values: float,
-        progress: gr.Progress = PROGRESS,
-    ) -> Update:
+    def open(self, path: str, tile: int, *values: float, progress: gr.Progress = PROGRESS) -> Update:
         """Run the network on a file and show the result; on invalid input keep the former image."""
-        if path is None:
-            return {self.status: START}
         try:
             session = Session.open(
                 self.predictor, Path(path), tile,
@@ -169,21 +159,25 @@ class Page:
             )  # fmt: skip
         except BadInput as error:
             return {self.status: f"⚠️ {error}"}
-        shown = {tab: gr.update(visible=session.has_embeddings) for tab in self.tabs}
         colors = session.explanation.pixel_colors() if session.explanation is not None else None
         return {
             self.state: session,
             self.pixel_colors: None if colors is None else on_page(colors),
             self.factor: 1,
-            **shown,
             **self.decode(session, *values),
         }
 
     def open_example(
-        self, event: gr.SelectData, session: Session | None, *values: Any, progress: gr.Progress = PROGRESS
+        self, event: gr.SelectData, tile: int, *values: float, progress: gr.Progress = PROGRESS
     ) -> Update:
         """Open the example that was clicked."""
-        return self.open(session, str(EXAMPLES[event.index]), *values, progress=progress)
+        return self.open(str(EXAMPLES[event.index]), tile, *values, progress=progress)
+
+    def open_again(
+        self, session: Session | None, tile: int, *values: float, progress: gr.Progress = PROGRESS
+    ) -> Update:
+        """Open the image in other tiles."""
+        return {} if session is None else self.open(str(session.path), tile, *values, progress=progress)
 
     def decode(self, session: Session | None, score: float, threshold: float, limit: float) -> Update:
         """Decode the objects again and show them."""
@@ -205,11 +199,12 @@ class Page:
         """Choose the pixel that was clicked, and the object there."""
         if session is None:
             return {}
-        session.choose(*event.index, on_page(session.drawn).shape[1])
+        x, y = event.index
+        session.choose(x, y, on_page(session.drawn).shape[1])
         return {self.factor: 1, **self.show_pixel(session)}
 
     def widen(self, session: Session | None, factor: float) -> Update:
-        """Multiply the margin of the chosen object."""
+        """Set the factor of the margin of the chosen object."""
         if session is None:
             return {}
         session.margin_factor = factor
@@ -247,7 +242,7 @@ def status(session: Session) -> str:
     """Return a line about the objects, the image and the tiles, and the notes of the file."""
     height, width = session.image.shape[1:]
     count, tiles = len(session.instances), len(session.outputs)
-    line = f"**{count} object{'' if count == 1 else 's'}** in {session.name}, {width} x {height} px"
+    line = f"**{count} object{'' if count == 1 else 's'}** in {session.path.name}, {width} x {height} px"
     if tiles > 1:
         line += f", in {tiles} tiles; embeddings are shown for images without tiles"
     elif count == (session.settings.max_detections or session.predictor.model.config.max_detections):

@@ -61,7 +61,7 @@ class Session:
 
     Attributes:
         predictor: the model.
-        name: name of the file.
+        path: image file.
         image: uint8 RGB `[3, H, W]`.
         tile: side of the tiles, px.
         outputs: output of the network for each tile, row by row.
@@ -73,7 +73,7 @@ class Session:
     """
 
     predictor: Predictor
-    name: str
+    path: Path
     image: Any
     tile: int
     outputs: list[Output]
@@ -118,7 +118,7 @@ class Session:
             part = image[:, y1:y2, x1:x2]
             batch = predictor.model.preprocess([predictor.resize.image(part)])
             outputs.append((predictor.network(batch, **options), batch.sizes, [size_of(part)]))
-        session = cls(predictor, path.name, image, tile, outputs, notes)
+        session = cls(predictor, path, image, tile, outputs, notes)
         session.update(Settings.of(predictor))
         return session
 
@@ -293,13 +293,13 @@ class Session:
 
     def write(self, fmt: Format, folder: Path) -> Path:
         """Write the objects to a file in a folder, and return its path; errors as in `write_annotations`."""
-        names, stem = self.predictor.class_names, Path(self.name).stem
+        names, stem = self.predictor.class_names, self.path.stem
         if fmt == "coco":
             path = folder / f"{stem}_coco.json"
             write_json(path, self.to_coco())
             return path
         name = f"{stem}_labels" if fmt == "labels" else stem
-        source = folder / FOLDERS[fmt] / self.name  # LabelMe names the image relative to its own file
+        source = folder / FOLDERS[fmt] / self.path.name  # LabelMe names the image relative to its own file
         write_annotations(fmt, folder, name, ImageOutput(self.instances, names, source, self.image))
         return folder / FOLDERS[fmt] / f"{name}{ENDINGS[fmt]}"
 
@@ -309,7 +309,7 @@ class Session:
         results = coco_results(self.instances, 1, range(1, len(names) + 1))
         areas = self.instances.masks.areas().tolist()
         return {
-            "images": [{"id": 1, "file_name": self.name, "width": width, "height": height}],
+            "images": [{"id": 1, "file_name": self.path.name, "width": width, "height": height}],
             "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
             "annotations": [
                 {"id": number, **result, "area": area, "iscrowd": 0}

@@ -154,7 +154,8 @@ class Explanation:
         """Return the Euclidean distance of p at one pixel of the image and q of every detection, float32 `[R]`."""
         rows, columns = self._positions(self.pixels.stride, self.pixels.embed.shape[1:])
         pixel = sample_map(self.pixels.embed.float(), rows[y : y + 1], columns[x : x + 1])[:, 0, 0]
-        return torch.linalg.vector_norm(self.proposal_embed - pixel, dim=1).numpy()
+        distances: Tensor = torch.linalg.vector_norm(self.proposal_embed - pixel, dim=1)
+        return distances.numpy()
 
     @cached_property
     def _cells(self) -> tuple[Tensor, int]:
