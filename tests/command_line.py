@@ -28,22 +28,22 @@ def save_eager(shapes: Path, path: Path) -> Path:
     return path
 
 
-def fails(capsys: pytest.CaptureFixture[str], *words: Any, started: bool = False) -> str:
+def fails(capsys: pytest.CaptureFixture[str], *words: Any, lines: int = 0) -> str:
     """Run a command that must exit with code 2, and return its one line on stderr.
 
     Args:
         capsys: Fixture of pytest.
         words: Arguments of the command.
-        started: Expect one line on stdout, the layout of the data set, before the failure.
+        lines: Number of lines on stdout before the failure, such as the layout of the data set and the machine.
     """
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
     captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith("embedmask: ")
-    assert captured.out.count("\n") == int(started)
-    return lines[0]
+    messages = captured.err.splitlines()
+    assert len(messages) == 1, captured.err
+    assert messages[0].startswith("embedmask: ")
+    assert captured.out.count("\n") == lines
+    return messages[0]
 
 
 def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from embedmask.cli import main
 from embedmask.cli.commands import COMMANDS
-from embedmask.cli.parser import build_parser
+from embedmask.cli.parser import build_parser, rename_data_fields
 
 ROOT = Path(__file__).parents[1]
 README, PREDICTING, TRAIN, DATA, FIGURES, MICROSCOPY, PAPER_MAP = (
@@ -73,7 +73,7 @@ def test_python_of_microscopy_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_commands_parse(line: str) -> None:
-    build_parser(COMMANDS).parse_args(shlex.split(line)[1:])
+    build_parser(COMMANDS).parse_args(rename_data_fields(shlex.split(line)[1:]))
 
 
 def test_steps_of_docs_train(

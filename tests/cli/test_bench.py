@@ -67,15 +67,25 @@ def test_all_pipelines_are_measured_in_one_run(
     assert report["machine"]["threads"] == threads
     assert (report["fails"], report["memory_mb"]) == ({}, {})
     printed = capsys.readouterr().out
-    assert f"{ratio:.2f}x the speed of Mask R-CNN (best)" in printed
+    by_cpu = report["cpu_ratios"]["embedmask torch"]["best"]
+    assert f"{ratio:.2f}x the speed of Mask R-CNN (best; {by_cpu:.2f}x by CPU time)" in printed
     assert f"{1000 * embedmask['whole']:11.1f}" in printed
 
 
 def test_report_of_failures_and_memory() -> None:
     report = {
         "plan": {"image_size": [64, 96], "network_size": [64, 96], "runs": 2},
-        "machine": {"processor": "P", "processor_units": [], "threads": 1, "device": "cpu", "torch": "2"},
+        "machine": {
+            "processor": "P",
+            "processor_units": [],
+            "threads": 1,
+            "device": "cpu",
+            "torch": "2",
+            "matrix_gflops": {"float32": 118.4},
+        },
         "medians": {"embedmask torch": {"network": 0.5, "whole": 1.0}},
+        "cpu_medians": {"embedmask torch": {"network": 0.4, "whole": 0.9}},
+        "cpu_ratios": {"embedmask torch": {}},
         "works": {"embedmask torch": {"detections": 3, "mean_box_area_px": 70.4}},
         "memory_mb": {"embedmask torch": {"before": 100.0, "results": 250.0}},
         "ratios": {"embedmask torch": {}},
@@ -85,6 +95,7 @@ def test_report_of_failures_and_memory() -> None:
     assert "torchvision compiled failed: RuntimeError: no compiler" in text
     assert "3 detections, mean box 70 px, peak 250 MB (100 MB before)" in text
     assert "no Mask R-CNN pipeline ran to compare with" in text
+    assert "matrix Gflop per CPU second: float32 118" in text
 
 
 def test_raises_on_invalid_options(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,8 +128,10 @@ class TestEval:
 
         monkeypatch.setattr("embedmask.evaluation.run.evaluate_weights", evaluate)
         monkeypatch.setattr("embedmask.weights.checkpoint.read_config", lambda path: ModelConfig())
+        weights = tmp_path / "w.safetensors"
+        weights.touch()
         for option, warned in (((), True), (("--exif", "stored"), False), (("--exif", "upright"), False)):
-            assert main(["eval", "--weights", "w.safetensors", "--data", str(data), *option]) == 0
+            assert main(["eval", "--weights", str(weights), "--data", str(data), *option]) == 0
             assert ("EXIF orientation 3" in capsys.readouterr().out) == warned
         auto, stored, upright = images
         assert auto.equal(upright)

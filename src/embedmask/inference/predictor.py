@@ -54,9 +54,7 @@ class Options(TypedDict, total=False):
 
 
 class Predictor(Shared):
-    """A model with its device, precision and engine, ready to predict.
-
-    Masks are always placed exactly; `mask_frame` of the model's config is for reference masks.
+    """A model with its device, precision and engine, ready to predict; masks are always placed exactly.
 
     Examples:
         >>> predictor = Predictor.load("model.safetensors")
