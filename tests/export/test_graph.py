@@ -17,7 +17,6 @@ from export.conftest import calibrated, scene
 
 VERSIONS: dict[str, dict[str, Any]] = {
     "paper": {},
-    "ijcai21": {"preset": "ijcai21"},
     "fused": {"preset": "fused"},
     "nuclei": {
         "preset": "ijcai21",
@@ -26,7 +25,12 @@ VERSIONS: dict[str, dict[str, Any]] = {
         "image_norm": "image",
         "box_offset": 0,
     },
-    "retinanet": {"detector": "retinanet", "anchor_scales": (4.0, 6.0), "anchor_ratios": (0.5, 1.0)},
+    "retinanet": {
+        "preset": "ijcai21",
+        "detector": "retinanet",
+        "anchor_scales": (4.0, 6.0),
+        "anchor_ratios": (0.5, 1.0),
+    },
     "tal": {"detector": "tal", "score": "root"},
     "few candidates": {"channel_order": "bgr", "pre_nms_topk": 7, "max_detections": 11},
 }
