@@ -216,9 +216,12 @@ def imports() -> dict[str, set[str]]:
     imported: dict[str, set[str]] = defaultdict(set)
     for path, parts in MODULES.items():
         for node in ast.walk(parse(path)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embedmask."):
-                assert node.module is not None
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            if node.module.startswith("embedmask."):
                 imported[parts[0]].add(node.module.split(".")[1])
+            elif node.level == 1 and len(parts) == 1:
+                imported[parts[0]].add(node.module.split(".")[0])
     imported.pop("__init__")
     return {unit: others - {unit} for unit, others in imported.items()}
 
