@@ -215,9 +215,12 @@ def imports() -> dict[str, set[str]]:
     imported: dict[str, set[str]] = defaultdict(set)
     for path, parts in MODULES.items():
         for node in ast.walk(parse(path)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("embedmask."):
-                assert node.module is not None
-                imported[parts[0]].add(node.module.split(".")[1])
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            # the files that other projects copy use relative imports
+            name = f"embedmask.{node.module}" if node.level == 1 else node.module or ""
+            if name.startswith("embedmask."):
+                imported[parts[0]].add(name.split(".")[1])
     imported.pop("__init__")
     return {unit: others - {unit} for unit, others in imported.items()}
 
