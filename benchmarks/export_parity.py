@@ -69,13 +69,15 @@ class Difference:
 def partners(one: Instances, other: Instances) -> tuple[Ints, Ints]:
     """Pair the detections of one label whose boxes are nearest to each other and at most `SAME_BOX` px apart.
 
-    Order is no criterion: scores that are equal up to rounding may change places.
+    Order is no criterion: scores that are equal up to rounding may change places. Among equal boxes, as those that are
+    clipped to the image after NMS, the nearest score decides.
     """
     if not len(one) or not len(other):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     distance = torch.cdist(one.boxes, other.boxes, p=float("inf"))
     distance[one.labels[:, None] != other.labels] = float("inf")
-    nearest, back = distance.argmin(1), distance.argmin(0)
+    cost = distance + (one.scores[:, None] - other.scores).abs()
+    nearest, back = cost.argmin(1), cost.argmin(0)
     rows = torch.arange(len(one))
     paired = (back[nearest] == rows) & (distance[rows, nearest] <= SAME_BOX)
     return rows[paired].numpy(), nearest[paired].numpy()
