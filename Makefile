@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test check format docs clean
+.PHONY: quickstart test test-slow check format docs clean
 
 $(BIN)/embedmask: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
@@ -24,9 +24,13 @@ quickstart: $(BIN)/embedmask
 	@echo "images: $(RUN)/images and $(RUN)/train/samples"
 
 test: $(BIN)/embedmask
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2
 
-check: test
+# Exports of all presets, a clean environment, pages in a browser, compiled networks.
+test-slow: $(BIN)/embedmask
+	$(BIN)/python -m pytest -q -m slow
+
+check: test test-slow
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

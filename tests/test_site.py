@@ -97,6 +97,7 @@ def address(site):
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium in /usr/bin")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_open_in_a_browser_and_fit(site, address, width):
