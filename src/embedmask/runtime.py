@@ -31,6 +31,17 @@ if __package__:
 else:  # a copy outside a package
     from runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored  # type: ignore
 
+__all__ = [
+    "BadFile",
+    "Model",
+    "Result",
+    "Session",
+    "Settings",
+    "predict_files",
+    "read_metadata",
+    "settings_of",
+]
+
 Source = str | Path | Image.Image | NDArray[np.uint8]
 Threshold = float | Sequence[float] | Mapping[str, float]
 

@@ -96,7 +96,9 @@ def test_weights_equal_those_of_the_joint_batch(both: tuple[Path, Path]) -> None
 
 def test_only_rank_zero_writes_and_reports(both: tuple[Path, Path]) -> None:
     folder = both[1].parent
-    assert len(json.loads((folder / "lines 0").read_text())) == 6  # layout, machine, two epochs, threshold, result
+    assert (
+        len(json.loads((folder / "lines 0").read_text())) == 6
+    )  # layout, machine, two epochs, threshold, result
     assert json.loads((folder / "lines 1").read_text()) == []
     assert {path.name for path in both[0].iterdir()} == {path.name for path in both[1].iterdir()}
     assert len(list((both[1] / "tensorboard").glob("events*"))) == 1

@@ -45,7 +45,7 @@ def export(
     from embedmask.weights.checkpoint import load_checkpoint
 
     measuring = {"images": images, "max_drop": max_drop, "split": split, "where": where}
-    given = {name: value for name, value in measuring.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in measuring.items() if value is not None}
     if given and int8 is None:
         raise BadInput(f"--{next(iter(given)).replace('_', '-')} needs --int8 DATA")
     checkpoint = load_checkpoint(model)
