@@ -31,23 +31,12 @@ if __package__:
 else:  # a copy outside a package
     from runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored  # type: ignore
 
-__all__ = [
-    "BadFile",
-    "Model",
-    "Result",
-    "Session",
-    "Settings",
-    "predict_files",
-    "read_metadata",
-    "settings_of",
-]
+__all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "read_metadata", "settings_of"]
 
 Source = str | Path | Image.Image | NDArray[np.uint8]
 Threshold = float | Sequence[float] | Mapping[str, float]
 
-FORMAT = "embedmask-graph"
-VERSION = 1
-KEY = "embedmask"
+FORMAT, VERSION, KEY = "embedmask-graph", 1, "embedmask"
 """Name of the metadata, one JSON text: in ONNX's `metadata_props`; in OpenVINO's `rt_info` as `embedmask/metadata`."""
 
 

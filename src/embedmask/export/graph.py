@@ -131,7 +131,7 @@ class Graph(nn.Module):
             height, width = predictions.class_logits[level].shape[2:]
             # [N A, T] -> [N, A T]
             *columns, cells = (
-                column.view(-1, count, *column.shape[1:]).flatten(1, 2) if count > 1 else column
+                torch.unflatten(column, 0, (-1, count)).flatten(1, 2) if count > 1 else column
                 for column in self.candidates(predictions, level)
             )
             anchors = torch.arange(count).repeat_interleave(self.config.pre_nms_topk)
