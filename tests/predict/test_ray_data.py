@@ -17,17 +17,19 @@ from embedmask.inference.results import coco_results
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 from embedmask.predict.ray_data import Batch, PredictBatch, predict_dataset  # noqa: E402
 
+pytestmark = pytest.mark.slow  # a cluster takes a minute and a half
+
 LOAD = {"device": "cpu", "precision": "float32"}
 OPTIONS = {"score_threshold": 0.45, "max_detections": 20}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Any:
-    """Start a cluster with two CPU cores on this machine."""
+    """Start a cluster on this machine: cores for two workers, and for the tasks that read, filter and write."""
     # the workers import the package, and this file for `DiesOnce`
     folders = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parent)]
     ray.init(
-        num_cpus=2,
+        num_cpus=5,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=2**27,
