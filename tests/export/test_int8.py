@@ -122,6 +122,7 @@ def test_file_is_complete(int8: tuple[Path, str], weights: Path, data: Path) -> 
     assert path.with_suffix(".bin").stat().st_size < 0.5 * weights.stat().st_size
 
 
+@pytest.mark.slow
 def test_bench_measures_an_exported_file(int8: tuple[Path, str], tmp_path: Path) -> None:
     bench = BenchConfig(config=small_config(), exported=(int8[0],), image_size=(64, 96), device="cpu")
     run = RunId(EXPORTED, int8[0], 1)
