@@ -145,7 +145,7 @@ def write_json_rows(path: str | Path, rows: Iterable[Any], *, head: str = "", ta
 
 
 def write_zipped_json_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write what `write_json_rows` writes as the only member of a zip file; both have the same name but the suffix."""
+    """Write the text of `write_json_rows` as the only member of a zip file; both have the same name but the suffix."""
     with (
         atomic_write(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,

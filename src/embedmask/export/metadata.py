@@ -35,22 +35,11 @@ CONVENTIONS = {
 
 
 def settings_from(config: ModelConfig, class_names: Sequence[str], *, dense_masks: bool) -> Settings:
-    """Return the settings of a model, for the decoder.
-
-    Raises:
-        BadInput: the default score threshold needs candidates that the graph leaves out.
-    """
-    thresholds = config.score_thresholds()
-    lowest = config.candidate_threshold_for(min(thresholds))
-    if lowest < config.candidate_threshold * (1 - 2e-6):
-        raise BadInput(
-            f"default_score_threshold {min(thresholds):g} needs candidates below candidate_threshold "
-            f"{config.candidate_threshold:g}; lower candidate_threshold of the model to {lowest:g}"
-        )
+    """Return the settings of a model, for the decoder; errors as in `served_thresholds`."""
     reading = config.reading()
     return Settings(
         class_names=list(class_names),
-        score_thresholds=list(thresholds),
+        score_thresholds=served_thresholds(config),
         short_side=config.image_short_side,
         long_side=config.image_long_side,
         rounding=config.image_rounding,
@@ -73,6 +62,22 @@ def settings_from(config: ModelConfig, class_names: Sequence[str], *, dense_mask
         outside_log_prob=OUTSIDE_LOG_PROB,
         dense_masks=dense_masks,
     )
+
+
+def served_thresholds(config: ModelConfig) -> list[float]:
+    """Return the default score threshold of each class, `[C]`.
+
+    Raises:
+        BadInput: they need candidates that the graph leaves out.
+    """
+    thresholds = config.score_thresholds()
+    lowest = config.candidate_threshold_for(min(thresholds))
+    if lowest < config.candidate_threshold * (1 - 2e-6):
+        raise BadInput(
+            f"default_score_threshold {min(thresholds):g} needs candidates below candidate_threshold "
+            f"{config.candidate_threshold:g}; lower candidate_threshold of the model to {lowest:g}"
+        )
+    return list(thresholds)
 
 
 def metadata_text(model: EmbedMask, class_names: Sequence[str], *, dense_masks: bool, opset: int) -> str:
