@@ -69,10 +69,9 @@ def evaluate(
     from embedmask.weights.released import find_weights
 
     file = find_weights(weights)
-    options = read_config(file).reading().changed(page, channels)
     dataset = CocoInstances.open(
-        data, split, degenerate=degenerate, image_filter=where, exif=exif, options=options,
-        val_fraction=val_fraction,
+        data, split, degenerate=degenerate, image_filter=where, exif=exif, val_fraction=val_fraction,
+        options=read_config(file).reading().changed(page, channels),
     )  # fmt: skip
     prediction: dict[str, Any] = {
         "max_detections": max_detections, "image_short_side": image_short_side, "precision": precision,
