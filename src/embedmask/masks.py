@@ -29,6 +29,7 @@ from embedmask.run_lengths import (
     decode_counts,
     encode_pixels,
     move_runs,
+    paint_runs,
     run_dtype,
     split_at_columns,
     tight_boxes,
@@ -92,7 +93,7 @@ class RunMasks:
         Raises:
             BadInput: the text is damaged, or the run lengths do not add up to the frame.
         """
-        counts = [decode_counts(rle["counts"]) for rle in rles]
+        counts = decode_counts(rle["counts"] for rle in rles)
         for own in counts:
             check_counts(own, frame)
         return cls(split_at_columns(counts, frame), frame)
@@ -127,13 +128,7 @@ class RunMasks:
         # rows inside the box, then pixel numbers inside the box
         rows = np.minimum(np.maximum(runs - (column * self.frame[0] + top), 0), height)
         ends = (rows + (column - left) * height)[rows[:, 0] < rows[:, 1]]
-        # boundaries of alternating runs, False first; the odd ones are True
-        edges = np.zeros(ends.size + 2, np.int64)
-        edges[1:-1], edges[-1] = ends.ravel(), height * width
-        values = np.zeros(ends.size + 1, bool)
-        values[1::2] = True
-        flat = np.repeat(values, edges[1:] - edges[:-1])
-        return np.ascontiguousarray(flat.reshape(width, height).T)
+        return paint_runs(ends, (height, width))
 
     def crop(self, index: int) -> MaskCrop:
         """Decode one mask inside its tight box."""
@@ -141,8 +136,18 @@ class RunMasks:
 
     def crops(self) -> Iterator[MaskCrop]:
         """Decode every mask inside its tight box, one at a time."""
-        for index, box in enumerate(self.boxes().tolist()):
-            yield MaskCrop(self.window(index, box), box[1], box[0])
+        boxes = self.boxes()
+        counts = [len(runs) for runs in self.runs]
+        if not counts:
+            return
+        # of each run, the box of its mask, [T]
+        left, top, _, bottom = boxes.repeat(counts, 0).T
+        runs = np.concatenate(self.runs).astype(np.int64)
+        # from pixel numbers of the frame to those of the box
+        column = runs[:, 0] // self.frame[0]
+        runs += ((column - left) * (bottom - top) - column * self.frame[0] - top)[:, None]
+        for own, box in zip(np.split(runs, np.cumsum(counts)[:-1]), boxes.tolist(), strict=True):
+            yield MaskCrop(paint_runs(own, (box[3] - box[1], box[2] - box[0])), box[1], box[0])
 
     def overlaps(self, index: Ints, other: RunMasks, other_index: Ints) -> Ints:
         """Return the number of pixels that the two masks of each pair share, int64 `[E]`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,38 +32,44 @@ def check_counts(counts: NDArray[Any], frame: Size) -> None:
         raise BadInput("run lengths that do not add up to its image; encode the mask again")
 
 
-def decode_counts(text: str | bytes) -> Ints:
-    """Decode COCO's compressed run lengths.
+def decode_counts(texts: Iterable[str | bytes]) -> list[Ints]:
+    """Decode COCO's compressed run lengths of masks.
 
     Each count is a two's-complement number in groups of five bits, lowest group first, each stored as the character
     48 + group. The sixth bit is set if another group follows. From the fourth count on, the difference to the count
     before the previous one is stored.
 
     Returns:
-        The counts, int64 `[T]`, background first.
+        The counts of each mask, int64 `[T]`, background first.
 
     Raises:
-        BadInput: the text is not a valid code.
+        BadInput: a text is not a valid code.
     """
-    raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
-    groups = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    raw = [text.encode("utf-8", "replace") if isinstance(text, str) else text for text in texts]
+    if not raw:
+        return []
+    groups = np.frombuffer(b"".join(raw), dtype=np.uint8).astype(np.int64) - 48
     last = groups & 32 == 0  # bool [groups]: the group ends a count
-    if not len(groups) or groups.min() < 0 or groups.max() > 63 or not last[-1]:
+    # where the text of each mask ends
+    ends = np.cumsum([len(text) for text in raw])
+    if not all(raw) or groups.min() < 0 or groups.max() > 63 or not last[ends - 1].all():
         raise BadInput("run lengths whose text is damaged; encode the mask again")
     # first and last group of each count, [T], and the place of each group within its count, [groups]
-    stops = np.flatnonzero(last)
+    stops = last.nonzero()[0]
     starts = np.concatenate(([0], stops[:-1] + 1))
-    places = np.arange(len(groups)) - np.repeat(starts, stops - starts + 1)
-    if places.max() > 7:
+    lengths = stops - starts + 1
+    if lengths.max() > 8:
         raise BadInput("run lengths whose text is damaged; encode the mask again")
+    places = np.arange(len(groups)) - starts.repeat(lengths)
     # join the five-bit groups; the fifth bit of the last group is the sign
     counts = np.add.reduceat((groups & 31) << (5 * places), starts)
-    negative = groups[stops] & 16 != 0
-    counts -= np.where(negative, np.int64(1) << (5 * (stops - starts + 1)), 0)
+    counts -= (groups[stops] & 16) << (5 * lengths - 4)
+    decoded = np.split(counts, stops.searchsorted(ends[:-1]))
     # undo the differences: odd counts accumulate from index 1, even ones from index 2 (count 0 is never a base)
-    counts[1::2] = np.cumsum(counts[1::2])
-    counts[2::2] = np.cumsum(counts[2::2])
-    return counts
+    for own in decoded:
+        own[1::2].cumsum(out=own[1::2])
+        own[2::2].cumsum(out=own[2::2])
+    return decoded
 
 
 def alternating_lengths(runs: Sequence[Runs], pixels: Sequence[int]) -> list[NDArray[Any]]:
@@ -121,10 +127,22 @@ def encode_pixels(pixels: Bools, corner: tuple[int, int], frame: Size) -> Runs:
     padded = np.zeros((width, height + 2), bool)
     padded[:, 1:-1] = pixels.T
     # each change of value is a start or an end; within a column they alternate
-    ends = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
+    ends = (padded[:, 1:] != padded[:, :-1]).ravel().nonzero()[0]
     column = ends // (height + 1)
     ends += column * (frame[0] - height - 1) + (corner[1] * frame[0] + corner[0])
     return ends.astype(run_dtype(frame)).reshape(-1, 2)
+
+
+def paint_runs(runs: Ints, frame: Size) -> Bools:
+    """Decode the runs of one mask, int64 `[T, 2]`, to the pixels of its frame, bool `[H, W]`."""
+    height, width = frame
+    # boundaries of alternating runs, False first; the odd ones are True
+    edges = np.zeros(runs.size + 2, np.int64)
+    edges[1:-1], edges[-1] = runs.ravel(), height * width
+    values = np.zeros(runs.size + 1, bool)
+    values[1::2] = True
+    flat = values.repeat(edges[1:] - edges[:-1])
+    return np.ascontiguousarray(flat.reshape(width, height).T)
 
 
 def split_at_columns(counts: Sequence[NDArray[Any]], frame: Size) -> list[Runs]:

@@ -117,7 +117,7 @@ class RunLengths:
             message = "has run lengths whose counts are neither text nor whole numbers; encode the mask again"
             raise BadObject("bad mask", message)
         try:
-            lengths = decode_counts(counts) if is_text else np.array(counts, dtype=np.int64)
+            lengths = decode_counts([counts])[0] if is_text else np.array(counts, dtype=np.int64)
             check_counts(lengths, size)
         except BadInput as error:
             raise BadObject("bad mask", f"has {error}") from None
