@@ -8,6 +8,7 @@ Masks have a frame, the `(height, width)` of their image. Boxes are int64 xyxy p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,8 +147,9 @@ class RunMasks:
         # from pixel numbers of the frame to those of the box
         column = runs[:, 0] // self.frame[0]
         runs += ((column - left) * (bottom - top) - column * self.frame[0] - top)[:, None]
-        for own, box in zip(np.split(runs, np.cumsum(counts)[:-1]), boxes.tolist(), strict=True):
-            yield MaskCrop(paint_runs(own, (box[3] - box[1], box[2] - box[0])), box[1], box[0])
+        stops = itertools.accumulate(counts)
+        for (x1, y1, x2, y2), count, stop in zip(boxes.tolist(), counts, stops, strict=True):
+            yield MaskCrop(paint_runs(runs[stop - count : stop], (y2 - y1, x2 - x1)), y1, x1)
 
     def overlaps(self, index: Ints, other: RunMasks, other_index: Ints) -> Ints:
         """Return the number of pixels that the two masks of each pair share, int64 `[E]`.

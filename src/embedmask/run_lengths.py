@@ -51,7 +51,7 @@ def decode_counts(texts: Iterable[str | bytes]) -> list[Ints]:
     groups = np.frombuffer(b"".join(raw), dtype=np.uint8).astype(np.int64) - 48
     last = groups & 32 == 0  # bool [groups]: the group ends a count
     # where the text of each mask ends
-    ends = np.cumsum([len(text) for text in raw])
+    ends = np.array([len(text) for text in raw]).cumsum()
     if not all(raw) or groups.min() < 0 or groups.max() > 63 or not last[ends - 1].all():
         raise BadInput("run lengths whose text is damaged; encode the mask again")
     # first and last group of each count, [T], and the place of each group within its count, [groups]
@@ -64,7 +64,8 @@ def decode_counts(texts: Iterable[str | bytes]) -> list[Ints]:
     # join the five-bit groups; the fifth bit of the last group is the sign
     counts = np.add.reduceat((groups & 31) << (5 * places), starts)
     counts -= (groups[stops] & 16) << (5 * lengths - 4)
-    decoded = np.split(counts, stops.searchsorted(ends[:-1]))
+    bounds = [0, *stops.searchsorted(ends).tolist()]
+    decoded = [counts[begin:end] for begin, end in itertools.pairwise(bounds)]
     # undo the differences: odd counts accumulate from index 1, even ones from index 2 (count 0 is never a base)
     for own in decoded:
         own[1::2].cumsum(out=own[1::2])

@@ -62,17 +62,14 @@ def boundary_ious(results: Sequence[Record], gts: Sequence[Record], ious: Overla
     rows, columns = np.nonzero((ious >= LOWEST_IOU) & objects)
     if not len(rows):
         return ious
-    # each boundary once, however many pairs share it
+    # each boundary once, however many pairs share it; those of the results first
     used, row = np.unique(rows, return_inverse=True)
     gt_used, column = np.unique(columns, return_inverse=True)
-    edges, gt_edges = (
-        boundaries(
-            RunMasks.from_rle((records[i]["segmentation"] for i in index), records[0]["segmentation"]["size"])
-        )
-        for records, index in ((results, used), (gts, gt_used))
-    )
-    common = edges.overlaps(row, gt_edges, column)
-    union = edges.areas()[row] + gt_edges.areas()[column] - common
+    column += len(used)
+    masks = [results[i]["segmentation"] for i in used] + [gts[i]["segmentation"] for i in gt_used]
+    edges = boundaries(RunMasks.from_rle(masks, masks[0]["size"]))
+    areas, common = edges.areas(), edges.overlaps(row, edges, column)
+    union = areas[row] + areas[column] - common
     ious = ious.copy()
     ious[rows, columns] = np.minimum(ious[rows, columns], common / union)
     return ious
