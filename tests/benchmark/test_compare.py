@@ -262,6 +262,7 @@ def _allocations() -> dict[str, Any]:
     return {"little": lambda: take(5), "much": lambda: take(80), "none": peaks.clear}
 
 
+@pytest.mark.slow
 def test_peaks_of_each_step() -> None:
     peaks = peaks_in_own_process(_allocations)
     assert list(peaks) == ["before", "little", "much", "none"]

@@ -119,6 +119,7 @@ def test_row_equals_evaluation(data: Path, weights: dict[str, Path], docs: Path)
     assert str(data) not in json.dumps(row)
 
 
+@pytest.mark.slow
 def test_row_of_a_model_with_changed_fields(data: Path, weights: dict[str, Path], docs: Path) -> None:
     few = measure(data, docs, weights["Ours"], "Few", "--change", "max_detections=1")["rows"]["Few"]
     assert few["changes"] == {"max_detections": 1}
@@ -175,6 +176,7 @@ def test_training_command_has_epochs_that_differ_from_the_recipe() -> None:
     assert train_line({**facts, "epochs": 3}, "a=b").endswith("--data.image_filter a=b --train.epochs 3")
 
 
+@pytest.mark.slow
 def test_page_shows_every_row_and_keeps_text_by_hand(
     data: Path, weights: dict[str, Path], docs: Path
 ) -> None:

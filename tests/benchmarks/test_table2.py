@@ -105,6 +105,7 @@ def test_cells_on_coco_are_their_recipes() -> None:
         table2.recipe_of("b_pixel", "coco", 0, ["max_steps=2"])
 
 
+@pytest.mark.slow
 def test_few_steps_on_coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run two cells that share a model and one that does not, on a tiny set in COCO's layout."""
     make_shapes(tmp_path / "shapes", train=4, val=2, size=64, seed=0)

@@ -189,6 +189,7 @@ class TestConsoles:
     def test_error_with_a_line_break_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert f"{NAME} x.png" in fails(capsys, "predict", f"{NAME}\nx.png", "--weights", "x", "--out", "y")
 
+    @pytest.mark.slow
     def test_file_names_are_read_in_the_c_locale(self, tmp_path: Path) -> None:
         """Test the C locale, where Python decodes file names as ASCII by default."""
         make_shapes(tmp_path, train=1, val=1, size=64, seed=0)

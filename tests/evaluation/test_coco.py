@@ -247,6 +247,7 @@ def test_max_detections_applies_per_image() -> None:
 # --- real images ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 @pytest.mark.parametrize("file", COCO_FILES, ids=lambda path: path.stem)
 def test_equals_pycocotools_on_coco(file: Path, kind: str) -> None:

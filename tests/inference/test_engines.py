@@ -237,7 +237,11 @@ class TestOpenvino:
 
     @pytest.mark.parametrize(
         ("preset", "stride", "dtype"),
-        [("paper", None, torch.float32), ("ijcai21", 4, torch.bfloat16), ("fused", None, torch.bfloat16)],
+        [
+            pytest.param("paper", None, torch.float32, marks=pytest.mark.slow),
+            ("ijcai21", 4, torch.bfloat16),
+            pytest.param("fused", None, torch.bfloat16, marks=pytest.mark.slow),
+        ],
     )
     def test_equals_plain_network(self, preset: str, stride: int | None, dtype: torch.dtype) -> None:
         model = model_of(preset=preset, embed_stride=stride)
@@ -245,12 +249,14 @@ class TestOpenvino:
         for size in [*SIZES[dtype], (288, 320)]:
             assert_same(network(batch_of(size)), plain(model, batch_of(size)), dtype)
 
+    @pytest.mark.slow
     def test_anchors(self) -> None:
         model = model_of(detector="retinanet", preset="ijcai21")
         network = make_network(model, "openvino")
         for size in SIZES[torch.float32]:
             assert_same(network(batch_of(size)), plain(model, batch_of(size)))
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("converted")
     def test_results_survive_the_next_image(self) -> None:
         network = make_network(model_of(), "openvino")
@@ -286,6 +292,7 @@ class TestOpenvino:
         assert len(count) == 2
         assert len(list(converted.iterdir())) == 3
 
+    @pytest.mark.slow
     def test_damaged_cache_file_is_replaced(self, converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (file,) = converted.iterdir()
         count = _count_conversions(monkeypatch)
@@ -297,6 +304,7 @@ class TestOpenvino:
         assert len(count) == 3
         assert list(converted.iterdir()) == [file]
 
+    @pytest.mark.slow
     def test_warns_on_unwritable_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "file").touch()
         monkeypatch.setenv("EMBEDMASK_CACHE", str(tmp_path / "file"))
@@ -305,6 +313,7 @@ class TestOpenvino:
             network: Network = make_network(model, "openvino")
         assert_same(network(batch_of()), plain(model, batch_of()))
 
+    @pytest.mark.slow
     def test_raises_on_wrong_conversion(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         library = pytest.importorskip("openvino")
         model, convert = model_of(), library.convert_model

@@ -69,16 +69,21 @@ def measure(*arguments: str) -> float:
     return float(done.stdout)
 
 
-@pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])
+@pytest.mark.parametrize(
+    "preset",
+    ["ijcai21", *(pytest.param(preset, marks=pytest.mark.slow) for preset in ("paper", "fused"))],
+)
 def test_300_large_instances_on_12_megapixels(preset: str) -> None:
     """Check masks that would take 1 GB as bool crops."""
     assert measure(preset, "300", "0.5", "800x1066", "3000x4000") < 400
 
 
+@pytest.mark.slow
 def test_1000_large_instances_on_a_megapixel() -> None:
     assert measure("paper", "1000", "0.5", "1000x1000", "1000x1000") < 300
 
 
+@pytest.mark.slow
 def test_results_and_drawing() -> None:
     """Check drawing: the image, its copy and a byte per pixel take at most 13 MB per million pixels."""
     assert measure("paper", "300", "0.1", "800x1066", "3000x4000", "results") < 12 * 13 + 100

@@ -304,6 +304,7 @@ def test_pickle(predictor: Predictor, photo: np.ndarray) -> None:
     assert same(copied(photo, 0.0), predictor(photo, 0.0))
 
 
+@pytest.mark.slow
 def test_pickle_to_another_process(predictor: Predictor, photo: np.ndarray) -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         actual = pool.apply(predictor, (photo, 0.0))

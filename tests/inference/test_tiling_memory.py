@@ -41,6 +41,7 @@ def many(count: int) -> tuple[Tensor, Callable[[Sequence[Tensor]], list[Instance
     return image, detect
 
 
+@pytest.mark.slow
 def test_memory_grows_with_objects() -> None:
     """Check 10,000 objects in 23 megapixels, whose dense masks would take 230 GB."""
     image, detect = many(10_000)
@@ -53,6 +54,7 @@ def test_memory_grows_with_objects() -> None:
     assert peak < 100e6
 
 
+@pytest.mark.slow
 def test_memory_of_diagonal_lines() -> None:
     """Check 40 diagonals of 9 megapixels, whose crops would take 360 MB."""
     side, tile, count, width = 3000, 250, 40, 20

@@ -21,6 +21,8 @@ from embedmask.inference.predictor import Predictor
 from embedmask.model.build import build_model
 from embedmask.weights.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow  # the training takes half a minute
+
 SIZE = (64, 64)
 BOXES = [[8.0, 8.0, 40.0, 40.0], [36.0, 30.0, 60.0, 60.0]]
 MODEL = small_baseline(

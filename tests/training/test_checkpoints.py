@@ -64,6 +64,7 @@ def train_without_room(data: Path, out: Path, message: Path) -> None:
             message.write_text(str(error))
 
 
+@pytest.mark.slow
 def test_run_stopped_by_a_full_disk_can_be_resumed(shapes: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit.train(tiny(epochs=1), shapes, out)
