@@ -164,7 +164,7 @@ def test_ablation(cell: str) -> None:
 
 
 def test_finetune() -> None:
-    """The recipe for photographs; docs/train.md gives the measurements behind its values."""
+    """Pin the recipe for photographs; docs/train.md gives the measurements behind its values."""
     recipe = resolve_recipe("finetune", {})
     model, data, train = recipe.model, recipe.data, recipe.train
     assert isinstance(model, ModelConfig)
