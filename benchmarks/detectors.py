@@ -38,12 +38,18 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "fcos, task-aligned": {"assigner": "task_aligned", "box_weight": 2.0},
 }
 """Model fields of each detector."""
+ANCHOR_SIZES = {
+    **dict.fromkeys(SETS, (8, 16, 32, 64, 128)),
+    "photographs": (16, 32, 64, 128, 256),
+}
+"""Anchors of Mask R-CNN by set; `photographs` is the set of photographs.py."""
 SHARED = (
     "backbone",
     "backbone_norm",
     "frozen_stages",
     "image_norm",
     "image_short_side",
+    "image_long_side",
     "channels",
     "max_detections",
 )
@@ -55,7 +61,7 @@ def recipe_of(detector: str, dataset: str, seed: int, steps: int | None = None) 
     base = Recipe.from_yaml(HERE / f"detectors_{dataset}.yaml")
     if detector == BASELINE:
         shared = {name: getattr(base.model, name) for name in SHARED}
-        values = {"kind": BASELINE, "anchor_sizes": [8, 16, 32, 64, 128], **shared}
+        values = {"kind": BASELINE, "anchor_sizes": ANCHOR_SIZES[dataset], **shared}
         model = model_from_dict(values, where=detector)
     else:
         model = override(base.model, DETECTORS[detector], where=detector)

@@ -18,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,10 @@ def training_facts(run: Path) -> Results:
 
 
 def seconds_an_image(
-    predictors: Mapping[str, Predictor], thresholds: Mapping[str, float], dataset: CocoInstances
+    predictors: Mapping[str, Predictor],
+    thresholds: Mapping[str, float],
+    dataset: CocoInstances,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Return the median time of each model, from a decoded image to instances in its frame, seconds per image.
 
@@ -180,9 +183,9 @@ def seconds_an_image(
     for number in range(-1, len(dataset)):
         image = dataset.image(max(number, 0))
         for name, predictor in predictors.items():
-            begin = time.perf_counter()
+            begin = clock()
             predictor.predict_instances([image], score_threshold=thresholds[name])
-            took = time.perf_counter() - begin
+            took = clock() - begin
             if number >= 0:
                 seconds[name].append(took)
     return {name: statistics.median(values) for name, values in seconds.items()}

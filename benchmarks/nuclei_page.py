@@ -64,7 +64,7 @@ def write_page(
     )
 
 
-def around_marks(path: Path) -> tuple[str, str]:
+def around_marks(path: Path, begin: str = BEGIN, end: str = END) -> tuple[str, str]:
     """Return the text before and after the generated part.
 
     Raises:
@@ -72,10 +72,10 @@ def around_marks(path: Path) -> tuple[str, str]:
     """
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     # exactly one begin mark, followed by exactly one end mark
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise BadInput(f"{path}: needs one line {BEGIN!r} and below it one line {END!r}; put them in")
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed or begin in rest or end in before + after:
+        raise BadInput(f"{path}: needs one line {begin!r} and below it one line {end!r}; put them in")
     return before, after
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from embedmask.cli import main
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser, rename_data_fields
+from embedmask.synthetic.dataset import make_shapes
 
 ROOT = Path(__file__).parents[1]
 README, PREDICTING, TRAIN, DATA, FIGURES, MICROSCOPY, PAPER_MAP = (
@@ -79,15 +82,18 @@ def test_commands_parse(line: str) -> None:
 def test_steps_of_docs_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Run every command of docs/train.md in order, on fewer images and for two steps."""
+    """Run every command of docs/train.md in order, on fewer and smaller images and for two steps."""
     monkeypatch.chdir(tmp_path)
-    lines = commands_of(TRAIN)
-    for line in lines:
-        words = shlex.split(line)[1:]
+    make_shapes(tmp_path / "animals", train=4, val=2, size=64)
+    # stands in for the file of the package, with timm's names
+    backbone = timm.create_model("tf_efficientnet_lite0")
+    torch.save(backbone.state_dict(), tmp_path / "efficientnet-lite0-57934424.pth")
+    smaller = {"400": "16", "60": "4", "128": "64", "256": "64", "[224, 256, 288]": "[64]"}
+    for line in commands_of(TRAIN):
+        words = [smaller.get(word, word) for word in shlex.split(line)[1:]]
         if words[0] == "train":
             words += ["--train.epochs", "null", "--train.max_steps", "2", "--train.workers", "0"]
-        smaller = {"400": "16", "60": "4", "128": "64"}
-        words = [smaller.get(word, word) for word in words]
+            words += ["--train.batch_size", "4"]
         assert main(words) == 0, line
     assert "training can start" in capsys.readouterr().out
     for made in (
@@ -95,6 +101,8 @@ def test_steps_of_docs_train(
         "runs/objects/model.safetensors",
         "runs/report/index.html",
         "found/predictions.json",
+        "runs/animals/model.safetensors",
+        "runs/animals_report/index.html",
     ):
         assert (tmp_path / made).is_file(), made
 

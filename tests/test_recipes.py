@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from embedmask import load
 from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe
 from embedmask.config.bundled import recipe_names, resolve_recipe
+from embedmask.synthetic.dataset import make_shapes
+from embedmask.training import fit
 
 ONE = (90_000, (60_000, 80_000))
 THREE = (270_000, (210_000, 250_000))
@@ -52,8 +55,9 @@ WARM_UP = {"fused": ("linear", 1000, 0.001), "fast": ("linear", 1000, 0.001)}
 BIASES = {"fused": (1.0, 1e-4, 0.0), "fast": (1.0, 1e-4, 0.0)}
 """Rate factor and decay of biases, and decay of norms, likewise."""
 OTHERS = {
-    *("nuclei", "nuclei_all", "shapes", "maskrcnn/nuclei", "maskrcnn/nuclei_r50", "maskrcnn/shapes"),
-    *("retinanet/nuclei", "retinanet/shapes", "tal/cats", "tal/nuclei", "tal/shapes"),
+    *("finetune", "nuclei", "nuclei_all", "shapes"),
+    *("maskrcnn/nuclei", "maskrcnn/nuclei_r50", "maskrcnn/shapes"),
+    *("retinanet/nuclei", "retinanet/shapes", "tal/nuclei", "tal/shapes"),
 }
 """Recipes for other data than COCO."""
 
@@ -157,6 +161,36 @@ def test_ablation(cell: str) -> None:
     assert recipe.model == dataclasses.replace(ModelConfig.preset("paper"), **CELLS[cell])
     check_solver(recipe, ONE, 0.01, preset="paper")
     assert recipe.data == resolve_recipe("paper/r50_1x", {}).data
+
+
+def test_finetune() -> None:
+    """Pin the recipe for photographs; docs/train.md gives the measurements behind its values."""
+    recipe = resolve_recipe("finetune", {})
+    model, data, train = recipe.model, recipe.data, recipe.train
+    assert isinstance(model, ModelConfig)
+    assert (model.backbone, model.backbone_norm, model.frozen_stages) == ("resnet18.tv_in1k", "frozen", 2)
+    assert (model.detector, model.box_weight, model.embed_stride) == ("tal", 2.0, None)
+    assert (model.image_short_side, model.image_long_side) == (320, 640)
+    assert (data.short_sides, data.long_side) == ((256, 288, 320, 352, 384), 640)
+    assert (data.flip_horizontal, data.color_jitter, data.repeat) == (0.5, 0.2, 1)
+    assert (train.epochs, train.max_steps, train.batch_size) == (20, None, 8)
+    assert (train.optimizer, train.lr, train.weight_decay, train.schedule) == ("adamw", 0.001, 0.05, "cosine")
+    assert (train.ema_decay, train.clip_norm, train.pretrained, train.keep) == (0.998, 10, True, "best")
+
+
+def test_finetune_trains_a_step(tmp_path: Path) -> None:
+    """Train one step on two images, with another backbone and random weights, and load the model."""
+    changes: dict[str, Any] = {
+        "model": {"backbone": "tf_efficientnet_lite0", "image_short_side": 64},
+        "data": {"short_sides": [64]},
+        "train": {"max_steps": 1, "batch_size": 2, "pretrained": False, "workers": 0},
+    }
+    make_shapes(tmp_path / "data", train=2, val=1, size=64)
+    metrics = fit.train(resolve_recipe("finetune", changes), tmp_path / "data", tmp_path / "out")
+    assert metrics["steps"] == 1
+    model = load(tmp_path / "out" / "model.safetensors")
+    assert model.config.image_mean == (127.5, 127.5, 127.5)  # as the backbone expects
+    assert not any("centerness" in name for name in model.state_dict())
 
 
 def test_recipes_of_the_checkout_are_those_of_the_package() -> None:

@@ -58,7 +58,7 @@ class TestRecipes:
         assert list(lines) == recipe_names()
         assert lines["shapes"].startswith("Synthetic shapes of")
 
-    @pytest.mark.parametrize("name", ["shapes", "paper/r50_1x.yaml", "maskrcnn/nuclei"])
+    @pytest.mark.parametrize("name", ["shapes", "finetune", "paper/r50_1x.yaml", "maskrcnn/nuclei"])
     def test_show_prints_all_fields(
         self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

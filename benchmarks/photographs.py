@@ -1,0 +1,188 @@
+"""Train EmbedMask on two detectors and Mask R-CNN on photographs at equal steps; write a section of docs/results.md.
+
+    python benchmarks/photographs.py --data DIR --pretrained FILE --runs runs/photographs
+    python benchmarks/photographs.py --page --runs runs/photographs
+
+DIR is a data set in COCO format with train and val, FILE has the ImageNet weights of `tf_efficientnet_lite0`, the
+backbone of all three. Images, augmentation and solver are those of `benchmarks/detectors_photographs.yaml`. A run
+writes one JSON file when it is finished and is not repeated; an interrupted one continues at its last checkpoint. If
+all three are finished, time and memory of the models of seed 0 are measured, on one thread. `--steps` changes the
+number of steps; runs of each length are kept apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectors import BASELINE, recipe_of
+from nuclei import memory, seconds_an_image
+from nuclei_page import around_marks
+from table2 import cell_text
+
+from embedmask.config import Recipe, override
+from embedmask.data.coco import CocoInstances
+from embedmask.files import write_json, write_text
+from embedmask.inference.predictor import Predictor
+from embedmask.machine import describe_machine
+from embedmask.training.fit import train
+from embedmask.weights.checkpoint import load_checkpoint
+
+HERE = Path(__file__).parent
+SET = "photographs"
+BEGIN, END = (f"<!-- benchmarks/photographs.py: {mark} -->" for mark in ("begin", "end"))
+MODELS = {"fcos": "EmbedMask, `fcos`", "tal": "EmbedMask, `tal`", BASELINE: "Mask R-CNN"}
+"""Detectors of `detectors.py`, and their names on the page."""
+METRICS = {
+    "segm/AP": "mask AP",
+    "segm/AP50": "AP50",
+    "segm/AP75": "AP75",
+    "segm/AP90": "AP90",
+    "boundary/AP": "boundary AP",
+    "bbox/AP": "box AP",
+}
+
+
+def recipe(detector: str, seed: int, pretrained: Path | None, steps: int | None = None) -> Recipe:
+    """Return the recipe of a model with the seed, a file of weights and, if given, another number of steps."""
+    whole = recipe_of(detector, SET, seed, steps)
+    if pretrained is None:
+        return whole
+    return replace(whole, train=override(whole.train, {"pretrained": str(pretrained)}, where="--pretrained"))
+
+
+def folder_of(runs: Path, steps: int | None) -> Path:
+    """Return the folder of all runs of a length, `steps` or that of the recipe."""
+    return runs / f"{steps or recipe('fcos', 0, None).train.max_steps}_steps"
+
+
+def run(folder: Path, data: Path, recipes: dict[str, Recipe]) -> None:
+    """Train the models that have no result yet; the keys of `recipes` are NAME_SEED."""
+    for name, own in recipes.items():
+        file, work = folder / f"{name}.json", folder / name
+        if file.exists():
+            continue
+        resume, cpu = (work / "recipe.yaml").is_file(), time.process_time()
+        metrics = train(own, data, work, device="cpu", resume=resume)
+        minutes = (time.process_time() - cpu) / 60
+        checkpoint = load_checkpoint(work / "model.safetensors")
+        facts = {
+            # an interrupted run has several processes, of which this is the last
+            "core_minutes": None if resume else minutes,
+            "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+            "score_threshold": checkpoint.config.score_thresholds()[0],
+            "machine": describe_machine(torch.device("cpu")),
+        }
+        write_json(file, {**metrics, **facts})
+        logging.info("%s: mask AP %.4f, boundary AP %.4f", name, metrics["segm/AP"], metrics["boundary/AP"])
+
+
+def measure_speed(folder: Path, data: Path) -> None:
+    """Write CPU milliseconds an image and memory of the models of seed 0 to `speed.json`."""
+    files = {name: folder / f"{name}_0" / "model.safetensors" for name in MODELS}
+    if (folder / "speed.json").exists() or not all(path.is_file() for path in files.values()):
+        return
+    dataset = CocoInstances.open(data, "val")
+    thresholds = {name: load_checkpoint(path).config.score_thresholds()[0] for name, path in files.items()}
+    predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
+    seconds = seconds_an_image(predictors, thresholds, dataset, clock=time.process_time)
+    result = {
+        "cpu_ms": {name: 1000 * value for name, value in seconds.items()},
+        "memory_mb": {name: memory(path, dataset, thresholds[name]) for name, path in files.items()},
+        "images": len(dataset),
+        "machine": describe_machine(torch.device("cpu")),
+    }
+    write_json(folder / "speed.json", result)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, or nothing where it is missing."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content
+
+
+def section(folder: Path, seeds: int) -> str:
+    """Return the table of the finished runs, and the sentences below it."""
+    results = {
+        name: [own for seed in range(seeds) if (own := read(folder / f"{name}_{seed}.json"))]
+        for name in MODELS
+    }
+    if not any(results.values()):
+        return "No run is finished yet, so there is no table."
+    speed = read(folder / "speed.json")
+    columns = ["", "seeds", *METRICS.values(), "parameters", "core minutes", "CPU ms an image", "peak MB"]
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    for name, title in MODELS.items():
+        own = results[name]
+        cells = [title, str(len(own)), *(cell(own, metric) for metric in METRICS)]
+        cells += [f"{own[0]['parameters'] / 1e6:.1f} M" if own else "-", minutes_text(own)]
+        cells += [number(speed, "cpu_ms", name)]
+        cells += [number(speed.get("memory_mb", {}), name, "images")]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = (speed or next(own[0] for own in results.values() if own))["machine"]
+    where = f"{machine['processor']} ({', '.join(machine['processor_units'])})"
+    commits = sorted({own["machine"]["commit"] or "unknown" for runs in results.values() for own in runs})
+    lines += ["", f"Machine: {where}, one thread, torch {machine['torch']}; commit {', '.join(commits)}."]
+    return "\n".join(lines)
+
+
+def cell(results: list[dict[str, Any]], metric: str) -> str:
+    """Return a metric in AP points: of one seed, or mean and standard deviation of several."""
+    return f"{100 * results[0][metric]:.1f}" if len(results) == 1 else cell_text(results, metric)
+
+
+def minutes_text(results: list[dict[str, Any]]) -> str:
+    """Return the mean core minutes of the uninterrupted runs."""
+    minutes = [own["core_minutes"] for own in results if own["core_minutes"] is not None]
+    return f"{sum(minutes) / len(minutes):.0f}" if minutes else "-"
+
+
+def number(values: dict[str, Any], *path: str) -> str:
+    """Return a nested value as a whole number, or a dash where it is missing."""
+    found: Any = values
+    for key in path:
+        found = (found or {}).get(key)
+    return "-" if found is None else f"{found:.0f}"
+
+
+def main() -> None:
+    """Parse the command line, then train or write the section."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--page", action="store_true", help="write the section instead of training")
+    parser.add_argument("--data", type=Path, help="folder with train.json, val.json and images/")
+    parser.add_argument(
+        "--pretrained", type=Path, help="weights of the backbone; default: downloaded by timm"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/photographs"))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="steps of each run; default: as in the recipe")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "results.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = folder_of(args.runs, args.steps)
+    if args.page:
+        before, after = around_marks(args.out, BEGIN, END)
+        write_text(args.out, f"{before}{BEGIN}\n{section(folder, args.seeds)}\n{END}{after}")
+        return
+    if args.data is None:
+        parser.error("--data DIR is missing")
+    recipes = {
+        f"{name}_{seed}": recipe(name, seed, args.pretrained, args.steps)
+        for seed in range(args.seeds)
+        for name in MODELS
+    }
+    run(folder, args.data, recipes)
+    measure_speed(folder, args.data)
+
+
+if __name__ == "__main__":
+    main()

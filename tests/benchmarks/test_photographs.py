@@ -1,0 +1,100 @@
+"""The script photographs.py: equal images and solvers, runs that resume, and the section of unfinished runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripts import BENCHMARKS, load_script
+from small_models import small_baseline, small_config
+from tiny_run import tiny
+
+from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe
+from embedmask.synthetic.dataset import make_shapes
+
+sys.path.append(str(BENCHMARKS))  # its scripts import each other
+photographs = load_script("photographs")
+
+
+def test_models_differ_in_the_detector_alone() -> None:
+    recipes = {name: photographs.recipe(name, 3, Path("lite0.pth"), steps=7) for name in photographs.MODELS}
+    assert len({(own.data, own.train) for own in recipes.values()}) == 1
+    train = recipes["tal"].train
+    assert (train.seed, train.max_steps, train.pretrained) == (3, 7, "lite0.pth")
+    fcos, baseline = recipes["fcos"].model, recipes["maskrcnn"].model
+    assert isinstance(fcos, ModelConfig)
+    assert replace(recipes["tal"].model, detector="fcos", box_weight=1.0) == fcos
+    assert isinstance(baseline, MaskRCNNConfig)
+    for name in ("backbone", "image_short_side", "image_long_side", "channels", "max_detections"):
+        assert getattr(baseline, name) == getattr(fcos, name)
+    # torchvision's anchors, halved
+    assert baseline.anchor_sizes == (16, 32, 64, 128, 256)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Train three small networks, of which one stopped after its first step; return the runs and the data."""
+    folder = tmp_path_factory.mktemp("photographs")
+    data, runs = folder / "data", folder / "2_steps"
+    make_shapes(data, train=4, val=2, size=64)
+    models = {"fcos": small_config(), "tal": small_config(detector="tal"), "maskrcnn": small_baseline()}
+
+    def recipes(steps: int) -> dict[str, Recipe]:
+        train = tiny(max_steps=steps, epochs=None)
+        return {f"{name}_0": replace(train, model=model) for name, model in models.items()}
+
+    photographs.run(runs, data, {"tal_0": recipes(1)["tal_0"]})
+    (runs / "tal_0.json").unlink()
+    photographs.run(runs, data, recipes(2))
+    photographs.measure_speed(runs, data)
+    return runs, data
+
+
+@pytest.mark.slow
+def test_runs_are_measured_once(finished: tuple[Path, Path]) -> None:
+    runs, data = finished
+    results = {name: json.loads((runs / f"{name}_0.json").read_text()) for name in photographs.MODELS}
+    for own in results.values():
+        assert own["steps"] == 2
+        assert set(photographs.METRICS) <= set(own)
+        assert own["parameters"] > 100_000
+    # the time of an interrupted run is unknown
+    assert [own["core_minutes"] is None for own in results.values()] == [False, True, False]
+    speed = json.loads((runs / "speed.json").read_text())
+    assert speed["images"] == 2
+    assert all(speed["cpu_ms"][name] > 1 for name in results)
+    assert all(speed["memory_mb"][name]["images"] > 50 for name in results)
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
+    photographs.run(runs, data, {f"{name}_0": tiny() for name in results})
+    photographs.measure_speed(runs, data)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_section_of_finished_runs(finished: tuple[Path, Path]) -> None:
+    lines = photographs.section(finished[0], seeds=1).splitlines()
+    assert [line.partition(" |")[0] for line in lines[2:5]] == [f"| {t}" for t in photographs.MODELS.values()]
+    assert lines[3].split(" | ")[-3] == "-"
+    assert "one thread" in lines[-1]
+
+
+def test_section_of_unfinished_runs(tmp_path: Path) -> None:
+    assert "no table" in photographs.section(tmp_path, seeds=1)
+    for seed, value in enumerate((0.2, 0.4)):
+        own = {**dict.fromkeys(photographs.METRICS, value), "parameters": 2_000_000, "core_minutes": 10.0}
+        machine = {"processor": "P", "processor_units": ["avx2"], "torch": "2", "commit": "abc"}
+        (tmp_path / f"fcos_{seed}.json").write_text(json.dumps({**own, "machine": machine}))
+    text = photographs.section(tmp_path, seeds=2)
+    assert "| EmbedMask, `fcos` | 2 | 30.0 ± 14.1 |" in text
+    assert "| 2.0 M | 10 | - | - |" in text
+    assert "| Mask R-CNN | 0 | - | - |" in text
+    assert text.endswith("Machine: P (avx2), one thread, torch 2; commit abc.")
+
+
+def test_lengths_are_kept_apart(tmp_path: Path) -> None:
+    own = photographs.folder_of(tmp_path, None)
+    assert own == tmp_path / f"{photographs.recipe('tal', 0, None).train.max_steps}_steps"
+    assert photographs.folder_of(tmp_path, 3) != own
