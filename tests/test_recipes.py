@@ -57,7 +57,7 @@ BIASES = {"fused": (1.0, 1e-4, 0.0), "fast": (1.0, 1e-4, 0.0)}
 OTHERS = {
     *("finetune", "nuclei", "nuclei_all", "shapes"),
     *("maskrcnn/nuclei", "maskrcnn/nuclei_r50", "maskrcnn/shapes"),
-    *("retinanet/nuclei", "retinanet/shapes", "tal/nuclei", "tal/shapes"),
+    *("retinanet/nuclei", "retinanet/shapes", "retinanet/cats", "tal/nuclei", "tal/shapes", "tal/cats"),
 }
 """Recipes for other data than COCO."""
 
