@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from time import sleep
 from typing import Any
 
 import gradio as gr
@@ -281,4 +283,7 @@ def serve(
         except OSError as error:
             raise BadInput(f"demo: {error}; choose another --port or --host") from None
         announce(address)
-        blocks.block_thread()
+        with suppress(KeyboardInterrupt):
+            while True:
+                sleep(0.2)
+        blocks.close(verbose=False)  # unlike gradio's own handler, this ends the connections of open pages first
