@@ -83,7 +83,9 @@ def textured(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArr
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-APERIO = "Aperio Image Library v11.2.1 \r\n{1}x{0} [0,0 {1}x{0}] (64x64) JPEG/RGB Q=95|AppMag = 20|MPP = 0.4990"
+APERIO = (
+    "Aperio Image Library v11.2.1 \r\n{1}x{0} [0,0 {1}x{0}] (64x64) JPEG/RGB Q=95|AppMag = 20|MPP = 0.4990"
+)
 """Description of the pages of an SVS file, with height and width."""
 
 

@@ -165,7 +165,9 @@ class Plane:
         if not self.has_codec:
             raise BadChoice(self.missing_codec())
         if not self.decodable:
-            raise OSError(f"values of {self.key.bitspersample} bits cannot be decoded: save it with 8 or 16 bits")
+            raise OSError(
+                f"values of {self.key.bitspersample} bits cannot be decoded: save it with 8 or 16 bits"
+            )
         try:
             values = self._decode()
         except Exception as error:  # decoders raise any exception on damaged files

@@ -208,12 +208,9 @@ class Predictor(Shared):
             BadInput: not an image (the message names it), a threshold outside 0..1, `max_detections` below 1, tiles
                 that are too small or overlap too much, or embeddings of a model without any.
         """
-        if embeddings and not self.model.config.has_embeddings:
-            title = model_type_of(self.model.config).title
-            raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
-        request = self._request(self._score_thresholds(score_threshold), max_detections, tile, overlap)
-        reading = self.model.config.reading().changed(page, channels, level)
-        request = replace(request, reading=reading, embeddings=embeddings)
+        thresholds = self._score_thresholds(score_threshold)
+        request = self._request(thresholds, max_detections, tile, overlap, embeddings=embeddings)
+        request = replace(request, reading=self.model.config.reading().changed(page, channels, level))
 
         def as_detections(result: ImageResult) -> sv.Detections:
             assert result.instances is not None
@@ -246,6 +243,7 @@ class Predictor(Shared):
         page: int | None = None,
         channels: Sequence[int] | None = None,
         level: int = 0,
+        embeddings: bool = False,
     ) -> Iterator[ImageResult]:
         """Yield the instances of many images in order; images are read and resized in the background.
 
@@ -255,13 +253,13 @@ class Predictor(Shared):
             batch_size: images per batch; None: the default of the device. Only images that are padded to the same frame
                 share a batch, because padding changes the statistics of GroupNorm.
             skip_broken: whether an unreadable image becomes a result with an `error` instead of raising it.
+            embeddings: also return the pixel embedding of each image, without tiles.
 
         Raises:
             BadInput: as `__call__`, or a batch size below 1.
         """
-        request = self._request(
-            self._score_thresholds(score_threshold), max_detections, tile, overlap, batch_size
-        )
+        thresholds = self._score_thresholds(score_threshold)
+        request = self._request(thresholds, max_detections, tile, overlap, batch_size, embeddings=embeddings)
         request = replace(request, reading=self.model.config.reading().changed(page, channels, level))
         return self._stream(images, request, skip_broken=skip_broken)
 
@@ -301,7 +299,12 @@ class Predictor(Shared):
         tile: int | None = None,
         overlap: int = 0,
         batch_size: int | None = None,
+        *,
+        embeddings: bool = False,
     ) -> Request:
+        if embeddings and not self.model.config.has_embeddings:
+            title = model_type_of(self.model.config).title
+            raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
         if tile is not None:
             check_tiles(tile, overlap)
         if batch_size is not None and batch_size < 1:
@@ -310,8 +313,10 @@ class Predictor(Shared):
         postprocess = postprocessor_of_request(
             self.model.config, lowest, max_detections, parts=tile is not None
         )
-        batch_size = batch_size or self.batch_size
-        return Request(postprocess, score_thresholds or (), max_detections, tile, overlap, batch_size)
+        return Request(
+            postprocess, score_thresholds or (), max_detections, tile, overlap,
+            batch_size or self.batch_size, embeddings=embeddings,
+        )  # fmt: skip
 
     def _stream(
         self, images: Iterable[ImageSource], request: Request, *, skip_broken: bool = False
