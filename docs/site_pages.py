@@ -35,8 +35,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Adapt the links of the pages in docs/ that lead outside it."""
-    return markdown.replace("](../models/", "](models/")
+    """Adapt the links of the pages in docs/ that lead outside it, and separate lists from the line above."""
+    return separate_lists(markdown.replace("](../models/", "](models/"))
+
+
+def separate_lists(markdown: str) -> str:
+    """Insert the empty line that Python-Markdown needs before a list below a paragraph; GitHub does not need it."""
+    lines: list[str] = []
+    in_code = False
+    for line in markdown.split("\n"):
+        above = lines[-1] if lines else ""
+        is_paragraph = above[:1].strip() and not re.match(r"(- |\d+\. |#|```)", above)
+        if is_paragraph and not in_code and re.match(r"(- |1\. )", line):
+            lines.append("")
+        in_code ^= line.startswith("```")
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, **_: object) -> None:

@@ -114,7 +114,7 @@ def write_svs(path: Path, values: Values, levels: int = 3, **options: Any) -> No
 
 
 def write_ndpi(path: Path, values: Values, levels: int = 3) -> list[Values]:
-    """Write the layout of Hamamatsu's NDPI: one JPEG per page, whose restart intervals serve as tiles, and a macro image.
+    """Write the layout of Hamamatsu's NDPI: one JPEG per page, whose restart intervals are its tiles; a macro image.
 
     Directories have 64-bit offsets, and the high halves of their values at their end.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from pyramids import textured, write_ndpi, write_ome_tiff, write_svs
+from pyramids import write_ndpi, write_ome_tiff, write_svs
 
 from embedmask.config.reading import ReadOptions
 from embedmask.data.images import open_slide, read_extent, read_image

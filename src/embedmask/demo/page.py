@@ -36,7 +36,11 @@ HINT = "Click an object: its probability map, its margin, its embedding among th
 PROGRESS = gr.Progress()
 Update = dict[Any, Any]
 """Component -> new value."""
-CSS = "footer {display: none !important} .view {min-height: 100px}"
+CSS = """
+footer {display: none !important}
+.view {min-height: 100px}
+#examples .grid-wrap {min-height: 0}
+"""
 
 
 class Page:
