@@ -182,7 +182,7 @@ class Predictor(Shared):
 
         Args:
             source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
-                (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
+                (or RGBA, or gray [H, W]), or tensor uint8 RGB [3, H, W].
             score_threshold: minimum score, 0..1; a sequence has one per class, a mapping one by class name. None: the
                 model's `default_score_threshold`.
             max_detections: maximum number of detections per image; None: as in the model's config.
@@ -190,15 +190,15 @@ class Predictor(Shared):
                 resized like an image. `max_detections` then applies to the whole image (None: no limit), and each tile
                 returns at least as many detections as the model's config allows. None: no tiles.
                 Pyramids and OME-Zarr are then read by windows.
-            overlap: overlap of neighbouring tiles, px.
+            overlap: overlap of neighboring tiles, px.
             embeddings: add `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
                 [R, 1 or D]; and, without tiles, `metadata["pixel_embed"]`, float32 [D, h, w] of the padded frame, with
                 `metadata["pixel_stride"]`, px per cell, and `metadata["network_size"]`, the image's (height, width)
                 in that frame. `embedmask.inference.explain` draws on them.
             page: page of a TIFF stack or frame of an animation, from 0; None: as in the model's config, else the first.
                 It applies to files and their bytes, not to open images.
-            channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: as in the model's
-                config, else the colours of a colour image or the first channel.
+            channels: one channel of a file to read as gray, or three as R, G and B, from 0; None: as in the model's
+                config, else the colors of a color image or the first channel.
             level: level of a pyramid, from 0, the full resolution; boxes and masks are in the frame of the level.
 
         Returns:
@@ -302,21 +302,17 @@ class Predictor(Shared):
         *,
         embeddings: bool = False,
     ) -> Request:
-        if embeddings and not self.model.config.has_embeddings:
-            title = model_type_of(self.model.config).title
-            raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
+        config = self.model.config
+        if embeddings and not config.has_embeddings:
+            raise BadInput(f"embeddings: {model_type_of(config).title} has none; pass embeddings=False")
         if tile is not None:
             check_tiles(tile, overlap)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: use at least 1")
         lowest = None if score_thresholds is None else min(score_thresholds)
-        postprocess = postprocessor_of_request(
-            self.model.config, lowest, max_detections, parts=tile is not None
-        )
-        return Request(
-            postprocess, score_thresholds or (), max_detections, tile, overlap,
-            batch_size or self.batch_size, embeddings=embeddings,
-        )  # fmt: skip
+        postprocess = postprocessor_of_request(config, lowest, max_detections, parts=tile is not None)
+        sizes = max_detections, tile, overlap, batch_size or self.batch_size
+        return Request(postprocess, score_thresholds or (), *sizes, embeddings=embeddings)
 
     def _stream(
         self, images: Iterable[ImageSource], request: Request, *, skip_broken: bool = False
@@ -359,8 +355,7 @@ class Predictor(Shared):
             height, width = item.frame
             return max(min(request.batch_size, CPU_BATCH_PIXELS // (height * width)), 1)
 
-        solved: dict[int, LoadedImage] = {}
-        place = 0
+        solved, place = dict[int, LoadedImage](), 0
         window = WINDOW * request.batch_size
         for batch in make_batches(items, batch_size=batch_size, max_items=window, max_bytes=WINDOW_BYTES):
             solved |= zip(batch, self._solve(list(batch.values()), request), strict=True)
