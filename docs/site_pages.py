@@ -35,8 +35,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Adapt the links of the pages in docs/ that lead outside it."""
-    return markdown.replace("](../models/", "](models/")
+    """Adapt the links of the pages in docs/ that lead outside it, and separate lists and tables from the line above."""
+    return separate_lists(markdown.replace("](../models/", "](models/"))
+
+
+def separate_lists(markdown: str) -> str:
+    """Insert the empty line that Python-Markdown needs before a list or table; GitHub does not need it."""
+    lines, in_code = [""], False
+    for line in markdown.split("\n"):
+        # beginnings of the line above that belong to the same list or table, or end the paragraph
+        goes_on = r"\||$" if line.startswith("|") else r"[ #]|- |\d+\. |$"
+        if not in_code and re.match(r"- |1\. |\|", line) and not re.match(goes_on, lines[-1]):
+            lines.append("")
+        in_code ^= line.startswith("```")
+        lines.append(line)
+    return "\n".join(lines[1:])
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, **_: object) -> None:

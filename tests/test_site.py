@@ -1,6 +1,7 @@
 """The documentation site builds without warnings; its links lead somewhere, and its pages fit a phone."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -71,6 +72,12 @@ def test_no_page_requests_other_hosts(site):
         text = path.read_text(encoding="utf-8")
         assert 'src="http' not in text, path.name
         assert "fonts.googleapis" not in text, path.name
+
+
+def test_no_list_or_table_is_left_in_a_paragraph(site):
+    for path in site.rglob("*.html"):
+        text = re.sub(r"<pre>.*?</pre>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert re.findall(r"(?m)^(?:<p>|<li>)?(?:- |1\. |\|).*", text) == [], path.name
 
 
 def test_llms_txt_lists_every_page_of_the_navigation(site):

@@ -14,9 +14,10 @@ import torch
 from predictors import NAMES, predictor_config
 
 from embedmask import EmbedMask, Predictor
+from embedmask.inference.explain import explain
 from embedmask.masks import RunMasks
 from embedmask.napari import layers as plugin
-from embedmask.napari.layers import Plane, labels_layer, pixel_embedding, principal_colors
+from embedmask.napari.layers import Plane, labels_layer
 from embedmask.structures import Instances
 from embedmask.weights.checkpoint import save
 
@@ -54,10 +55,9 @@ def photo(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
 
 def run(widget: Any) -> int:
     """Click the button and wait; return how often the event loop ran meanwhile."""
-    from qtpy.QtCore import QTimer
-    from qtpy.QtWidgets import QApplication
+    from qtpy.QtCore import QEventLoop, QTimer
 
-    ticks = []
+    ticks, loop = [], QEventLoop()
     timer = QTimer()
     timer.timeout.connect(lambda: ticks.append(1))
     timer.start(1)
@@ -65,7 +65,8 @@ def run(widget: Any) -> int:
     assert not widget.run.enabled, "a second run could start"
     end = time.monotonic() + 60
     while not widget.run.enabled:
-        QApplication.processEvents()
+        # that of QApplication, in PySide6 6.12, takes a reference of None with each call, until Python aborts
+        loop.processEvents()
         assert time.monotonic() < end
     return len(ticks)
 
@@ -167,24 +168,26 @@ def test_selected_image_is_chosen(viewer: Any) -> None:
     assert widget.image.value is second
 
 
-def test_embedding_lies_over_the_image(weights: Path) -> None:
-    """A cell of the embedding covers the pixels that the network sees there."""
-    predictor = Predictor.load(weights)
-    image = torch.from_numpy(np.stack([photo(10, 12)] * 3))
-    embed, (y, x) = pixel_embedding(predictor, image)
-    assert (embed.shape[1] - 1) * y < 80 <= embed.shape[1] * y
-    assert (embed.shape[2] - 1) * x < 96 <= embed.shape[2] * x
-
-
-def test_principal_colors() -> None:
-    # a gradient along one direction of the embedding, a weaker one along another
-    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
-    colors = principal_colors(torch.stack([x * 2, x, y * 0.1, torch.zeros(20, 30)]))
-    assert colors.shape == (20, 30, 3)
-    np.testing.assert_allclose(colors[0, :, 0], np.linspace(0, 255, 30).round(), atol=9)
-    assert (np.diff(colors[:, 0, 1].astype(int)) >= 0).all()
-    assert colors[:, 0, 1].max() == 255
-    assert not principal_colors(torch.stack([x]))[..., 1:].any()
+def test_embedding_is_that_of_the_prediction(weights: Path) -> None:
+    """One run of the network returns both; a cell of the embedding covers the pixels that the network sees there."""
+    predictor, image = plugin.load_predictor(str(weights)), photo(10, 12)
+    calls, network = [], predictor.network
+    predictor.network = lambda *args, **options: calls.append(1) or network(*args, **options)
+    plane = Plane(image, (), False, "a", (0.5, 0.5), (3.0, 4.0))
+    layers = plugin.detect_layers(plane, str(weights), score_threshold=0.4, tile=128, embedding=True)
+    plugin.load_predictor.cache_clear()
+    assert len(calls) == 1
+    (labels, _, _), (colors, options, kind) = layers
+    explained = explain(Predictor.load(weights), np.stack([image] * 3, -1), 0.4)
+    embed = explained.pixels.embed[:, : colors.shape[0], : colors.shape[1]]
+    coordinates = explained.projection.coordinates(embed)
+    np.testing.assert_array_equal(colors, explained.projection.colors(coordinates))
+    assert (kind, options["rgb"]) == ("image", True)
+    assert labels.any()
+    for cells, scale, side in zip(colors.shape, options["scale"], image.shape, strict=False):
+        assert (cells - 1) * scale < side * 0.5 <= cells * scale
+    tiled = plugin.detect_layers(plane, str(weights), score_threshold=0.4, tile=128, embedding=False)
+    np.testing.assert_array_equal(tiled[0][0], labels)
 
 
 def test_first_object_keeps_shared_pixels() -> None:

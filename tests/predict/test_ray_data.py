@@ -80,32 +80,40 @@ def test_two_workers_equal_one_process(images: Path, weights: Path, tmp_path: Pa
 
 
 class DiesOnce(PredictBatch):
-    """A worker that is lost during its first batch, and not again after its restart."""
+    """A worker that is lost with the results of its second batch; its replacement goes on."""
+
+    def __init__(self, *args: Any, options: dict[str, Any], **rest: Any) -> None:
+        self.folder, self.batches = Path(options["folder"]), 0
+        super().__init__(*args, options={key: options[key] for key in options if key != "folder"}, **rest)
 
     def __call__(self, batch: Batch) -> Batch:
-        mark = Path(self.options.pop("mark"))
-        if not mark.exists():
-            mark.touch()
+        results = super().__call__(batch)
+        self.batches += 1
+        (self.folder / f"{os.getpid()}_{self.batches}").touch()
+        if self.batches == 2:
+            try:
+                (self.folder / "died").touch(exist_ok=False)
+            except FileExistsError:
+                return results
             os._exit(1)
-        self.options["mark"] = mark
-        options, self.options = self.options, {k: v for k, v in self.options.items() if k != "mark"}
-        try:
-            return super().__call__(batch)
-        finally:
-            self.options = options
+        return results
 
 
 def test_lost_worker_changes_nothing(
     images: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, mark = sorted(images.iterdir()), tmp_path / "died"
+    paths, folder = sorted(images.iterdir()), tmp_path / "batches"
+    folder.mkdir()
     monkeypatch.setattr("embedmask.predict.ray_data.PredictBatch", DiesOnce)
-    dataset = predict_dataset(
-        dataset_of(paths), weights, workers=2, batch_size=3, load=LOAD, options={**OPTIONS, "mark": str(mark)}
-    )
-    results = by_path(dataset.take_all())
-    assert mark.exists()
-    assert results == expected(paths, weights)
+    options = {**OPTIONS, "folder": str(folder)}
+    dataset = predict_dataset(dataset_of(paths), weights, workers=2, batch_size=1, load=LOAD, options=options)
+    rows = dataset.take_all()
+    assert len(rows) == len(paths)
+    assert by_path(rows) == expected(paths, weights)
+    assert (folder / "died").exists()
+    finished = [path.name.split("_")[0] for path in folder.glob("*_*")]
+    assert len(finished) > len(paths), "no batch was predicted again"
+    assert len(set(finished)) > 1, "no other process went on"
 
 
 def test_interrupted_job_continues_from_its_checkpoint(images: Path, weights: Path, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from math import prod
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.TiffImagePlugin import COMPRESSION_INFO
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC, PLANARCONFIG, TIFF, TiffFile, TiffPageSeries
 
 from embedmask.config.reading import ReadOptions
@@ -24,6 +26,10 @@ CONVERTED = tuple(
     PHOTOMETRIC[name] for name in ("PALETTE", "SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")
 )
 """Colour spaces that Pillow converts to RGB."""
+SLIDES = ("svs", "ndpi", "bif")
+"""tifffile's kinds of slides ..."""
+COMPANIONS = ("Thumbnail", "Label", "Macro", "Map")
+"""... and its names of their images that are no part of the tissue."""
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 ORIENTATION = 274
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)
@@ -94,16 +100,29 @@ class Plane:
     @property
     def decodable(self) -> bool:
         """Return whether tifffile can decode the plane without further packages."""
+        return self.has_codec and self.key.bitspersample % 8 == 0 and self.key.dtype is not None
+
+    @property
+    def has_codec(self) -> bool:
+        """Return whether tifffile can decompress the plane without further packages."""
         key = self.key
-        known = key.compression in TIFF.DECOMPRESSORS and key.predictor in TIFF.UNPREDICTORS
-        return known and key.bitspersample % 8 == 0 and key.dtype is not None
+        return key.compression in TIFF.DECOMPRESSORS and key.predictor in TIFF.UNPREDICTORS
+
+    def missing_codec(self) -> str:
+        """Return a line about a compression that tifffile cannot decode."""
+        installed = find_spec("imagecodecs") is not None
+        fix = "save it uncompressed or with deflate" if installed else "pip install 'embedmask[microscopy]'"
+        name = COMPRESSION(self.key.compression).name
+        return f"compressed as {name}, which cannot be decoded{'' if installed else ' without imagecodecs'}: {fix}"
 
     @property
     def for_pillow(self) -> bool:
         """Return whether Pillow is the reader to use: it loses nothing, or no other reader can decode the plane."""
         key = self.key
-        if self.index is None or key.photometric in CONVERTED:
-            return self.index is not None
+        if self.index is None or key.compression not in COMPRESSION_INFO:
+            return False
+        if key.photometric in CONVERTED:
+            return True
         # with 16 bits, Pillow needs interleaved samples without premultiplied alpha
         in_pixels = key.planarconfig == PLANARCONFIG.CONTIG and EXTRASAMPLE.ASSOCALPHA not in key.extrasamples
         if not self.decodable:
@@ -124,11 +143,8 @@ class Plane:
         key = self.key
         is_jpeg = key.photometric == PHOTOMETRIC.YCBCR and key.compression != COMPRESSION.NONE
         plain = key.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB)
-        if not self.decodable and key.bitspersample % 8 == 0:
-            raise BadChoice(
-                f"compressed as {COMPRESSION(key.compression).name}, which tifffile decodes by windows only with "
-                "imagecodecs: pip install 'embedmask[microscopy]'"
-            )
+        if not self.has_codec and key.bitspersample % 8 == 0:
+            raise BadChoice(self.missing_codec())
         return self.decodable and self.orientation == 1 and (plain or is_jpeg)
 
     @property
@@ -143,13 +159,14 @@ class Plane:
             upright: rotate it by its EXIF orientation.
 
         Raises:
-            OSError: the compression is not supported, or the file is truncated or damaged.
+            BadChoice: the compression is not supported, or needs a package that is not installed.
+            OSError: the number format is not supported, or the file is truncated or damaged.
         """
+        if not self.has_codec:
+            raise BadChoice(self.missing_codec())
         if not self.decodable:
-            name = COMPRESSION(self.key.compression).name
             raise OSError(
-                f"{self.key.samplesperpixel} values a pixel of {self.key.bitspersample} bits, compressed as {name}, "
-                "cannot be decoded: save it uncompressed or with deflate"
+                f"values of {self.key.bitspersample} bits cannot be decoded: save it with 8 or 16 bits"
             )
         try:
             values = self._decode()
@@ -206,7 +223,7 @@ class Stack:
     """Planes of an open TIFF file, by page and channel.
 
     A page is one plane, or the planes that differ only in the channel axis of OME, ImageJ or other metadata. Reduced
-    copies of a page, as in pyramids, are not pages.
+    copies of a page, as in pyramids, are not pages, nor are the label and the overview of a slide.
 
     Attributes:
         rows: planes of each page: one per channel, or a single one with all channels as samples.
@@ -221,7 +238,7 @@ class Stack:
         self.rows: list[list[Plane]] = []
         try:
             self._file = TiffFile(file)
-            full = [series for series in self._file.series if not series.keyframe.is_reduced]
+            full = [series for series in self._file.series if not is_companion(series)]
             for series in full or self._file.series:
                 table = plane_numbers(series.axes, series.shape).tolist()
                 self.rows += [[Plane(series, number) for number in row] for row in table]
@@ -264,6 +281,11 @@ class Stack:
         if level == 0:
             return chosen
         return [(replace(plane, series=plane.series.levels[level]), sample) for plane, sample in chosen]
+
+
+def is_companion(series: TiffPageSeries) -> bool:
+    """Return whether a series is a reduced copy of another, or the thumbnail, label or overview of a slide."""
+    return bool(series.keyframe.is_reduced) or (series.kind in SLIDES and series.name in COMPANIONS)
 
 
 def plane_numbers(axes: str, shape: Sequence[int]) -> NDArray[np.int64]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from time import sleep
 from typing import Any
 
 import gradio as gr
@@ -30,10 +32,15 @@ FORMATS: dict[Format, str] = {
 TILE = 1536
 """Default side of tiles, px, of models that do not resize images."""
 START = "Drop an image, or choose an example."
+HINT = "Click an object: its probability map, its margin, its embedding among the others."
 PROGRESS = gr.Progress()
 Update = dict[Any, Any]
 """Component -> new value."""
-CSS = "footer {display: none !important}"
+CSS = """
+footer {display: none !important}
+.view {min-height: 100px}
+#examples .grid-wrap {min-height: 0}
+"""
 
 
 class Page:
@@ -62,7 +69,7 @@ class Page:
             with gr.Row():
                 self.file = gr.File(label="Image", height=170, min_width=300, elem_id="file")
                 self.examples = gr.Gallery(
-                    list(EXAMPLES), label="Examples", columns=4, height=170, allow_preview=False,
+                    list(EXAMPLES), show_label=False, columns=len(EXAMPLES), height="auto", allow_preview=False,
                     buttons=[], interactive=False, visible=predictor.class_names == ["nucleus"],
                     min_width=300, object_fit="contain", elem_id="examples",
                 )  # fmt: skip
@@ -108,7 +115,7 @@ class Page:
                 headers=headers, datatype="auto", max_height=300, interactive=False, elem_id="proposals"
             )
         with gr.Tab("Object", visible=visible):
-            gr.Markdown("Click an object: its probability map, its margin, its embedding among the others.")
+            self.hint = gr.Markdown(HINT, elem_id="hint")
             self.object_image = image_view(label="Objects", elem_id="object")
             self.factor = gr.Slider(0.25, 4, 1, step=0.05, label="Factor of the margin", elem_id="factor")
             with gr.Row():
@@ -146,7 +153,7 @@ class Page:
         """Return all components that events change."""
         return [
             self.state, self.status, self.file, self.drawn, self.objects, self.pixel_image, self.proposals,
-            self.object_image, self.probability, self.factor, self.scatter, self.pixel_colors,
+            self.hint, self.object_image, self.probability, self.factor, self.scatter, self.pixel_colors,
             self.proposal_colors,
         ]  # fmt: skip
 
@@ -158,10 +165,11 @@ class Page:
                 lambda done, total: progress((done, total), desc="network", unit="tiles"),
             )  # fmt: skip
         except BadInput as error:
-            return {self.status: f"⚠️ {error}"}
+            return {self.status: f"⚠️ {error}", self.file: None}
         colors = session.explanation.pixel_colors() if session.explanation is not None else None
         return {
             self.state: session,
+            self.file: None,  # the place for the next file
             self.pixel_colors: None if colors is None else on_page(colors),
             self.factor: 1,
             **self.decode(session, *values),
@@ -214,9 +222,11 @@ class Page:
         """Show the proposals at the chosen pixel, and the object there."""
         columns = ["component 1", "component 2", "object", "class"]
         scene, panel = session.draw_object()
+        missed = panel is None and session.pixel is not None and session.has_embeddings
         return {
             self.pixel_image: on_page(session.draw_pixel()),
             self.proposals: session.pixel_rows(),
+            self.hint: "No object at this pixel: click inside a mask." if missed else HINT,
             self.object_image: on_page(scene),
             self.probability: None if panel is None else on_page(panel),
             self.scatter: pd.DataFrame(session.embedding_rows(), columns=columns),
@@ -235,7 +245,9 @@ class Page:
 
 def image_view(**options: Any) -> gr.Image:
     """Return a component that shows an image."""
-    return gr.Image(interactive=False, format="png", buttons=["download", "fullscreen"], **options)
+    return gr.Image(
+        interactive=False, format="png", buttons=["download", "fullscreen"], elem_classes="view", **options
+    )
 
 
 def status(session: Session) -> str:
@@ -281,4 +293,9 @@ def serve(
         except OSError as error:
             raise BadInput(f"demo: {error}; choose another --port or --host") from None
         announce(address)
-        blocks.block_thread()
+        with suppress(KeyboardInterrupt):
+            while True:
+                sleep(0.2)
+        blocks.close(
+            verbose=False
+        )  # unlike gradio's own handler, this ends the connections of open pages first

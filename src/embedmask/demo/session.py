@@ -13,7 +13,7 @@ import numpy as np
 from embedmask.config import ModelConfig
 from embedmask.data.images import read_image, read_size, size_of
 from embedmask.errors import BadInput
-from embedmask.figures import color_ramp, instance_tile, paint_instances
+from embedmask.figures import OUTLINE, color_ramp, instance_tile, outline, paint_instances
 from embedmask.files import write_json
 from embedmask.inference.detect import make_postprocessor
 from embedmask.inference.explain import Explanation, Projection
@@ -269,12 +269,14 @@ class Session:
         return replace(found, masks=RunMasks(masks, found.masks.frame), proposal_margin=margins)
 
     def draw_object(self) -> tuple[Pixels, Pixels | None]:
-        """Draw the objects, the chosen one with its margin multiplied; and this object beside its probability map."""
+        """Draw the objects, the chosen one with its margin multiplied and a white outline; and its probability map."""
         index = self.chosen
         if index is None or not self.has_embeddings:
             return self.drawn, None
         widened = self.widened(index, self.margin_factor)
-        return self.draw(widened), instance_tile(self._explain(widened), index)
+        scene, (mask, top, left) = self.draw(widened), widened.masks.crop(index)
+        scene[top : top + mask.shape[0], left : left + mask.shape[1]][outline(mask)] = OUTLINE
+        return scene, instance_tile(self._explain(widened), index)
 
     def embedding_rows(self) -> list[Row]:
         """Return the first two principal components of q, number, and class or `chosen object`, of each object."""

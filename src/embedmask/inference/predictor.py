@@ -182,7 +182,7 @@ class Predictor(Shared):
 
         Args:
             source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3]
-                (or RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
+                (or RGBA, or gray [H, W]), or tensor uint8 RGB [3, H, W].
             score_threshold: minimum score, 0..1; a sequence has one per class, a mapping one by class name. None: the
                 model's `default_score_threshold`.
             max_detections: maximum number of detections per image; None: as in the model's config.
@@ -190,15 +190,15 @@ class Predictor(Shared):
                 resized like an image. `max_detections` then applies to the whole image (None: no limit), and each tile
                 returns at least as many detections as the model's config allows. None: no tiles.
                 Pyramids and OME-Zarr are then read by windows.
-            overlap: overlap of neighbouring tiles, px.
+            overlap: overlap of neighboring tiles, px.
             embeddings: add `data["proposal_embed"]`, float32 [R, D], and `data["proposal_margin"]`, float32
                 [R, 1 or D]; and, without tiles, `metadata["pixel_embed"]`, float32 [D, h, w] of the padded frame, with
                 `metadata["pixel_stride"]`, px per cell, and `metadata["network_size"]`, the image's (height, width)
                 in that frame. `embedmask.inference.explain` draws on them.
             page: page of a TIFF stack or frame of an animation, from 0; None: as in the model's config, else the first.
                 It applies to files and their bytes, not to open images.
-            channels: one channel of a file to read as grey, or three as R, G and B, from 0; None: as in the model's
-                config, else the colours of a colour image or the first channel.
+            channels: one channel of a file to read as gray, or three as R, G and B, from 0; None: as in the model's
+                config, else the colors of a color image or the first channel.
             level: level of a pyramid, from 0, the full resolution; boxes and masks are in the frame of the level.
 
         Returns:
@@ -208,12 +208,9 @@ class Predictor(Shared):
             BadInput: not an image (the message names it), a threshold outside 0..1, `max_detections` below 1, tiles
                 that are too small or overlap too much, or embeddings of a model without any.
         """
-        if embeddings and not self.model.config.has_embeddings:
-            title = model_type_of(self.model.config).title
-            raise BadInput(f"embeddings: {title} has none; pass embeddings=False")
-        request = self._request(self._score_thresholds(score_threshold), max_detections, tile, overlap)
-        reading = self.model.config.reading().changed(page, channels, level)
-        request = replace(request, reading=reading, embeddings=embeddings)
+        thresholds = self._score_thresholds(score_threshold)
+        request = self._request(thresholds, max_detections, tile, overlap, embeddings=embeddings)
+        request = replace(request, reading=self.model.config.reading().changed(page, channels, level))
 
         def as_detections(result: ImageResult) -> sv.Detections:
             assert result.instances is not None
@@ -246,6 +243,7 @@ class Predictor(Shared):
         page: int | None = None,
         channels: Sequence[int] | None = None,
         level: int = 0,
+        embeddings: bool = False,
     ) -> Iterator[ImageResult]:
         """Yield the instances of many images in order; images are read and resized in the background.
 
@@ -255,13 +253,13 @@ class Predictor(Shared):
             batch_size: images per batch; None: the default of the device. Only images that are padded to the same frame
                 share a batch, because padding changes the statistics of GroupNorm.
             skip_broken: whether an unreadable image becomes a result with an `error` instead of raising it.
+            embeddings: also return the pixel embedding of each image, without tiles.
 
         Raises:
             BadInput: as `__call__`, or a batch size below 1.
         """
-        request = self._request(
-            self._score_thresholds(score_threshold), max_detections, tile, overlap, batch_size
-        )
+        thresholds = self._score_thresholds(score_threshold)
+        request = self._request(thresholds, max_detections, tile, overlap, batch_size, embeddings=embeddings)
         request = replace(request, reading=self.model.config.reading().changed(page, channels, level))
         return self._stream(images, request, skip_broken=skip_broken)
 
@@ -301,17 +299,20 @@ class Predictor(Shared):
         tile: int | None = None,
         overlap: int = 0,
         batch_size: int | None = None,
+        *,
+        embeddings: bool = False,
     ) -> Request:
+        config = self.model.config
+        if embeddings and not config.has_embeddings:
+            raise BadInput(f"embeddings: {model_type_of(config).title} has none; pass embeddings=False")
         if tile is not None:
             check_tiles(tile, overlap)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: use at least 1")
         lowest = None if score_thresholds is None else min(score_thresholds)
-        postprocess = postprocessor_of_request(
-            self.model.config, lowest, max_detections, parts=tile is not None
-        )
-        batch_size = batch_size or self.batch_size
-        return Request(postprocess, score_thresholds or (), max_detections, tile, overlap, batch_size)
+        postprocess = postprocessor_of_request(config, lowest, max_detections, parts=tile is not None)
+        sizes = max_detections, tile, overlap, batch_size or self.batch_size
+        return Request(postprocess, score_thresholds or (), *sizes, embeddings=embeddings)
 
     def _stream(
         self, images: Iterable[ImageSource], request: Request, *, skip_broken: bool = False
@@ -354,8 +355,7 @@ class Predictor(Shared):
             height, width = item.frame
             return max(min(request.batch_size, CPU_BATCH_PIXELS // (height * width)), 1)
 
-        solved: dict[int, LoadedImage] = {}
-        place = 0
+        solved, place = dict[int, LoadedImage](), 0
         window = WINDOW * request.batch_size
         for batch in make_batches(items, batch_size=batch_size, max_items=window, max_bytes=WINDOW_BYTES):
             solved |= zip(batch, self._solve(list(batch.values()), request), strict=True)

@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,8 +15,9 @@ from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
 from embedmask.evaluation.matching import label_image
+from embedmask.inference.explain import Projection
 from embedmask.inference.predictor import Predictor
-from embedmask.structures import Instances
+from embedmask.structures import Instances, PixelMap, Size
 
 RESULT = "embedmask result"
 """Key in the metadata of image layers that the plugin adds."""
@@ -101,12 +101,17 @@ def detect_layers(
         raise BadInput(
             f"embedding: {plane.name} is larger than a tile; set the tile to 0, or omit the embedding"
         )
+    if embedding and not predictor.model.config.has_embeddings:
+        raise BadInput("embedding: this type of model has none; choose an EmbedMask, or omit the embedding")
+    tile = None if embedding else tile
     overlap = 0 if tile is None else min(128, tile // 2)
-    (result,) = predictor.predict_stream([image], score_threshold=score_threshold, tile=tile, overlap=overlap)
+    (result,) = predictor.predict_stream(
+        [image], score_threshold=score_threshold, tile=tile, overlap=overlap, embeddings=embedding
+    )
     assert result.instances is not None
     layers = [labels_layer(result.instances, predictor.class_names, plane)]
-    if embedding:
-        layers.append(embedding_layer(*pixel_embedding(predictor, image), plane))
+    if result.pixels is not None:
+        layers.append(embedding_layer(result.pixels, size_of(image), plane))
     return layers
 
 
@@ -123,55 +128,22 @@ def labels_layer(instances: Instances, class_names: Sequence[str], plane: Plane)
     return labels, {**options, "features": features}, "labels"
 
 
-@torch.inference_mode()
-def pixel_embedding(predictor: Predictor, image: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Return the pixel embedding p of an image.
-
-    Returns:
-        float32 `[D, h, w]`, and px of the image per cell, of y and x.
-
-    Raises:
-        BadInput: the model has no embeddings.
-    """
-    if not predictor.model.config.has_embeddings:
-        raise BadInput("embedding: this type of model has none; choose an EmbedMask, or omit the embedding")
-    batch = predictor.model.preprocess([predictor.resize.image(image)])
-    predictions = predictor.network(batch)
-    stride = predictions.pixel_stride
-    height, width = (-(-side // stride) for side in batch.sizes[0])  # without padding
-    factors = [stride * own / net for own, net in zip(size_of(image), batch.sizes[0], strict=True)]
-    return predictions.pixel_embed[0, :, :height, :width].float().cpu(), (factors[0], factors[1])
-
-
-def embedding_layer(embed: Tensor, factors: tuple[float, float], plane: Plane) -> LayerData:
-    """Return the first three principal components of an embedding as an RGB image, in place over its image.
+def embedding_layer(pixels: PixelMap, size: Size, plane: Plane) -> LayerData:
+    """Return the first three principal components of the pixel embedding as an RGB image, in place over its image.
 
     Args:
-        embed: `[D, h, w]`.
-        factors: px of the image per cell, of y and x.
+        pixels: p of the image.
+        size: `(height, width)` of the image.
     """
+    height, width = (-(-side // pixels.stride) for side in pixels.image_size)  # without padding
+    projection = Projection.of(pixels)
+    colors = projection.colors(projection.coordinates(pixels.embed[:, :height, :width].cpu()))
+    # px of the image per cell
+    factors = [pixels.stride * own / net for own, net in zip(size, pixels.image_size, strict=True)]
     scale = [own * factor for own, factor in zip(plane.scale, factors, strict=True)]
-    # the centre of cell i is pixel (i + 0.5) * factor - 0.5, because napari's pixels have their centres at integers
+    # the center of cell i is pixel (i + 0.5) * factor - 0.5, because napari's pixels have their centers at integers
     shift = [own * (factor - 1) / 2 for own, factor in zip(plane.scale, factors, strict=True)]
     translate = [own + by for own, by in zip(plane.translate, shift, strict=True)]
     options = {"name": f"{plane.name} embedding", "rgb": True, "scale": scale, "translate": translate}
     options["metadata"] = {RESULT: True}
-    return principal_colors(embed), options, "image"
-
-
-def principal_colors(embed: Tensor) -> npt.NDArray[np.uint8]:
-    """Return the first three principal components of an embedding, `[D, h, w]`, as colours, uint8 `[h, w, 3]`.
-
-    Percentiles 1 and 99 of a component become 0 and 255. Components have the sign with which their largest entry is
-    positive; those that the embedding lacks are 0.
-    """
-    values = embed.flatten(1).double().T.numpy()  # [P, D]
-    values = values - values.mean(0)
-    _, vectors = np.linalg.eigh(values.T @ values)  # ascending
-    axes = vectors[:, ::-1][:, :3]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
-    components = values @ axes
-    low, high = np.percentile(components, (1, 99), axis=0)
-    colors = np.zeros((len(values), 3))
-    colors[:, : axes.shape[1]] = (components - low) / np.maximum(high - low, 1e-12)
-    return (colors.clip(0, 1) * 255).round().astype(np.uint8).reshape(*embed.shape[1:], 3)
+    return colors, options, "image"
