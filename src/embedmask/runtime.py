@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ if __package__:
 else:  # a copy outside a package
     from runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored  # type: ignore
 
-__all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "read_metadata", "settings_of"]
+__all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "openvino_core", "read_metadata", "settings_of"]
 
 Source = str | Path | Image.Image | NDArray[np.uint8]
 Threshold = float | Sequence[float] | Mapping[str, float]
@@ -229,14 +230,25 @@ def _with_onnxruntime(path: str | Path, threads: int | None) -> Any:
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
-def _with_openvino(path: str | Path, threads: int | None) -> Any:
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which is never freed; ImportError without OpenVINO.
+
+    On Linux, every Core with a CPU plugin gives its thread another stack for signal handlers, and at its end unmaps it
+    and restores the previous one. If two do not end in reverse order, the stack in use is one that has been unmapped,
+    and the next signal with a handler in Python (Ctrl-C, the end of a child process) kills the process.
+    """
     import openvino  # type: ignore[import-untyped, unused-ignore]
 
+    return openvino.Core()
+
+
+def _with_openvino(path: str | Path, threads: int | None) -> Any:
     # float32: boxes of bfloat16 are several px off
     properties = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         properties |= {"INFERENCE_NUM_THREADS": threads}  # type: ignore[dict-item]
-    compiled = openvino.Core().compile_model(str(path), "CPU", properties)
+    compiled = openvino_core().compile_model(str(path), "CPU", properties)
     names = [output.any_name for output in compiled.outputs]
 
     def run(images: Array) -> dict[str, Array]:
@@ -389,10 +401,6 @@ def write(path: Path, content: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 
 
 if __name__ == "__main__":
