@@ -32,7 +32,7 @@ if __package__:
 else:  # a copy outside a package
     from runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored  # type: ignore
 
-__all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "openvino_core", "read_metadata", "settings_of"]
+__all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "read_metadata", "settings_of"]
 
 Source = str | Path | Image.Image | NDArray[np.uint8]
 Threshold = float | Sequence[float] | Mapping[str, float]
@@ -234,9 +234,8 @@ def _with_onnxruntime(path: str | Path, threads: int | None) -> Any:
 def openvino_core() -> Any:
     """Return the one `openvino.Core` of this process, which is never freed; ImportError without OpenVINO.
 
-    On Linux, every Core with a CPU plugin gives its thread another stack for signal handlers, and at its end unmaps it
-    and restores the previous one. If two do not end in reverse order, the stack in use is one that has been unmapped,
-    and the next signal with a handler in Python (Ctrl-C, the end of a child process) kills the process.
+    Each Core gives its thread a stack for signal handlers, unmaps it at its end and restores the previous one. If two
+    do not end in reverse order, the stack in use is unmapped, and the next signal with a handler kills the process.
     """
     import openvino  # type: ignore[import-untyped, unused-ignore]
 
@@ -250,20 +249,12 @@ def _with_openvino(path: str | Path, threads: int | None) -> Any:
         properties |= {"INFERENCE_NUM_THREADS": threads}  # type: ignore[dict-item]
     compiled = openvino_core().compile_model(str(path), "CPU", properties)
     names = [output.any_name for output in compiled.outputs]
-
-    def run(images: Array) -> dict[str, Array]:
-        results = compiled([images])
-        return {name: np.array(results[index]) for index, name in enumerate(names)}
-
-    return run
+    # copied: the engine reuses its memory
+    return lambda images: dict(zip(names, map(np.array, compiled([images]).values()), strict=True))
 
 
 class Model:
-    """An exported file, ready to predict.
-
-    Example:
-        >>> result = Model("model.onnx")("photo.jpg", score_threshold=0.3)
-    """
+    """An exported file, ready to predict."""
 
     def __init__(self, path: str | Path, *, engine: str | None = None, threads: int | None = None) -> None:
         """Load a file; arguments and errors as in `Session`, and `BadFile` for files without our metadata."""

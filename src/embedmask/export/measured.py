@@ -72,8 +72,8 @@ def export_int8(
         were measured.
 
     Raises:
-        BadInput: as `check_int8` and `calibration_images`, an unusable data set, or mask AP or box AP drops by more than
-            `max_drop`; no file is written then.
+        BadInput: as `check_int8` and `calibration_images`, an unusable data set, or AP drops by more than `max_drop`;
+            no file is written then.
     """
     check_int8(options.images)
     if path.suffix != ENDINGS["openvino"]:
