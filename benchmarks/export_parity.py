@@ -4,7 +4,8 @@ python benchmarks/export_parity.py presets [NAME...]      # PRESETS, DETECTORS: 
 python benchmarks/export_parity.py nuclei DATA FILE...    # the released model, on images of the data set
 
 Each row compares all detections down to the threshold of candidates, in float32: `Predictor` with torch, `Predictor`
-with the file, and `embedmask.runtime` with the file (batch 1 only, as it takes single images).
+with the file, and `embedmask.runtime` with the file (batch 1 only, as it takes single images). The yardstick is torch
+against itself: with norms folded into convolutions and channels last, as `Predictor` computes, and without.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image, size_of
 from embedmask.export import onnx_model, to_openvino, write_openvino
 from embedmask.inference.detect import detect, make_postprocessor
+from embedmask.inference.engines import Network, copy_network
 from embedmask.masks import RunMasks
 from embedmask.runtime import Model, Result
 from embedmask.structures import Instances
@@ -101,11 +103,11 @@ def compare(reference: Sequence[Instances], results: Sequence[Instances]) -> Dif
     return found
 
 
-def predict(predictor: Predictor, images: Sequence[Tensor]) -> list[Instances]:
-    """Return the instances of images as one batch, down to the threshold of candidates."""
+def predict(predictor: Predictor, network: Network, images: Sequence[Tensor]) -> list[Instances]:
+    """Return the instances of images as one batch, by a network, down to the threshold of candidates."""
     model = predictor.model
     batch = model.preprocess([predictor.resize.image(image) for image in images])
-    return detect(predictor.network, make_postprocessor(model.config), batch, [size_of(i) for i in images])
+    return detect(network, make_postprocessor(model.config), batch, [size_of(image) for image in images])
 
 
 def as_instances(result: Result) -> Instances:
@@ -116,21 +118,28 @@ def as_instances(result: Result) -> Instances:
 
 
 def rows_of(name: str, model: EmbedMask, files: Sequence[Path], images: Sequence[Tensor]) -> Iterator[str]:
-    """Yield a row of the table for each file, image and batch."""
+    """Yield the rows of the table, image by image: torch without folded norms, then each file."""
     names = [str(index) for index in range(model.config.num_classes)]
     reference = Predictor(model, names, device="cpu", precision="float32")
-    for file in files:
-        exported, runtime = Predictor.load(file, device="cpu"), Model(file)
-        for image in images:
-            height, width = size_of(image)
-            for batch in ([image], [image, image.flip(2)]):
-                expected = predict(reference, batch)
-                found = compare(expected, predict(exported, batch))
-                yield f"| {name}, {file.suffix} | {height}x{width} | {len(batch)} | Predictor | {found.row()}"
+    plain = copy_network(model, "torch", torch.float32)
+    loaded = [(file.suffix, Predictor.load(file, device="cpu"), Model(file)) for file in files]
+    for image in images:
+        height, width = size_of(image)
+        batches = [[image], [image, image.flip(2)]]
+        expected = [predict(reference, reference.network, batch) for batch in batches]
+
+        def row(file: str, batch: int, using: str, found: Difference, size: str = f"{height}x{width}") -> str:
+            return f"| {name}, {file} | {size} | {batch} | {using} | {found.row()}"
+
+        found = compare(expected[0], predict(reference, plain, batches[0]))
+        yield row("torch", 1, "norms not folded", found)
+        for suffix, exported, runtime in loaded:
+            for batch, own in zip(batches, expected, strict=True):
+                found = compare(own, predict(exported, exported.network, batch))
+                yield row(suffix, len(batch), "Predictor", found)
             result = runtime(image.permute(1, 2, 0).numpy(), score_threshold=runtime.settings.least_score)
-            expected = [one.select(least_rows(one, runtime)) for one in predict(reference, [image])]
-            found = compare(expected, [as_instances(result)])
-            yield f"| {name}, {file.suffix} | {height}x{width} | 1 | runtime | {found.row()}"
+            kept = [one.select(least_rows(one, runtime)) for one in expected[0]]
+            yield row(suffix, 1, "runtime", compare(kept, [as_instances(result)]))
 
 
 def least_rows(instances: Instances, runtime: Model) -> list[int]:

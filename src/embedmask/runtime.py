@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -229,29 +230,31 @@ def _with_onnxruntime(path: str | Path, threads: int | None) -> Any:
     return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
 
 
-def _with_openvino(path: str | Path, threads: int | None) -> Any:
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which is never freed; ImportError without OpenVINO.
+
+    Each Core gives its thread a stack for signal handlers, unmaps it at its end and restores the previous one. If two
+    do not end in reverse order, the stack in use is unmapped, and the next signal with a handler kills the process.
+    """
     import openvino  # type: ignore[import-untyped, unused-ignore]
 
+    return openvino.Core()
+
+
+def _with_openvino(path: str | Path, threads: int | None) -> Any:
     # float32: boxes of bfloat16 are several px off
     properties = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         properties |= {"INFERENCE_NUM_THREADS": threads}  # type: ignore[dict-item]
-    compiled = openvino.Core().compile_model(str(path), "CPU", properties)
+    compiled = openvino_core().compile_model(str(path), "CPU", properties)
     names = [output.any_name for output in compiled.outputs]
-
-    def run(images: Array) -> dict[str, Array]:
-        results = compiled([images])
-        return {name: np.array(results[index]) for index, name in enumerate(names)}
-
-    return run
+    # copied: the engine reuses its memory
+    return lambda images: dict(zip(names, map(np.array, compiled([images]).values()), strict=True))
 
 
 class Model:
-    """An exported file, ready to predict.
-
-    Example:
-        >>> result = Model("model.onnx")("photo.jpg", score_threshold=0.3)
-    """
+    """An exported file, ready to predict."""
 
     def __init__(self, path: str | Path, *, engine: str | None = None, threads: int | None = None) -> None:
         """Load a file; arguments and errors as in `Session`, and `BadFile` for files without our metadata."""
@@ -389,10 +392,6 @@ def write(path: Path, content: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 
 
 if __name__ == "__main__":

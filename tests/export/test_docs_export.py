@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from embedmask import cli
 from embedmask.cli.commands import COMMANDS
 from embedmask.cli.parser import build_parser
 from embedmask.runtime import main
@@ -37,3 +39,19 @@ def test_lines_without_torch_run(files: Exported, tmp_path: Path, monkeypatch: p
     names: dict[str, object] = {}
     exec(code, names)
     assert names["masks"].shape[1:] == (90, 131)  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_commands_with_a_model_file_run(
+    files: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that need neither a data set nor the released model, in their order."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files.weights, "model.safetensors")
+    Path("photos").mkdir()
+    Image.fromarray(scene(90, 131)).save("photos/a.png")
+    begin = ("embedmask export model.safetensors", "embedmask predict")
+    commands = [line for line in LINES if line.startswith(begin) and "--int8" not in line]
+    assert [cli.main(shlex.split(line)[1:]) for line in commands] == [0] * 4
+    assert all(Path(name).is_file() for name in ("model.onnx", "dense.onnx", "model.xml", "model.bin"))
+    assert Path("results/predictions.json").is_file()

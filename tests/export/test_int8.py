@@ -91,7 +91,7 @@ def test_trunk_is_quantized_and_the_last_layers_are_not(int8: tuple[Path, str]) 
     inputs = {
         op.get_friendly_name(): producer(op) for op in graph.get_ops() if op.get_type_name() == "Convolution"
     }
-    last = tuple(f"trunk.head.{name}{end}" for name in LAST_LAYERS for end in "./")
+    last = tuple(f"{name}{end}" for name in LAST_LAYERS for end in "./")
     kinds = {name.startswith(last): set() for name in inputs}
     for name, kind in inputs.items():
         kinds[name.startswith(last)].add(kind)
@@ -160,18 +160,19 @@ def test_too_large_a_drop_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("key", "name"), measured.GUARDED.items())
 @pytest.mark.parametrize(
     ("after", "refused"), [(0.5, False), (0.497001, False), (0.49, True), (float("nan"), True)]
 )
-def test_drop_of_mask_ap_decides(after: float, refused: bool) -> None:
-    before = {"segm/AP": 0.5, "bbox/AP": 0.5}
+def test_drop_of_mask_or_box_ap_decides(key: str, name: str, after: float, refused: bool) -> None:
+    before = dict.fromkeys(measured.MEASURED, 0.5)
     options = Int8Options(data=Path())
-    refuse_drop(before, {**before, "bbox/AP": 0.4}, options, Path("m.xml"))
+    other = {**before, "segm/AP90": 0.4}
     if refused:
-        with pytest.raises(BadInput, match="mask AP on val"):
-            refuse_drop(before, {**before, "segm/AP": after}, options, Path("m.xml"))
+        with pytest.raises(BadInput, match=f"{name} on val"):
+            refuse_drop(before, {**other, key: after}, options, Path("m.xml"))
     else:
-        refuse_drop(before, {**before, "segm/AP": after}, options, Path("m.xml"))
+        refuse_drop(before, {**other, key: after}, options, Path("m.xml"))
 
 
 def test_impossible_requests_are_one_line(

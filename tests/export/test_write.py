@@ -206,12 +206,14 @@ def test_each_preset_and_detector_exports(name: str, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(program.SerializeToString())
     write_openvino(to_openvino(program), tmp_path / "model.xml")
     native = Predictor(model, NAMES, device="cpu", precision="float32")
+    light = Model(tmp_path / "model.onnx")
+    lowest = light.settings.least_score  # 0.05, or its root in presets with the score `root`
     for size in SIZES:
-        expected = native(scene(*size), score_threshold=0.05)
+        expected = native(scene(*size), score_threshold=lowest)
         assert len(expected) >= 5
         for file in ("model.onnx", "model.xml"):
-            detections_equal(Predictor.load(tmp_path / file)(scene(*size), score_threshold=0.05), expected)
-        result = Model(tmp_path / "model.onnx")(scene(*size), score_threshold=0.05)
+            detections_equal(Predictor.load(tmp_path / file)(scene(*size), score_threshold=lowest), expected)
+        result = light(scene(*size), score_threshold=lowest)
         assert result.labels.tolist() == expected.class_id.tolist()  # type: ignore[union-attr]
         differing = (result.masks() != np.asarray(expected.mask)).sum()
         assert differing <= 0.001 * np.asarray(expected.mask).sum()

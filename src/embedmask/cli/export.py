@@ -34,7 +34,7 @@ def export(
         int8: Data set folder: compute the convolutions in int8, calibrated on its train split, and print AP and time
             before and after. Needs --format openvino, pip install 'embedmask[int8]', and a processor with VNNI or AMX.
         images: Calibration images for --int8; by default 64.
-        max_drop: Write no file if mask AP drops by more in int8; by default 0.003.
+        max_drop: Write no file if mask AP or box AP drops by more in int8; by default 0.003.
         split: Split on which --int8 measures AP and time; by default val.
         where: Only images whose record in the annotation file has KEY=VALUE, for --int8.
     """

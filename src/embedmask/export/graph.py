@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedmask.config import ModelConfig
+from embedmask.export.embeddings import Embeddings, at, gather
 from embedmask.export.nms import nms_mask
 from embedmask.inference.fused import Trunk
 from embedmask.inference.proposals import candidate_scores
@@ -45,6 +46,8 @@ class Graph(nn.Module):
         self.register_buffer("mean", model.mean.detach().clone())
         self.register_buffer("std", model.std.detach().clone())
         self.dense_masks = dense_masks
+        head = self.trunk.head
+        self.embeddings = Embeddings(head) if Embeddings.serves(head, output_limit(self.config)) else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Detect the objects in N images of one size.
@@ -62,10 +65,10 @@ class Graph(nn.Module):
         maps = self.trunk(self.preprocess(images))
         predictions = self.trunk.head.predict(*maps)
         boxes, scores, labels, cells = self.select(predictions, height, width)
-        q, s = (
-            gather(torch.cat([level.flatten(2) for level in of], 2), cells).mT
-            for of in (predictions.proposal_embed, predictions.proposal_margin)
-        )
+        if self.embeddings is None:
+            q, s = (at(of, cells).mT for of in (predictions.proposal_embed, predictions.proposal_margin))
+        else:  # the exporter leaves out those of all cells
+            q, s = self.embeddings(maps[2], predictions.box_ltrb, cells)
         found = (labels >= 0)[..., None]
         q, s = torch.where(found, q, 0.0), torch.where(found, s, 0.0)
         results = (boxes, scores, labels, q, s, predictions.pixel_embed)
@@ -208,11 +211,6 @@ def mean_of(images: Tensor) -> Tensor:
 def fold(maps: Sequence[Tensor]) -> Tensor:
     """Put the maps `[N, C, H, W]` of the A anchors of a level into the batch: `[N A, C, K]`."""
     return (maps[0] if len(maps) == 1 else torch.stack(list(maps), 1).flatten(0, 1)).flatten(2)
-
-
-def gather(maps: Tensor, cells: Tensor) -> Tensor:
-    """Return the values of maps `[N, C, K]` at cells `[N, T]`: `[N, C, T]`."""
-    return maps.gather(2, cells[:, None].expand(-1, maps.shape[1], -1))
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from embedmask.inference.predictor import Predictor
 from embedmask.runtime import KEY
 from embedmask.weights.checkpoint import Checkpoint
 
-GUARDED = "segm/AP"
-"""Metric that may drop by at most `max_drop`; box AP, which drops more, is printed."""
-MEASURED = (GUARDED, "bbox/AP", "segm/AP50", "segm/AP75", "segm/AP90", "boundary/AP")
+GUARDED = {"segm/AP": "mask AP", "bbox/AP": "box AP"}
+"""Metrics that may drop by at most `max_drop`, with their names."""
+MEASURED = (*GUARDED, "segm/AP50", "segm/AP75", "segm/AP90", "boundary/AP")
 TIMED_IMAGES, ROUNDS = 8, 5
 """Images of the split that are timed, and rounds over them, in which the models take turns."""
 
@@ -38,7 +38,7 @@ class Int8Options:
     Attributes:
         data: folder of the data set: `train` calibrates, `split` measures.
         images: number of calibration images.
-        max_drop: maximum drop of mask AP, 0..1.
+        max_drop: maximum drop of mask AP and of box AP, 0..1.
         split: split to measure on.
         where: only images whose record in the annotation file has KEY=VALUE; None: all.
     """
@@ -72,8 +72,8 @@ def export_int8(
         were measured.
 
     Raises:
-        BadInput: as `check_int8` and `calibration_images`, an unusable data set, or mask AP drops by more than
-            `max_drop`; no file is written then.
+        BadInput: as `check_int8` and `calibration_images`, an unusable data set, or AP drops by more than `max_drop`;
+            no file is written then.
     """
     check_int8(options.images)
     if path.suffix != ENDINGS["openvino"]:
@@ -144,14 +144,14 @@ def _scores(
 def refuse_drop(
     before: Mapping[str, float], after: Mapping[str, float], options: Int8Options, path: Path
 ) -> None:
-    """Raise `BadInput` if mask AP drops by more than `max_drop`, or if it cannot be measured."""
-    drop = before[GUARDED] - after[GUARDED]
-    if not drop <= options.max_drop:  # nan: a split without objects
-        raise BadInput(
-            f"{path}: not written: mask AP on {options.split} is {after[GUARDED]:.4f} in int8, "
-            f"{before[GUARDED]:.4f} in float32, a drop of more than --max-drop {options.max_drop:g}; "
-            "use more --images, or export without --int8"
-        )
+    """Raise `BadInput` if mask AP or box AP drops by more than `max_drop`, or if it cannot be measured."""
+    for key, name in GUARDED.items():
+        if not before[key] - after[key] <= options.max_drop:  # nan: a split without objects
+            raise BadInput(
+                f"{path}: not written: {name} on {options.split} is {after[key]:.4f} in int8, "
+                f"{before[key]:.4f} in float32, a drop of more than --max-drop {options.max_drop:g}; "
+                "use more --images, a larger --max-drop, or export without --int8"
+            )
 
 
 def cpu_milliseconds(predictors: Mapping[str, Predictor], images: Sequence[Tensor]) -> dict[str, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,10 @@ from embedmask.device import has_int8_units
 from embedmask.errors import BadInput
 
 LAST_LAYERS = (
-    "class_logits", "box", "centerness", "proposal_reduce", "proposal_embed", "margin", "pixel_branch.embed",
+    "trunk.head.class_logits", "trunk.head.box", "trunk.head.centerness", "trunk.head.proposal_reduce",
+    "trunk.head.proposal_embed", "trunk.head.margin", "trunk.head.pixel_branch.embed", "embeddings",
 )  # fmt: skip
-"""Layers of the head whose outputs are predictions; they and all after them stay float32."""
+"""Layers of the graph whose outputs are predictions; they and all after them stay float32."""
 CROP_SIDES = (384, 512)
 """Smallest and largest side of the calibration images, px. Images that are smaller than their crop stay whole."""
 MIN_IMAGES = 16
@@ -84,22 +87,25 @@ def quantize(graph: Any, images: Sequence[NDArray[np.uint8]]) -> Any:
         images: as from `calibration_images`.
     """
     nncf = _nncf()
-    # NNCF draws progress bars and tables on stdout
-    with contextlib.redirect_stdout(io.StringIO()):
-        return nncf.quantize(
-            graph.clone(),
-            nncf.Dataset(list(images)),
-            subset_size=len(images),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            fast_bias_correction=False,
-            ignored_scope=nncf.IgnoredScope(names=float32_names(graph)),
-        )
+    quantizing = functools.partial(
+        nncf.quantize,
+        graph.clone(),
+        nncf.Dataset(list(images)),
+        subset_size=len(images),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
+        fast_bias_correction=False,
+        ignored_scope=nncf.IgnoredScope(names=float32_names(graph)),
+    )
+    # NNCF draws progress bars and tables on stdout. Its own thread keeps the stacks for signal handlers of its many
+    # `openvino.Core`, see `openvino_core`
+    with contextlib.redirect_stdout(io.StringIO()), ThreadPoolExecutor(1) as thread:
+        return thread.submit(quantizing).result()
 
 
 def float32_names(graph: Any) -> list[str]:
     """Return the names of the operators outside the network's trunk: preprocessing, last layers and all after them."""
     operators = graph.get_ordered_ops()  # inputs first
-    last = tuple(f"trunk.head.{layer}{end}" for layer in LAST_LAYERS for end in "./")
+    last = tuple(f"{layer}{end}" for layer in LAST_LAYERS for end in "./")
     after: set[str] = set()
     inside: set[str] = set()
     for operator in operators:

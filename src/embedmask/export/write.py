@@ -21,7 +21,7 @@ from embedmask.export.nms import translation
 from embedmask.files import atomic_write, temporary_folder
 from embedmask.model.detector import Detector
 from embedmask.model.embedmask import EmbedMask
-from embedmask.runtime import KEY
+from embedmask.runtime import KEY, openvino_core
 
 Format = Literal["onnx", "openvino"]
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
@@ -110,10 +110,10 @@ def openvino_model(model: Detector, *, class_names: Sequence[str], dense_masks: 
 def to_openvino(program: Any) -> Any:
     """Convert the result of `onnx_model` to an `openvino.Model` with the same metadata."""
     try:
-        import openvino  # type: ignore[import-untyped, unused-ignore]
+        core = openvino_core()
     except ImportError:
         raise BadInput("format openvino needs OpenVINO; pip install 'embedmask[export]'") from None
-    converted = openvino.Core().read_model(io.BytesIO(program.SerializeToString()))
+    converted = core.read_model(io.BytesIO(program.SerializeToString()))
     text = next(entry.value for entry in program.metadata_props if entry.key == KEY)
     converted.set_rt_info(text, [KEY, "metadata"])
     return converted
@@ -121,7 +121,7 @@ def to_openvino(program: Any) -> Any:
 
 def write_openvino(model: Any, path: Path) -> None:
     """Write an `openvino.Model` in float32 as `path` and its weights beside it; both files appear complete."""
-    import openvino
+    import openvino  # type: ignore[import-untyped, unused-ignore]
 
     weights = path.with_suffix(".bin")
     with temporary_folder(path.parent / path.stem) as folder:

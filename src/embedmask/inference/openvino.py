@@ -24,6 +24,7 @@ from embedmask.errors import BadInput
 from embedmask.files import atomic_write
 from embedmask.inference.fused import Maps, Trunk
 from embedmask.model.embedmask import EmbedMask
+from embedmask.runtime import openvino_core
 
 FORMAT = 1
 """Version of the cached files. Increase it when the code of the trunk changes, which their names do not reflect."""
@@ -51,7 +52,7 @@ def openvino_trunk(model: EmbedMask, dtype: torch.dtype) -> Callable[[Tensor], M
         raise BadInput("engine 'openvino' needs OpenVINO; pip install 'embedmask[export]'") from None
     if model.mean.device.type != "cpu":
         raise BadInput("engine 'openvino' runs on the CPU; choose device cpu, or engine torch or compile")
-    core = openvino.Core()
+    core = openvino_core()
     properties = {
         "INFERENCE_PRECISION_HINT": {torch.bfloat16: "bf16", torch.float16: "f16"}.get(dtype, "f32"),
         "PERFORMANCE_HINT": "LATENCY",
