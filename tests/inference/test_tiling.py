@@ -71,8 +71,8 @@ class Detector:
         self, ids: Ids, number: int
     ) -> list[tuple[float, int, npt.NDArray[np.bool_], tuple[int, int]]]:
         whole = ids == number
-        labelled, count = ndimage.label(whole)
-        masks = [labelled == part for part in range(1, count + 1)] if self.apart else [whole]
+        labeled, count = ndimage.label(whole)
+        masks = [labeled == part for part in range(1, count + 1)] if self.apart else [whole]
         pieces = []
         for mask in map(self.disturbed, masks):
             if mask.any():
@@ -227,9 +227,9 @@ def random_scene(rng: np.random.Generator, height: int, width: int, count: int) 
         distance = (abs(x - cx) + abs(y - cy) / flat, np.hypot(x - cx, (y - cy) / flat))[number % 2]
         ids[distance < radius] = number
     for number in np.unique(ids[ids > 0]):
-        labelled, parts = ndimage.label(ids == number, np.ones((3, 3)))
+        labeled, parts = ndimage.label(ids == number, np.ones((3, 3)))
         if parts > 1:
-            ids[labelled > 1] = 0
+            ids[labeled > 1] = 0
     return ids
 
 
@@ -396,7 +396,7 @@ def test_memory_of_diagonal_lines() -> None:
 
 
 def test_slide_is_read_by_windows_in_bounded_memory(tmp_path: Path) -> None:
-    """Tiles of a slide are read one at a time, and those of a single colour are left out."""
+    """Tiles of a slide are read one at a time, and those of a single color are left out."""
     zarr = pytest.importorskip("zarr")
     side = 6000
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
@@ -425,4 +425,4 @@ def test_slide_is_read_by_windows_in_bounded_memory(tmp_path: Path) -> None:
     assert instances.masks.boxes().tolist() == [[2950, 2900, 3050, 3100]]
     assert instances.masks.areas().tolist() == [20_000]
     assert sum(calls) < 8
-    assert peak < side * side / 2, "less than the image in 8-bit grey"
+    assert peak < side * side / 2, "less than the image in 8-bit gray"
