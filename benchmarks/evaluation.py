@@ -25,7 +25,7 @@ import numpy as np
 
 SIZE, NUM_CLASSES = (480, 640), 80
 Shape = tuple[float, float, float, float, float]
-"""Centre y and x, radii y and x, px; phase of the waves."""
+"""Center y and x, radii y and x, px; phase of the waves."""
 
 
 def random_shape(rng: np.random.Generator) -> Shape:
@@ -53,7 +53,7 @@ def record(image_id: int, category: int, shape: Shape) -> dict[str, Any] | None:
         return None
     down = (np.arange(top, bottom)[:, None] - y) / height
     across = (np.arange(left, right) - x) / width
-    # normalised polar radius against 1 + 0.2 sin(5 angle + phase), bool [h, w]
+    # normalized polar radius against 1 + 0.2 sin(5 angle + phase), bool [h, w]
     mask = down**2 + across**2 <= (1 + 0.2 * np.sin(5 * np.arctan2(down, across) + phase)) ** 2
     if not mask.any():
         return None

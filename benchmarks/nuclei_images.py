@@ -29,7 +29,7 @@ CONTRAST = (1, 99.8)
 GAMMA = 0.6
 """... with this gamma, since the brightest nuclei are many times as bright as the others."""
 WHITE = 255.0
-"""Colour of objects without partner; all other colours are saturated."""
+"""Color of objects without partner; all other colors are saturated."""
 Colors = npt.NDArray[np.float64]
 
 
@@ -138,13 +138,13 @@ def write_close_look(scenes: Sequence[Scenes], folder: Path) -> Shot:
 
 
 def crowded_window(labels: Labels, side: int) -> tuple[tuple[slice, slice], int]:
-    """Return the square of `side` px, clipped to the image, with the most centres of objects, and their number."""
+    """Return the square of `side` px, clipped to the image, with the most centers of objects, and their number."""
     ids = np.unique(labels[labels > 0])
     centers = np.array([np.argwhere(labels == label).mean(0) for label in ids]).reshape(-1, 2)  # [G, 2]
-    # candidates: windows centred on each object, moved inside the image
+    # candidates: windows centered on each object, moved inside the image
     room = np.maximum(np.array(labels.shape) - side, 0)
     corners = np.clip(np.rint(centers - side / 2), 0, room) if len(ids) else np.zeros((1, 2))
-    # [windows, G, 2]: is a centre inside a window?
+    # [windows, G, 2]: is a center inside a window?
     inside = (centers >= corners[:, None]) & (centers < corners[:, None] + side)
     counts = inside.all(-1).sum(1)
     top, left = corners[counts.argmax()].astype(int).tolist()
@@ -152,7 +152,7 @@ def crowded_window(labels: Labels, side: int) -> tuple[tuple[slice, slice], int]
 
 
 def partners(gt: Labels, pred: Labels) -> tuple[Colors, Colors]:
-    """Return colours of the objects of two label images: partners share a colour, others are white.
+    """Return colors of the objects of two label images: partners share a color, others are white.
 
     In label images an object has at most one partner with an IoU above 0.5, so no assignment is needed.
 
@@ -171,7 +171,7 @@ def partners(gt: Labels, pred: Labels) -> tuple[Colors, Colors]:
 
 
 def color(label: int) -> tuple[float, ...]:
-    """Return a bright colour for a label; consecutive labels differ strongly in hue."""
+    """Return a bright color for a label; consecutive labels differ strongly in hue."""
     # golden-ratio steps around the hue circle
     return tuple(255 * part for part in colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.8, 1))
 
@@ -208,10 +208,10 @@ def count_labels(labels: Labels) -> int:
 
 
 def on_edge(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Return the pixels of objects with a 4-neighbour outside the object; the border of the image is no edge."""
+    """Return the pixels of objects with a 4-neighbor outside the object; the border of the image is no edge."""
     around = np.pad(labels, 1, mode="edge")
-    neighbours = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
-    differs: npt.NDArray[np.bool_] = np.any([labels != other for other in neighbours], axis=0)
+    neighbors = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    differs: npt.NDArray[np.bool_] = np.any([labels != other for other in neighbors], axis=0)
     return differs & (labels > 0)
 
 

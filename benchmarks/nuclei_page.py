@@ -101,7 +101,7 @@ def generated_text(stored: Results, shots: Sequence[Shot], drawn: Sequence[str])
         "Shown are the two best, the two median and the two worst images by mean matching AP. For large images, the "
         f"most crowded {SIDE} x {SIDE} px are shown; figures are for the whole image. Pixels are enlarged {ZOOM} "
         "times, contrast is stretched, dark values are brightened. A ground-truth object and its matching result "
-        f"(IoU of at least {PARTNER_IOU}) have the same colour; thick white outlines are unmatched. All images are "
+        f"(IoU of at least {PARTNER_IOU}) have the same color; thick white outlines are unmatched. All images are "
         "from BBBC038, CC0 1.0.",
         "",
     ]
@@ -288,7 +288,7 @@ def write_chart(path: Path, draw: Callable[[Any, Rows], None], rows: Rows) -> No
 
 
 def styles(rows: Rows) -> Iterator[tuple[str, Results, Results]]:
-    """Yield each row with its line style; colour, marker and dashes each distinguish the rows."""
+    """Yield each row with its line style; color, marker and dashes each distinguish the rows."""
     for index, (name, row) in enumerate(rows.items()):
         style = {
             "color": COLORS[index % len(COLORS)],
@@ -299,7 +299,7 @@ def styles(rows: Rows) -> Iterator[tuple[str, Results, Results]]:
 
 
 def draw_matching(figure: Any, rows: Rows) -> None:
-    """Draw matching AP against IoU; published results in grey."""
+    """Draw matching AP against IoU; published results in gray."""
     panel = figure.subplots()
     for index, (name, values) in enumerate(PUBLISHED.items()):
         style = {"marker": "1234+x|"[index], "linestyle": DASHES[index % len(DASHES)], "markersize": 9}

@@ -56,7 +56,7 @@ def wider(batch: ImageBatch, by: int) -> ImageBatch:
 def blanked(batch: ImageBatch, rows: int) -> ImageBatch:
     """Return the image with its last rows and columns blanked, as padding is."""
     (height, width), tensors = batch.sizes[0], batch.tensors.clone()
-    # the value of padding after normalisation
+    # the value of padding after normalization
     tensors[..., height - rows :, :] = 0
     tensors[..., width - rows :] = 0
     return ImageBatch(tensors, batch.sizes)

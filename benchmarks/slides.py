@@ -2,7 +2,7 @@
 
     python benchmarks/slides.py --side 100000 --textured 3000 --format geojson
 
-Most of the slide is background of one colour, as on real slides; a square in its middle holds bright discs that the
+Most of the slide is background of one color, as on real slides; a square in its middle holds bright discs that the
 bundled nuclei model detects. Memory is the peak of the process that predicts.
 """
 
@@ -23,7 +23,7 @@ from scipy import ndimage
 
 CHUNK = 1024
 PITCH = 40
-"""Distance of neighbouring discs, px."""
+"""Distance of neighboring discs, px."""
 
 
 def discs(side: int, seed: int = 0) -> np.ndarray[Any, Any]:

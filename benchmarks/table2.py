@@ -69,7 +69,7 @@ TABLES = (
     ),
     Table(
         "b",
-        "cluster centre",
+        "cluster center",
         {"b_pixel": "pixel embedding at the location", "b_proposal": "proposal embedding"},
         BY_SIZE,
     ),

@@ -48,7 +48,7 @@ def trained(detector: str) -> EmbedMask:
         num_classes=len(CLASS_NAMES),
         strides=(4, 8, 16, 32),
         size_ranges=(32, 64, 128),
-        sample_in_mask=False,  # the centre of a ring lies in its hole
+        sample_in_mask=False,  # the center of a ring lies in its hole
         embed_samples="iou",
         box_expansion=1.2,
         box_offset=0.0,

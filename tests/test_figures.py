@@ -74,7 +74,7 @@ def check_proposal_colors(predictor: Predictor, image: Path, drawn: np.ndarray) 
         inner = mask & ~others & ~outline(mask)
         assert (drawn[inner] == colors[index]).all()
         outside = ~masks.any(0)
-        assert (np.ptp(drawn[outside].astype(int), axis=-1) == 0).all()  # grey
+        assert (np.ptp(drawn[outside].astype(int), axis=-1) == 0).all()  # gray
 
 
 def test_explain_leaves_other_folders_alone(

@@ -39,8 +39,8 @@ def scene() -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
     masks = [((x - cx) / a) ** 2 + ((y - cy) / b) ** 2 < 1 for cx, cy, a, b in CENTERS]
     light = sum(value * mask for value, mask in zip((70, 45, 60, 50, 65, 40), masks, strict=True))
     noise = np.random.default_rng(0).normal(0, 1.5, (192, 192))
-    grey = (gaussian_filter(light.astype(float), 1.2) + 8 + noise).clip(0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, 2), masks
+    gray = (gaussian_filter(light.astype(float), 1.2) + 8 + noise).clip(0, 255).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, 2), masks
 
 
 def test_it_is_small_enough_to_come_with_the_package() -> None:

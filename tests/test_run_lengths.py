@@ -27,7 +27,7 @@ masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=1, max_si
 
 
 def counts_of(mask: Bools) -> np.ndarray:
-    """Return COCO's run lengths of a mask by comparing neighbours, background first."""
+    """Return COCO's run lengths of a mask by comparing neighbors, background first."""
     flat = np.concatenate([[False], mask.ravel(order="F"), [not mask[-1, -1]]])
     return np.diff(np.flatnonzero(flat[1:] != flat[:-1]), prepend=0)
 

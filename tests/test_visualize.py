@@ -52,13 +52,13 @@ def test_masks_are_tinted_inside_and_nothing_outside(image: np.ndarray, compact:
     assert np.array_equal(image, before)
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
-    colour = np.array(PALETTE.by_idx(0).as_rgb())
-    expected = (1 - MASK_OPACITY) * image[55:95, 45:75] + MASK_OPACITY * colour
+    color = np.array(PALETTE.by_idx(0).as_rgb())
+    expected = (1 - MASK_OPACITY) * image[55:95, 45:75] + MASK_OPACITY * color
     assert np.abs(drawn[55:95, 45:75] - expected).max() <= 1.5
     outside = np.ones((120, 160), bool)
     outside[30:101, 39:150] = False  # the text stands above the box
     assert np.array_equal(drawn[outside], image[outside])
-    assert (drawn[50, 40:80] == colour).all()
+    assert (drawn[50, 40:80] == color).all()
 
 
 def test_tensor_and_array_give_the_same(image: np.ndarray) -> None:
@@ -199,5 +199,5 @@ def test_plot_counts(tmp_path: Path, splits: int, classes: int) -> None:
     plot_counts({f"split {number}": counts for number in range(splits)}, tmp_path / "counts.png")
     with Image.open(tmp_path / "counts.png") as image:
         drawn = np.asarray(image.convert("RGB"))
-    blue = (abs(drawn.astype(int) - (31, 119, 180)).sum(-1) < 30).sum()  # the first colour: small objects
+    blue = (abs(drawn.astype(int) - (31, 119, 180)).sum(-1) < 30).sum()  # the first color: small objects
     assert (blue > 2500) == (classes > 0)  # the legend alone has fewer

@@ -10,13 +10,13 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 CODER = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-"""Coding of a box relative to its anchor: offset of the centre in sides, logarithm of the ratio of sides."""
+"""Coding of a box relative to its anchor: offset of the center in sides, logarithm of the ratio of sides."""
 
 
 def cell_anchors(strides: Sequence[int], scales: Sequence[float], ratios: Sequence[float]) -> Tensor:
     """Return the anchors of a cell of each level, relative to the location of the cell.
 
-    torchvision centres the anchors of cell (y, x) at (x s, y s), half a stride before the location.
+    torchvision centers the anchors of cell (y, x) at (x s, y s), half a stride before the location.
 
     Args:
         strides: of the L levels, px per cell.

@@ -25,7 +25,7 @@ from embedmask.samples import draw_target
 from embedmask.visualize import Pixels, contact_sheet, crop_of, draw_detections, entitle, write_image
 
 RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
-"""Colours from low to high values, matplotlib's viridis at five places."""
+"""Colors from low to high values, matplotlib's viridis at five places."""
 OUTLINE = (255, 255, 255)
 MARGIN = 0.25
 """Margin shown around an instance, as a fraction of its box's longer side."""
@@ -38,7 +38,7 @@ COLUMNS = 4
 
 
 def color_ramp(values: npt.NDArray[np.floating]) -> Pixels:
-    """Return values 0..1 as colours, dark blue to yellow: `[...]` -> uint8 `[..., 3]`."""
+    """Return values 0..1 as colors, dark blue to yellow: `[...]` -> uint8 `[..., 3]`."""
     places = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(values, places, channel) for channel in RAMP.T]
     colors: Pixels = np.rint(np.stack(channels, -1)).astype(np.uint8)
@@ -46,9 +46,9 @@ def color_ramp(values: npt.NDArray[np.floating]) -> Pixels:
 
 
 def paint_instances(explanation: Explanation, colors: Pixels) -> Pixels:
-    """Return the image in grey with each mask in its colour, uint8 `[R, 3]`; smaller masks cover larger ones."""
-    grey = explanation.image.float().mean(0, keepdim=True).expand(3, -1, -1)
-    scene: Pixels = (grey / 2 + 96).byte().permute(1, 2, 0).numpy().copy()
+    """Return the image in gray with each mask in its color, uint8 `[R, 3]`; smaller masks cover larger ones."""
+    gray = explanation.image.float().mean(0, keepdim=True).expand(3, -1, -1)
+    scene: Pixels = (gray / 2 + 96).byte().permute(1, 2, 0).numpy().copy()
     found = explanation.detections
     assert found.mask is not None
     for index in np.flip(np.argsort(found.area, kind="stable")).tolist():
@@ -66,9 +66,9 @@ def outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def margin_panel(explanation: Explanation) -> tuple[Pixels, str]:
-    """Return the masks coloured by their margins, and the range of these as text.
+    """Return the masks colored by their margins, and the range of these as text.
 
-    The margin is the distance to q at which phi = 0.5; the colours are evenly spaced in its logarithm.
+    The margin is the distance to q at which phi = 0.5; the colors are evenly spaced in its logarithm.
     """
     distances = explanation.margin_distances.numpy()
     if not len(distances):
@@ -82,7 +82,7 @@ def margin_panel(explanation: Explanation) -> tuple[Pixels, str]:
 def figure1(explanation: Explanation) -> dict[str, Pixels]:
     """Return the panels of figure 1 by name, without titles, in the frame of the image.
 
-    Proposal and pixel embeddings have the same colours where they are equal: their three principal components as red,
+    Proposal and pixel embeddings have the same colors where they are equal: their three principal components as red,
     green and blue.
     """
     margins, _ = margin_panel(explanation)

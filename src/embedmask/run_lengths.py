@@ -104,7 +104,7 @@ def alternating_lengths(runs: Sequence[Runs], pixels: Sequence[int]) -> list[NDA
     ends = np.append(0, np.cumsum(keep.sum(1)))[stops]
     flat = np.insert(joined[keep], ends, pixels)
     first = np.append(0, ends + np.arange(1, len(runs) + 1))
-    # differences of neighbouring boundaries are lengths; the first of each mask is counted from 0
+    # differences of neighboring boundaries are lengths; the first of each mask is counted from 0
     lengths = np.diff(flat, prepend=flat.dtype.type(0))
     lengths[first[:-1]] = flat[first[:-1]]
     return [lengths[begin:end] for begin, end in itertools.pairwise(first.tolist())]

@@ -74,7 +74,7 @@ def _read(path: Path) -> Any:
 
 
 def summarize_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Summarise runs: those that differ only in their seeds are one row.
+    """Summarize runs: those that differ only in their seeds are one row.
 
     Args:
         folders: results folders.

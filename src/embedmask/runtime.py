@@ -144,7 +144,7 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
     """Return an image as uint8 RGB `[H, W, 3]`, upright.
 
     Args:
-        source: a file, a Pillow image, or an array uint8 `[H, W, 3]` RGB, `[H, W, 4]` RGBA or `[H, W]` grey.
+        source: a file, a Pillow image, or an array uint8 `[H, W, 3]` RGB, `[H, W, 4]` RGBA or `[H, W]` gray.
 
     Raises:
         BadFile: no image of 8 bits, or without the page or channel that the model reads.
@@ -168,7 +168,7 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
     if wide or image.mode[0] in "IF":
         raise BadFile(f"{name}: more than 8 bits per value; convert it to 8 bits, or predict with embedmask")
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("P", "PA"):  # via RGBA, so that the transparent colours of a palette are kept
+    if image.mode in ("P", "PA"):  # via RGBA, so that the transparent colors of a palette are kept
         image = image.convert("RGBA")
     pixels = np.asarray(image.convert("RGB"))
     if settings.channels is None or Image.getmodebase(image.mode) == "L":

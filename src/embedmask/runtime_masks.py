@@ -215,7 +215,7 @@ def decode_masks(
 
 
 def _upsample(values: Array, factor: int, axis: int) -> Array:
-    """Resize bilinearly along an axis, with half-pixel centres."""
+    """Resize bilinearly along an axis, with half-pixel centers."""
     count = values.shape[axis]
     source = (np.arange(count * factor, dtype=np.float32) + 0.5) / factor - 0.5
     return values if factor == 1 else _look_up(values, source.clip(0, count - 1), axis)

@@ -46,7 +46,7 @@ MAX_SCALE = 8.0
 MARGIN = 0.3
 """Margin shown around an object, as a fraction of its longer side."""
 OUTLINE, FRAME = (255, 40, 40), (255, 255, 255)
-"""Colours of an object's polygons and of the border of its image."""
+"""Colors of an object's polygons and of the border of its image."""
 
 
 def draw_target(image: Tensor, target: Target, class_names: Sequence[str]) -> Pixels:

@@ -51,7 +51,7 @@ def _rows(column: Any, index: Any) -> Any:
 
 @dataclass
 class ImageBatch:
-    """Normalised images, zero-padded on the right and at the bottom to a common size.
+    """Normalized images, zero-padded on the right and at the bottom to a common size.
 
     Attributes:
         tensors: float `[N, 3, Hp, Wp]`, Hp and Wp multiples of 32.

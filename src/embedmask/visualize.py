@@ -1,4 +1,4 @@
-"""Visualisation: detections drawn on images, sheets of images, and plots of a training or a data set."""
+"""Visualization: detections drawn on images, sheets of images, and plots of a training or a data set."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Point = tuple[float, float]
 PALETTE = sv.ColorPalette.from_hex([
     "#4dabf7", "#ffa94d", "#69db7c", "#f783ac", "#ffe066", "#b197fc", "#38d9a9", "#ff8787", "#a9e34b", "#e599f7",
 ])  # fmt: skip
-"""Light colours, on which black text is readable. Objects are coloured by index, not by class."""
+"""Light colors, on which black text is readable. Objects are colored by index, not by class."""
 SWAPPED = sv.ColorPalette([sv.Color(color.b, color.g, color.r) for color in PALETTE.colors])
-"""`PALETTE` in BGR: supervision's annotators expect BGR images, so swapped colours draw correctly on RGB ones."""
+"""`PALETTE` in BGR: supervision's annotators expect BGR images, so swapped colors draw correctly on RGB ones."""
 MASK_OPACITY = 0.45
 MAX_THICKNESS = 4
 """Upper bound on the thickness of outlines, px; thicker ones would fill small objects of very large images."""
@@ -55,7 +55,7 @@ def draw_detections(
 ) -> Pixels:
     """Draw masks with outlines, boxes, and class and score where the text fits.
 
-    Touching objects differ in colour, even within a class. Masks are painted one by one, large ones first, from
+    Touching objects differ in color, even within a class. Masks are painted one by one, large ones first, from
     their crops if they are a `CompactMask`; the memory beside the image is one byte per pixel.
 
     Args:
@@ -92,7 +92,7 @@ def _blend_masks(scene: Pixels, detections: sv.Detections, thickness: int) -> No
     masks = detections.mask
     if masks is None:
         return
-    # one byte per pixel selects colour and opacity: 0 none, 1 .. C inside, C + 1 .. 2 C outline
+    # one byte per pixel selects color and opacity: 0 none, 1 .. C inside, C + 1 .. 2 C outline
     colors = [PALETTE.by_idx(index).as_rgb() for index in range(len(PALETTE.colors))]
     table = np.array([(0, 0, 0), *colors, *colors], np.float32)  # [1 + 2 C, 3]
     opacity = np.repeat(np.array([0, MASK_OPACITY, 1], np.float32), [1, len(colors), len(colors)])[:, None]
@@ -140,7 +140,7 @@ def _write_labels(scene: Pixels, detections: sv.Detections, class_names: Sequenc
     if shown.confidence is not None:
         pairs = zip(names, shown.confidence, strict=True)
         names = [f"{name} {score:.2f}".lstrip() for name, score in pairs]
-    # colours by the index among all detections, as for the masks
+    # colors by the index among all detections, as for the masks
     written: Pixels = annotator.annotate(scene, shown, names, custom_color_lookup=index)
     return written
 

@@ -281,13 +281,13 @@ def test_outlines_lie_inside_objects() -> None:
     labels[2:6, 2:6] = 1
     colors = np.array([[0, 0, 0], [255, 0, 0]], float)
     whole = (slice(0, 10), slice(0, 10))
-    grey = np.full((10, 10, 3), 7, np.uint8)
-    scene = images.outlined(grey, labels, colors, whole, 2)
+    gray = np.full((10, 10, 3), 7, np.uint8)
+    scene = images.outlined(gray, labels, colors, whole, 2)
     painted = (scene == [255, 0, 0]).all(2)
     assert painted.sum() == 8 * 8 - 6 * 6
     assert painted[4:12, 4:12].sum() == painted.sum()
     colors[1] = images.WHITE
-    thick = (images.outlined(grey, labels, colors, whole, 2) == 255).all(2)
+    thick = (images.outlined(gray, labels, colors, whole, 2) == 255).all(2)
     assert thick.sum() == 8 * 8 - 4 * 4
 
 

@@ -1,4 +1,4 @@
-"""Behaviour common to all commands: help, invalid arguments, exit codes."""
+"""Behavior common to all commands: help, invalid arguments, exit codes."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def with_alpha(values: Values) -> Values:
 
 
 def write_png(path: Path, values: Values) -> None:
-    """Write a PNG file with 16 bits per value: grey, grey with alpha, RGB or RGBA, by the number of channels."""
+    """Write a PNG file with 16 bits per value: gray, gray with alpha, RGB or RGBA, by the number of channels."""
     values = values if values.ndim == 3 else values[..., None]
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -68,16 +68,16 @@ def containers() -> dict[str, Callable[[Path], None]]:
     for bits in (10, 12, 14, 16):
         deep = np.rint(one * (2**bits - 1)).astype(np.uint16)
         made |= {
-            f"{bits} grey.png": _png(deep),
-            f"{bits} grey alpha.png": _png(with_alpha(deep)),
+            f"{bits} gray.png": _png(deep),
+            f"{bits} gray alpha.png": _png(with_alpha(deep)),
             f"{bits} rgb.png": _png(rgb(deep)),
             f"{bits} rgba.png": _png(with_alpha(rgb(deep))),
-            f"{bits} grey.tif": _tiff(deep),
+            f"{bits} gray.tif": _tiff(deep),
             f"{bits} rgb.tif": _tiff(rgb(deep), photometric="rgb"),
             f"{bits} rgba.tif": _tiff(with_alpha(rgb(deep)), photometric="rgb"),
             f"{bits} premultiplied.tif": _tiff(with_alpha(rgb(deep)), photometric="rgb", extrasamples=[1]),
             f"{bits} separate.tif": _tiff(np.stack([deep] * 3), photometric="rgb", planarconfig="separate"),
-            f"{bits} grey alpha.tif": _tiff(
+            f"{bits} gray alpha.tif": _tiff(
                 with_alpha(deep), photometric="minisblack", planarconfig="contig", extrasamples=[2]
             ),
             f"{bits} white.tif": _tiff(65535 - deep, photometric="miniswhite"),
@@ -93,13 +93,13 @@ def containers() -> dict[str, Callable[[Path], None]]:
                 for packed in (None, "zlib"):
                     name = f"{bits} {order}{big} {packed}".replace("<", "little ").replace(">", "big ")
                     how: dict[str, Any] = {"byteorder": order, "bigtiff": big, "compression": packed}
-                    made[f"{name} grey.tif"] = _tiff(deep, **how)
+                    made[f"{name} gray.tif"] = _tiff(deep, **how)
                     made[f"{name} rgb.tif"] = _tiff(rgb(deep), photometric="rgb", **how)
         made[f"{bits} predictor.tif"] = _tiff(
             rgb(deep), photometric="rgb", compression="zlib", predictor=True
         )
         made[f"{bits} tiles.tif"] = _tiff(rgb(deep), photometric="rgb", tile=(16, 16))
-        made[f"{bits} grey tiles.tif"] = _tiff(deep, tile=(16, 16), compression="zlib")
+        made[f"{bits} gray tiles.tif"] = _tiff(deep, tile=(16, 16), compression="zlib")
     twelve = np.rint(one * 4095).astype(np.uint16)
     made |= {
         "white of 12.tif": _tiff(4095 - twelve, photometric="miniswhite"),

@@ -34,7 +34,7 @@ def rectangles(*boxes: tuple[int, int, int, int], size: tuple[int, int] = (60, 8
 def ellipse(
     size: tuple[int, int], middle: tuple[float, float], radii: tuple[float, float], tilt: float
 ) -> np.ndarray:
-    """Return a filled ellipse, bool `[H, W]`; a pixel is inside if its centre is."""
+    """Return a filled ellipse, bool `[H, W]`; a pixel is inside if its center is."""
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     x, y = x - middle[0], y - middle[1]
     along, across = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)

@@ -45,7 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 LIGHTS: dict[str, dict[str, Any]] = {
-    "colour": {"color_jitter": 0.5},
+    "color": {"color_jitter": 0.5},
     "negative": {"invert": 0.5},
     "gamma": {"gamma": 0.5},
     "blur": {"blur": 2.0},
@@ -96,7 +96,7 @@ def test_white_pixels_match_the_masks(name: str, seed: int, polygons: bool) -> N
 
 @pytest.mark.parametrize("name", ["right angles", "any angle", "scale", "large-scale jitter"])
 def test_masks_and_image_are_aligned_to_subpixels(name: str) -> None:
-    """Compare centres of mass, because edges would hide a shift within a pixel."""
+    """Compare centers of mass, because edges would hide a shift within a pixel."""
     image, annotations = scene(ellipse((72, 64), (30.3, 36.8), (14, 9), 0.4)[None])
     shifts = []
     for seed in range(40):
@@ -104,13 +104,13 @@ def test_masks_and_image_are_aligned_to_subpixels(name: str) -> None:
             image, annotations, seeded(seed)
         )
         mask = target.dense_masks().float()
-        near = F.max_pool2d(mask, 7, 1, 3)  # further away is the fill colour
-        shifts.append(centre((result * near)[0]) - centre(mask[0]))
+        near = F.max_pool2d(mask, 7, 1, 3)  # further away is the fill color
+        shifts.append(center((result * near)[0]) - center(mask[0]))
     assert torch.stack(shifts).mean(0).abs().max() < 0.05
     assert torch.stack(shifts).abs().max() < 0.3
 
 
-def centre(weights: Tensor) -> Tensor:
+def center(weights: Tensor) -> Tensor:
     y, x = (torch.arange(length) + 0.5 for length in weights.shape)
     return torch.stack(((weights.sum(0) * x).sum(), (weights.sum(1) * y).sum())) / weights.sum()
 
@@ -118,14 +118,14 @@ def centre(weights: Tensor) -> Tensor:
 # --- randomness ----------------------------------------------------------------
 
 
-def coloured(seed: int, size: tuple[int, int] = (60, 80)) -> tuple[Tensor, Annotations]:
+def colored(seed: int, size: tuple[int, int] = (60, 80)) -> tuple[Tensor, Annotations]:
     _, annotations = scene(rectangles((5, 5, 40, 30), (50, 20, 79, 55), size=size))
     return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=seeded(seed)), annotations
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_items_depend_only_on_the_generator(name: str) -> None:
-    items = Pair(coloured(1), coloured(2), coloured(3))
+    items = Pair(colored(1), colored(2), colored(3))
     made = transform(**FIELDS[name])
     state = torch.get_rng_state()
     first = made(*items.items[0], seeded(3), items)
@@ -193,7 +193,7 @@ def test_large_scale_jitter() -> None:
         assert (right - left, bottom - top) == (64, 64)
         assert 0 <= left <= max(geometry.resized[1] - 64, 0)
         assert 0 <= top <= max(geometry.resized[0] - 64, 0)
-    image, _ = made(*coloured(0), generator)
+    image, _ = made(*colored(0), generator)
     assert image.shape == (3, 64, 64)
 
 
@@ -233,7 +233,7 @@ def test_rotation_matches_right_angles() -> None:
 
 
 def test_rotated_crop_shows_its_surroundings() -> None:
-    """Check that corners show the image, and its mean colour outside."""
+    """Check that corners show the image, and its mean color outside."""
     image = torch.full((3, 100, 100), 180, dtype=torch.uint8)
     assert (GeometricTransform((100, 100), (100, 100), (30, 30, 70, 70), angle=45).image(image) == 180).all()
     image[:, :, :50] = 60
@@ -250,7 +250,7 @@ def test_rotated_crop_shows_its_surroundings() -> None:
 def test_rotated_patches_are_rotated_pixels(
     angle: float, row: int, column: int, height: int, width: int
 ) -> None:
-    """Check a solid rectangle: a pixel belongs to it if its centre, rotated back, lies inside."""
+    """Check a solid rectangle: a pixel belongs to it if its center, rotated back, lies inside."""
     size = (24, 30)
     found = np.zeros(size, bool)
     patch = rotate_crop(MaskCrop(np.ones((height, width), bool), row, column), angle, size)
@@ -306,7 +306,7 @@ def test_raises_on_invalid_values(fields: dict[str, Any], rule: str) -> None:
 
 def test_defaults_match_the_paper() -> None:
     """Check section 4.1: short side 800, long side at most 1333, mirrored half of the time."""
-    items = Pair(coloured(1), coloured(2))
+    items = Pair(colored(1), colored(2))
     for seed in range(8):
         image, annotations = items.items[0]
         result, _ = TrainTransform(DataConfig())(image, annotations, seeded(seed), items)

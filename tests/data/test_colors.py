@@ -14,16 +14,16 @@ def noisy_square(side: int = 40) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 2), (40, 31)])
-@pytest.mark.parametrize("grey", [False, True])
-def test_any_size_stays_uint8_and_grey_stays_grey(shape: tuple[int, int], grey: bool) -> None:
-    image = torch.randint(0, 256, (1 if grey else 3, *shape), dtype=torch.uint8, generator=seeded())
+@pytest.mark.parametrize("gray", [False, True])
+def test_any_size_stays_uint8_and_grey_stays_grey(shape: tuple[int, int], gray: bool) -> None:
+    image = torch.randint(0, 256, (1 if gray else 3, *shape), dtype=torch.uint8, generator=seeded())
     image = image.expand(3, *shape)
     before = image.clone()
     for seed in range(4):
         changed = change_camera(image, 0.5, 3.0, 0.2, seeded(seed))
         assert changed.dtype == torch.uint8
         assert changed.shape == image.shape
-        assert not grey or ((changed[0] == changed[1]).all() and (changed[1] == changed[2]).all())
+        assert not gray or ((changed[0] == changed[1]).all() and (changed[1] == changed[2]).all())
     assert torch.equal(image, before)
 
 
@@ -60,7 +60,7 @@ def test_blur_smooths_up_to_its_sigma_and_keeps_the_mean() -> None:
 
 def test_noise_is_unbiased_and_bounded_by_its_deviation() -> None:
     image = torch.full((3, 60, 60), 128, dtype=torch.uint8)
-    image[0] = 100  # not grey: each channel has its own noise
+    image[0] = 100  # not gray: each channel has its own noise
     residues = [change_camera(image, 0, 0, 0.1, seeded(s)).float() - image for s in range(40)]
     sigmas = torch.stack([residue.std() for residue in residues]) / 255
     assert sigmas.min() < 0.02

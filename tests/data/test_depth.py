@@ -39,7 +39,7 @@ def test_every_container_yields_the_same_image(tmp_path: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["12 grey.png", "12 rgb.png", "16 rgba.png", "12 separate.tif", "12 white.tif", "float to 4.tif"]
+    "name", ["12 gray.png", "12 rgb.png", "16 rgba.png", "12 separate.tif", "12 white.tif", "float to 4.tif"]
 )
 def test_every_container_yields_the_same_detections(tmp_path: Path, name: str) -> None:
     predictor = Predictor.load(find_weights("nuclei"), device="cpu")
@@ -149,7 +149,7 @@ def test_strips_do_not_change_white_level(seed: int, height: int, width: int, ro
     assert white_level(strips, num, "camera") == white_level(lambda: [(0, values)], num, "camera")
 
 
-@pytest.mark.parametrize("name", ["12 rgb.png", "12 grey alpha.png", "12 rgb.tif", "12 separate.tif"])
+@pytest.mark.parametrize("name", ["12 rgb.png", "12 gray alpha.png", "12 rgb.tif", "12 separate.tif"])
 def test_strips_do_not_change_files(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CONTAINERS[name](tmp_path / name)
     whole = read_image(tmp_path / name)

@@ -20,7 +20,7 @@ RED = (220, 60, 50)
 
 
 def photo(path: Path, orientation: int, size: tuple[int, int] = (40, 60)) -> None:
-    """Write a grey image with a red rectangle off its center, as stored; `size` is `(height, width)`."""
+    """Write a gray image with a red rectangle off its center, as stored; `size` is `(height, width)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", size[::-1], (90, 90, 90))
     image.paste(RED, (4, 26, 16, 34))

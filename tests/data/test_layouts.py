@@ -33,14 +33,14 @@ each_layout = pytest.mark.parametrize("layout", WRITERS)
 def test_every_layout_yields_the_same_items(tmp_path: Path, layout: str, split: str) -> None:
     WRITERS[layout](tmp_path)
     dataset = CocoInstances.open(tmp_path, split)  # type: ignore[arg-type]
-    labelled = layout == "label images"
-    assert dataset.class_names == (["object"] if labelled else NAMES)
+    labeled = layout == "label images"
+    assert dataset.class_names == (["object"] if labeled else NAMES)
     assert dataset.category_ids == CATEGORY_IDS[layout]
     assert [dataset.image_path(i).stem for i in range(len(dataset))] == list(SCENES[split])
     for index, objects in enumerate(SCENES[split].values()):
         image, target = dataset[index]
         assert image.shape == (3, 40, 30)
-        assert target.labels.tolist() == [0 if labelled else label for label, *_ in objects]
+        assert target.labels.tolist() == [0 if labeled else label for label, *_ in objects]
         assert target.dense_masks().shape == (len(objects), 40, 30)
         for mask, (_, x, y, w, h) in zip(target.dense_masks(), objects, strict=True):
             expected = torch.zeros(40, 30, dtype=torch.bool)

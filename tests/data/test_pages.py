@@ -107,8 +107,8 @@ def test_pages_of_several_sizes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
 def test_frames_of_animations(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"film.{suffix}"
-    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    frames = [Image.new("RGB", (16, 12), colour) for colour in colours]
+    colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    frames = [Image.new("RGB", (16, 12), color) for color in colors]
     frames[0].save(
         path,
         save_all=True,
@@ -117,11 +117,11 @@ def test_frames_of_animations(tmp_path: Path, suffix: str) -> None:
         **({"lossless": True} if suffix == "webp" else {}),
     )
     assert read_extent(path) == Extent(3)
-    for page, colour in enumerate(colours):
+    for page, color in enumerate(colors):
         image = read_image(path, options=ReadOptions(page=page))
-        assert image[:, 3, 3].tolist() == list(colour)
-        assert read_image(path.read_bytes(), options=ReadOptions(page=page))[:, 3, 3].tolist() == list(colour)
-    assert read_image(path)[:, 3, 3].tolist() == list(colours[0])
+        assert image[:, 3, 3].tolist() == list(color)
+        assert read_image(path.read_bytes(), options=ReadOptions(page=page))[:, 3, 3].tolist() == list(color)
+    assert read_image(path)[:, 3, 3].tolist() == list(colors[0])
     assert read_image(path, options=ReadOptions(channels=(0,)))[:, 3, 3].tolist() == [250] * 3
     with pytest.raises(BadInput, match="has 3 pages, page 3 is requested"):
         read_image(path, options=ReadOptions(page=3))
@@ -148,8 +148,8 @@ def test_further_channels_are_not_alpha_or_colour(tmp_path: Path, dtype: Any) ->
         values = planes(count, dtype=dtype).transpose(1, 2, 0)
         tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
         assert read_extent(path) == Extent(1, count, in_colour=False)
-        grey = read_image(path)
-        assert (grey == grey[:1]).all()
+        gray = read_image(path)
+        assert (gray == gray[:1]).all()
     tifffile.imwrite(path, planes(4, dtype=dtype).transpose(1, 2, 0), photometric="rgb", extrasamples=[0])
     assert read_extent(path) == Extent(1, 4, in_colour=True)
     red, near = read_image(path), read_image(path, options=ReadOptions(channels=(3,)))

@@ -80,7 +80,7 @@ def test_drops_degenerate_objects_of_the_selection(folder: Path) -> None:
     assert "1 degenerate" in day.layout
 
 
-@pytest.mark.parametrize("condition", ["kind=dusk", "kind", "colour=day", ""])
+@pytest.mark.parametrize("condition", ["kind=dusk", "kind", "color=day", ""])
 def test_raises_on_condition_without_match(folder: Path, condition: str) -> None:
     with pytest.raises(
         BadInput, match=r"image filter .*train\.json.*KEY=VALUE \(keys: .*kind.*\), or no condition"

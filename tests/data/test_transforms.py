@@ -189,7 +189,7 @@ def test_samples_cover_their_range() -> None:
     assert heights.max() > 110
     assert (
         abs(np.log(heights).mean() - np.log(np.sqrt(30 * 60))) < 0.1
-    )  # log-uniform: centred in the logarithm
+    )  # log-uniform: centered in the logarithm
     assert {geometry.turns for geometry in samples} == {0, 1, 2, 3}
     for name in ("flip_horizontal", "flip_vertical"):
         assert 0.4 < np.mean([getattr(geometry, name) for geometry in samples]) < 0.6

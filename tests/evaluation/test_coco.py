@@ -161,7 +161,7 @@ def test_ground_truth_as_results_is_perfect() -> None:
 @pytest.mark.parametrize("factor", [1, -1])
 @pytest.mark.parametrize("shift", [2**53, 2**60, 2**64])
 def test_ids_of_any_size_give_the_same_figures(shift: int, factor: int) -> None:
-    """The library stores ids as floats, which cannot tell neighbours beyond 2^53 apart."""
+    """The library stores ids as floats, which cannot tell neighbors beyond 2^53 apart."""
     ground_truth, results = scene(1)
     expected = measured(ground_truth, results)
     for entry in (*ground_truth["images"], *ground_truth["categories"]):

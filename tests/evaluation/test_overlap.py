@@ -23,7 +23,7 @@ blocks = masks.map(lambda mask: np.kron(mask[:8, :8], np.ones((5, 4), dtype=bool
 
 
 def slow_boundary(mask: Mask, width: int) -> Mask:
-    """Return the pixels within `width` steps (8 neighbours) of one outside the mask; outside the image is outside."""
+    """Return the pixels within `width` steps (8 neighbors) of one outside the mask; outside the image is outside."""
     padded = np.pad(mask, width)
     eroded = np.ones_like(mask)
     for dy in range(-width, width + 1):
@@ -76,7 +76,7 @@ def test_width_of_the_band_equals_the_library(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_boundary_ap_equals_the_library(seed: int) -> None:
-    """The library rasterises boundaries over the whole image; the figures are bit-for-bit equal."""
+    """The library rasterizes boundaries over the whole image; the figures are bit-for-bit equal."""
     ground_truth, results = scene(seed)
     evaluator = CocoEvaluator(ground_truth)
     evaluator.add(results)

@@ -1,4 +1,4 @@
-"""Explanations: probability maps give the masks, colours agree between pixels and proposals."""
+"""Explanations: probability maps give the masks, colors agree between pixels and proposals."""
 
 from __future__ import annotations
 

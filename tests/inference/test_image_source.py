@@ -31,14 +31,14 @@ def test_all_image_forms_are_equal(photo: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_grey_and_deep_arrays() -> None:
-    grey = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
-    three = np.repeat(grey[..., None], 3, axis=2)
-    assert torch.equal(as_image(grey), as_image(three))
-    assert torch.equal(as_image(grey[..., None]), as_image(three))
-    deep = grey.astype(np.uint16) * 257
+    gray = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
+    three = np.repeat(gray[..., None], 3, axis=2)
+    assert torch.equal(as_image(gray), as_image(three))
+    assert torch.equal(as_image(gray[..., None]), as_image(three))
+    deep = gray.astype(np.uint16) * 257
     deep[0, 0] = 65535
-    grey[0, 0] = 255
-    assert torch.equal(as_image(deep), as_image(grey))
+    gray[0, 0] = 255
+    assert torch.equal(as_image(deep), as_image(gray))
 
 
 def test_input_array_is_copied(photo: np.ndarray) -> None:

@@ -35,7 +35,7 @@ def positions(size: Size) -> Tensor:
 def one_proposal(
     sizes: list[Size], centers: list[tuple[float, float]], radii: list[float], slack: float
 ) -> Predictions:
-    """Create predictions of one disc per image, from centre x, y and radius in px; its box is `slack` px larger."""
+    """Create predictions of one disc per image, from center x, y and radius in px; its box is `slack` px larger."""
     frame = (max(size[0] for size in sizes), max(size[1] for size in sizes))
     pixels = torch.stack([positions(frame)] * len(sizes))
     grids = [tuple(math.ceil(s / 32) * 32 // stride or 1 for s in frame) for stride in STRIDES]
@@ -71,7 +71,7 @@ def postprocess(
 
 
 def distances(size: Size, original: Size, center: tuple[float, float]) -> Tensor:
-    """Return the distance of each pixel's centre to a point, in px of the network's frame, `[H, W]`."""
+    """Return the distance of each pixel's center to a point, in px of the network's frame, `[H, W]`."""
     y, x = (
         (torch.arange(o) + 0.5) * (s / o) - c
         for o, s, c in zip(original, size, (center[1], center[0]), strict=True)
@@ -164,7 +164,7 @@ def test_full_image_mask_reaches_borders(size: Size, original: Size, box_offset:
 @pytest.mark.parametrize("edge", [41.0, 50.25, 62.6])
 @pytest.mark.parametrize("original", [(96, 96), (187, 333), (45, 61)])
 def test_straight_edge(edge: float, original: Size) -> None:
-    """Check the half-plane left of `edge`: a circle with a distant centre has a straight outline."""
+    """Check the half-plane left of `edge`: a circle with a distant center has a straight outline."""
     size, far = (96, 96), 50000.0
     predictions = one_proposal([size], [(48.0, 48.0)], [200.0], 0)
     place = (0, slice(None), 6, 6)

@@ -126,7 +126,7 @@ def test_thousand_small_images(predictor: Predictor) -> None:
     """Check the order of many images in batches and threads, with a stub network."""
 
     def run(resized: list[Tensor], sizes: list[Size], postprocess: PostProcessing) -> list[Instances]:
-        """Return one object per image, with its grey value as the score."""
+        """Return one object per image, with its gray value as the score."""
         return [
             replace(NOTHING, boxes=torch.ones(1, 4), scores=image[0, :1, 0] / 255, labels=torch.zeros(1).long(),
                     masks=RunMasks([np.array([[0, 1]])], size))
@@ -134,11 +134,11 @@ def test_thousand_small_images(predictor: Predictor) -> None:
         ]  # fmt: skip
 
     predictor = changed(predictor, _run=run)
-    greys = np.random.default_rng(0).integers(0, 256, 1000)
-    images = (np.full((4 + grey % 3, 5, 3), grey, np.uint8) for grey in greys)
+    grays = np.random.default_rng(0).integers(0, 256, 1000)
+    images = (np.full((4 + gray % 3, 5, 3), gray, np.uint8) for gray in grays)
     results = list(predictor.predict_stream(images, score_threshold=0.0, batch_size=8))
     scores = [float(result.instances.scores[0]) for result in results if result.instances is not None]
-    np.testing.assert_allclose(scores, greys / 255, rtol=1e-6)
+    np.testing.assert_allclose(scores, grays / 255, rtol=1e-6)
 
 
 def test_broken_image(predictor: Predictor, photo: np.ndarray, tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ class Detector:
         self, ids: Ids, number: int
     ) -> list[tuple[float, int, npt.NDArray[np.bool_], tuple[int, int]]]:
         whole = ids == number
-        labelled, count = ndimage.label(whole)
-        masks = [labelled == part for part in range(1, count + 1)] if self.apart else [whole]
+        labeled, count = ndimage.label(whole)
+        masks = [labeled == part for part in range(1, count + 1)] if self.apart else [whole]
         pieces = []
         for mask in map(self.disturbed, masks):
             if mask.any():
@@ -224,9 +224,9 @@ def random_scene(rng: np.random.Generator, height: int, width: int, count: int) 
         distance = (abs(x - cx) + abs(y - cy) / flat, np.hypot(x - cx, (y - cy) / flat))[number % 2]
         ids[distance < radius] = number
     for number in np.unique(ids[ids > 0]):
-        labelled, parts = ndimage.label(ids == number, np.ones((3, 3)))
+        labeled, parts = ndimage.label(ids == number, np.ones((3, 3)))
         if parts > 1:
-            ids[labelled > 1] = 0
+            ids[labeled > 1] = 0
     return ids
 
 

@@ -1,4 +1,4 @@
-"""EmbedMask from images to predictions: frames, normalisation, levels."""
+"""EmbedMask from images to predictions: frames, normalization, levels."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_the_fixed_scale_of_positions_has_no_parameter() -> None:
     fixed.load_state_dict(learned.state_dict(), strict=False)
     images = torch.randn(1, 3, 64, 64)
     one, two = (model.eval()(images).pixel_embed for model in (fixed, learned))
-    torch.testing.assert_close(one, two)  # the learned scale is initialised to 1
+    torch.testing.assert_close(one, two)  # the learned scale is initialized to 1
 
 
 @pytest.mark.parametrize("branch", ["tower", "fused"])

@@ -56,7 +56,7 @@ def test_assign(
     center: str,
 ) -> None:
     (height, width), boxes, masks = scene
-    # 1.53 for mass centres: no location lies on the square's border, where the last bit of a mean would decide
+    # 1.53 for mass centers: no location lies on the square's border, where the last bit of a mean would decide
     radius = 1.53 if radius and center == "mass" else radius
     options = {
         "center_radius": radius,

@@ -163,7 +163,7 @@ def test_empty_first_mask_does_not_affect_other_objects() -> None:
 def test_mass_centers() -> None:
     z = fixture("assign_fused.npz")
     for index, target in enumerate(golden_targets(z)):
-        assert_near(mass_centers(target.masks), z[f"mass_centers.im{index}"], 1e-6, "centres of mass")
+        assert_near(mass_centers(target.masks), z[f"mass_centers.im{index}"], 1e-6, "centers of mass")
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])

@@ -48,7 +48,7 @@ def test_raises_on_invalid_page_or_channels(weights: Path, stack: Path, tmp_path
     assert lines_of(capsys) == [f"embedmask: {stack}: has 2 pages, page 2 is requested; they count from 0"]
     for option, reason in (
         (("--page", "-1"), "page must be at least 0"),
-        (("--channels", "0", "1"), "one channel (grey) or three"),
+        (("--channels", "0", "1"), "one channel (gray) or three"),
     ):
         assert reason in fails(capsys, *words(stack, weights, tmp_path / "out", *option))
     assert not (tmp_path / "out").exists()

@@ -1,1 +1,1 @@
-"""Slow references of the vectorised functions, written from the formulas, one instance at a time."""
+"""Slow references of the vectorized functions, written from the formulas, one instance at a time."""

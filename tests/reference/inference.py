@@ -66,7 +66,7 @@ def mask_values(
 
 
 def _reading(cells: int, original: int, network: int, cell: float) -> Tensor:
-    """Return bilinear weights `[original, cells]` of the two cells around each pixel's centre."""
+    """Return bilinear weights `[original, cells]` of the two cells around each pixel's center."""
     weights = torch.zeros(original, cells, dtype=torch.float64)
     for pixel in range(original):
         place = min(max((pixel + 0.5) * network / original / cell - 0.5, 0.0), cells - 1.0)

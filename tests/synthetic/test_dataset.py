@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outline(name: str, radius: float = 40.0, seed: int = 0, turn: float = 0.0) -> np.ndarray:
-    """Return the mask of one shape in the centre of a 100 px image."""
+    """Return the mask of one shape in the center of a 100 px image."""
     y, x = np.mgrid[:100, :100].astype(np.float32) - 49.5
     cos, sin = np.cos(turn), np.sin(turn)
     return (

@@ -41,7 +41,7 @@ BLOB = 40
 
 
 def write_test_image(path: Path, size: Size) -> None:
-    """Write a JPEG file of soft coloured blobs with some noise, which has about as many bytes per pixel as a photo."""
+    """Write a JPEG file of soft colored blobs with some noise, which has about as many bytes per pixel as a photo."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (*(-(-side // BLOB) + 1 for side in size), 3), dtype=np.uint8)
     blobs = Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.BICUBIC)

@@ -85,7 +85,7 @@ class EmbedMaskPipeline(Pipeline):
         self.resized = [self.transform.image(image) for image in self.images]
 
     def preprocess(self) -> None:
-        """Normalise the images and pad them to one batch."""
+        """Normalize the images and pad them to one batch."""
         self.batch = self.model.preprocess(self.resized)
 
     def run_network(self) -> None:
@@ -142,7 +142,7 @@ class TorchvisionPipeline(Pipeline):
 
     @torch.inference_mode()
     def preprocess(self) -> None:
-        """Run torchvision's own transform: normalise, resize and pad."""
+        """Run torchvision's own transform: normalize, resize and pad."""
         self.inputs = self.model.transform([image.to(self.device).float() / 255 for image in self.images])[0]
 
     @torch.inference_mode()

@@ -60,7 +60,7 @@ def train(
         dry_run: Check data, config and memory with two steps, estimate the training time, and write nothing.
         max_detections: Maximum detections per image, also stored with the model; by default from the recipe.
         page: Page of TIFF stacks or frame of animations, from 0, stored with the model; same as --model.image_page.
-        channels: Channels of image files, from 0: one as grey, or three as RGB, stored with the model; same as
+        channels: Channels of image files, from 0: one as gray, or three as RGB, stored with the model; same as
             --model.image_channels.
         precision: auto, float32, bfloat16 or float16; same as --train.precision.
         val_fraction: Hold out this fraction of train as val, for data sets without a val split. Pass the same value

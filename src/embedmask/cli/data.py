@@ -56,7 +56,7 @@ def data_check(
         exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
         quick: Do not decode images; truncated files and re-encoded copies are not detected.
         page: Page of TIFF stacks or frame of animations, from 0; by default the first.
-        channels: Channels of image files, from 0: one as grey, or three as RGB; by default the image's own colours or
+        channels: Channels of image files, from 0: one as gray, or three as RGB; by default the image's own colors or
             its first channel.
         workers: Threads that read images; by default one per core.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
@@ -142,8 +142,8 @@ def data_show(
         exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored; by default
             from the recipe, else upright.
         page: Page of TIFF stacks or frame of animations, from 0; by default from the recipe, else the first.
-        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the recipe, else the
-            image's own colours or its first channel.
+        channels: Channels of image files, from 0: one as gray, or three as RGB; by default from the recipe, else the
+            image's own colors or its first channel.
         config: Recipe, a name or a YAML file: draw augmented training samples instead of the original images.
         augment: Override a FIELD of the recipe's data config; --augment.FIELD is an alias.
         val_fraction: Hold out this fraction of train as val, as --val-fraction of train.

@@ -57,7 +57,7 @@ def evaluate(
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
         exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
         page: Page of TIFF stacks or frame of animations, from 0; by default from the model.
-        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model.
+        channels: Channels of image files, from 0: one as gray, or three as RGB; by default from the model.
         precision: auto, float32, bfloat16 or float16; auto is bfloat16 where the device is fast at it.
         threads: CPU threads; by default PyTorch's choice.
         device: auto, cpu, cuda, cuda:N or mps.

@@ -23,7 +23,7 @@ def export(
 ) -> None:
     """Export a model as one graph, from images to detections; predict, eval and embedmask.runtime take the file.
 
-    The graph normalises and pads images of any number and size, and applies NMS. Masks are decoded from its outputs.
+    The graph normalizes and pads images of any number and size, and applies NMS. Masks are decoded from its outputs.
 
     Args:
         model: Model file (.safetensors), or the name of a bundled model: nuclei.

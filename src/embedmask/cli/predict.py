@@ -58,12 +58,12 @@ def predict(
         no_draw: Do not write images and videos with masks drawn.
         score_threshold: Minimum score, 0 to 1: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from the model.
         max_detections: Maximum detections per image; by default from the model.
-        tile: Side of square tiles for large images, px; results of neighbouring tiles are merged. Pyramids and OME-Zarr
+        tile: Side of square tiles for large images, px; results of neighboring tiles are merged. Pyramids and OME-Zarr
             are then read by windows. 0: no tiles.
-        overlap: Overlap of neighbouring tiles, px; half the size of a typical object is enough.
+        overlap: Overlap of neighboring tiles, px; half the size of a typical object is enough.
         page: Page of TIFF stacks or frame of animations, from 0; by default from the model, else the first.
-        channels: Channels of image files, from 0: one as grey, or three as RGB; by default from the model, else the
-            image's own colours or its first channel.
+        channels: Channels of image files, from 0: one as gray, or three as RGB; by default from the model, else the
+            image's own colors or its first channel.
         level: Level of image pyramids, from 0, the full resolution. Results are in its frame; GeoJSON is in the frame
             of level 0.
         resume: Continue an interrupted run with the same options; finished files are skipped.

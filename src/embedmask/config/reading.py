@@ -29,7 +29,7 @@ class ReadOptions:
         require(self, "page", self.page is None or self.page >= 0, "at least 0 (pages are counted from 0)")
         require(self, "level", self.level >= 0, "at least 0 (levels are counted from 0)")
         fits = self.channels is None or (len(self.channels) in (1, 3) and min(self.channels) >= 0)
-        require(self, "channels", fits, "one channel (grey) or three (R, G, B), counted from 0")
+        require(self, "channels", fits, "one channel (gray) or three (R, G, B), counted from 0")
         require(self, "depth", self.depth == "camera" or self.depth > 0, "camera, or a value above 0")
 
     def changed(

@@ -176,5 +176,5 @@ def _side(
     start: NDArray[np.float64], end: NDArray[np.float64], point: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the signed side of points relative to the lines from `start` to `end`: `[N, 2]` px each -> `[N]`."""
-    along, towards = end - start, point - start
-    return along[:, 0] * towards[:, 1] - along[:, 1] * towards[:, 0]
+    along, toward = end - start, point - start
+    return along[:, 0] * toward[:, 1] - along[:, 1] * toward[:, 0]

@@ -13,7 +13,7 @@ from embedmask.data.sampling import bernoulli, uniform
 
 TF: Any = v2.functional  # torchvision does not declare its exports
 HUE_SHARE = 0.25
-"""Range of the hue, in turns of the colour circle, per unit of colour strength."""
+"""Range of the hue, in turns of the color circle, per unit of color strength."""
 
 
 def change_colors(image: Tensor, strength: float, invert: float, generator: torch.Generator) -> Tensor:
@@ -28,7 +28,7 @@ def change_colors(image: Tensor, strength: float, invert: float, generator: torc
         brightness, contrast, saturation, hue = (strength * uniform(-1, 1, generator) for _ in range(4))
         image = TF.adjust_brightness(image, 1 + brightness)
         image = TF.adjust_contrast(image, 1 + contrast)
-        # the two slowest steps, which do not change a grey image
+        # the two slowest steps, which do not change a gray image
         if not _is_grey(image):
             image = TF.adjust_saturation(image, 1 + saturation)
             image = TF.adjust_hue(image, hue * HUE_SHARE)
@@ -41,7 +41,7 @@ def change_camera(
 ) -> Tensor:
     """Simulate another camera or microscope: random gamma, defocus and noise, in this order.
 
-    A step of strength 0 is skipped and samples no random number. Grey images stay grey.
+    A step of strength 0 is skipped and samples no random number. Gray images stay gray.
 
     Args:
         image: uint8 `[3, H, W]`.
@@ -58,7 +58,7 @@ def change_camera(
         reach = min(math.ceil(3 * sigma), min(image.shape[-2:]) - 1)
         image = TF.gaussian_blur(image, 2 * reach + 1, sigma) if reach else image
     if noise:
-        # one channel of noise for a grey image keeps it grey
+        # one channel of noise for a gray image keeps it gray
         channels = 1 if _is_grey(image) else 3
         normal = torch.randn((channels, *image.shape[-2:]), generator=generator)
         sigma = 255 * uniform(0, noise, generator)

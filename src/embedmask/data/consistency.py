@@ -89,7 +89,7 @@ def find_repeats(packed: PackedAnnotations, bounds: Bounds, areas: NDArray[np.fl
     repeats: dict[int, int] = {}
     is_repeat = np.zeros(len(order), dtype=bool)
     places, step = np.arange(len(order)), 0
-    # compare each object with its next neighbour in this order, then with the one after it, while any is in reach
+    # compare each object with its next neighbor in this order, then with the one after it, while any is in reach
     while len(places):
         step += 1
         places = places[places + step < len(order)]

@@ -65,7 +65,7 @@ def reduce_depth(strips: Strips, out: NDArray[np.uint8], depth: Depth, *, invert
     white = white_level(strips, num_pixels, depth)
     for top, rows in strips():
         is_8_bit = rows.dtype == np.uint8
-        # [h, W, 1] broadcasts to grey
+        # [h, W, 1] broadcasts to gray
         out[top : top + len(rows)] = (
             rows if is_8_bit else np.rint(_finite(rows).clip(0, white) * (255.0 / white))
         )

@@ -27,9 +27,9 @@ TF: Any = v2.functional  # torchvision does not declare its exports
 
 @dataclass(frozen=True)
 class GeometricTransform:
-    """Parameters of one transform: resize, crop a window, rotate it about its centre, mirror, turn by right angles.
+    """Parameters of one transform: resize, crop a window, rotate it about its center, mirror, turn by right angles.
 
-    Areas outside the image, beside it or at the corners of a rotated one, are filled with the mean colour of the
+    Areas outside the image, beside it or at the corners of a rotated one, are filled with the mean color of the
     visible part.
 
     Attributes:
@@ -81,7 +81,7 @@ class GeometricTransform:
         cos, sin = (abs(f(math.radians(self.angle))) for f in (math.cos, math.sin))
         # extent of the rotated rectangle, minus that of the upright one
         reach = height * cos + width * sin - height, width * cos + height * sin - width
-        # + 1 for the neighbours that the bilinear filter reads
+        # + 1 for the neighbors that the bilinear filter reads
         return max(math.ceil(reach[0] / 2) + 1, 0), max(math.ceil(reach[1] / 2) + 1, 0)
 
     @property
@@ -163,7 +163,7 @@ class GeometricTransform:
 
 
 def rotate_crop(crop: MaskCrop, angle: float, size: Size) -> MaskCrop | None:
-    """Rotate a mask about the centre of a frame and cut it to the frame.
+    """Rotate a mask about the center of a frame and cut it to the frame.
 
     Args:
         crop: part of the mask in the frame; may lie outside.

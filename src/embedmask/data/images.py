@@ -54,8 +54,8 @@ def read_image(
 ) -> Tensor:
     """Read an image as 8-bit RGB.
 
-    Palette, grey, CMYK and 1-bit images are converted to RGB; an alpha channel is dropped, so a transparent pixel shows
-    the colour stored under it. More than 8 bits are reduced as in `embedmask.data.depth`, the same for grey and colour
+    Palette, gray, CMYK and 1-bit images are converted to RGB; an alpha channel is dropped, so a transparent pixel shows
+    the color stored under it. More than 8 bits are reduced as in `embedmask.data.depth`, the same for gray and color
     and for all file formats.
 
     Args:
@@ -171,7 +171,7 @@ def read_extent(path: str | Path) -> Extent | None:
 
 
 def read_numbers(path: str | Path, page: int | None = None) -> NDArray[Any]:
-    """Read the numbers of a label image as stored; for a palette image the indices, not the colours.
+    """Read the numbers of a label image as stored; for a palette image the indices, not the colors.
 
     Args:
         page: page of a file with several pages; None: the first.

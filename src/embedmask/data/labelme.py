@@ -197,7 +197,7 @@ def _decode_mask(text: str, left: int, top: int, size: Size) -> RunLengths:
     """Decode a mask stored as a PNG image in base64, which is a crop at `left`, `top` of the image."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as image:
         crop = np.asarray(image)
-    # the first channel of grey, grey with alpha, or RGB: [h, w]
+    # the first channel of gray, gray with alpha, or RGB: [h, w]
     crop = crop.reshape(*crop.shape[:2], -1)[..., 0] > 0
     bottom, right = top + crop.shape[0], left + crop.shape[1]
     if left < 0 or top < 0 or bottom > size[0] or right > size[1]:

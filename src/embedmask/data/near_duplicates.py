@@ -19,14 +19,14 @@ from embedmask.data.turned_copies import SIDE, TURNS, block_means, orient
 from embedmask.errors import BadInput
 
 TOLERANCE = 0.5
-"""Largest difference of the thumbnails of two near-duplicates in any pixel, in standard deviations of the grey levels.
+"""Largest difference of the thumbnails of two near-duplicates in any pixel, in standard deviations of the gray levels.
 
 Copies that are stored as JPEG, resized or a fifth brighter differ by up to 0.5, different photographs by 1.5 or more.
 """
 MIN_DEVIATION = 4.0
-"""Lower limit of the standard deviation, in grey levels, so that the noise of flat images is not amplified."""
+"""Lower limit of the standard deviation, in gray levels, so that the noise of flat images is not amplified."""
 MEAN_TOLERANCE = (3.0, 40.0)
-"""Largest difference of the mean colors, in standard deviations and in grey levels."""
+"""Largest difference of the mean colors, in standard deviations and in gray levels."""
 AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+")
 """Names of Roboflow's augmented copies, which begin with the name of the original."""
 
@@ -97,7 +97,7 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
         BadInput: an image cannot be read.
     """
 
-    # grey levels row by row, then the mean color: [16 * 16 + 3]
+    # gray levels row by row, then the mean color: [16 * 16 + 3]
     def thumbnail(path: Path) -> NDArray[np.float32]:
         small = block_means(read_image(path, any_size=True)).astype(np.float32)
         return np.concatenate((small.mean(2).ravel(), small.mean((0, 1))))
@@ -141,10 +141,10 @@ def _unite_similar(
     """
     if len(places) < 2:
         return
-    grey, colors = thumbnails[:, :-3], thumbnails[:, -3:]
-    deviation = grey.std(1, keepdims=True)
+    gray, colors = thumbnails[:, :-3], thumbnails[:, -3:]
+    deviation = gray.std(1, keepdims=True)
     # float16 halves the memory: [T, 16 * 16]
-    normal = ((grey - grey.mean(1, keepdims=True)) / np.maximum(deviation, MIN_DEVIATION)).astype(np.float16)
+    normal = ((gray - gray.mean(1, keepdims=True)) / np.maximum(deviation, MIN_DEVIATION)).astype(np.float16)
     limits = 1 + np.minimum(MEAN_TOLERANCE[0] * deviation[:, 0], MEAN_TOLERANCE[1])
     # features that the eight orientations do not change: means of 4 x 4 blocks, sorted within the corners, the edges
     # and the center: [T, 16]

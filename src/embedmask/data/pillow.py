@@ -48,8 +48,8 @@ def decode(
     """Decode an image.
 
     Args:
-        reopen: returns the image, not loaded yet; called twice for 16-bit colour.
-        channels: one, or those of R, G and B; ignored for grey, which has only one.
+        reopen: returns the image, not loaded yet; called twice for 16-bit color.
+        channels: one, or those of R, G and B; ignored for gray, which has only one.
         depth: reduction of more than 8 bits.
         upright: rotate the image by its EXIF orientation.
         inverted: 0 is white, in an image of more than 8 bits; Pillow inverts 8 bits itself.
@@ -152,7 +152,7 @@ def _rgb(image: Image.Image, channels: tuple[int, ...]) -> Pixels:
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     every = channels == (0, 1, 2) or Image.getmodebase(image.mode) == "L"
     for top, strip in _strips(image):
-        # via RGBA, so that the transparent colours of a palette are kept
+        # via RGBA, so that the transparent colors of a palette are kept
         flat = strip.convert("RGBA") if strip.mode in ("P", "PA") else strip
         rows = np.asarray(flat.convert("RGB"))
         pixels[top : top + strip.height] = rows if every else rows[..., list(channels)]

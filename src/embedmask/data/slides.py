@@ -26,7 +26,7 @@ Notice = Callable[[str], None]
 METADATA = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 """Files of which a folder of zarr contains at least one."""
 RGB = ["FF0000", "00FF00", "0000FF"]
-"""Colours of the channels of a colour image in OME-Zarr."""
+"""Colors of the channels of a color image in OME-Zarr."""
 STRIP = 256
 """Maximum number of rows to read at once while measuring the white level, unless the image is narrow."""
 
@@ -92,7 +92,7 @@ class Slide:
         if values.dtype != np.uint8:
             pixels = np.empty((*values.shape[:2], 3), np.uint8)
             reduce_depth(strips_of(values), pixels, self._white)
-        # grey: one channel in memory, seen three times
+        # gray: one channel in memory, seen three times
         return torch.from_numpy(pixels).permute(2, 0, 1).expand(3, -1, -1)[where[0]]
 
     def _values(self, rows: slice, columns: slice) -> Values:

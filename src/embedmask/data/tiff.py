@@ -25,7 +25,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CONVERTED = tuple(
     PHOTOMETRIC[name] for name in ("PALETTE", "SEPARATED", "YCBCR", "CIELAB", "ICCLAB", "ITULAB")
 )
-"""Colour spaces that Pillow converts to RGB."""
+"""Color spaces that Pillow converts to RGB."""
 SLIDES = ("svs", "ndpi", "bif")
 """tifffile's kinds of slides ..."""
 COMPANIONS = ("Thumbnail", "Label", "Macro", "Map")

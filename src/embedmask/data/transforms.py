@@ -125,7 +125,7 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Random geometry, pasted objects and colours of a config (section 4.1 by default)."""
+    """Random geometry, pasted objects and colors of a config (section 4.1 by default)."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config

@@ -26,7 +26,7 @@ from embedmask.structures import Size
 SIDE = 16
 """Side of a thumbnail, px."""
 ALIKE, DISTINCT = 3, 4
-"""Largest difference of two thumbnails of one scene, and by how much more every other turn must differ, grey levels."""
+"""Largest difference of two thumbnails of one scene, and by how much more every other turn must differ, gray levels."""
 SAME_BOX = 0.7
 """IoU from which two boxes are the same object."""
 AGREE = 0.8
@@ -42,7 +42,7 @@ NAMES = (
     *["mirrored and turned"] * 3,
 )
 Thumb = NDArray[np.uint8]
-"""Grey thumbnail, `[SIDE, SIDE]`."""
+"""Gray thumbnail, `[SIDE, SIDE]`."""
 
 
 class TurnedCopy(NamedTuple):
@@ -65,7 +65,7 @@ def block_means(image: Tensor) -> NDArray[np.uint8]:
 
 
 def thumbnail(image: Tensor) -> Thumb:
-    """Return the grey block means of an image `[3, H, W]`."""
+    """Return the gray block means of an image `[3, H, W]`."""
     return np.asarray(block_means(image).mean(-1).round(), dtype=np.uint8)
 
 

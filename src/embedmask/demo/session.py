@@ -31,7 +31,7 @@ from embedmask.visualize import Pixels, draw_detections
 MAX_PIXELS = 2**25
 """Maximum number of pixels of an image, whose maps stay in memory."""
 OVERLAP = 128
-"""Overlap of neighbouring tiles, px."""
+"""Overlap of neighboring tiles, px."""
 CROSS = (255, 0, 0)
 
 Format = Literal["coco", "labels", "polygons", "geojson"]

@@ -291,7 +291,7 @@ class CocoEvaluator:
 class _Evaluation(COCOeval_faster):
     """Matching and accumulation of the library, with overlaps computed by `embedmask.evaluation.overlap`.
 
-    The library would encode every mask again, rasterise each boundary over the whole image and keep all of it once
+    The library would encode every mask again, rasterize each boundary over the whole image and keep all of it once
     per IoU type. Here, masks and boundaries share one index and one set of mask overlaps.
     """
 

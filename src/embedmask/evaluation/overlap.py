@@ -78,7 +78,7 @@ def boundary_ious(results: Sequence[Record], gts: Sequence[Record], ious: Overla
 def boundaries(masks: RunMasks) -> RunMasks:
     """Return the boundary of each mask: its pixels within the band along its outline.
 
-    A pixel is in the band if a pixel outside the mask is at most `boundary_band` px away (8 neighbours). Pixels outside
+    A pixel is in the band if a pixel outside the mask is at most `boundary_band` px away (8 neighbors). Pixels outside
     the image count as outside the mask.
     """
     band = boundary_band(masks.frame)

@@ -75,7 +75,7 @@ class Graph(nn.Module):
         return (*results, self.log_phi(predictions.pixel_embed, q, s)) if self.dense_masks else results
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Normalise images and pad them with zeros on the right and at the bottom, as `Detector.preprocess`."""
+        """Normalize images and pad them with zeros on the right and at the bottom, as `Detector.preprocess`."""
         pixels = images.float()
         if self.config.channel_order == "bgr":
             pixels = pixels.flip(1)

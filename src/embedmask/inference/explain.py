@@ -26,7 +26,7 @@ from embedmask.structures import PixelMap
 
 NUM_COMPONENTS = 3
 RANGE = (1.0, 99.0)
-"""Percentiles of the pixels that become the darkest and the brightest value of a colour."""
+"""Percentiles of the pixels that become the darkest and the brightest value of a color."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Projection:
         components: float64 `[3, D]`, orthonormal, by descending variance; zeros where D < 3. The largest entry of each
             is positive.
         shares: fraction of the variance of p along each component, `[3]`.
-        low, high: coordinates of the darkest and the brightest colour, `[3]`.
+        low, high: coordinates of the darkest and the brightest color, `[3]`.
     """
 
     origin: Tensor
@@ -77,7 +77,7 @@ class Projection:
         return (self.components @ flat).view(NUM_COMPONENTS, *embed.shape[1:])
 
     def colors(self, coordinates: Tensor) -> npt.NDArray[np.uint8]:
-        """Return coordinates as colours: `[3, ...]` -> uint8 RGB `[..., 3]`, clipped to the range of the pixels."""
+        """Return coordinates as colors: `[3, ...]` -> uint8 RGB `[..., 3]`, clipped to the range of the pixels."""
         extent = (self.high - self.low).clamp(min=1e-12)
         last = coordinates.movedim(0, -1)
         return ((last - self.low) / extent).clamp(0, 1).mul(255).round().byte().numpy()
@@ -120,13 +120,13 @@ class Explanation:
         return (math.log(2) / self.proposal_margin).sqrt().log().mean(1).exp()
 
     def pixel_colors(self) -> npt.NDArray[np.uint8]:
-        """Return p in colours in the frame of the image, uint8 `[H, W, 3]`."""
+        """Return p in colors in the frame of the image, uint8 `[H, W, 3]`."""
         coordinates = self.projection.coordinates(self.pixels.embed)
         rows, columns = self._positions(self.pixels.stride, self.pixels.embed.shape[1:])
         return self.projection.colors(sample_map(coordinates, rows, columns))
 
     def proposal_colors(self) -> npt.NDArray[np.uint8]:
-        """Return q of each detection in the colours of `pixel_colors`, uint8 `[R, 3]`."""
+        """Return q of each detection in the colors of `pixel_colors`, uint8 `[R, 3]`."""
         return self.projection.colors(self.projection.coordinates(self.proposal_embed.T))
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:

@@ -115,6 +115,6 @@ def exported_network(
 
 
 def _of_one_size(sizes: Sequence[Size]) -> list[list[int]]:
-    """Group neighbouring images of one size, which the graph takes together."""
+    """Group neighboring images of one size, which the graph takes together."""
     ends = [index for index in range(1, len(sizes)) if sizes[index] != sizes[index - 1]]
     return [part.tolist() for part in np.split(np.arange(len(sizes)), ends)]

@@ -67,7 +67,7 @@ class Trunk(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Maps:
-        """Compute the inputs of `head.predict` from normalised images `[N, 3, H, W]`, in the trunk's dtype."""
+        """Compute the inputs of `head.predict` from normalized images `[N, 3, H, W]`, in the trunk's dtype."""
         images = images.to(self.dtype, memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.dtype if self.mixed else None, enabled=self.mixed):
             maps = self.backbone(images)

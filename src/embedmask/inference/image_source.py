@@ -57,7 +57,7 @@ def check_image_source(source: Any, name: str = "image") -> None:
         and source.size > 0
     ):
         raise BadInput(
-            f"{name}: an array must be uint8 or uint16, RGB [H, W, 3] or grey [H, W], "
+            f"{name}: an array must be uint8 or uint16, RGB [H, W, 3] or gray [H, W], "
             f"got {source.dtype} {source.shape}; convert it, pixels 0..255"
         )
 
@@ -73,7 +73,7 @@ def as_image(
 
     Args:
         source: path, bytes of a file, a file opened in binary mode, PIL image, array uint8 or uint16, RGB [H, W, 3] (or
-            RGBA, or grey [H, W]), or tensor uint8 RGB [3, H, W].
+            RGBA, or gray [H, W]), or tensor uint8 RGB [3, H, W].
         name: name of the image in messages, if it has no path.
         any_size: accept files that Pillow rejects as decompression bombs; these are read one at a time.
         options: page and channels of files, and conversion of 16 bits to 8.

@@ -107,7 +107,7 @@ def _inside(low: Tensor, high: Tensor, grid: Size) -> Tensor:
 def _spans(pixels: Tensor, proposals: Proposals, threshold: float) -> Tensor:
     """Return the ranges of `cell_ranges` for masks that boxes do not limit: all cells above the threshold, plus one.
 
-    Resizing only averages neighbours, so the mask cannot reach further.
+    Resizing only averages neighbors, so the mask cannot reach further.
 
     Args:
         pixels: p, `[D, h, w]`.
@@ -142,10 +142,10 @@ def source_positions(
 ) -> Tensor:
     """Return the position on the grid, in cells, of each pixel along one side of the image.
 
-    First repository: the padded map is resized to ceil(padded px * original / network) px with half-pixel centres, so
+    First repository: the padded map is resized to ceil(padded px * original / network) px with half-pixel centers, so
     this whole number defines the scale; it is evaluated left to right in float32. `exact` omits the rounding.
     Second repository: phi is upsampled with aligned cells twice, to half the stride and to the network's px, cropped to
-    the image and resized to its original size with half-pixel centres. Each step is linear between the cells of the one
+    the image and resized to its original size with half-pixel centers. Each step is linear between the cells of the one
     before, so a single look-up gives the result of all of them.
 
     Args:

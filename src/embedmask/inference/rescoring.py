@@ -19,7 +19,7 @@ MIN_RESCORED = 1000
 def rescore_by_masks(instances: Instances) -> Instances:
     """Multiply each score by two factors in 0..1 and sort the instances again.
 
-    - IoU of the proposal's box and the tight box of its mask. They differ if the embeddings include a neighbour or only
+    - IoU of the proposal's box and the tight box of its mask. They differ if the embeddings include a neighbor or only
       a part of the object.
     - Fraction of the mask that no better instance of its class covers. Two proposals of one object have similar masks,
       even if their boxes differ.

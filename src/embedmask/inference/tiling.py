@@ -1,6 +1,6 @@
 """Detection in large images tile by tile, with the detections of all tiles merged into those of the whole image.
 
-Neighbouring tiles overlap. Two pieces belong to one object when their masks agree in the overlap: a perfect detector
+Neighboring tiles overlap. Two pieces belong to one object when their masks agree in the overlap: a perfect detector
 returns the same pixels there, however the tiles cut the object, while masks of touching objects share none. All steps
 work on run lengths, so memory grows with the outlines of the objects.
 """
@@ -76,12 +76,12 @@ def tiled_instances(
     the overlap, through any number of tiles. Memory grows with the outlines of the objects, time with their number.
 
     Args:
-        image: uint8 `[3, H, W]`. The tiles of a slide are read one batch at a time, and those of a single colour, as
+        image: uint8 `[3, H, W]`. The tiles of a slide are read one batch at a time, and those of a single color, as
             the background of many slides, are left out.
         detect: returns the instances of each tile of a batch in the frame of the tile. The tiles are uint8 `[3, h, w]`
             of one size and share the memory of `image`. They are resized like whole images, as the model's config says.
         tile: side of a tile, px; a smaller image limits it.
-        overlap: minimum overlap of neighbouring tiles, px; with 0, nothing is joined.
+        overlap: minimum overlap of neighboring tiles, px; with 0, nothing is joined.
         max_detections: maximum number of instances in the whole image; None: no limit.
         batch_size: tiles per call of `detect`.
 
@@ -118,14 +118,14 @@ def tile_windows(size: Size, tile: int, overlap: int) -> list[Bounds]:
 
 
 def _tiles(image: Tensor | Slide, windows: Sequence[Bounds]) -> Iterator[tuple[Bounds, Tensor]]:
-    """Yield windows and their pixels, uint8 `[3, h, w]`; of a slide only those of several colours, but at least one."""
+    """Yield windows and their pixels, uint8 `[3, h, w]`; of a slide only those of several colors, but at least one."""
     is_empty = True
     for window in windows:
         y1, x1, y2, x2 = window
         tile = image[:, y1:y2, x1:x2]
         # the results of one tile have the columns of the model: without any, the last one is needed
         is_forced = not isinstance(image, Slide) or (is_empty and window == windows[-1])
-        # the channels of grey tiles share their memory
+        # the channels of gray tiles share their memory
         channels = tile if tile.stride(0) else tile[:1]
         if is_forced or any(bool((channel != channel[0, 0]).any()) for channel in channels):
             is_empty = False

@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps of normalised images: `[N, 3, H, W]` -> `[N, C, H / s, W / s]` per stride s."""
+        """Return the feature maps of normalized images: `[N, 3, H, W]` -> `[N, C, H / s, W / s]` per stride s."""
         features: Sequence[Tensor] = self.body(images)
         return [features[i] for i in self._outputs]
 

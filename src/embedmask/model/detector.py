@@ -38,7 +38,7 @@ class Detector(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def preprocess(self, images: Sequence[Tensor], min_size: Size = (0, 0)) -> ImageBatch:
-        """Normalise images, then pad them with zeros on the right and at the bottom to one frame.
+        """Normalize images, then pad them with zeros on the right and at the bottom to one frame.
 
         Args:
             images: uint8 RGB `[3, h, w]` at the network's resolution; sizes may differ.
@@ -55,7 +55,7 @@ class Detector(nn.Module):
             if self.config.channel_order == "bgr":
                 pixels = pixels.flip(0)
             if self.config.image_norm == "image":
-                # + 1 grey level: an image of a single value has deviation 0
+                # + 1 gray level: an image of a single value has deviation 0
                 slot[:, :h, :w] = (pixels - pixels.mean()) / (pixels.std() + 1.0)
             else:
                 slot[:, :h, :w] = (pixels - self.mean) / self.std

@@ -45,7 +45,7 @@ class EmbedMask(Detector):
         """Run the network on a batch.
 
         Args:
-            images: a batch from `preprocess`, or a normalised float tensor `[N, 3, H, W]`.
+            images: a batch from `preprocess`, or a normalized float tensor `[N, 3, H, W]`.
 
         Raises:
             BadInput: the tensor has another shape.

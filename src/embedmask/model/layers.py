@@ -49,7 +49,7 @@ class Float32Conv2d(nn.Conv2d):
 def conv3x3(
     in_channels: int, out_channels: int, bias: float = 0.0, *, std: float = 0.01, float32: bool = False
 ) -> nn.Conv2d:
-    """Return a 3x3 convolution, by default with the head's initialisation: weights N(0, 0.01), constant bias."""
+    """Return a 3x3 convolution, by default with the head's initialization: weights N(0, 0.01), constant bias."""
     conv = Float32Conv2d if float32 else nn.Conv2d
     return _init(conv(in_channels, out_channels, 3, padding=1), bias, std)
 
@@ -57,7 +57,7 @@ def conv3x3(
 def conv1x1(
     in_channels: int, out_channels: int, bias: float = 0.0, *, std: float = 0.01, float32: bool = False
 ) -> nn.Conv2d:
-    """Return a 1x1 convolution, initialised as `conv3x3`."""
+    """Return a 1x1 convolution, initialized as `conv3x3`."""
     conv = Float32Conv2d if float32 else nn.Conv2d
     return _init(conv(in_channels, out_channels, 1), bias, std)
 

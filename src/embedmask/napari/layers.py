@@ -32,7 +32,7 @@ class Plane:
     Attributes:
         data: array of the layer, at full resolution; may be lazy.
         index: position on each leading axis.
-        rgb: whether the last axis holds colours.
+        rgb: whether the last axis holds colors.
         name: name of the layer.
         scale, translate: of y and x, in world coordinates.
     """

@@ -35,7 +35,7 @@ def assign(
 ) -> Assignment:
     """Assign ground truths to the locations of one image: FCOS with the in-mask rule of section 3.5.
 
-    A ground truth is a candidate of a location that lies strictly inside its box, its centre square and its mask, if
+    A ground truth is a candidate of a location that lies strictly inside its box, its center square and its mask, if
     max(l, t, r, b) is in the range of the location's level, both ends included. Of several candidates the smallest box
     wins, then the first. An object without a mask pixel gets no location, unless neither rule reads the mask.
 
@@ -45,8 +45,8 @@ def assign(
         location_ranges: `[K, 2]`, bounds of max(l, t, r, b), px.
         boxes: float32 `[G, 4]` xyxy px.
         masks: bool `[G, H, W]`, or crops; False beyond H x W.
-        center_radius: half the side of the centre square in strides; None: no centre square.
-        sampling_center: centre of the square, the box's centre or the mask's centre of mass.
+        center_radius: half the side of the center square in strides; None: no center square.
+        sampling_center: center of the square, the box's center or the mask's center of mass.
         sample_in_mask: whether a location must lie in the mask (Table 2 (c)).
         box_offset: added to box sides when areas are compared.
     """
@@ -181,7 +181,7 @@ def _inside_box(
     *,
     center_radius: float | None,
 ) -> Tensor:
-    """Return which locations lie in the box, the centre square and the size range of each object: bool `[G, K]`."""
+    """Return which locations lie in the box, the center square and the size range of each object: bool `[G, K]`."""
     x, y = locations.unbind(1)  # [K]
     x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # [G, 1]
     # [G, K] each; as one [G, K, 4] tensor, the reductions below take several times as long
@@ -190,7 +190,7 @@ def _inside_box(
     if center_radius is not None:
         center_x, center_y = centers[:, :, None].unbind(1)
         radius = strides * center_radius
-        # a centre that is nan (an empty mask) fails the comparison below
+        # a center that is nan (an empty mask) fails the comparison below
         sides += [
             x - (center_x - radius),
             y - (center_y - radius),

@@ -83,7 +83,7 @@ class Criterion:
         return cls(cfg)
 
     def __call__(self, predictions: Predictions, targets: Sequence[Target]) -> Losses:
-        """Compute the losses of a batch, normalised over all processes.
+        """Compute the losses of a batch, normalized over all processes.
 
         Args:
             predictions: of N images.

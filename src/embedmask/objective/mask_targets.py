@@ -15,7 +15,7 @@ def mask_targets(
     """Sample ground-truth masks on a grid of `stride` px, False beyond their frame.
 
     The authors' first repository resizes bilinearly without antialiasing and thresholds at 0. For an even stride this
-    is the OR of the two by two pixels around each cell's centre, computed here directly. Their second repository
+    is the OR of the two by two pixels around each cell's center, computed here directly. Their second repository
     (`aligned`) reads the single pixel at the cell's location.
 
     Args:

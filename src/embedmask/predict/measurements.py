@@ -30,7 +30,7 @@ def write_measurements(
 ) -> None:
     """Write a row of `COLUMNS` per object, in the order of the instances; objects without pixels are skipped.
 
-    Lengths are px of the image, centroids continuous px (0.5 is the centre of the first pixel), intensities those of
+    Lengths are px of the image, centroids continuous px (0.5 is the center of the first pixel), intensities those of
     the 8-bit image that the network sees.
 
     Args:

@@ -1,7 +1,7 @@
 """Renderer of synthetic images: textured shapes that occlude each other, with exact masks of their visible parts.
 
 Thin, concave and holed classes, so that boxes alone do not determine the masks. Each class has a range of hues, but
-some of its objects have any colour: the outline decides, not the colour.
+some of its objects have any color: the outline decides, not the color.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
 Rng = np.random.Generator
 Place = tuple[float, float, float]
-"""Centre x, centre y and radius of an object, px."""
+"""Center x, center y and radius of an object, px."""
 Distance = Callable[[Floats, Floats, float, Rng], Floats]
 
 MIN_SIZE = 32
@@ -34,7 +34,7 @@ EMPTY_SHARE = 0.03
 NEIGHBOUR_SHARE = 0.4
 """Share of objects that are placed next to another one, so that many touch and occlude each other."""
 FAMILY_SHARE = 0.9
-"""Share of objects with a colour from the hues of their class."""
+"""Share of objects with a color from the hues of their class."""
 MIN_VISIBLE_PIXELS = 16
 MIN_VISIBLE_SHARE = 0.4
 """Objects of which less is visible are not painted, so that every painted object is annotated."""
@@ -45,7 +45,7 @@ MIN_VISIBLE_SHARE = 0.4
 def disc(x: Floats, y: Floats, radius: float, rng: Rng) -> Floats:
     """Return the approximate distance to an ellipse of random height."""
     height = radius * rng.uniform(0.8, 1.0)
-    # the implicit function over its gradient; 1e-6 keeps the centre finite
+    # the implicit function over its gradient; 1e-6 keeps the center finite
     scaled = np.hypot(x / radius, y / height) + 1e-6
     slope = np.hypot(x / radius**2, y / height**2) + 1e-6 / height
     distance: Floats = scaled * (scaled - 1) / slope
@@ -134,7 +134,7 @@ class Shape:
         label: index into `CLASS_NAMES`.
         radius: half its extent, px.
         rows, columns: place of the crop in the image.
-        x, y: centres of the crop's pixels in the object's rotated frame, px.
+        x, y: centers of the crop's pixels in the object's rotated frame, px.
         distance: signed distance to the outline, px, negative inside.
     """
 
@@ -155,7 +155,7 @@ class Shape:
         reach = 1.3 * radius + 2
         left, right = max(0, int(center_x - reach)), min(size, int(center_x + reach) + 1)
         top, bottom = max(0, int(center_y - reach)), min(size, int(center_y + reach) + 1)
-        # [1, w] and [h, 1], which broadcast: pixel centres relative to the object's centre
+        # [1, w] and [h, 1], which broadcast: pixel centers relative to the object's center
         dx = np.arange(left, right, dtype=np.float32)[None] + np.float32(0.5 - center_x)
         dy = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - center_y)
         angle = rng.uniform(0, 2 * np.pi)
@@ -166,7 +166,7 @@ class Shape:
 
     @property
     def mask(self) -> Bools:
-        """Return the pixels whose centre lies inside the outline, which are at least half covered."""
+        """Return the pixels whose center lies inside the outline, which are at least half covered."""
         return self.distance < 0
 
 
@@ -231,7 +231,7 @@ def select_visible(shapes: list[Shape], size: int) -> tuple[list[Shape], list[Bo
 
 
 def _background(size: int, rng: Rng) -> Floats:
-    """Return a background, float [H, W, 3]: two colours blended by a gradient and noise, and sometimes a pattern."""
+    """Return a background, float [H, W, 3]: two colors blended by a gradient and noise, and sometimes a pattern."""
     y, x = np.mgrid[:size, :size].astype(np.float32) / np.float32(size)
     angle = rng.uniform(0, 2 * np.pi)
     slope = (x - 0.5) * np.float32(np.cos(angle)) + (y - 0.5) * np.float32(np.sin(angle))
@@ -244,7 +244,7 @@ def _background(size: int, rng: Rng) -> Floats:
         enlarged = Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)
         noise += np.asarray(enlarged) * 0.6**octave
     blend = np.clip(blend + noise * np.float32(rng.uniform(0.1, 0.6)), 0, 1)
-    # half way to grey: duller than most objects
+    # half way to gray: duller than most objects
     colors = [_color(rng) for _ in range(3)]
     first, second, third = ((color + color.mean()) / 2 for color in colors)
     image: Floats = first + (second - first) * blend[..., None]
@@ -290,10 +290,10 @@ def _shift(part: slice, step: int, size: int) -> slice:
 
 
 def _surface(canvas: Floats, shape: Shape, rng: Rng) -> Floats:
-    """Return the object's colours, float [h, w, 3]: textured, lit from one side, darker at the rim."""
+    """Return the object's colors, float [h, w, 3]: textured, lit from one side, darker at the rim."""
     label = shape.label if rng.random() < FAMILY_SHARE else None
     behind = canvas[shape.mask].mean(0)
-    # a few attempts at a colour that differs from the background; the last one is used if none does
+    # a few attempts at a color that differs from the background; the last one is used if none does
     for _ in range(8):
         base = _color(rng, label)
         if np.abs(base - behind).max() > 60:
@@ -309,10 +309,10 @@ def _surface(canvas: Floats, shape: Shape, rng: Rng) -> Floats:
 
 
 def _color(rng: Rng, label: int | None = None) -> Floats:
-    """Sample a colour, RGB 0..255: any, or one from the hues of a class."""
+    """Sample a color, RGB 0..255: any, or one from the hues of a class."""
     if label is None:
         return rng.uniform(20, 235, 3).astype(np.float32)
-    # classes divide the colour circle, with small gaps between them
+    # classes divide the color circle, with small gaps between them
     hue = (label + rng.uniform(-0.3, 0.3)) / len(CLASS_NAMES)
     rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.5, 1), rng.uniform(0.45, 0.95))
     return np.array(rgb, np.float32) * 255

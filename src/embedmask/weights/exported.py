@@ -37,7 +37,7 @@ class ExportedModel(Detector):
         self.register_buffer("mean", torch.zeros(0), persistent=False)  # the device
 
     def preprocess(self, images: Sequence[Tensor], min_size: Size = (0, 0)) -> ImageBatch:
-        """Return the images as they are, in one frame: the graph normalises and pads them.
+        """Return the images as they are, in one frame: the graph normalizes and pads them.
 
         Returns:
             uint8 `[N, 3, Hp, Wp]` on the model's device, and the sizes before padding.
