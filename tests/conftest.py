@@ -11,4 +11,3 @@ settings.load_profile("any machine")
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: the last bits depend on it
-

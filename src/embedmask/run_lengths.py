@@ -128,7 +128,7 @@ def encode_pixels(pixels: Bools, corner: tuple[int, int], frame: Size) -> Runs:
     padded = np.zeros((width, height + 2), bool)
     padded[:, 1:-1] = pixels.T
     # each change of value is a start or an end; within a column they alternate
-    ends = (padded[:, 1:] != padded[:, :-1]).ravel().nonzero()[0]
+    ends: Ints = (padded[:, 1:] != padded[:, :-1]).ravel().nonzero()[0]
     column = ends // (height + 1)
     ends += column * (frame[0] - height - 1) + (corner[1] * frame[0] + corner[0])
     return ends.astype(run_dtype(frame)).reshape(-1, 2)

@@ -83,7 +83,7 @@ def test_memory_of_diagonal_lines() -> None:
 
 
 def test_slide_is_read_by_windows_in_bounded_memory(tmp_path: Path) -> None:
-    """Tiles of a slide are read one at a time, and those of a single colour are left out."""
+    """Tiles of a slide are read one at a time, and those of a single color are left out."""
     zarr = pytest.importorskip("zarr")
     side = 6000
     group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
@@ -112,4 +112,4 @@ def test_slide_is_read_by_windows_in_bounded_memory(tmp_path: Path) -> None:
     assert instances.masks.boxes().tolist() == [[2950, 2900, 3050, 3100]]
     assert instances.masks.areas().tolist() == [20_000]
     assert sum(calls) < 8
-    assert peak < side * side / 2, "less than the image in 8-bit grey"
+    assert peak < side * side / 2, "less than the image in 8-bit gray"

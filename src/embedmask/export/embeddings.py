@@ -60,9 +60,9 @@ class Embeddings(nn.Module):
         return q.mT, log_margin.exp().mT
 
     def around(self, features: Sequence[Tensor], cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the level of each cell `[N, K]`, its neighbours, and its location in px, int64 `[N, K, 2]`.
+        """Return the level of each cell `[N, K]`, its neighbors, and its location in px, int64 `[N, K, 2]`.
 
-        Neighbours are two tensors `[N, K, 3, 3]`: their numbers, 0 outside of the map, and whether they are inside.
+        Neighbors are two tensors `[N, K, 3, 3]`: their numbers, 0 outside of the map, and whether they are inside.
         """
         heights, widths = ([feature.shape[axis] for feature in features] for axis in (2, 3))
         firsts = [0]
