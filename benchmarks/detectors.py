@@ -112,6 +112,7 @@ def read_results(runs: Path, dataset: str, detector: str, seeds: int) -> dict[in
 
 def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
     """Return the tables of a set: figures of each detector, and its differences from FCOS; empty without runs."""
+    # finished runs only, by detector and seed
     results = {name: read_results(runs, dataset, name, seeds) for name in (*DETECTORS, BASELINE)}
     if not any(results.values()):
         return []
@@ -122,6 +123,7 @@ def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
         cells = [cell_text([*own.values()], metric) for metric in METRICS]
         minutes = mean_and_spread([one["core_minutes"] for one in own.values()])[0] if own else None
         lines.append(f"| {name} | {' | '.join(cells)} | {'-' if minutes is None else f'{minutes:.1f}'} |")
+    # paired by seed: differences of runs that share data order and initial weights
     lines += ["", "| above fcos | box AP | mask AP | mask AP50 |", "| --- | --- | --- | --- |"]
     for name, own in results.items():
         if name != BASE:

@@ -5,7 +5,8 @@ python benchmarks/export_parity.py nuclei DATA FILE...    # the released model, 
 
 Each row compares all detections down to the threshold of candidates, in float32: `Predictor` with torch, `Predictor`
 with the file, and `embedmask.runtime` with the file (batch 1 only, as it takes single images). The yardstick is torch
-against itself: with norms folded into convolutions and channels last, as `Predictor` computes, and without.
+against itself: with norms folded into convolutions and channels last, as `Predictor` computes, and without. `nuclei`
+has a row for each image; a row of `presets` joins those of all sizes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from embedmask.structures import Instances
 from embedmask.weights import load_checkpoint
 
 PRESETS, DETECTORS = ("paper", "ijcai21", "fused", "fast"), ("retinanet", "tal")
-SIZES = ((251, 333), (97, 640), (360, 360))
+SIZES = ((64, 96), (251, 333), (97, 640), (375, 500), (360, 360))
 CROWDED = 700
 SAME_BOX = 0.01
 """Largest difference of the boxes of one detection, px."""
@@ -61,6 +62,14 @@ class Difference:
     iou: float = 1.0
     pixels: tuple[int, int] = (0, 0)
 
+    def join(self, other: Difference) -> None:
+        """Add the comparison of other images."""
+        self.counts += other.counts
+        self.unmatched += other.unmatched
+        self.boxes, self.scores = max(self.boxes, other.boxes), max(self.scores, other.scores)
+        self.iou = min(self.iou, other.iou)
+        self.pixels = (self.pixels[0] + other.pixels[0], self.pixels[1] + other.pixels[1])
+
     def row(self) -> str:
         """Return the cells of a table."""
         found = " + ".join(map(str, self.counts))
@@ -76,9 +85,11 @@ def partners(one: Instances, other: Instances) -> tuple[Ints, Ints]:
     """
     if not len(one) or not len(other):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    # largest difference of a side, [R, R']; infinite for other labels
     distance = torch.cdist(one.boxes, other.boxes, p=float("inf"))
     distance[one.labels[:, None] != other.labels] = float("inf")
     cost = distance + (one.scores[:, None] - other.scores).abs()
+    # partners are nearest to each other
     nearest, back = cost.argmin(1), cost.argmin(0)
     rows = torch.arange(len(one))
     paired = (back[nearest] == rows) & (distance[rows, nearest] <= SAME_BOX)
@@ -93,6 +104,7 @@ def compare(reference: Sequence[Instances], results: Sequence[Instances]) -> Dif
         found.unmatched += len(one) + len(other) - 2 * len(index)
         if not len(index):
             continue
+        # pixels of both masks and of either, by pair
         common = one.masks.overlaps(index, other.masks, twins)
         areas = one.masks.areas()[index]
         union = areas + other.masks.areas()[twins] - common
@@ -117,29 +129,29 @@ def as_instances(result: Result) -> Instances:
     return Instances(*columns, masks)
 
 
-def rows_of(name: str, model: EmbedMask, files: Sequence[Path], images: Sequence[Tensor]) -> Iterator[str]:
-    """Yield the rows of the table, image by image: torch without folded norms, then each file."""
+def comparisons(
+    model: EmbedMask, files: Sequence[Path], images: Sequence[Tensor]
+) -> Iterator[tuple[str, str, int, str, Difference]]:
+    """Yield size, file, batch size, program and difference: of torch without folded norms, then of each file."""
     names = [str(index) for index in range(model.config.num_classes)]
     reference = Predictor(model, names, device="cpu", precision="float32")
     plain = copy_network(model, "torch", torch.float32)
     loaded = [(file.suffix, Predictor.load(file, device="cpu"), Model(file)) for file in files]
     for image in images:
-        height, width = size_of(image)
+        size = "{}x{}".format(*size_of(image))
+        # one image, and two that differ
         batches = [[image], [image, image.flip(2)]]
         expected = [predict(reference, reference.network, batch) for batch in batches]
-
-        def row(file: str, batch: int, using: str, found: Difference, size: str = f"{height}x{width}") -> str:
-            return f"| {name}, {file} | {size} | {batch} | {using} | {found.row()}"
-
         found = compare(expected[0], predict(reference, plain, batches[0]))
-        yield row("torch", 1, "norms not folded", found)
+        yield size, "torch", 1, "norms not folded", found
         for suffix, exported, runtime in loaded:
             for batch, own in zip(batches, expected, strict=True):
                 found = compare(own, predict(exported, exported.network, batch))
-                yield row(suffix, len(batch), "Predictor", found)
+                yield size, suffix, len(batch), "Predictor", found
+            # the runtime filters final scores, which are lower than those of the candidates
             result = runtime(image.permute(1, 2, 0).numpy(), score_threshold=runtime.settings.least_score)
             kept = [one.select(least_rows(one, runtime)) for one in expected[0]]
-            yield row(suffix, 1, "runtime", compare(kept, [as_instances(result)]))
+            yield size, suffix, 1, "runtime", compare(kept, [as_instances(result)])
 
 
 def least_rows(instances: Instances, runtime: Model) -> list[int]:
@@ -207,13 +219,16 @@ def nuclei_images(data: Path) -> list[Tensor]:
 
 
 def print_presets(names: Sequence[str]) -> None:
-    """Print the table of the presets, whose models have random weights."""
+    """Print the table of the presets, whose models have random weights: a row joins all sizes."""
     for name in names or (*PRESETS, *DETECTORS):
         model = preset_model(name, crowded=name == "fused")
+        joined: dict[tuple[str, int, str], Difference] = {}
         with tempfile.TemporaryDirectory() as folder:
             files = export(model, Path(folder) / name, list("abcde"))
-            for row in rows_of(name, model, files, test_images()):
-                print(row, flush=True)
+            for _, file, batch, using, found in comparisons(model, files, test_images()):
+                joined.setdefault((file, batch, using), Difference([])).join(found)
+        for (file, batch, using), found in joined.items():
+            print(f"| {name}, {file} | {batch} | {using} | {found.row()}", flush=True)
 
 
 def export(model: EmbedMask, path: Path, names: list[str]) -> list[Path]:
@@ -232,10 +247,9 @@ def main(words: Sequence[str]) -> None:
     elif words[:1] == ["nuclei"] and len(words) > 2:
         checkpoint = load_checkpoint("nuclei")
         assert isinstance(checkpoint.model, EmbedMask)
-        for row in rows_of(
-            "nuclei", checkpoint.model, list(map(Path, words[2:])), nuclei_images(Path(words[1]))
-        ):
-            print(row, flush=True)
+        files, images = list(map(Path, words[2:])), nuclei_images(Path(words[1]))
+        for size, file, batch, using, found in comparisons(checkpoint.model, files, images):
+            print(f"| nuclei, {file} | {size} | {batch} | {using} | {found.row()}", flush=True)
     else:
         sys.exit(__doc__)
 

@@ -42,6 +42,7 @@ def measure(recipe: str, size: tuple[int, int], detections: int, folder: Path) -
     predictors = {"engine torch": Predictor(model, names, device="cpu")}
     graph = openvino_model(model, class_names=names)
     resized = predictors["engine torch"].resize.image(image).numpy()  # [3, H, W]
+    # calibrate on random crops: [1, 3, h, w] each, no larger than the image
     rng = np.random.default_rng(0)
     free = np.maximum(np.array(resized.shape[1:]) - CROP_SIDES[0], 0)
     corners = [rng.integers(0, free + 1) for _ in range(CROPS)]
@@ -49,6 +50,7 @@ def measure(recipe: str, size: tuple[int, int], detections: int, folder: Path) -
         np.ascontiguousarray(resized[None, :, y : y + CROP_SIDES[0], x : x + CROP_SIDES[0]])
         for y, x in corners
     ]
+    # NNCF needs the float32 graph, so both are made before the first measurement
     for name, one in (("float32 graph", graph), ("int8 graph", quantize(graph, crops))):
         path = folder / f"{name.split()[0]}.xml"
         write_openvino(one, path)

@@ -38,6 +38,7 @@ def measure(
         with torch.inference_mode():
             batch = predictor.model.preprocess([predictor.resize.image(image)])
             predictions = predictor.network(batch)
+            # the network runs once for all margins
             for margin, evaluator in evaluators.items():
                 changed = replace(config, mask_margin=margin)
                 postprocess = Postprocessor.from_config(changed, reference_masks=False)

@@ -182,6 +182,7 @@ def seconds_an_image(
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for number in range(-1, len(dataset)):
         image = dataset.image(max(number, 0))
+        # in turns, so that other load on the machine meets all models alike
         for name, predictor in predictors.items():
             begin = clock()
             predictor.predict_instances([image], score_threshold=thresholds[name])

@@ -99,6 +99,7 @@ def counts(plan: BenchConfig) -> Sequence[int]:
 
 def by_pixels(plan: BenchConfig) -> Results:
     """Measure larger images: at full size, and resized for the network."""
+    # without the rule of resizing, the network sees the image at its own size
     whole = override(plan.config, {"image_short_side": None}, where="pixels")
     scale = min(plan.image_size) / 800
     return {
@@ -122,6 +123,7 @@ def by_batch(plan: BenchConfig) -> Results:
 
 def variants(plan: BenchConfig) -> Results:
     """Measure coarser embeddings, smaller images and light presets, beside Mask R-CNN at the same image size."""
+    # the plan of the tests has a small network
     tiny = plan.image_size[0] < 400
     configs = {
         name: override(
@@ -137,6 +139,7 @@ def variants(plan: BenchConfig) -> Results:
 
 def memory(plan: BenchConfig) -> Results:
     """Measure the memory of many small objects up to the end of each stage."""
+    # peaks of memory need no repetitions, and no baseline
     few = replace(plan, settings=(), runs=1, warmup=1)
     scale = min(plan.image_size) / 800
     return {

@@ -69,6 +69,7 @@ def run(folder: Path, data: Path, recipes: dict[str, Recipe]) -> None:
         if file.exists():
             continue
         resume, cpu = (work / "recipe.yaml").is_file(), time.process_time()
+        # an interrupted run continues at its last checkpoint
         metrics = train(own, data, work, device="cpu", resume=resume)
         minutes = (time.process_time() - cpu) / 60
         checkpoint = load_checkpoint(work / "model.safetensors")
@@ -116,6 +117,7 @@ def section(folder: Path, seeds: int) -> str:
     if not any(results.values()):
         return "No run is finished yet, so there is no table."
     speed = read(folder / "speed.json")
+    # one row a model; runs that are not finished are a dash
     columns = ["", "seeds", *METRICS.values(), "parameters", "core minutes", "CPU ms an image", "peak MB"]
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, title in MODELS.items():

@@ -31,11 +31,13 @@ def discs(side: int, seed: int = 0) -> np.ndarray[Any, Any]:
     rng = np.random.default_rng(seed)
     image = np.zeros((side, side), np.float32)
     y, x = np.mgrid[-16:17, -16:17]
+    # one disc in each cell of a grid, moved by up to 5 px, so that no two touch
     for top in range(0, side - PITCH, PITCH):
         for left in range(0, side - PITCH, PITCH):
             row, column = top + rng.integers(0, 6), left + rng.integers(0, 6)
             radius, level = rng.uniform(8, 14), rng.uniform(90, 220)
             image[row : row + 33, column : column + 33][y**2 + x**2 < radius**2] = level
+    # the camera: blur, then noise
     image = ndimage.gaussian_filter(image, 1.5) + rng.normal(12, 3, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
@@ -46,8 +48,10 @@ def write_slide(path: Path, side: int, textured: int) -> int:
 
     group = zarr.open_group(path, mode="w", zarr_format=3)
     array = group.create_array("0", shape=(1, side, side), chunks=(1, CHUNK, CHUNK), dtype=np.uint8)
+    # chunks without texture are never written, so that the file stays small
     corner = (side - textured) // 2
     array[0, corner : corner + textured, corner : corner + textured] = discs(textured)
+    # metadata of OME-Zarr 0.5 with a single level
     axes = [{"name": axis} for axis in "cyx"]
     image = {"axes": axes, "datasets": [{"path": "0"}]}
     group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
