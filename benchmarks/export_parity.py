@@ -64,7 +64,7 @@ class Difference:
 
     def join(self, other: Difference) -> None:
         """Add the comparison of other images."""
-        self.counts += other.counts
+        self.counts = [sum(self.counts) + sum(other.counts)]
         self.unmatched += other.unmatched
         self.boxes, self.scores = max(self.boxes, other.boxes), max(self.scores, other.scores)
         self.iou = min(self.iou, other.iou)

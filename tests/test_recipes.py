@@ -168,7 +168,7 @@ def test_finetune() -> None:
     recipe = resolve_recipe("finetune", {})
     model, data, train = recipe.model, recipe.data, recipe.train
     assert isinstance(model, ModelConfig)
-    assert (model.backbone, model.backbone_norm, model.frozen_stages) == ("resnet18.tv_in1k", "frozen", 2)
+    assert (model.backbone, model.backbone_norm, model.frozen_stages) == ("resnet18", "frozen", 2)
     assert (model.detector, model.box_weight, model.embed_stride) == ("tal", 2.0, None)
     assert (model.image_short_side, model.image_long_side) == (320, 640)
     assert (data.short_sides, data.long_side) == ((256, 288, 320, 352, 384), 640)
