@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import refused
 
 import embedmask
 import embedmask.config as config_module
@@ -28,17 +29,8 @@ from embedmask.config import (
     override,
     to_dict,
 )
-from embedmask.errors import BadInput
 
 CONFIGS = (ModelConfig, MaskRCNNConfig, DataConfig, TrainConfig)
-
-
-def refused(action: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(BadInput) as caught:
-        action(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # --- presets ----------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from messages import refused
 
 from embedmask.config import (
     DataConfig,
@@ -17,17 +18,8 @@ from embedmask.config import (
     read_yaml,
     to_dict,
 )
-from embedmask.errors import BadInput
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
-
-
-def refused(action: Any, *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(BadInput) as caught:
-        action(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_recipes_exist() -> None:
