@@ -117,7 +117,12 @@ def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
     if not any(results.values()):
         return []
     count = max(map(len, results.values()))
-    lines = [f"## {dataset}", "", f"Up to {count} seeds. A dash marks a detector without a run.", ""]
+    lines = [
+        f"## {dataset}",
+        "",
+        f"{count} {'seed' if count == 1 else 'seeds'}. A dash marks a detector without a run.",
+        "",
+    ]
     lines += ["| detector | box AP | mask AP | mask AP50 | core minutes |", "| --- | --- | --- | --- | --- |"]
     for name, own in results.items():
         cells = [cell_text([*own.values()], metric) for metric in METRICS]

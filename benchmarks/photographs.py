@@ -122,7 +122,7 @@ def section(folder: Path, seeds: int) -> str:
     lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for name, title in MODELS.items():
         own = results[name]
-        cells = [title, str(len(own)), *(cell(own, metric) for metric in METRICS)]
+        cells = [title, str(len(own)), *(cell_text(own, metric) for metric in METRICS)]
         cells += [f"{own[0]['parameters'] / 1e6:.1f} M" if own else "-", minutes_text(own)]
         cells += [number(speed, "cpu_ms", name)]
         cells += [number(speed.get("memory_mb", {}), name, "images")]
@@ -132,11 +132,6 @@ def section(folder: Path, seeds: int) -> str:
     commits = sorted({own["machine"]["commit"] or "unknown" for runs in results.values() for own in runs})
     lines += ["", f"Machine: {where}, one thread, torch {machine['torch']}; commit {', '.join(commits)}."]
     return "\n".join(lines)
-
-
-def cell(results: list[dict[str, Any]], metric: str) -> str:
-    """Return a metric in AP points: of one seed, or mean and standard deviation of several."""
-    return f"{100 * results[0][metric]:.1f}" if len(results) == 1 else cell_text(results, metric)
 
 
 def minutes_text(results: list[dict[str, Any]]) -> str:

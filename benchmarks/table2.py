@@ -241,12 +241,12 @@ def verdict(low: Sequence[float | None], high: Sequence[float | None]) -> str:
 
 
 def cell_text(results: list[dict[str, float | None]], metric: str) -> str:
-    """Format `mean ± spread` in AP points."""
+    """Format `mean ± spread` in AP points, or the value of a single seed."""
     values = [value for result in results if (value := result.get(metric)) is not None]
     if not values:
         return "-"
     mean, spread = mean_and_spread(values)
-    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+    return f"{100 * mean:.1f}" if len(values) == 1 else f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
 def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
