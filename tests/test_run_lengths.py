@@ -48,6 +48,21 @@ def test_decode_counts_agrees_with_the_coco_library(mask: Bools) -> None:
     assert decode_counts([text.decode()])[0].tolist() == expected
 
 
+@given(st.lists(masks, max_size=4))
+def test_texts_are_decoded_together_as_alone(several: list[Bools]) -> None:
+    texts = [mask_api.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"] for mask in several]
+    assert [counts.tolist() for counts in decode_counts(texts)] == [
+        counts_of(mask).tolist() for mask in several
+    ]
+
+
+@pytest.mark.parametrize("damaged", ["", "o", "z"])
+def test_damaged_text_does_not_continue_into_the_next(damaged: str) -> None:
+    for texts in (["24", damaged, "24"], [damaged, "24"], ["24", damaged]):
+        with pytest.raises(BadInput, match="text is damaged"):
+            decode_counts(texts)
+
+
 def test_decode_large_counts() -> None:
     size = (4000, 5000)
     expected = [1_234_567, 7_000_000, 1, 11_765_432]

@@ -8,7 +8,6 @@ Masks have a frame, the `(height, width)` of their image. Boxes are int64 xyxy p
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,18 +137,9 @@ class RunMasks:
     def crops(self) -> Iterator[MaskCrop]:
         """Decode every mask inside its tight box, one at a time."""
         boxes = self.boxes()
-        counts = [len(runs) for runs in self.runs]
-        if not counts:
-            return
-        # of each run, the box of its mask, [T]
-        left, top, _, bottom = boxes.repeat(counts, 0).T
-        runs = np.concatenate(self.runs).astype(np.int64)
-        # from pixel numbers of the frame to those of the box
-        column = runs[:, 0] // self.frame[0]
-        runs += ((column - left) * (bottom - top) - column * self.frame[0] - top)[:, None]
-        stops = itertools.accumulate(counts)
-        for (x1, y1, x2, y2), count, stop in zip(boxes.tolist(), counts, stops, strict=True):
-            yield MaskCrop(paint_runs(runs[stop - count : stop], (y2 - y1, x2 - x1)), y1, x1)
+        moved = move_runs(self.runs, self.frame[0], -boxes[:, 1::-1], boxes[:, 3] - boxes[:, 1])
+        for runs, (x1, y1, x2, y2) in zip(moved, boxes.tolist(), strict=True):
+            yield MaskCrop(paint_runs(runs, (y2 - y1, x2 - x1)), y1, x1)
 
     def overlaps(self, index: Ints, other: RunMasks, other_index: Ints) -> Ints:
         """Return the number of pixels that the two masks of each pair share, int64 `[E]`.

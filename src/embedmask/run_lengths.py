@@ -195,7 +195,8 @@ def move_runs(runs: Sequence[Runs], height: int, corners: Ints, heights: Ints) -
     joined = np.concatenate(runs).astype(np.int64)
     shift = np.repeat(corners[:, 1] * heights + corners[:, 0], counts)
     shift += joined[:, 0] // height * np.repeat(heights - height, counts)
-    return np.split(joined + shift[:, None], np.cumsum(counts)[:-1])
+    joined += shift[:, None]
+    return [joined[begin:end] for begin, end in itertools.pairwise(itertools.accumulate(counts, initial=0))]
 
 
 def tight_boxes(starts: Ints, stops: Ints, firsts: Ints, heights: int | Ints) -> Ints:

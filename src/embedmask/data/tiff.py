@@ -27,9 +27,9 @@ CONVERTED = tuple(
 )
 """Color spaces that Pillow converts to RGB."""
 SLIDES = ("svs", "ndpi", "bif")
-"""tifffile's kinds of slides ..."""
+"""tifffile's names of slide formats whose files also hold a label and an overview."""
 COMPANIONS = ("Thumbnail", "Label", "Macro", "Map")
-"""... and its names of their images that are no part of the tissue."""
+"""tifffile's names of the images in them that do not show the tissue at a level of the pyramid."""
 ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
 ORIENTATION = 274
 TRANSPOSED_ORIENTATIONS = (5, 6, 7, 8)

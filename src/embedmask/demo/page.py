@@ -296,6 +296,5 @@ def serve(
         with suppress(KeyboardInterrupt):
             while True:
                 sleep(0.2)
-        blocks.close(
-            verbose=False
-        )  # unlike gradio's own handler, this ends the connections of open pages first
+        # unlike gradio's own handler, this ends the connections of open pages first
+        blocks.close(verbose=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from embedmask.model.head import POSITION_UNIT, Head, TowerMargin
 
 MAX_DETECTIONS = 200
-"""Detections per image up to which this pays: around more, there are about as many cells as in the pyramid."""
+"""Detections per image up to which this pays: the cells around more of them are about as many as in the pyramid."""
 
 
 class Embeddings(nn.Module):
