@@ -3,9 +3,10 @@
     python benchmarks/detectors.py --set shapes --set nuclei --nuclei DIR --runs runs/detectors
     python benchmarks/detectors.py --page --runs runs/detectors
 
-A run is one detector on the data, steps and schedule of `benchmarks/detectors_SET.yaml`, with one seed. A finished run
-writes one JSON file and is not repeated, so the script can be stopped at any time. `--steps` shortens the runs, to try
-the script; their results are kept apart and are not in the page.
+A run is one detector on the data, steps and schedule of `benchmarks/detectors_SET.yaml`, with one seed. On nuclei,
+torchvision's RetinaNet and ours with towers of the same length are compared, too. A finished run writes one JSON file
+and is not repeated; an interrupted one continues at its last checkpoint. `--steps` shortens the runs, to try the
+script; their results are kept apart and are not in the page.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import retinanet_baseline  # registers its type of model
 import torch
-from table2 import cell_text, mean_and_spread, prepare, verdict
+from table2 import cell_text, prepare, verdict
 
 from embedmask.config import Recipe, override
 from embedmask.config.model_types import model_from_dict
@@ -38,6 +40,9 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "fcos, task-aligned": {"assigner": "task_aligned", "box_weight": 2.0},
 }
 """Model fields of each detector."""
+OURS, TWIN = "retinanet, four convolutions", "torchvision's RetinaNet"
+TWIN_SET = "nuclei"
+"""Set on which RetinaNet is compared with torchvision's."""
 ANCHOR_SIZES = {
     **dict.fromkeys(SETS, (8, 16, 32, 64, 128)),
     "photographs": (16, 32, 64, 128, 256),
@@ -53,16 +58,24 @@ SHARED = (
     "channels",
     "max_detections",
 )
-"""Fields that Mask R-CNN takes from the recipe of the set."""
+"""Fields that torchvision's models take from the recipe of the set."""
 
 
 def recipe_of(detector: str, dataset: str, seed: int, steps: int | None = None) -> Recipe:
     """Return the recipe of a set with the detector's fields, the seed and, if given, another number of steps."""
     base = Recipe.from_yaml(HERE / f"detectors_{dataset}.yaml")
+    shared = {name: getattr(base.model, name) for name in SHARED}
     if detector == BASELINE:
-        shared = {name: getattr(base.model, name) for name in SHARED}
         values = {"kind": BASELINE, "anchor_sizes": ANCHOR_SIZES[dataset], **shared}
         model = model_from_dict(values, where=detector)
+    elif detector == TWIN:
+        more = {name: getattr(base.model, name) for name in ("strides", "norm_groups", "nms_threshold")}
+        scales = DETECTORS["retinanet"]["anchor_scales"]
+        values = {"kind": retinanet_baseline.NAME, "anchor_scales": scales, **more, **shared}
+        model = model_from_dict(values, where=detector)
+    elif detector == OURS:
+        # torchvision's towers have four
+        model = override(base.model, {**DETECTORS["retinanet"], "tower_convs": 4}, where=detector)
     else:
         model = override(base.model, DETECTORS[detector], where=detector)
     changes = {"seed": seed} if steps is None else {"seed": seed, "max_steps": steps}
@@ -75,7 +88,8 @@ def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, steps: int
     for seed in range(seeds):
         for dataset in sets:
             data = prepare(dataset, runs, nuclei, coco=None)
-            for detector in (*DETECTORS, BASELINE):
+            twins = (OURS, TWIN) if dataset == TWIN_SET else ()
+            for detector in (*DETECTORS, *twins, BASELINE):
                 file = result_file(runs, dataset, detector, seed, steps)
                 if not file.exists():
                     run_one(recipe_of(detector, dataset, seed, steps), data, file)
@@ -84,25 +98,31 @@ def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, steps: int
 def result_file(runs: Path, dataset: str, detector: str, seed: int, steps: int | None = None) -> Path:
     """Return the file of a run's metrics."""
     folder = "results" if steps is None else f"results_{steps}_steps"
-    return runs / folder / dataset / f"{detector.replace(', ', '_')}_{seed}.json"
+    name = detector.replace(", ", "_").replace("'s ", "_").replace(" ", "_")
+    return runs / folder / dataset / f"{name}_{seed}.json"
 
 
 def run_one(recipe: Recipe, data: Path, file: Path) -> None:
     """Train a recipe on the CPU; write its metrics and its time, and delete the rest."""
     work = file.with_suffix(".work")
-    # of a run that was stopped
-    shutil.rmtree(work, ignore_errors=True)
-    wall, cpu = time.monotonic(), time.process_time()
-    metrics = train(recipe, data, work, device="cpu")
-    minutes = {"minutes": (time.monotonic() - wall) / 60, "core_minutes": (time.process_time() - cpu) / 60}
-    write_json(file, {**metrics, **minutes})
+    metrics, minutes = train_or_resume(recipe, data, work)
+    write_json(file, {**metrics, "core_minutes": minutes})
     shutil.rmtree(work)
-    logging.info(
-        "%s: mask AP %.4f, %.1f core minutes", file.stem, metrics["segm/AP"], minutes["core_minutes"]
-    )
+    logging.info("%s: box AP %.4f, mask AP %.4f", file.stem, metrics["bbox/AP"], metrics["segm/AP"])
 
 
-def read_results(runs: Path, dataset: str, detector: str, seeds: int) -> dict[int, dict[str, float]]:
+def train_or_resume(recipe: Recipe, data: Path, work: Path) -> tuple[dict[str, Any], float | None]:
+    """Train a recipe on the CPU in `work`, or continue its interrupted run there.
+
+    Returns:
+        The run's metrics and its core minutes; None after an interruption, since they are only those of the last part.
+    """
+    resume, cpu = (work / "recipe.yaml").is_file(), time.process_time()
+    metrics = train(recipe, data, work, device="cpu", resume=resume)
+    return metrics, None if resume else (time.process_time() - cpu) / 60
+
+
+def read_results(runs: Path, dataset: str, detector: str, seeds: int) -> dict[int, dict[str, Any]]:
     """Return the metrics of the finished runs of a detector by seed."""
     files = {seed: result_file(runs, dataset, detector, seed) for seed in range(seeds)}
     return {
@@ -126,18 +146,38 @@ def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
     lines += ["| detector | box AP | mask AP | mask AP50 | core minutes |", "| --- | --- | --- | --- | --- |"]
     for name, own in results.items():
         cells = [cell_text([*own.values()], metric) for metric in METRICS]
-        minutes = mean_and_spread([one["core_minutes"] for one in own.values()])[0] if own else None
-        lines.append(f"| {name} | {' | '.join(cells)} | {'-' if minutes is None else f'{minutes:.1f}'} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {minutes_text([*own.values()])} |")
     # paired by seed: differences of runs that share data order and initial weights
     lines += ["", "| above fcos | box AP | mask AP | mask AP50 |", "| --- | --- | --- | --- |"]
     for name, own in results.items():
         if name != BASE:
             lines.append(f"| {name} | {' | '.join(difference(results[BASE], own, m) for m in METRICS)} |")
-    return [*lines, ""]
+    return [*lines, "", *twin_lines(runs, dataset, seeds)]
+
+
+def twin_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
+    """Return the table of RetinaNet beside torchvision's; empty without runs of both."""
+    ours, twin = (read_results(runs, dataset, name, seeds) for name in (OURS, TWIN))
+    if not ours or not twin:
+        return []
+    lines = [f"### RetinaNet beside torchvision's, {dataset}", ""]
+    lines += ["| | box AP | box AP50 | box AP75 | core minutes |", "| --- | --- | --- | --- | --- |"]
+    metrics = ("bbox/AP", "bbox/AP50", "bbox/AP75")
+    for name, own in ((OURS, ours), (TWIN, twin)):
+        cells = [cell_text([*own.values()], metric) for metric in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} | {minutes_text([*own.values()])} |")
+    differences = " | ".join(difference(twin, ours, metric) for metric in metrics)
+    return [*lines, f"| ours above torchvision's | {differences} | |", ""]
+
+
+def minutes_text(results: list[dict[str, Any]]) -> str:
+    """Return the mean core minutes of the uninterrupted runs."""
+    minutes = [own["core_minutes"] for own in results if own["core_minutes"] is not None]
+    return f"{sum(minutes) / len(minutes):.1f}" if minutes else "-"
 
 
 def difference(base: dict[int, dict[str, float]], other: dict[int, dict[str, float]], metric: str) -> str:
-    """Return whether a detector is above FCOS over the seeds that both have, as text."""
+    """Return whether a detector is above `base` over the seeds that both have, as text."""
     seeds = sorted(base.keys() & other.keys())
     if not seeds:
         return "-"

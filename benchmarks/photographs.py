@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectors import BASELINE, recipe_of
+from detectors import BASELINE, minutes_text, recipe_of, train_or_resume
 from nuclei import memory, seconds_an_image
 from nuclei_page import around_marks
 from table2 import cell_text
@@ -31,7 +31,6 @@ from embedmask.data.coco import CocoInstances
 from embedmask.files import write_json, write_text
 from embedmask.inference.predictor import Predictor
 from embedmask.machine import describe_machine
-from embedmask.training.fit import train
 from embedmask.weights.checkpoint import load_checkpoint
 
 HERE = Path(__file__).parent
@@ -68,14 +67,10 @@ def run(folder: Path, data: Path, recipes: dict[str, Recipe]) -> None:
         file, work = folder / f"{name}.json", folder / name
         if file.exists():
             continue
-        resume, cpu = (work / "recipe.yaml").is_file(), time.process_time()
-        # an interrupted run continues at its last checkpoint
-        metrics = train(own, data, work, device="cpu", resume=resume)
-        minutes = (time.process_time() - cpu) / 60
+        metrics, minutes = train_or_resume(own, data, work)
         checkpoint = load_checkpoint(work / "model.safetensors")
         facts = {
-            # an interrupted run has several processes, of which this is the last
-            "core_minutes": None if resume else minutes,
+            "core_minutes": minutes,
             "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
             "score_threshold": checkpoint.config.score_thresholds()[0],
             "machine": describe_machine(torch.device("cpu")),
@@ -132,12 +127,6 @@ def section(folder: Path, seeds: int) -> str:
     commits = sorted({own["machine"]["commit"] or "unknown" for runs in results.values() for own in runs})
     lines += ["", f"Machine: {where}, one thread, torch {machine['torch']}; commit {', '.join(commits)}."]
     return "\n".join(lines)
-
-
-def minutes_text(results: list[dict[str, Any]]) -> str:
-    """Return the mean core minutes of the uninterrupted runs."""
-    minutes = [own["core_minutes"] for own in results if own["core_minutes"] is not None]
-    return f"{sum(minutes) / len(minutes):.0f}" if minutes else "-"
 
 
 def number(values: dict[str, Any], *path: str) -> str:

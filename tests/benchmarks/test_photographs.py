@@ -89,7 +89,7 @@ def test_section_of_unfinished_runs(tmp_path: Path) -> None:
         (tmp_path / f"fcos_{seed}.json").write_text(json.dumps({**own, "machine": machine}))
     text = photographs.section(tmp_path, seeds=2)
     assert "| EmbedMask, `fcos` | 2 | 30.0 ± 14.1 |" in text
-    assert "| 2.0 M | 10 | - | - |" in text
+    assert "| 2.0 M | 10.0 | - | - |" in text
     assert "| Mask R-CNN | 0 | - | - |" in text
     assert text.endswith("Machine: P (avx2), one thread, torch 2; commit abc.")
 
