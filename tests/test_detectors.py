@@ -6,6 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,9 @@ from predictors import same
 from small_models import small_config
 
 from embedmask import Criterion, EmbedMask, Predictor, Target, load, save
+from embedmask._supervision import sv
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.inference.engines import Engine
 from embedmask.predict import run
 from embedmask.synthetic.renderer import CLASS_NAMES, Scene, make_scene
 
@@ -120,6 +123,48 @@ def test_tiles_find_the_objects_of_each_tile(detector: str) -> None:
     tiled = predictor(both, score_threshold=0.5, tile=SIZE, overlap=0)
     assert sorted(tiled.class_id.tolist()) == sorted([*first.class_id.tolist(), *second.class_id.tolist()])
     assert tiled.mask.shape[1:] == (SIZE, 2 * SIZE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["compile", "openvino"])
+@each_detector
+def test_engines_find_the_same_objects(
+    detector: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.setenv("EMBEDMASK_CACHE", str(tmp_path))
+    names = list(CLASS_NAMES)
+    predictor = Predictor(trained(detector), names, device="cpu", precision="float32", engine=engine)
+    for scene in scenes():
+        expected, actual = (one(scene.image) for one in (predictor_of(detector), predictor))
+        assert actual.class_id.tolist() == expected.class_id.tolist()
+        assert len(actual) > 0
+        np.testing.assert_allclose(actual.xyxy, expected.xyxy, atol=0.01)
+        np.testing.assert_allclose(actual.confidence, expected.confidence, atol=1e-4)
+        # rounding may move a pixel of the outline across the threshold
+        assert (np.asarray(actual.mask) != np.asarray(expected.mask)).sum() <= 2
+
+
+@each_detector
+def test_video(detector: str, tmp_path: Path) -> None:
+    """The results of a video are those of its frames."""
+    save(trained(detector), tmp_path / "model.safetensors", class_names=list(CLASS_NAMES))
+    with av.open(str(tmp_path / "clip.avi"), "w") as file:
+        stream = file.add_stream("mjpeg", rate=5)
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuvj420p"
+        for scene in scenes():
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(scene.image, format="rgb24")))
+        file.mux(stream.encode(None))
+    out = tmp_path / "out"
+    run(tmp_path / "clip.avi", tmp_path / "model.safetensors", out, device="cpu", precision="float32")
+    results = json.loads((out / "predictions.json").read_text())
+    frames = sv.get_video_frames_generator(str(tmp_path / "clip.avi"))
+    for number, frame in enumerate(frames, 1):
+        found = predictor_of(detector)(np.ascontiguousarray(frame[..., ::-1]))
+        scores = [result["score"] for result in results if result["image_id"] == number]
+        assert scores == pytest.approx(found.confidence.tolist(), abs=1e-5)
+        assert len(scores) > 0
 
 
 @each_detector
