@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedmask.config import DataConfig, from_dict
-from embedmask.data.annotations import Annotations
 from embedmask.data.coco import CocoInstances
+from embedmask.data.packed import Annotations
 from embedmask.data.transforms import EvalTransform, TrainTransform
 from embedmask.samples import draw_target
 from embedmask.visualize import contact_sheet, write_image

@@ -16,6 +16,11 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def no_objects(size: tuple[int, int]) -> Annotations:
+    """Return the annotations of an image of `(height, width)` px without objects."""
+    return Annotations(np.zeros(0, np.int64), [], size, 3)
+
+
 def scene(masks: np.ndarray) -> tuple[Tensor, Annotations]:
     """Return a black image with white objects `[G, H, W]`, and the objects as run lengths."""
     size = (masks.shape[1], masks.shape[2])

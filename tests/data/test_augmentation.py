@@ -24,7 +24,7 @@ from embedmask.errors import BadInput
 from embedmask.masks import MaskCrop
 
 from .conftest import MakeFolder, annotation, run_lengths
-from .images import Pair, ellipse, outline, rectangles, scene, seeded, slow_boxes
+from .images import Pair, ellipse, no_objects, outline, rectangles, scene, seeded, slow_boxes
 
 PLAIN: dict[str, Any] = {"short_sides": (), "flip_horizontal": 0.0}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -34,6 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "any angle": {"rotate": 180.0},
     "scale": {"scale_range": (0.3, 1.5)},
     "crop": {"crop_size": 40},
+    "crop of an object": {"crop_size": 40, "crop_objects": 1.0},
     "large-scale jitter": {
         "short_sides": (64,), "long_side": 64, "scale_range": (0.3, 2.0), "scale_draw": "linear",
         "crop_size": 64, "crop_pad": True,
@@ -182,7 +183,7 @@ def test_large_scale_jitter() -> None:
         crop_pad=True,
     )
     generator = seeded()
-    samples = [made.sample_geometry((480, 640), generator) for _ in range(500)]
+    samples = [made.sample_geometry(no_objects((480, 640)), generator) for _ in range(500)]
     widths = np.array([geometry.resized[1] for geometry in samples])
     assert widths.min() < 10
     assert widths.max() > 120
@@ -214,7 +215,7 @@ def test_padding_has_the_mean_colour_and_no_objects() -> None:
 
 
 def test_without_padding_small_images_stay_small() -> None:
-    samples = [transform(crop_size=64).sample_geometry((20, 90), seeded(s)) for s in range(5)]
+    samples = [transform(crop_size=64).sample_geometry(no_objects((20, 90)), seeded(s)) for s in range(5)]
     assert {geometry.window_size for geometry in samples} == {(20, 64)}
 
 

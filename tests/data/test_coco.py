@@ -166,6 +166,28 @@ def test_training_without_empty_images(make_folder: MakeFolder) -> None:
     assert train.fingerprint()["images"] == 1
 
 
+def test_images_of_rare_values_are_repeated(make_folder: MakeFolder) -> None:
+    """With 9, 3 and 1 images of a value: sqrt(9 / 3) rounds to 2, sqrt(9 / 1) is 3; val stays as it is."""
+    sizes = dict.fromkeys(range(1, 14), (40, 30))
+    folders = [make_folder([annotation(1)], sizes, split=split) for split in ("val", "train")]
+    for split in ("train", "val"):
+        file = folders[0] / f"{split}.json"
+        content = json.loads(file.read_text())
+        for image in content["images"]:
+            image["stain"] = "a" if image["id"] <= 9 else 7 if image["id"] <= 12 else None
+        file.write_text(json.dumps(content))
+    config = DataConfig(balance="stain")
+    train, val = open_train_val(folders[0], config, EvalTransform.full_size())
+    assert sorted(train.image_ids) == sorted([*range(1, 10), *[10, 11, 12] * 2, *[13] * 3])
+    assert val.image_ids == list(range(1, 14))
+    assert train.layout.endswith("; balanced: 9 of a, 6 of 7, 3 of null")
+    assert train[0][0].shape == (3, 40, 30)
+    filtered = DataConfig(balance="stain", image_filter="stain=7")
+    assert open_train_val(folders[0], filtered, EvalTransform.full_size())[0].image_ids == [10, 11, 12]
+    with pytest.raises(BadInput, match=r"data\.balance color: no image of .* has this key \(keys: .*stain"):
+        open_train_val(folders[0], DataConfig(balance="color"), EvalTransform.full_size())
+
+
 def test_raises_on_image_of_another_size(make_folder: MakeFolder) -> None:
     dataset = CocoInstances.open(make_folder([annotation()]), "train")
     Image.new("RGB", (30, 41)).save(dataset.image_path(0))

@@ -17,7 +17,7 @@ from embedmask.data.geometry import GeometricTransform
 from embedmask.data.transforms import EvalTransform, TrainTransform, resized_size
 from embedmask.structures import Target
 
-from .images import rectangles, scene, seeded, slow_boxes
+from .images import no_objects, rectangles, scene, seeded, slow_boxes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # width, height, short side, long side -> height, width, by the authors' code
@@ -169,21 +169,44 @@ def test_training_items_depend_only_on_the_generator() -> None:
 def test_crops_lie_inside_and_reach_everywhere() -> None:
     transform = TrainTransform(DataConfig(short_sides=(), crop_size=32, flip_horizontal=0))
     generator = seeded()
-    samples = [transform.sample_geometry((34, 90), generator).window for _ in range(400)]
+    samples = [transform.sample_geometry(no_objects((34, 90)), generator).window for _ in range(400)]
     assert {(right - left, bottom - top) for left, top, right, bottom in samples} == {(32, 32)}
     assert {top for _, top, _, _ in samples} == {0, 1, 2}
     assert min(left for left, *_ in samples) == 0
     assert max(right for _, _, right, _ in samples) == 90
-    assert transform.sample_geometry((20, 50), generator).window_size == (
+    assert transform.sample_geometry(no_objects((20, 50)), generator).window_size == (
         20,
         32,
     )  # a small image is used whole, not padded
 
 
+def test_crops_around_objects_favor_crowded_regions() -> None:
+    """Each crop contains a center; five objects at the right are chosen five times as often as one at the left."""
+    crowd = [(180 + k, 10 * k, 186 + k, 10 * k + 6) for k in range(5)]
+    _, annotations = scene(rectangles((10, 20, 20, 40), *crowd, size=(64, 200)))
+    transform = TrainTransform(DataConfig(short_sides=(), crop_size=32, crop_objects=1.0, flip_horizontal=0))
+    generator = seeded()
+    samples = [transform.sample_geometry(annotations, generator).window for _ in range(600)]
+    assert {(right - left, bottom - top) for left, top, right, bottom in samples} == {(32, 32)}
+    assert all(0 <= left <= 168 and 0 <= top <= 32 for left, top, _, _ in samples)
+    left_ones = [(left, top) for left, top, _, _ in samples if left < 100]
+    assert 0.1 < len(left_ones) / len(samples) < 0.24
+    assert all(left <= 15 < left + 32 and top <= 30 < top + 32 for left, top in left_ones)
+    assert (min(left_ones)[0], max(left_ones)[0]) == (0, 15)
+    # half of the crops are anywhere: some lie between the objects
+    mixed = TrainTransform(DataConfig(short_sides=(), crop_size=32, crop_objects=0.5, flip_horizontal=0))
+    windows = [mixed.sample_geometry(annotations, generator).window for _ in range(600)]
+    assert not any(15 < left < 148 for left, *_ in samples)
+    assert 0.3 < np.mean([15 < left < 148 for left, *_ in windows]) < 0.5
+    assert TrainTransform(DataConfig(crop_size=32, crop_objects=1.0)).sample_geometry(
+        no_objects((40, 50)), generator
+    ).window_size == (32, 32)
+
+
 def test_samples_cover_their_range() -> None:
     config = DataConfig(short_sides=(30, 60), scale_range=(0.5, 2), flip_vertical=0.5, rotate90=True)
     generator = seeded()
-    samples = [TrainTransform(config).sample_geometry((60, 80), generator) for _ in range(300)]
+    samples = [TrainTransform(config).sample_geometry(no_objects((60, 80)), generator) for _ in range(300)]
     heights = np.array([geometry.resized[0] for geometry in samples])
     assert heights.min() < 18
     assert heights.max() > 110
@@ -196,7 +219,10 @@ def test_samples_cover_their_range() -> None:
 
 
 def test_default_recipe_resizes_and_sometimes_mirrors() -> None:
-    samples = [TrainTransform(DataConfig()).sample_geometry((480, 640), seeded(seed)) for seed in range(60)]
+    samples = [
+        TrainTransform(DataConfig()).sample_geometry(no_objects((480, 640)), seeded(seed))
+        for seed in range(60)
+    ]
     assert {geometry.resized for geometry in samples} == {(800, 1066)}
     assert {geometry.window for geometry in samples} == {(0, 0, 1066, 800)}
     assert {geometry.flip_horizontal for geometry in samples} == {True, False}

@@ -28,6 +28,9 @@ class DataConfig:
     """Distribution of the random scale: uniform in its logarithm, or uniform (large-scale jitter)."""
     crop_size: Annotated[int, at_least(32)] | None = None
     """Side of a random square crop after scaling, px; null: the whole image."""
+    crop_objects: Fraction = 0.0
+    """Probability that a crop contains the center of a random object, which favors crowded regions; other crops are
+    anywhere in the image."""
     crop_pad: bool = False
     """Pad images smaller than the crop to its size, right and bottom. Otherwise only batches are padded."""
 
@@ -66,6 +69,9 @@ class DataConfig:
     """Minimum width and height of the visible part of an object, px; smaller objects are dropped."""
     repeat: PositiveInt = 1
     """Passes over the training set per epoch; small data sets benefit from longer epochs."""
+    balance: str | None = None
+    """Key of the image records whose rare values are trained on more often, as `modality`: an epoch has an image
+    sqrt(n_max / n) times, rounded, if n images have its value and n_max the most frequent one; null: once."""
     degenerate: Degenerate = "refuse"
     """Treatment of objects with an empty mask, or a polygon or box without area: stop with an error, or drop them."""
     exif: Exif = "auto"
@@ -78,3 +84,5 @@ class DataConfig:
         require(self, "scale_range", 0 < low <= high, "(low, high) with 0 < low <= high")
         pad_ok = self.crop_size is not None or not self.crop_pad
         require(self, "crop_pad", pad_ok, "false if crop_size is null")
+        objects_ok = self.crop_size is not None or not self.crop_objects
+        require(self, "crop_objects", objects_ok, "0 if crop_size is null")

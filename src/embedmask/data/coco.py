@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from embedmask.data.problems import (
     raise_issue,
     warning_lines,
 )
-from embedmask.data.subset import filter_images
+from embedmask.data.subset import balanced_indices, filter_images, image_values
 from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
 from embedmask.structures import Size, Target
@@ -54,6 +55,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         annotations_file: source of the ground truth, for messages.
         exif: frame of the annotations where an image's EXIF orientation allows two, see `DataConfig.exif`.
         frames: images with an EXIF orientation, counted by the frame that fits; empty unless `exif` is "auto".
+        image_values: value of the record's key `value_key` for each image, as text; None without a key.
         warnings: problems that do not stop training.
     """
 
@@ -67,12 +69,13 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         exif: Exif = "auto",
         options: ReadOptions = DEFAULT_READING,
         inspect: OnObject | None = None,
+        value_key: str | None = None,
     ) -> None:
         """Read and check the annotations, and check that every image file exists.
 
         Args:
             on_issue: called with every problem; by default raises the first fatal one.
-            transform, image_filter, exif, options: as in `open`.
+            transform, image_filter, exif, options, value_key: as in `open`.
             inspect: called with every accepted object.
 
         Raises:
@@ -93,6 +96,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         self.category_ids = content.category_ids
         self.image_ids = content.image_ids
         self.sizes = content.sizes
+        self.image_values = (
+            None
+            if value_key is None
+            else image_values(records, value_key, content.image_ids, files.annotations)
+        )
         self._content = content
         image_files = find_image_files(content.file_names, files.images, files.others)
         self.images_dir, self._file_names = image_files.folder, image_files.names
@@ -116,6 +124,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         exif: Exif = "auto",
         options: ReadOptions = DEFAULT_READING,
         val_fraction: float = 0.0,
+        value_key: str | None = None,
     ) -> CocoInstances:
         """Open a split of a data set folder, see `find_split`.
 
@@ -127,6 +136,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
                 "auto" is upright with a warning.
             options: how image files and label images are read.
             val_fraction: fraction of train to hold out as val, see `hold_out`; 0 if the folder has a val split.
+            value_key: key of the image records for `balanced`; None: not needed.
 
         Raises:
             BadInput: see `find_split` and `__init__`; or `val_fraction` is set for a folder with a val split.
@@ -134,13 +144,15 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         if val_fraction and split in ("train", "val"):
             check_no_val_split(data_dir)
             whole = cls.open(
-                data_dir, "train", transform, degenerate, image_filter, exif=exif, options=options
-            )
+                data_dir, "train", transform, degenerate, image_filter,
+                exif=exif, options=options, value_key=value_key,
+            )  # fmt: skip
             return whole.hold_out(val_fraction)[split == "val"]
         on_issue = drop_degenerate if degenerate == "drop" else raise_issue
         dataset = cls(
-            find_split(data_dir, split), transform, on_issue, image_filter, exif=exif, options=options
-        )
+            find_split(data_dir, split), transform, on_issue, image_filter,
+            exif=exif, options=options, value_key=value_key,
+        )  # fmt: skip
         objects, parts = len(dataset._content.dropped), dataset._content.dropped_parts
         for count, name in ((objects, "objects"), (parts, "polygons of objects")):
             if count:
@@ -170,9 +182,24 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             part.layout = f"{self.layout}; {len(self) - len(part)} images without objects left out"
         return part
 
+    def balanced(self) -> CocoInstances:
+        """Return the data set with images of rare values repeated; `layout` reports how often each value is used.
+
+        The data set must have been opened with a `value_key`.
+        """
+        assert self.image_values is not None
+        part = self.select(balanced_indices(self.image_values))
+        counts = Counter(part.image_values)
+        part.layout = (
+            f"{self.layout}; balanced: {', '.join(f'{n} of {value}' for value, n in counts.items())}"
+        )
+        return part
+
     def select(self, indices: Sequence[int]) -> CocoInstances:
         """Return a data set of the images at `indices`, in that order."""
         part = copy.copy(self)
+        if self.image_values is not None:
+            part.image_values = [self.image_values[i] for i in indices]
         part._content = self._content.select(indices)
         part.image_ids, part.sizes = part._content.image_ids, part._content.sizes
         part._file_names = [self._file_names[i] for i in indices]
@@ -290,13 +317,14 @@ def open_train_val(
     }
     if config.val_fraction:
         check_no_val_split(data_dir)
-        whole = CocoInstances.open(data_dir, "train", **how)
+        whole = CocoInstances.open(data_dir, "train", **how, value_key=config.balance)
         train, val = whole.hold_out(config.val_fraction)
         train.transform = transform
     else:
-        train = CocoInstances.open(data_dir, "train", transform, **how)
+        train = CocoInstances.open(data_dir, "train", transform, **how, value_key=config.balance)
         val = CocoInstances.open(data_dir, "val", **how)
-    return train if config.keep_empty else train.without_empty(), val
+    train = train if config.keep_empty else train.without_empty()
+    return train if config.balance is None else train.balanced(), val
 
 
 def check_no_val_split(data_dir: str | Path) -> None:

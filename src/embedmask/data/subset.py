@@ -1,8 +1,11 @@
-"""Select the images of a data set whose annotation record meets a condition."""
+"""Select or repeat the images of a data set by the values of their annotation records."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,7 @@ def filter_images(content: Content, condition: str, path: Path) -> Content:
     """
     key, equals, value = condition.partition("=")
     records = [image for image in content["images"] if isinstance(image, dict)]
-    # text is compared as it is, any other value in JSON
-    pairs = ((image, image[key]) for image in records if key in image)
-    images = [image for image, own in pairs if (own if isinstance(own, str) else json.dumps(own)) == value]
+    images = [image for image in records if key in image and value_text(image[key]) == value]
     if not equals or not images:
         keys = ", ".join(sorted({str(name) for image in records for name in image}))
         raise BadInput(
@@ -40,3 +41,37 @@ def filter_images(content: Content, condition: str, path: Path) -> Content:
 
     annotations = [entry for entry in content["annotations"] if not is_of_others(entry)]
     return {**content, "images": images, "annotations": annotations}
+
+
+def image_values(content: Content, key: str, image_ids: Sequence[int], path: Path) -> list[str]:
+    """Return the value of a key for each image as text; `null` for images without it.
+
+    Args:
+        content: content of a COCO file.
+        image_ids: ids of checked image records.
+        path: annotation file, for messages.
+
+    Raises:
+        BadInput: no image has the key.
+    """
+    by_id = {as_id(image.get("id")): image for image in content["images"] if isinstance(image, dict)}
+    records = [by_id[image_id] for image_id in image_ids]
+    if not any(key in record for record in records):
+        keys = ", ".join(sorted({str(name) for record in records for name in record}))
+        raise BadInput(
+            f"data.balance {key}: no image of {path} has this key (keys: {keys}); give one of them"
+        )
+    return [value_text(record.get(key)) for record in records]
+
+
+def value_text(value: Any) -> str:
+    """Return text as it is, any other value in JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def balanced_indices(values: Sequence[str]) -> list[int]:
+    """Return the index of each image sqrt(n_max / n) times, rounded, where n images have its value."""
+    counts = Counter(values)
+    most = max(counts.values(), default=0)
+    times = {value: round(math.sqrt(most / count)) for value, count in counts.items()}
+    return [index for index, value in enumerate(values) for _ in range(times[value])]

@@ -143,16 +143,17 @@ class TrainTransform:
             uint8 `[3, h, w]`, and the target in the same frame.
         """
         config = self.config
-        geometry = self.sample_geometry(annotations.size, generator)
+        geometry = self.sample_geometry(annotations, generator)
         image, target = geometry.image(image), geometry.target(annotations, config.min_box_side)
         if items is not None and config.copy_paste and bernoulli(config.copy_paste, generator):
             image, target = self.paste(image, target, items, generator)
         image = change_colors(image, config.color_jitter, config.invert, generator)
         return change_camera(image, config.gamma, config.blur, config.noise, generator), target
 
-    def sample_geometry(self, size: Size, generator: torch.Generator) -> GeometricTransform:
-        """Sample the geometric transform of an image of `(height, width)` px."""
-        config, resized = self.config, size
+    def sample_geometry(self, annotations: Annotations, generator: torch.Generator) -> GeometricTransform:
+        """Sample the geometric transform of an image with its objects."""
+        config, size = self.config, annotations.size
+        resized = size
         if config.short_sides:
             resized = resized_size(size, choice(config.short_sides, generator), config.long_side)
         low, high = config.scale_range
@@ -162,10 +163,16 @@ class TrainTransform:
             else:
                 factor = uniform(low, high, generator)
             resized = max(round(resized[0] * factor), 1), max(round(resized[1] * factor), 1)
-        # a square crop anywhere in the image; a shorter image is used whole, and padded right and below if requested
+        # a square crop; a shorter image is used whole, and padded right and below if requested
         side = config.crop_size
         height, width = (length if side is None else min(side, length) for length in resized)
-        top, left = randint(resized[0] - height + 1, generator), randint(resized[1] - width + 1, generator)
+        if config.crop_objects and len(annotations) and bernoulli(config.crop_objects, generator):
+            top, left = sample_crop_of_object(annotations, resized, (height, width), generator)
+        else:
+            top, left = (
+                randint(resized[0] - height + 1, generator),
+                randint(resized[1] - width + 1, generator),
+            )
         if side is not None and config.crop_pad:
             height, width = side, side
         return GeometricTransform(
@@ -186,8 +193,32 @@ class TrainTransform:
         chosen = choose_objects(items.annotations(index), generator)
         if not len(chosen):
             return image, target
-        geometry = self.sample_geometry(chosen.size, generator)
+        geometry = self.sample_geometry(chosen, generator)
         side = self.config.min_box_side
         donor = geometry.image(items.image(index)), geometry.target(chosen, side)
         corner = sample_corner(size_of(image), size_of(donor[0]), generator)
         return paste_objects(image, target, donor, corner, side)
+
+
+def sample_crop_of_object(
+    annotations: Annotations, resized: Size, crop: Size, generator: torch.Generator
+) -> tuple[int, int]:
+    """Sample a crop that contains the center of a random object's box.
+
+    Args:
+        annotations: at least one object.
+        resized: `(height, width)` of the resized image, px.
+        crop: `(height, width)` of the crop, px, at most those of `resized`.
+
+    Returns:
+        Top and left of the crop in the resized image, px.
+    """
+    left, top, right, bottom = annotations.segmentations[randint(len(annotations), generator)].bounds()
+    corner = []
+    for middle, whole, length, side in zip(
+        ((top + bottom) / 2, (left + right) / 2), annotations.size, resized, crop, strict=True
+    ):
+        # the pixel of the center lies at 0..side - 1 of the crop, which the image's border may shift
+        pixel = min(int(middle * length / whole), length - 1)
+        corner.append(min(max(pixel - randint(side, generator), 0), length - side))
+    return corner[0], corner[1]

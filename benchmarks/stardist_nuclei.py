@@ -1,0 +1,209 @@
+"""Train StarDist on nuclei and predict val, for a row of docs/results.md; in an environment of its own.
+
+    pip install stardist==0.9.2 tensorflow-cpu==2.21.0 pycocotools
+    python benchmarks/stardist_nuclei.py train --data DIR --where KEY=VALUE --epochs N --out RUN
+    python benchmarks/stardist_nuclei.py predict --data DIR --where KEY=VALUE --out RUN
+    python benchmarks/stardist_nuclei.py large --image FILE --out RUN
+
+The network, its solver and its patches are StarDist's defaults (32 rays, grid 2, 100 steps of 4 patches of 256 px per
+epoch), normalization and augmentation those of its training example. With fewer than its 400 epochs, the learning rate
+falls after proportionally fewer epochs without progress. Thresholds are optimized on val by StarDist. `train` writes
+the weights and `facts.json`; `predict` adds time and memory to it and writes `results.json`, COCO results for
+`python benchmarks/nuclei.py measure --results RUN`; `large` adds the time of one large image. All use one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+import numpy as np
+import stardist
+import tensorflow as tf
+from csbdeep.utils import normalize
+from PIL import Image
+from pycocotools import mask as mask_api
+from stardist.models import Config2D, StarDist2D
+
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+
+RANDOM = np.random.default_rng(0)
+DEFAULT_EPOCHS, DEFAULT_PATIENCE = 400, 40
+LEAST_SCORE = 0.05
+"""Lower bound of the scores of COCO results; AP ranks all of them."""
+BLOCK, OVERLAP, CONTEXT = 2048, 256, 128
+"""Blocks of a large image, px."""
+
+
+def read_split(data: Path, split: str, where: str) -> list[dict[str, Any]]:
+    """Return the image records that have KEY=VALUE, each with its annotations."""
+    key, _, value = where.partition("=")
+    content = json.loads((data / f"{split}.json").read_text(encoding="utf-8"))
+    records = {
+        one["id"]: {**one, "annotations": []} for one in content["images"] if str(one.get(key)) == value
+    }
+    for annotation in content["annotations"]:
+        if annotation["image_id"] in records:
+            records[annotation["image_id"]]["annotations"].append(annotation)
+    return list(records.values())
+
+
+def read_gray(path: Path) -> np.ndarray:
+    """Return an image as gray, normalized from percentile 1 to 99.8: float32 `[H, W]`."""
+    return normalize(np.asarray(Image.open(path).convert("L")), 1, 99.8)
+
+
+def labels_of(record: dict[str, Any]) -> np.ndarray:
+    """Return the objects of an image as a label image, int32 `[H, W]`."""
+    height, width = record["height"], record["width"]
+    labels = np.zeros((height, width), np.int32)
+    for number, annotation in enumerate(record["annotations"], 1):
+        text = annotation["segmentation"]
+        if isinstance(text, list):
+            text = mask_api.merge(mask_api.frPyObjects(text, height, width))
+        elif isinstance(text["counts"], list):
+            text = mask_api.frPyObjects(text, height, width)
+        labels[mask_api.decode(text) > 0] = number
+    return labels
+
+
+def augment(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flip, rotate by a multiple of 90 degrees, and change intensity, as StarDist's training example does."""
+    for axis in (0, 1):
+        if RANDOM.random() < 0.5:
+            image, labels = np.flip(image, axis), np.flip(labels, axis)
+    turns = RANDOM.integers(4)
+    image, labels = np.rot90(image, turns), np.rot90(labels, turns)
+    image = image * RANDOM.uniform(0.6, 2) + RANDOM.uniform(-0.2, 0.2)
+    return image + 0.02 * RANDOM.random() * RANDOM.normal(size=image.shape), labels
+
+
+def train(data: Path, where: str, epochs: int, out: Path) -> None:
+    """Train, optimize the thresholds on val, and write facts of the run."""
+    begin = time.process_time()
+    np.random.seed(0)  # noqa: NPY002 - StarDist samples patches with numpy's global generator
+    tf.random.set_seed(0)
+    sets = {split: read_split(data, split, where) for split in ("train", "val")}
+    images = {
+        split: [read_gray(data / "images" / one["file_name"]) for one in own] for split, own in sets.items()
+    }
+    labels = {split: [labels_of(one) for one in own] for split, own in sets.items()}
+    patience = max(1, round(DEFAULT_PATIENCE * epochs / DEFAULT_EPOCHS))
+    config = Config2D(
+        train_epochs=epochs,
+        train_reduce_lr={"factor": 0.5, "patience": patience, "min_delta": 0},
+        train_tensorboard=False,
+    )
+    model = StarDist2D(config, name=out.name, basedir=str(out.parent))
+    model.train(images["train"], labels["train"], (images["val"], labels["val"]), augmenter=augment, seed=0)
+    model.optimize_thresholds(images["val"], labels["val"])
+    facts = {
+        "version": stardist.__version__,
+        "tensorflow": tf.__version__,
+        "parameters": int(model.keras_model.count_params()),
+        "steps": epochs * config.train_steps_per_epoch,
+        "epochs": epochs,
+        "images": epochs * config.train_steps_per_epoch * config.train_batch_size,
+        "core_minutes": (time.process_time() - begin) / 60,
+        "score_threshold": float(model.thresholds.prob),
+        "nms_threshold": float(model.thresholds.nms),
+        "where": where,
+    }
+    (out / "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+def predict(data: Path, where: str, out: Path) -> None:
+    """Write COCO results of val, the median CPU time of an image at the optimized threshold, and the peak memory."""
+    model = StarDist2D(None, name=out.name, basedir=str(out.parent))
+    records, seconds, results = read_split(data, "val", where), [], []
+    for number, record in enumerate([records[0], *records]):
+        image = np.asarray(Image.open(data / "images" / record["file_name"]).convert("L"))
+        begin = time.process_time()
+        model.predict_instances(normalize(image, 1, 99.8))
+        took = time.process_time() - begin
+        if number == 0:
+            continue  # warm-up
+        seconds.append(took)
+        # once more with a low threshold: NMS by descending score makes the results above a threshold the same
+        labels, found = model.predict_instances(normalize(image, 1, 99.8), prob_thresh=LEAST_SCORE)
+        results += coco_results(record["id"], labels, found["prob"])
+    (out / "results.json").write_text(json.dumps(results))
+    add_facts(out, {"cpu_ms": 1000 * statistics.median(seconds), "peak_mb": peak_mb()})
+
+
+def coco_results(image_id: int, labels: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    """Return the objects of a label image as COCO results; objects without a pixel of their own are left out."""
+    results = []
+    for number, score in enumerate(scores, 1):
+        mask = labels == number
+        if mask.any():
+            text = mask_api.encode(np.asfortranarray(mask.astype(np.uint8)))
+            box = [float(value) for value in mask_api.toBbox(text)]
+            text["counts"] = text["counts"].decode()
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "segmentation": text,
+                    "bbox": box,
+                    "score": float(score),
+                }
+            )
+    return results
+
+
+def large(file: Path, out: Path) -> None:
+    """Add the CPU seconds of one large image in blocks."""
+    Image.MAX_IMAGE_PIXELS = None
+    model = StarDist2D(None, name=out.name, basedir=str(out.parent))
+    image = np.asarray(Image.open(file).convert("L"))
+    begin = time.process_time()
+    _, found = model.predict_instances_big(
+        normalize(image, 1, 99.8), "YX", BLOCK, OVERLAP, CONTEXT, show_progress=False
+    )
+    facts = {"pixels": image.size, "objects": len(found["prob"]), "peak_mb": peak_mb()}
+    add_facts(out, {"large": {"cpu_seconds": time.process_time() - begin, **facts}})
+
+
+def add_facts(out: Path, facts: dict[str, Any]) -> None:
+    """Add facts to those of the training."""
+    path = out / "facts.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}, indent=1))
+
+
+def peak_mb() -> float:
+    """Return the peak memory of this process, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def main() -> None:
+    """Parse the command line and run the action."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("train", "predict", "large"))
+    parser.add_argument("--data", type=Path, help="folder of nuclei")
+    parser.add_argument("--where", default="stardist_dsb2018=train", help="images used, by their records")
+    parser.add_argument("--epochs", type=int, default=DEFAULT_EPOCHS)
+    parser.add_argument("--image", type=Path, help="a large image")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.action == "train":
+        train(args.data, args.where, args.epochs, args.out)
+    elif args.action == "predict":
+        predict(args.data, args.where, args.out)
+    else:
+        large(args.image, args.out)
+
+
+if __name__ == "__main__":
+    main()
