@@ -2,12 +2,13 @@
 
     python benchmarks/nuclei.py measure --data DIR --weights FILE --name ROW [--where KEY=VALUE] [--run RUN]
                                         [--recipe NAME] [--score-threshold T] [--change FIELD=VALUE ...]
+    python benchmarks/nuclei.py measure --data DIR --results RUN --name ROW [--where KEY=VALUE]
     python benchmarks/nuclei.py time --data DIR --weights ROW=FILE ROW=FILE
     python benchmarks/nuclei.py page --data DIR --weights ROW=FILE ROW=FILE
 
 Figures are stored in docs/nuclei/results.json. `measure` replaces those of one row. `time` runs all models on each
 image in turn and compares them with the first. `page` writes the page from the stored figures, with images of the row
-that was measured first. Close all other programs while times are measured.
+that was measured first. Close all other programs while times are measured. RUN is a folder of stardist_nuclei.py.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ RESULTS = "results.json"
 IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 CURVE_IOUS = (0.5, 0.75, 0.9)
 """IoU thresholds of the stored precision-recall curves."""
+MAX_RESULTS = 1000
+"""Maximum number of StarDist's results per image in AP, that of the recipe `nuclei`."""
+TRAINING_FACTS = ("steps", "epochs", "images", "core_minutes")
 SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 Results = dict[str, Any]
@@ -71,8 +75,6 @@ def measure(
     dataset = CocoInstances.open(data, "val", image_filter=where)
     checkpoint = load_checkpoint(weights)
     threshold = checkpoint.config.score_thresholds(score_threshold)[0]  # nuclei are one class
-    evaluator = evaluate(weights, dataset)
-    curves = evaluator.curves()["segm"]
     name = (
         f"runs/{run.resolve().name}/{weights.name}" if run is not None and weights.is_file() else weights.name
     )
@@ -80,17 +82,46 @@ def measure(
         "weights": name,
         "changes": {},
         "where": where,
-        "score_threshold": threshold,
         "model": model_facts(checkpoint),
         "training": None if run is None else {"recipe": recipe, **training_facts(run)},
+        **evaluated(evaluate(weights, dataset), threshold, dataset),
+        "memory_mb": memory(weights, dataset, threshold),
+        "machine": describe_machine(torch.device("cpu")),
+    }
+
+
+def measure_results(data: Path, run: Path, *, where: str | None) -> Results:
+    """Return all figures of the results in a folder of stardist_nuclei.py, as a row of the results."""
+    dataset = CocoInstances.open(data, "val", image_filter=where)
+    facts = json.loads((run / "facts.json").read_text(encoding="utf-8"))
+    evaluator = CocoEvaluator(dataset.ground_truth, MAX_RESULTS)
+    evaluator.add(json.loads((run / "results.json").read_text(encoding="utf-8")))
+    script = f"python benchmarks/stardist_nuclei.py {{}} --data nuclei --where {facts['where']} --out runs/{run.name}"
+    return {
+        "weights": f"runs/{run.name}",
+        "changes": {},
+        "where": where,
+        "model": {"kind": "StarDist", "backbone": "U-Net", "parameters": facts["parameters"]},
+        "training": {"recipe": None, "run": run.name, **{key: facts[key] for key in TRAINING_FACTS}},
+        **evaluated(evaluator, facts["score_threshold"], dataset),
+        "cpu_ms": facts["cpu_ms"],
+        "memory_mb": {"images": facts["peak_mb"]},
+        "machine": {**describe_machine(torch.device("cpu")), "tensorflow": facts["tensorflow"]},
+        "commands": [f"{script.format('train')} --epochs {facts['epochs']}", script.format("predict")],
+    }
+
+
+def evaluated(evaluator: CocoEvaluator, threshold: float, dataset: CocoInstances) -> Results:
+    """Return the figures of a row that depend on the results alone."""
+    curves = evaluator.curves()["segm"]
+    return {
+        "score_threshold": threshold,
         **figures(evaluator, threshold),
         "precision": {str(iou): [round(p, 4) for p in curves.at(iou).tolist()] for iou in CURVE_IOUS},
         "by_threshold": {
             str(score): matching_metrics(evaluator, score)["matching/mAP"] for score in SCORE_THRESHOLDS
         },
         "modalities": {name: figures(evaluator, threshold, ids) for name, ids in modalities(dataset).items()},
-        "memory_mb": memory(weights, dataset, threshold),
-        "machine": describe_machine(torch.device("cpu")),
     }
 
 
@@ -266,10 +297,13 @@ def run(args: argparse.Namespace) -> None:
     if args.action == "measure":
         if "=" in args.name:
             raise BadInput(f"--name {args.name}: a name has no equals sign")
-        row = measure(
-            args.data, args.weights, where=args.where, score_threshold=args.score_threshold,
-            run=args.run, recipe=args.recipe, changes=dict(map(read_change, args.change)),
-        )  # fmt: skip
+        if args.results is not None:
+            row = measure_results(args.data, args.results, where=args.where)
+        else:
+            row = measure(
+                args.data, args.weights, where=args.where, score_threshold=args.score_threshold,
+                run=args.run, recipe=args.recipe, changes=dict(map(read_change, args.change)),
+            )  # fmt: skip
         # read after measuring: other runs may have written rows in the meantime
         stored = read_stored(path)
         stored["rows"][args.name] = row
@@ -311,7 +345,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         if action != "measure":
             options.add_argument("--weights", nargs="+", required=True, metavar="ROW=FILE")
             continue
-        options.add_argument("--weights", type=Path, required=True, help="a file, or a released model's name")
+        source = options.add_mutually_exclusive_group(required=True)
+        source.add_argument("--weights", type=Path, help="a file, or a released model's name")
+        source.add_argument("--results", type=Path, help="a folder of stardist_nuclei.py")
         options.add_argument("--name", required=True, help="of the row")
         options.add_argument("--where", help="KEY=VALUE: only images whose record has it")
         options.add_argument("--change", nargs="+", default=[], metavar="FIELD=VALUE", help="of its config")

@@ -179,6 +179,13 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
         for name, seconds in times["seconds"].items()
     ]
     where = times["machine"]
+    others = [
+        f"{name}, in a process of its own with TensorFlow {row['machine']['tensorflow']}: {row['cpu_ms']:.0f} ms of "
+        f"CPU time per image on one thread of {row['machine']['processor']}, at most "
+        f"{row['memory_mb']['images']:.0f} MB."
+        for name, row in rows.items()
+        if "cpu_ms" in row
+    ]
     return [
         "Time is the median over images, one at a time, from the decoded image to final masks in its own frame; all "
         "models predicted each image in turn, in one process. Memory is measured in a separate process that predicts "
@@ -187,6 +194,7 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
         f"{where['torch']}.",
         "",
         *table(["", "ms per image", "relative to the first", "MB before", "peak MB"], body),
+        *(line for other in others for line in (other, "")),
     ]
 
 
@@ -214,6 +222,11 @@ def command_lines(stored: Results, drawn: Sequence[str]) -> list[str]:
     """Return the section of the commands behind the figures."""
     lines = ["### Commands", "```"]
     for name, row in stored["rows"].items():
+        if "commands" in row:
+            lines += row["commands"]
+            options = [f"--results {row['weights']}", f'--name "{name}"', f"--where {row['where']}"]
+            lines.append(f"python benchmarks/nuclei.py measure --data nuclei {' '.join(options)}")
+            continue
         training = row["training"]
         recipe = None if training is None else training["recipe"]
         if recipe is not None:

@@ -120,6 +120,42 @@ def test_row_equals_evaluation(data: Path, weights: dict[str, Path], docs: Path)
 
 
 @pytest.mark.slow
+def write_results_folder(data: Path, weights: Path, folder: Path) -> Path:
+    """Write the results of a model as the folder that stardist_nuclei.py writes."""
+    folder.mkdir(parents=True)
+    dataset = CocoInstances.open(data, "val", image_filter="site=a")
+    write_results(weights, dataset, folder / "results.json")
+    facts = {"parameters": 1_400_000, "steps": 700, "epochs": 7, "images": 2800, "core_minutes": 9.0}
+    facts |= {
+        "score_threshold": 0.002,
+        "where": "site=a",
+        "cpu_ms": 61.4,
+        "peak_mb": 912.0,
+        "tensorflow": "2.21.0",
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_row_of_stored_results(data: Path, weights: dict[str, Path], docs: Path, tmp_path: Path) -> None:
+    """Results of another program have the figures that the same results of a model have."""
+    measure(data, docs, weights["Ours"], "Ours", "--where", "site=a")
+    folder = write_results_folder(data, weights["Ours"], tmp_path / "runs" / "stardist")
+    words = ("--data", data, "--docs", docs, "--results", folder, "--name", "StarDist", "--where", "site=a")
+    call("measure", *words)
+    rows = json.loads((docs / "nuclei" / "results.json").read_text())["rows"]
+    for key in ("images", "objects", "metrics", "by_iou", "precision", "by_threshold", "modalities"):
+        assert rows["StarDist"][key] == rows["Ours"][key]
+    assert rows["StarDist"]["training"]["steps"] == 700
+    text = "\n".join(nuclei_page.command_lines({"rows": rows, "time": None}, []))
+    script = "python benchmarks/stardist_nuclei.py"
+    assert (
+        f"{script} train --data nuclei --where site=a --out runs/stardist --epochs 7\n{script} predict"
+        in text
+    )
+    assert 'measure --data nuclei --results runs/stardist --name "StarDist" --where site=a' in text
+
+
 def test_row_of_a_model_with_changed_fields(data: Path, weights: dict[str, Path], docs: Path) -> None:
     few = measure(data, docs, weights["Ours"], "Few", "--change", "max_detections=1")["rows"]["Few"]
     assert few["changes"] == {"max_detections": 1}
@@ -183,6 +219,10 @@ def test_page_shows_every_row_and_keeps_text_by_hand(
     for name, path in weights.items():
         measure(data, docs, path, name, "--where", "site=a")
     kept = measure(data, docs, weights["Ours"], "All kinds", "--score-threshold", "0.5")
+    folder = write_results_folder(data, weights["Ours"], docs / "runs" / "stardist")
+    call(
+        "measure", "--data", data, "--docs", docs, "--results", folder, "--name", "Star", "--where", "site=a"
+    )
     thresholds = {name: row["score_threshold"] for name, row in kept["rows"].items()}
     assert thresholds == {"Ours": 0.002, "Mask R-CNN": 0.002, "All kinds": 0.5}
     given = [f"{name}={path}" for name, path in weights.items()]
@@ -206,6 +246,7 @@ def test_page_shows_every_row_and_keeps_text_by_hand(
     ratio = times["seconds"]["Mask R-CNN"] / times["seconds"]["Ours"]
     milliseconds = 1000 * times["seconds"]["Mask R-CNN"]
     assert f"| Mask R-CNN | {milliseconds:.0f} | {ratio:.2f} | 100 | 321 |" in beside
+    assert "Star, in a process of its own with TensorFlow 2.21.0: 61 ms of CPU time" in beside
     assert "| All kinds | " not in beside.partition("ms an image")[2]  # was not timed
     shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(shown) == 3 + 4 + 1  # charts, four images are all there are, the close look
