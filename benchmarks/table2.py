@@ -40,8 +40,9 @@ HERE = Path(__file__).parent
 CELLS = HERE.parent / "configs" / "ablations"
 SETS = ("shapes", "nuclei", "coco")
 METRICS = ("segm/AP", "segm/AP50", "segm/AP75")
-BY_SIZE = (*METRICS, "segm/APs", "segm/APm", "segm/APl")
-SMALL = "segm/APs"
+BY_SIZE = (*METRICS, "segm/AP_small", "segm/AP_medium", "segm/AP_large")
+SMALL = "segm/AP_small"
+TITLES = dict(zip(BY_SIZE, ("AP", "AP50", "AP75", "APs", "APm", "APl"), strict=True))
 NUCLEI_SIDE = 360
 """Maximum side of the nuclei images used, px; with larger ones evaluation takes as long as training."""
 
@@ -252,7 +253,7 @@ def cell_text(results: list[dict[str, float | None]], metric: str) -> str:
 def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
     """Return the tables of one ablation: the paper's figures and the measured ones, and each step of its order."""
     results = {(cell, name): read_results(runs, name, cell) for cell in table.cells for name in sets}
-    columns = [metric.removeprefix("segm/") for metric in table.metrics]
+    columns = [TITLES[metric] for metric in table.metrics]
     head = [
         "setting",
         f"paper {' / '.join(columns)}",

@@ -18,13 +18,13 @@ from embedmask.figures import (
     GroundTruthImages,
     color_ramp,
     compare_models,
-    model_titles,
     outline,
     scale_panel,
 )
 from embedmask.inference.explain import explain
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.visualize import GAP
+from embedmask.weights.checkpoint import model_title
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,17 @@ def test_explain_writes_every_panel(eager: Path, images: list[Path], tmp_path: P
     assert np.array(found["components"]).shape == (3, 8)
     assert len(found["instances"]) == 6
     check_proposal_colors(Predictor.load(eager, device="cpu"), images[0], pixels(out / "proposal_embed.png"))
+
+
+def test_image_without_detections_has_no_probability_maps(
+    eager: Path, images: list[Path], tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "figure"
+    words = ["explain", str(images[0]), "--weights", str(eager), "--out", str(out), "--score-threshold", "1"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("0 detections, 0 probability maps")
+    assert not (out / "instances.png").exists()
+    assert (out / "figure1.png").is_file()
 
 
 def check_proposal_colors(predictor: Predictor, image: Path, drawn: np.ndarray) -> None:
@@ -133,6 +144,16 @@ def test_raises_on_invalid_comparisons(
     words = ("--weights", eager, "--out", out)
     assert "other.png: not an image of" in fails(capsys, "compare", stranger, *words, "--data", shapes)
     assert "columns 0: use at least 1" in fails(capsys, "compare", images[0], *words, "--columns", "0")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "test2017").symlink_to((shapes / "images").resolve())
+    content = {
+        name: own
+        for name, own in json.loads((shapes / "val.json").read_text()).items()
+        if name != "annotations"
+    }
+    (tmp_path / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(content))
+    test_dev = ("--data", tmp_path, "--split", "test-dev")
+    assert "no annotations to draw" in fails(capsys, "compare", images[0], *words, *test_dev)
     assert "missing: weights" in fails(capsys, "compare", images[0], "--out", out)
     assert "none.png" in fails(capsys, "compare", tmp_path / "none.png", *words)
     assert not out.exists()
@@ -145,7 +166,7 @@ def test_titles_tell_models_apart() -> None:
         Path("nuclei"),
         Path("x/y.safetensors"),
     ]
-    assert model_titles(paths) == ["a", "b", "nuclei", "y"]
+    assert [model_title(path) for path in paths] == ["a", "b", "nuclei", "y"]
 
 
 def test_small_panels() -> None:

@@ -54,12 +54,18 @@ WARM_UP = {"fused": ("linear", 1000, 0.001), "fast": ("linear", 1000, 0.001)}
 """Course, steps and factor of the warm-up by preset, where it is not the paper's."""
 BIASES = {"fused": (1.0, 1e-4, 0.0), "fast": (1.0, 1e-4, 0.0)}
 """Rate factor and decay of biases, and decay of norms, likewise."""
-OTHERS = {
-    *("finetune", "nuclei", "nuclei_all", "shapes"),
-    *("maskrcnn/nuclei", "maskrcnn/nuclei_r50", "maskrcnn/shapes"),
-    *("retinanet/nuclei", "retinanet/shapes", "retinanet/cats", "tal/nuclei", "tal/shapes", "tal/cats"),
+SHAPES = (9, (), None, 1, 0.003, 16, 30, None, "resnet10t")
+NUCLEI = (12, (), 256, 8, 0.001, 8, 100, 0.998, "resnet18d")
+CATS = (12, (256, 288, 320, 352, 384), None, 1, 0.0005, 8, 100, 0.998, "resnet18")
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "finetune": (20, (256, 288, 320, 352, 384), None, 1, 0.001, 8, 50, 0.998, "resnet18"),
+    **dict.fromkeys(("shapes", "maskrcnn/shapes", "retinanet/shapes", "tal/shapes"), SHAPES),
+    **dict.fromkeys(("nuclei", "maskrcnn/nuclei", "retinanet/nuclei", "tal/nuclei"), NUCLEI),
+    "maskrcnn/nuclei_r50": (*NUCLEI[:-1], "resnet50"),
+    "nuclei_all": (5, (), 256, 8, 0.0007, 8, 100, 0.998, "resnet18d"),
+    **dict.fromkeys(("retinanet/cats", "tal/cats"), CATS),
 }
-"""Recipes for other data than COCO."""
+"""Recipe for other data than COCO -> epochs, short sides, crop, repeat, rate, batch, warm-up, EMA, backbone."""
 
 BASE = {"box_expansion": 1.0}
 CELLS: dict[str, dict[str, Any]] = {
@@ -111,7 +117,22 @@ def schedule(recipe: Recipe) -> Any:
 
 def test_every_recipe_is_listed() -> None:
     cells = {f"ablations/{cell}" for cell in CELLS}
-    assert set(recipe_names()) == set(PUBLISHED) | cells | OTHERS
+    assert set(recipe_names()) == set(PUBLISHED) | cells | set(OTHERS)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_recipes_for_other_data(name: str) -> None:
+    recipe = resolve_recipe(name, {})
+    data, train = recipe.data, recipe.train
+    sizes = (train.epochs, data.short_sides, data.crop_size, data.repeat)
+    solver = (train.lr, train.batch_size, train.warmup_steps, train.ema_decay)
+    assert (*sizes, *solver, recipe.model.backbone) == OTHERS[name]
+    course = (train.optimizer, train.schedule, train.warmup, train.weight_decay, train.max_steps)
+    assert course == ("adamw", "cosine", "linear", 0.05, None)
+    assert recipe.model.image_short_side == {"cats": 320, "finetune": 320}.get(name.rpartition("/")[2])
+    base = name.rpartition("/")[2].removesuffix("_r50")
+    if base in OTHERS and base != name:
+        assert (data, train) == (resolve_recipe(base, {}).data, resolve_recipe(base, {}).train)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

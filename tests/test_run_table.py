@@ -9,22 +9,26 @@ from typing import Any
 
 import pytest
 from command_line import fails
+from evaluation_scenes import make_truth
 
 from embedmask.cli import main
 from embedmask.errors import BadInput
-from embedmask.run_table import markdown_table, summarize_runs
+from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.run_table import COLUMNS, markdown_table, summarize_runs
 
 
 def write_run(
-    folder: Path, seed: int, ap: float, *, lr: float = 0.01, data: str = "a", **metrics: Any
-) -> Path:
+    folder: Path, seed: int, ap: float, *, lr: float = 0.01, data: str = "a", images: str = "b",
+    machine: str = "c", **metrics: Any,
+) -> Path:  # fmt: skip
     """Write the files of a finished run."""
     folder.mkdir(parents=True)
     recipe = {"model": {"embed_dim": 8}, "data": {}, "train": {"lr": lr, "seed": seed}}
     (folder / "run.json").write_text(json.dumps({"recipe": recipe, "data": {"train": data}}))
-    numbers = {"segm/AP": ap, "seconds": 1800.0, "kept": "last", "segm/APl": None, **metrics}
+    numbers = {"segm/AP": ap, "seconds": 1800.0, "kept": "last", "segm/AP_large": None, **metrics}
     (folder / "metrics.json").write_text(json.dumps(numbers))
-    (folder / "environment.json").write_text(json.dumps([{"seed": -1}, {"seed": seed}]))
+    now = {"seed": seed, "machine": {"processor": machine}, "data": {"train": {"image files": images}}}
+    (folder / "environment.json").write_text(json.dumps([{"seed": -1}, now]))
     return folder
 
 
@@ -42,8 +46,8 @@ def test_seeds_share_a_row(tmp_path: Path) -> None:
     assert (found["mean"], found["spread"]) == (statistics.mean(aps), statistics.stdev(aps))
     assert rows[1]["metrics"]["segm/AP"] == {"mean": 0.2, "spread": None, "values": [0.2]}
     assert rows[0]["metrics"]["hours"]["mean"] == 0.5
-    assert "segm/APl" not in rows[0]["metrics"]
-    assert rows[0]["environments"] == [{"seed": 0}, {"seed": 1}, {"seed": 2}]
+    assert "segm/AP_large" not in rows[0]["metrics"]
+    assert [start["seed"] for start in rows[0]["environments"]] == [0, 1, 2]
     assert markdown_table(rows).splitlines() == [
         "| run | seeds | mask AP | hours | images/s |",
         "| --- | --- | --- | --- | --- |",
@@ -52,10 +56,24 @@ def test_seeds_share_a_row(tmp_path: Path) -> None:
     ]
 
 
+def test_columns_are_metrics_of_a_run() -> None:
+    truth = make_truth([], {1: (10, 10)}, [1])
+    known = {*CocoEvaluator(truth).compute(), "seconds_per_step", "images_per_second", "peak_gib", "hours"}
+    assert set(COLUMNS) <= known
+
+
+def test_different_machines_are_told(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"r_{seed}", seed, 0.2, machine=f"m{seed}") for seed in (0, 1)]
+    last = markdown_table(summarize_runs(runs)).splitlines()[-1]
+    assert last == "r: its runs differ in machine, versions or commit; --json lists them."
+
+
 def test_other_data_is_another_row(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, 0, 0.2, data=name) for name in ("a", "b")]
     assert len(summarize_runs(runs)) == 2
     assert len(summarize_runs([runs[0], runs[0]])) == 1
+    # equal annotations, other images
+    assert len(summarize_runs([runs[0], write_run(tmp_path / "c", 1, 0.2, data="a", images="x")])) == 2
 
 
 def test_raises_on_the_same_run_twice(tmp_path: Path) -> None:

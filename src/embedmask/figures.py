@@ -23,6 +23,7 @@ from embedmask.inference.image_source import as_image
 from embedmask.inference.predictor import Predictor
 from embedmask.samples import draw_target
 from embedmask.visualize import Pixels, contact_sheet, crop_of, draw_detections, entitle, write_image
+from embedmask.weights.checkpoint import model_title
 
 RAMP = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], np.float64)
 """Colors from low to high values, matplotlib's viridis at five places."""
@@ -132,7 +133,7 @@ def write_explanation(explanation: Explanation, out: Path, instances: int) -> in
     """Write figure 1 of an image to a new folder.
 
     It receives `figure1.png` with all panels; `image.png`, `proposal_embed.png`, `pixel_embed.png` and `margin.png`
-    in the frame of the image; `instances.png` with the probability maps; `explanation.json`.
+    in the frame of the image; `instances.png` with the probability maps, if there are detections; `explanation.json`.
 
     Args:
         instances: maximum number of detections in `instances.png`, the best first.
@@ -160,8 +161,9 @@ def write_explanation(explanation: Explanation, out: Path, instances: int) -> in
         scaled = [scale_panel(panel, PANEL, MAX_PANEL) for panel in panels.values()]
         named = [entitle(panel, title) for panel, title in zip(scaled, titles, strict=True)]
         write_image(contact_sheet(named, 2), folder / "figure1.png")
-        tiles = [instance_tile(explanation, index) for index in range(drawn)]
-        write_image(contact_sheet(tiles, 3), folder / "instances.png")
+        if drawn:
+            tiles = [instance_tile(explanation, index) for index in range(drawn)]
+            write_image(contact_sheet(tiles, 3), folder / "instances.png")
         write_json(folder / "explanation.json", explanation.to_dict())
     return drawn
 
@@ -174,8 +176,17 @@ class GroundTruthImages:
 
     @classmethod
     def open(cls, folder: Path, split: Split) -> GroundTruthImages:
-        """Open a split; errors as in `CocoInstances.open`. Degenerate objects are dropped, since none is trained."""
-        return cls(CocoInstances.open(folder, split, degenerate="drop"))
+        """Open a split; degenerate objects are dropped, since none is trained.
+
+        Raises:
+            BadInput: see `CocoInstances.open`; or the split has no annotations.
+        """
+        dataset = CocoInstances.open(folder, split, degenerate="drop")
+        if not dataset.has_annotations:
+            raise BadInput(
+                f"{dataset.annotations_file}: no annotations to draw; choose another split, or omit --data"
+            )
+        return cls(dataset)
 
     def draw(self, path: Path) -> Pixels:
         """Return an image with its objects drawn.
@@ -223,9 +234,9 @@ def compare_models(
     if columns is not None and columns < 1:
         raise BadInput(f"columns {columns}: use at least 1")
     series = [[("ground truth", truth.draw(path)) for path in images]] if truth is not None else []
-    for path, title in zip(weights, model_titles(weights), strict=True):
+    for path in weights:
         predictor = Predictor.load(path, device=device)
-        series.append([(title, panel) for panel in draw_all(predictor, images, score_threshold)])
+        series.append([(model_title(path), panel) for panel in draw_all(predictor, images, score_threshold)])
     default = len(series) if len(series) > 1 else COLUMNS
     # one title per panel: the model, or with a single model the image
     panels = [
@@ -243,8 +254,3 @@ def draw_all(
     for path in images:
         image = as_image(path, options=predictor.model.config.reading())
         yield draw_detections(image, predictor(image, score_threshold), predictor.class_names)
-
-
-def model_titles(weights: Sequence[Path]) -> list[str]:
-    """Return a title for each model file: its name, or its folder's if the name is that of every run's files."""
-    return [path.parent.name if path.stem in ("model", "best", "last") else path.stem for path in weights]

@@ -45,11 +45,36 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "processor_units": [unit for unit in CPU_UNITS if unit in units],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "memory_gib": _memory_gib(),
+        **describe_device(device),
         "python": platform.python_version(),
         **versions,
         "commit": _commit(),
     }
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """Return the name of a device; of a CUDA device also its memory, CUDA, cuDNN and driver."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    driver = Path("/proc/driver/nvidia/version")
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "device_memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "driver": _first(r"Module\s+([\d.]+)", driver.read_text(encoding="utf-8"))
+        if driver.is_file()
+        else None,
+    }
+
+
+def _memory_gib() -> float | None:
+    """Return the memory of the machine; None where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def _first(pattern: str, text: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 from embedmask.errors import BadInput
 
 COLUMNS: Mapping[str, tuple[str, float]] = {
-    "segm/AP": ("mask AP", 100), "segm/AP50": ("AP50", 100), "segm/AP75": ("AP75", 100), "segm/APs": ("APs", 100),
-    "segm/APm": ("APm", 100), "segm/APl": ("APl", 100), "bbox/AP": ("box AP", 100), "hours": ("hours", 1),
+    "segm/AP": ("mask AP", 100), "segm/AP50": ("AP50", 100), "segm/AP75": ("AP75", 100),
+    "segm/AP_small": ("APs", 100), "segm/AP_medium": ("APm", 100), "segm/AP_large": ("APl", 100),
+    "bbox/AP": ("box AP", 100), "hours": ("hours", 1),
     "seconds_per_step": ("s/step", 1), "images_per_second": ("images/s", 1), "peak_gib": ("peak GiB", 1),
 }  # fmt: skip
 """Metric -> heading and factor in the Markdown table; JSON has all metrics, unscaled."""
@@ -28,7 +29,7 @@ class Run:
     Attributes:
         folder: its results folder.
         seed: of its recipe.
-        setting: recipe without the seed, and digests of the data, as JSON.
+        setting: recipe without the seed, and digests of annotations and images, as JSON.
         metrics: numbers of `metrics.json`, and `hours`; values that were not measured are missing.
         environment: last start of `environment.json`; empty for runs of earlier versions.
     """
@@ -55,12 +56,14 @@ def read_run(folder: Path) -> Run:
     }
     train = {name: value for name, value in recipe["train"].items() if name != "seed"}
     starts = _read(folder / "environment.json") if (folder / "environment.json").is_file() else [{}]
+    environment = starts[-1]
+    images = [split.get("image files") for split in environment.get("data", {}).values()]
     return Run(
         folder,
         recipe["train"]["seed"],
-        json.dumps([{**recipe, "train": train}, data], sort_keys=True),
+        json.dumps([{**recipe, "train": train}, data, images], sort_keys=True),
         metrics | {"hours": metrics["seconds"] / 3600},
-        starts[-1],
+        environment,
     )
 
 
@@ -137,6 +140,13 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         seeds = ", ".join(map(str, row["seeds"]))
         cells = (_cell(row["metrics"].get(name), COLUMNS[name][1]) for name in shown)
         lines.append(f"| {row['name']} | {seeds} | {' | '.join(cells)} |")
+    for row in rows:
+        machines = [json.dumps(start.get("machine"), sort_keys=True) for start in row["environments"]]
+        if len(set(machines)) > 1:
+            lines += [
+                "",
+                f"{row['name']}: its runs differ in machine, versions or commit; --json lists them.",
+            ]
     return "\n".join(lines)
 
 

@@ -247,6 +247,7 @@ def test_machine_has_no_host_name() -> None:
     found = describe_machine(CPU)
     assert found["threads"] == torch.get_num_threads()
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] in torch.__version__
+    assert 0.5 < found["memory_gib"] < 10_000
     assert platform.node() not in map(str, found.values())
 
 

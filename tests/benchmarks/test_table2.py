@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from evaluation_scenes import make_truth
 from scripts import load_script
 from tiny_run import TINY
 
 from embedmask.config import Recipe
 from embedmask.errors import BadInput
+from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.synthetic.dataset import make_shapes
 
 table2 = load_script("table2")
@@ -50,6 +52,11 @@ def test_equal_cells_share_their_runs() -> None:
     assert repeated == {"a_predicted", "b_proposal", "c_in_mask_iou", "d_box_1.0", "e_dim_32"}
 
 
+def test_metrics_are_those_of_the_evaluation() -> None:
+    metrics = CocoEvaluator(make_truth([], {1: (10, 10)}, [1])).compute()
+    assert set(table2.BY_SIZE) <= set(metrics)
+
+
 def test_verdicts() -> None:
     assert table2.verdict([0.30, 0.31, 0.30], [0.35, 0.36, 0.36]) == "holds (+5.3 ± 1.4)"
     assert table2.verdict([0.35, 0.36, 0.36], [0.30, 0.31, 0.30]) == "does not hold (-5.3 ± 1.4)"
@@ -86,7 +93,7 @@ def test_sizes_are_compared_where_they_are_measured(tmp_path: Path) -> None:
             values = {
                 **dict.fromkeys(table2.BY_SIZE, 0.3),
                 table2.SMALL: small + seed / 1000,
-                "segm/APl": None,
+                "segm/AP_large": None,
             }
             file.write_text(json.dumps(values))
     lines = table2.table_lines(table2.TABLES[0], tmp_path, ["shapes"])

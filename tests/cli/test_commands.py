@@ -225,6 +225,23 @@ class TestEval:
             assert result["category_id"] in {category["id"] for category in content["categories"]}
         assert main([*words, "--json", str(tmp_path / "named.json"), "--max-detections", "5"]) == 0
         assert json.loads((tmp_path / "named.json").read_text()) == results
+        # files of a run have the name of its folder
+        runs = [tmp_path / "runs" / name for name in ("first run", "second")]
+        for folder in runs:
+            folder.mkdir(parents=True)
+            shutil.copy(eager, folder / "model.safetensors")
+            model = [
+                "eval",
+                "--weights",
+                str(folder / "model.safetensors"),
+                *words[3:],
+                "--max-detections",
+                "5",
+            ]
+            assert main([*model, "--json", str(tmp_path / "both")]) == 0
+        assert {path.name for path in (tmp_path / "both").iterdir()} == {
+            f"detections_test-dev2017_{name}_results.zip" for name in ("first_run", "second")
+        }
         named = tmp_path / "detections_test-dev2017_v2_results.zip"
         assert main([*words, "--json", str(named)]) == 0
         assert zipfile.ZipFile(named).namelist() == [named.with_suffix(".json").name]

@@ -15,6 +15,7 @@ from embedmask import EmbedMask, Predictor
 from embedmask.errors import BadInput
 from embedmask.inference.explain import Explanation, Projection, explain, sample_map
 from embedmask.model.build import build_model
+from embedmask.structures import PixelMap
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "prob": {},
@@ -83,6 +84,16 @@ def test_projection_is_the_svd() -> None:
     assert colors.shape == (500, 3)
     # a hundredth of the pixels is clipped at either end
     assert [(colors == end).mean() for end in (0, 255)] == pytest.approx([0.01, 0.01], abs=0.006)
+
+
+def test_padding_does_not_change_the_components() -> None:
+    torch.manual_seed(0)
+    inside = torch.randn(4, 9, 12)
+    maps = [F.pad(inside, (0, 4, 0, 7), value=value) for value in (0.0, 50.0)]
+    # an image of 70 x 90 px at stride 8 has 9 x 12 cells
+    found = [Projection.of(PixelMap(one, 8, (70, 90))) for one in maps]
+    assert torch.equal(found[0].components, found[1].components)
+    torch.testing.assert_close(found[0].components, Projection.fit(inside.flatten(1)).components)
 
 
 def test_few_dimensions_and_constant_embeddings() -> None:

@@ -119,6 +119,17 @@ def test_giou_by_hand() -> None:
     assert giou_loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
 
 
+def test_giou_of_boxes_that_do_not_contain_their_location() -> None:
+    """Sides may be negative: of boxes apart, inside out, and of one beside its location that overlaps the target."""
+    target = torch.tensor([[1.0, 1, 1, 1]] * 3)
+    pred = torch.tensor([[-8.0, -8, 9, 9], [-2, -2, 1, 1], [0, 1, 2, 1]])
+    # apart: hull 10 x 10, union 4 + 1; without an area: union 4, hull 4; shifted by 1: hull 3 x 2, union 6
+    expected = [1 - (1 / 6 - (100 - 5) / 100), 1 - 1 / 5, 1 - 3 / 7]
+    loss = giou_loss(pred, target)
+    assert loss.tolist() == pytest.approx(expected, abs=1e-6)
+    assert loss.max() < 2
+
+
 def test_centerness_by_hand() -> None:
     ltrb = torch.tensor([[3.0, 5, 3, 5], [1, 2, 4, 2], [1, 1, 4, 9], [4, 9, 1, 1]])
     expected = [1, 0.5, math.sqrt(1 / 36), math.sqrt(1 / 36)]

@@ -24,6 +24,10 @@ SIZE = (96, 128)
 CONFIG = small_config(detector="tal")
 
 
+def test_constants_are_those_of_tood() -> None:
+    assert (CONFIG.align_alpha, CONFIG.align_beta, CONFIG.align_topk) == (1, 6, 13)
+
+
 def assign_one(predictions: Predictions, target: Target, **changes: object) -> Assignment:
     gt = ImageTargets(target.boxes, target.labels, BitMasks.of(target.masks))
     config = small_config(detector="tal", **changes)

@@ -27,6 +27,7 @@ from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder
 from embedmask.training.data_module import TrainValDataModule
+from embedmask.training.environment import image_digest
 from embedmask.training.module import EmbedMaskModule
 from embedmask.weights.checkpoint import load_checkpoint
 
@@ -90,12 +91,29 @@ def test_run_records_machine_versions_data_and_speed(
         assert data["images"] == images
         assert data["file sha256"] == hashlib.sha256((shapes / f"{split}.json").read_bytes()).hexdigest()
         assert f"{split} {data['annotations'][:12]}" in lines[1]
+        assert len(data["image files"]) == 64
     with (out / "steps.csv").open(newline="") as file:
         steps = list(csv.DictReader(file))
     middle = statistics.median(float(row["seconds"]) for row in steps)
     assert metrics["seconds_per_step"] == pytest.approx(middle)
     assert metrics["images_per_second"] > 0
     assert metrics["peak_gib"] == max(float(row["peak_gib"]) for row in steps)
+
+
+def test_digest_of_images_follows_their_content(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a", "b")]
+    for path in paths:
+        path.write_bytes(bytes(20_000))
+    digests = {image_digest(paths)}
+    for place in (0, 10_000, 19_999):
+        content = bytearray(20_000)
+        content[place] = 1
+        paths[1].write_bytes(content)
+        digests.add(image_digest(paths))
+    # neither beginning nor end have changed in one of them
+    assert len(digests) == 3
+    paths[1].write_bytes(bytes(20_001))
+    assert image_digest(paths) not in digests
 
 
 def test_resumed_run_appends_its_start(

@@ -64,7 +64,7 @@ def evaluate(
     """
     use_threads(threads)
     from embedmask.data.coco import CocoInstances
-    from embedmask.evaluation.run import evaluate_weights, has_annotations, write_results
+    from embedmask.evaluation.run import evaluate_weights, write_results
     from embedmask.weights.checkpoint import read_config
     from embedmask.weights.released import find_weights
 
@@ -77,7 +77,7 @@ def evaluate(
         "max_detections": max_detections, "image_short_side": image_short_side, "precision": precision,
         "reference_masks": reference_masks, "device": device, "progress": is_interactive(),
     }  # fmt: skip
-    if not has_annotations(dataset.annotations_file):
+    if not dataset.has_annotations:
         if json is None:
             raise BadInput(
                 f"{dataset.annotations_file}: has no annotations; pass --json FOLDER for the file of COCO's server"

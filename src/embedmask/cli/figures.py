@@ -63,7 +63,7 @@ def compare(
         weights: Model files (.safetensors) or names of bundled models, of any type; each is a column.
         out: Image to write (.png or .jpg).
         data: Folder of a data set with these images, whose ground truth becomes the first column.
-        split: Split of the data set: train, val or test.
+        split: Split of the data set with annotations.
         score_threshold: Minimum score: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from each model.
         columns: Columns of the sheet; by default one per model, or 4 for a single model without ground truth.
         threads: CPU threads; by default PyTorch's choice.

@@ -40,6 +40,9 @@ from embedmask.data.transforms import EvalTransform, Transform
 from embedmask.errors import BadInput
 from embedmask.structures import Size, Target
 
+IMAGE_INFO = "image_info_"
+"""Prefix of COCO's files of images without annotations."""
+
 
 class CocoInstances(Dataset[tuple[Tensor, Target]]):
     """Data set of images with instance masks.
@@ -204,6 +207,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         part.image_ids, part.sizes = part._content.image_ids, part._content.sizes
         part._file_names = [self._file_names[i] for i in indices]
         return part
+
+    @property
+    def has_annotations(self) -> bool:
+        """Return whether the split has annotations. COCO's test sets come without; its server has them."""
+        return not self.annotations_file.name.startswith(IMAGE_INFO)
 
     @property
     def ground_truth(self) -> AnnotationFile:

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from embedmask.config import Precision, ScoreThreshold, override
-from embedmask.data.coco import CocoInstances
+from embedmask.data.coco import IMAGE_INFO, CocoInstances
 from embedmask.data.label_images import CLASS_NAME
 from embedmask.data.loader import eval_loader
 from embedmask.data.transforms import EvalTransform
@@ -25,10 +25,7 @@ from embedmask.files import write_json_rows, write_zipped_json_rows
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.inference.engines import choose_dtype, copy_network, make_network
 from embedmask.inference.results import coco_results
-from embedmask.weights.checkpoint import Checkpoint, load_checkpoint
-
-IMAGE_INFO = "image_info_"
-"""Prefix of COCO's files of images without annotations."""
+from embedmask.weights.checkpoint import Checkpoint, load_checkpoint, model_title
 
 
 def evaluate_weights(
@@ -106,7 +103,7 @@ def write_results(
     Args:
         out: a file that ends in .json; or a zip file with the name that the server requires,
             `detections_SPLIT_NAME_results.zip`, which holds a JSON file of that name; or a folder for such a zip file,
-            where NAME is that of the weights.
+            where NAME is that of the weights, or of their folder for the files of a run.
         max_detections: as in `evaluate_weights`, as are the other arguments.
 
     Returns:
@@ -118,7 +115,8 @@ def write_results(
             the name of the zip file.
     """
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
-    path = out if out.suffix in (".json", ".zip") else out / server_name(dataset, weights.stem)
+    name = re.sub(r"\s+", "_", model_title(weights))
+    path = out if out.suffix in (".json", ".zip") else out / server_name(dataset, name)
     if path.suffix == ".zip" and not re.fullmatch(server_name(dataset, r"[^\s/]+"), path.name):
         raise BadInput(f"{path}: COCO's server demands the name {server_name(dataset, 'NAME')}")
     results = _predict(checkpoint, dataset, reference_masks, device, precision, progress=progress)
@@ -130,11 +128,6 @@ def write_results(
 def server_name(dataset: CocoInstances, name: str) -> str:
     """Return the name that COCO's server requires of a zip file with the boxes and masks of a split."""
     return f"detections_{dataset.annotations_file.stem.removeprefix(IMAGE_INFO)}_{name}_results.zip"
-
-
-def has_annotations(annotations: Path) -> bool:
-    """Return whether a split has annotations. COCO's test sets come without; its server has them."""
-    return not annotations.name.startswith(IMAGE_INFO)
 
 
 def _open_weights(weights: Path, **changes: int | None) -> Checkpoint:

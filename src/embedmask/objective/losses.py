@@ -17,17 +17,18 @@ def giou_loss(pred_ltrb: Tensor, target_ltrb: Tensor) -> Tensor:
     boxes of a few cells.
 
     Args:
-        pred_ltrb: `[P, 4]`, distances to the sides in units of the stride, >= 0.
+        pred_ltrb: `[P, 4]`, distances to the sides in units of the stride; negative where a box does not contain its
+            location.
         target_ltrb: `[P, 4]`, in the same units.
 
     Returns:
         `[P]`.
     """
-    pred_area = (pred_ltrb[:, :2] + pred_ltrb[:, 2:]).prod(1)
+    pred_area = (pred_ltrb[:, :2] + pred_ltrb[:, 2:]).clamp(min=0).prod(1)
     target_area = (target_ltrb[:, :2] + target_ltrb[:, 2:]).prod(1)
-    # both boxes contain the location: the inner sides bound the intersection, the outer ones the hull
+    # boxes share the location: the smaller distances bound the intersection, empty if they cross, the larger the hull
     inner, outer = torch.minimum(pred_ltrb, target_ltrb), torch.maximum(pred_ltrb, target_ltrb)
-    intersection = (inner[:, :2] + inner[:, 2:]).prod(1)
+    intersection = (inner[:, :2] + inner[:, 2:]).clamp(min=0).prod(1)
     hull = (outer[:, :2] + outer[:, 2:]).prod(1) + 1e-7
     union = pred_area + target_area - intersection
     iou = (intersection + 1) / (union + 1)

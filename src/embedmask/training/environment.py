@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware
 
 ENVIRONMENT_FILE = "environment.json"
+DIGEST_BYTES = 4096
+"""Bytes read at the beginning and at the end of an image file."""
 
 
 def write_environment(out: Path, recipe: Recipe, splits: TrainValDataModule, hardware: Hardware) -> str:
@@ -48,7 +52,23 @@ def write_environment(out: Path, recipe: Recipe, splits: TrainValDataModule, har
 
 
 def describe_data(dataset: CocoInstances) -> dict[str, Any]:
-    """Return the fingerprint of a split and the SHA-256 of its annotation file; None where it is a folder."""
+    """Return the fingerprint of a split, the SHA-256 of its annotation file (None for a folder), and of its images."""
     source = dataset.annotations_file
     whole = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None
-    return {**dataset.fingerprint(), "file sha256": whole}
+    paths = [dataset.image_path(index) for index in range(len(dataset))]
+    return {**dataset.fingerprint(), "file sha256": whole, "image files": image_digest(paths)}
+
+
+def image_digest(paths: Sequence[Path]) -> str:
+    """Return a SHA-256 over size, beginning and end of image files, which other pixels nearly always change."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():  # a Zarr folder
+            continue
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - DIGEST_BYTES, 0))
+            end = file.read()
+            file.seek(0)
+            digest.update(f"{size} ".encode() + file.read(DIGEST_BYTES) + end)
+    return digest.hexdigest()

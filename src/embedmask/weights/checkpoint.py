@@ -290,3 +290,8 @@ def without_prefix(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a copy of a state dict without the prefix `module.` of data-parallel wrappers, if all names have it."""
     prefix = "module." if all(name.startswith("module.") for name in values) else ""
     return {name.removeprefix(prefix): value for name, value in values.items()}
+
+
+def model_title(weights: Path) -> str:
+    """Return a name for a model file: its own, or its folder's if its own is that of every run's files."""
+    return weights.resolve().parent.name if weights.stem in ("model", "best", "last") else weights.stem
