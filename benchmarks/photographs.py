@@ -1,13 +1,15 @@
 """Train EmbedMask on two detectors and Mask R-CNN on photographs at equal steps; write a section of docs/results.md.
 
     python benchmarks/photographs.py --data DIR --pretrained FILE --runs runs/photographs
+    python benchmarks/photographs.py --data DIR --pretrained FILE --runs runs/photographs --variants
     python benchmarks/photographs.py --page --runs runs/photographs
 
 DIR is a data set in COCO format with train and val, FILE has the ImageNet weights of `tf_efficientnet_lite0`, the
 backbone of all three. Images, augmentation and solver are those of `benchmarks/detectors_photographs.yaml`. A run
 writes one JSON file when it is finished and is not repeated; an interrupted one continues at its last checkpoint. If
-all three are finished, time and memory of the models of seed 0 are measured, on one thread. `--steps` changes the
-number of steps; runs of each length are kept apart.
+all three are finished, time and memory of the models of seed 0 are measured, on one thread. `--variants` trains
+EmbedMask with one changed setting each instead. `--steps` changes the number of steps; runs of each length are kept
+apart.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,18 @@ SET = "photographs"
 BEGIN, END = (f"<!-- benchmarks/photographs.py: {mark} -->" for mark in ("begin", "end"))
 MODELS = {"fcos": "EmbedMask, `fcos`", "tal": "EmbedMask, `tal`", BASELINE: "Mask R-CNN"}
 """Detectors of `detectors.py`, and their names on the page."""
+BASE = "tal"
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "embed_stride: 2": {"model": {"embed_stride": 2}},
+    "embed_stride: null (8, upsampled to 4)": {"model": {"embed_stride": None}},
+    "embed_dim: 32": {"model": {"embed_dim": 32}},
+    "box_expansion: 1": {"model": {"box_expansion": 1.0}},
+    "sample_in_mask: false": {"model": {"sample_in_mask": False}},
+    "mask_loss: dice": {"model": {"mask_loss": "dice"}},
+    "mask_loss: bce": {"model": {"mask_loss": "bce"}},
+    "ema_decay: null": {"train": {"ema_decay": None}},
+}
+"""Changed settings of `BASE`, by section of the recipe."""
 METRICS = {
     "segm/AP": "mask AP",
     "segm/AP50": "AP50",
@@ -54,6 +70,19 @@ def recipe(detector: str, seed: int, pretrained: Path | None, steps: int | None 
     if pretrained is None:
         return whole
     return replace(whole, train=override(whole.train, {"pretrained": str(pretrained)}, where="--pretrained"))
+
+
+def variant(name: str, seed: int, pretrained: Path | None, steps: int | None = None) -> Recipe:
+    """Return the recipe of `BASE` with the changed setting."""
+    base = recipe(BASE, seed, pretrained, steps)
+    for part, fields in VARIANTS[name].items():
+        base = replace(base, **{part: override(getattr(base, part), fields, where=name)})
+    return base
+
+
+def run_name(title: str, seed: int) -> str:
+    """Return the name of a run's files."""
+    return f"{re.sub('[^a-z0-9.]+', '_', title).strip('_')}_{seed}"
 
 
 def folder_of(runs: Path, steps: int | None) -> Path:
@@ -106,10 +135,10 @@ def read(file: Path) -> dict[str, Any]:
 def section(folder: Path, seeds: int) -> str:
     """Return the table of the finished runs, and the sentences below it."""
     results = {
-        name: [own for seed in range(seeds) if (own := read(folder / f"{name}_{seed}.json"))]
-        for name in MODELS
+        name: [own for seed in range(seeds) if (own := read(folder / f"{run_name(name, seed)}.json"))]
+        for name in (*MODELS, *VARIANTS)
     }
-    if not any(results.values()):
+    if not any(results[name] for name in MODELS):
         return "No run is finished yet, so there is no table."
     speed = read(folder / "speed.json")
     # one row a model; runs that are not finished are a dash
@@ -122,11 +151,32 @@ def section(folder: Path, seeds: int) -> str:
         cells += [number(speed, "cpu_ms", name)]
         cells += [number(speed.get("memory_mb", {}), name, "images")]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += variant_lines(results)
     machine = (speed or next(own[0] for own in results.values() if own))["machine"]
     where = f"{machine['processor']} ({', '.join(machine['processor_units'])})"
     commits = sorted({own["machine"]["commit"] or "unknown" for runs in results.values() for own in runs})
     lines += ["", f"Machine: {where}, one thread, torch {machine['torch']}; commit {', '.join(commits)}."]
     return "\n".join(lines)
+
+
+def variant_lines(results: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Return the table of the finished variants beside their base; empty without one."""
+    finished = [name for name in VARIANTS if results[name]]
+    if not finished or not results[BASE]:
+        return []
+    lines = ["", f"`{BASE}` with one changed setting each, above it in points:", ""]
+    lines += [
+        f"| | seeds | {' | '.join(METRICS.values())} | core minutes |",
+        "| --- " * (len(METRICS) + 3) + "|",
+    ]
+    for name in (BASE, *finished):
+        own = results[name]
+        # seeds that both have
+        pairs = list(zip(results[BASE], own, strict=False))
+        gains = [100 * sum(b[m] - a[m] for a, b in pairs) / len(pairs) for m in METRICS]
+        cells = [cell_text(own, m) for m in METRICS] if name == BASE else [f"{gain:+.1f}" for gain in gains]
+        lines.append(f"| `{name}` | {len(own)} | {' | '.join(cells)} | {minutes_text(own)} |")
+    return lines
 
 
 def number(values: dict[str, Any], *path: str) -> str:
@@ -144,6 +194,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--page", action="store_true", help="write the section instead of training")
+    parser.add_argument(
+        "--variants", action="store_true", help="train EmbedMask with one changed setting each"
+    )
     parser.add_argument("--data", type=Path, help="folder with train.json, val.json and images/")
     parser.add_argument(
         "--pretrained", type=Path, help="weights of the backbone; default: downloaded by timm"
@@ -161,10 +214,11 @@ def main() -> None:
         return
     if args.data is None:
         parser.error("--data DIR is missing")
+    make, names = (variant, [*VARIANTS]) if args.variants else (recipe, [*MODELS])
     recipes = {
-        f"{name}_{seed}": recipe(name, seed, args.pretrained, args.steps)
+        run_name(name, seed): make(name, seed, args.pretrained, args.steps)
         for seed in range(args.seeds)
-        for name in MODELS
+        for name in names
     }
     run(folder, args.data, recipes)
     measure_speed(folder, args.data)

@@ -34,6 +34,25 @@ def test_models_differ_in_the_detector_alone() -> None:
     assert baseline.anchor_sizes == (16, 32, 64, 128, 256)
 
 
+@pytest.mark.parametrize("name", photographs.VARIANTS)
+def test_variants_differ_in_one_setting(name: str) -> None:
+    base, changed = photographs.recipe("tal", 1, None), photographs.variant(name, 1, None)
+    (fields,) = photographs.VARIANTS[name].values()
+    ((field, value),) = fields.items()
+    part = next(iter(photographs.VARIANTS[name]))
+    assert getattr(getattr(base, part), field) != value
+    assert replace(getattr(base, part), **fields) == getattr(changed, part)
+    assert getattr(changed, "train" if part == "model" else "model") == getattr(
+        base, "train" if part == "model" else "model"
+    )
+
+
+def test_runs_have_names_for_files() -> None:
+    names = [photographs.run_name(title, 2) for title in (*photographs.MODELS, *photographs.VARIANTS)]
+    assert names[:4] == ["fcos_2", "tal_2", "maskrcnn_2", "embed_stride_2_2"]
+    assert len(set(names)) == len(names)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Train three small networks, of which one stopped after its first step; return the runs and the data."""
@@ -92,6 +111,19 @@ def test_section_of_unfinished_runs(tmp_path: Path) -> None:
     assert "| 2.0 M | 10.0 | - | - |" in text
     assert "| Mask R-CNN | 0 | - | - |" in text
     assert text.endswith("Machine: P (avx2), one thread, torch 2; commit abc.")
+
+
+def test_variants_are_compared_with_their_base(tmp_path: Path) -> None:
+    machine = {"processor": "P", "processor_units": [], "torch": "2", "commit": "abc"}
+    for name, values in {"tal": (0.3, 0.4), "mask_loss: dice": (0.32,)}.items():
+        for seed, value in enumerate(values):
+            own = {**dict.fromkeys(photographs.METRICS, value), "parameters": 2_000_000, "core_minutes": 10.0}
+            file = tmp_path / f"{photographs.run_name(name, seed)}.json"
+            file.write_text(json.dumps({**own, "machine": machine}))
+    lines = photographs.section(tmp_path, seeds=2).splitlines()
+    assert f"| `mask_loss: dice` | 1 |{' +2.0 |' * 6} 10.0 |" in lines
+    assert f"| `tal` | 2 |{' 35.0 ± 7.1 |' * 6} 10.0 |" in lines
+    assert not any("bce" in line for line in lines)
 
 
 def test_lengths_are_kept_apart(tmp_path: Path) -> None:
