@@ -150,19 +150,23 @@ class TrainTransform:
         image = change_colors(image, config.color_jitter, config.invert, generator)
         return change_camera(image, config.gamma, config.blur, config.noise, generator), target
 
+    def sample_size(self, size: Size, generator: torch.Generator) -> Size:
+        """Sample the size to which an image of `(height, width)` px is resized."""
+        config = self.config
+        if config.short_sides:
+            size = resized_size(size, choice(config.short_sides, generator), config.long_side)
+        low, high = config.scale_range
+        if low == high == 1:
+            return size
+        if config.scale_draw == "log":
+            factor = math.exp(uniform(math.log(low), math.log(high), generator))
+        else:
+            factor = uniform(low, high, generator)
+        return max(round(size[0] * factor), 1), max(round(size[1] * factor), 1)
+
     def sample_geometry(self, annotations: Annotations, generator: torch.Generator) -> GeometricTransform:
         """Sample the geometric transform of an image with its objects."""
-        config, size = self.config, annotations.size
-        resized = size
-        if config.short_sides:
-            resized = resized_size(size, choice(config.short_sides, generator), config.long_side)
-        low, high = config.scale_range
-        if not low == high == 1:
-            if config.scale_draw == "log":
-                factor = math.exp(uniform(math.log(low), math.log(high), generator))
-            else:
-                factor = uniform(low, high, generator)
-            resized = max(round(resized[0] * factor), 1), max(round(resized[1] * factor), 1)
+        config, resized = self.config, self.sample_size(annotations.size, generator)
         # a square crop; a shorter image is used whole, and padded right and below if requested
         side = config.crop_size
         height, width = (length if side is None else min(side, length) for length in resized)
@@ -176,7 +180,7 @@ class TrainTransform:
         if side is not None and config.crop_pad:
             height, width = side, side
         return GeometricTransform(
-            original=size,
+            original=annotations.size,
             resized=resized,
             window=(left, top, left + width, top + height),
             flip_horizontal=bernoulli(config.flip_horizontal, generator),
