@@ -40,7 +40,16 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "fcos, task-aligned": {"assigner": "task_aligned", "box_weight": 2.0},
 }
 """Model fields of each detector."""
-OURS, TWIN = "retinanet, four convolutions", "torchvision's RetinaNet"
+TWIN = "torchvision's RetinaNet"
+# torchvision's towers have four convolutions
+OURS: dict[str, dict[str, Any]] = {
+    "retinanet, four convolutions": {**DETECTORS["retinanet"], "tower_convs": 4},
+    "the same, boxes alone": {
+        **DETECTORS["retinanet"],
+        **{"tower_convs": 4, "mask_weight": 0.0, "smooth_weight": 0.0, "sample_in_mask": False},
+    },
+}
+"""Model fields of our RetinaNet beside torchvision's; alone, boxes have no positives and no losses that need masks."""
 TWIN_SET = "nuclei"
 """Set on which RetinaNet is compared with torchvision's."""
 ANCHOR_SIZES = {
@@ -73,11 +82,8 @@ def recipe_of(detector: str, dataset: str, seed: int, steps: int | None = None) 
         scales = DETECTORS["retinanet"]["anchor_scales"]
         values = {"kind": retinanet_baseline.NAME, "anchor_scales": scales, **more, **shared}
         model = model_from_dict(values, where=detector)
-    elif detector == OURS:
-        # torchvision's towers have four
-        model = override(base.model, {**DETECTORS["retinanet"], "tower_convs": 4}, where=detector)
     else:
-        model = override(base.model, DETECTORS[detector], where=detector)
+        model = override(base.model, {**DETECTORS, **OURS}[detector], where=detector)
     changes = {"seed": seed} if steps is None else {"seed": seed, "max_steps": steps}
     return Recipe(model=model, data=base.data, train=override(base.train, changes, where=detector))
 
@@ -88,7 +94,7 @@ def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, steps: int
     for seed in range(seeds):
         for dataset in sets:
             data = prepare(dataset, runs, nuclei, coco=None)
-            twins = (OURS, TWIN) if dataset == TWIN_SET else ()
+            twins = (*OURS, TWIN) if dataset == TWIN_SET else ()
             for detector in (*DETECTORS, *twins, BASELINE):
                 file = result_file(runs, dataset, detector, seed, steps)
                 if not file.exists():
@@ -157,17 +163,20 @@ def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
 
 def twin_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
     """Return the table of RetinaNet beside torchvision's; empty without runs of both."""
-    ours, twin = (read_results(runs, dataset, name, seeds) for name in (OURS, TWIN))
+    twin = read_results(runs, dataset, TWIN, seeds)
+    ours = {name: own for name in OURS if (own := read_results(runs, dataset, name, seeds))}
     if not ours or not twin:
         return []
     lines = [f"### RetinaNet beside torchvision's, {dataset}", ""]
     lines += ["| | box AP | box AP50 | box AP75 | core minutes |", "| --- | --- | --- | --- | --- |"]
     metrics = ("bbox/AP", "bbox/AP50", "bbox/AP75")
-    for name, own in ((OURS, ours), (TWIN, twin)):
+    for name, own in {**ours, TWIN: twin}.items():
         cells = [cell_text([*own.values()], metric) for metric in metrics]
         lines.append(f"| {name} | {' | '.join(cells)} | {minutes_text([*own.values()])} |")
-    differences = " | ".join(difference(twin, ours, metric) for metric in metrics)
-    return [*lines, f"| ours above torchvision's | {differences} | |", ""]
+    for name, own in ours.items():
+        differences = " | ".join(difference(twin, own, metric) for metric in metrics)
+        lines.append(f"| {name}, above torchvision's | {differences} | |")
+    return [*lines, ""]
 
 
 def minutes_text(results: list[dict[str, Any]]) -> str:
