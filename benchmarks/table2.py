@@ -275,7 +275,10 @@ def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
         place = BY_SIZE.index(metric)
         of_small = " for small objects" if metric == SMALL else ""
         for low, high in itertools.pairwise(table.cells):
-            pairs = [([r.get(metric) for r in results[cell, name]] for cell in (low, high)) for name in sets]
+            pairs = [
+                [[result.get(metric) for result in results[cell, name]] for cell in (low, high)]
+                for name in sets
+            ]
             verdicts = " | ".join(verdict(*pair) for pair in pairs)
             gain = PAPER[high][place] - PAPER[low][place]
             step = f"{table.cells[high]} above {table.cells[low]}{of_small} ({gain:+.1f})"

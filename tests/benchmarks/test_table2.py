@@ -102,6 +102,19 @@ def test_sizes_are_compared_where_they_are_measured(tmp_path: Path) -> None:
     assert row.endswith("| 20.1 ± 0.1 | 30.0 ± 0.0 | - |")
 
 
+def test_verdicts_are_those_of_their_set(tmp_path: Path) -> None:
+    for dataset, gain in (("shapes", 0.1), ("nuclei", -0.1)):
+        for cell, value in (("a_constant", 0.3), ("a_predicted", 0.3 + gain)):
+            for seed in (0, 1, 2):
+                file = table2.result_file(tmp_path, dataset, cell, seed)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(dict.fromkeys(table2.BY_SIZE, value + seed / 1000)))
+    lines = table2.table_lines(table2.TABLES[0], tmp_path, ["shapes", "nuclei"])
+    steps = [line for line in lines if line.startswith("| mask loss, predicted margin above")]
+    assert len(steps) == 2
+    assert all(line.endswith("| holds (+10.0 ± 0.0) | does not hold (-10.0 ± 0.0) |") for line in steps)
+
+
 def test_cells_on_coco_are_their_recipes() -> None:
     for cell in table2.PAPER:
         assert table2.recipe_of(cell, "coco") == Recipe.from_yaml(table2.CELLS / f"{cell}.yaml")
