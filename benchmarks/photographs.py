@@ -134,10 +134,12 @@ def read(file: Path) -> dict[str, Any]:
 
 def section(folder: Path, seeds: int) -> str:
     """Return the table of the finished runs, and the sentences below it."""
-    results = {
-        name: [own for seed in range(seeds) if (own := read(folder / f"{run_name(name, seed)}.json"))]
+    # finished runs by model and seed
+    by_seed = {
+        name: {k: own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))}
         for name in (*MODELS, *VARIANTS)
     }
+    results = {name: [*own.values()] for name, own in by_seed.items()}
     if not any(results[name] for name in MODELS):
         return "No run is finished yet, so there is no table."
     speed = read(folder / "speed.json")
@@ -151,7 +153,7 @@ def section(folder: Path, seeds: int) -> str:
         cells += [number(speed, "cpu_ms", name)]
         cells += [number(speed.get("memory_mb", {}), name, "images")]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += variant_lines(results)
+    lines += variant_lines(by_seed)
     machine = (speed or next(own[0] for own in results.values() if own))["machine"]
     where = f"{machine['processor']} ({', '.join(machine['processor_units'])})"
     commits = sorted({own["machine"]["commit"] or "unknown" for runs in results.values() for own in runs})
@@ -159,10 +161,12 @@ def section(folder: Path, seeds: int) -> str:
     return "\n".join(lines)
 
 
-def variant_lines(results: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+def variant_lines(results: Mapping[str, dict[int, dict[str, Any]]]) -> list[str]:
     """Return the table of the finished variants beside their base; empty without one."""
-    finished = [name for name in VARIANTS if results[name]]
-    if not finished or not results[BASE]:
+    base = results[BASE]
+    # a variant is compared on the seeds that its base has, too
+    finished = [name for name in VARIANTS if base.keys() & results[name].keys()]
+    if not finished:
         return []
     lines = ["", f"`{BASE}` with one changed setting each, above it in points:", ""]
     lines += [
@@ -170,10 +174,9 @@ def variant_lines(results: Mapping[str, list[dict[str, Any]]]) -> list[str]:
         "| --- " * (len(METRICS) + 3) + "|",
     ]
     for name in (BASE, *finished):
-        own = results[name]
-        # seeds that both have
-        pairs = list(zip(results[BASE], own, strict=False))
-        gains = [100 * sum(b[m] - a[m] for a, b in pairs) / len(pairs) for m in METRICS]
+        common = sorted(base.keys() & results[name].keys())
+        own = [results[name][seed] for seed in common]
+        gains = [100 * sum(results[name][k][m] - base[k][m] for k in common) / len(common) for m in METRICS]
         cells = [cell_text(own, m) for m in METRICS] if name == BASE else [f"{gain:+.1f}" for gain in gains]
         lines.append(f"| `{name}` | {len(own)} | {' | '.join(cells)} | {minutes_text(own)} |")
     return lines

@@ -7,6 +7,7 @@ filled boxes, so mask AP means nothing.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,15 +89,10 @@ class TorchvisionRetinaNet(Detector):
         return BoxLosses(losses["classification"], losses["bbox_regression"])
 
     def forward(
-        self,
-        batch: ImageBatch,
-        *,
-        score_threshold: float = 0.05,
-        nms_threshold: float = 0.5,
-        max_detections: int = 100,
+        self, batch: ImageBatch, *, score_threshold: float, nms_threshold: float, max_detections: int
     ) -> list[Detections]:
         """Detect the objects of a batch; arguments and output as in `MaskRCNN.forward`."""
-        model = self.retinanet
+        model = copy.copy(self.retinanet)  # as there: torchvision stores thresholds as attributes
         model.score_thresh, model.nms_thresh = score_threshold, nms_threshold
         model.detections_per_img = max_detections
         outputs, anchors, cells = self._outputs(batch)

@@ -137,7 +137,7 @@ def test_torchvision_retinanet_learns_boxes() -> None:
         model.losses(batch, [target]).total.backward()
         optimizer.step()
     with torch.inference_mode():
-        (found,) = model(batch)
+        (found,) = model(batch, score_threshold=0.05, nms_threshold=0.5, max_detections=100)
     assert found["labels"][0] == 1
     assert box_iou(found["boxes"][:1], target.boxes) > 0.8
     assert found["masks"].shape[1:] == (1, 28, 28)

@@ -124,6 +124,10 @@ def test_variants_are_compared_with_their_base(tmp_path: Path) -> None:
     assert f"| `mask_loss: dice` | 1 |{' +2.0 |' * 6} 10.0 |" in lines
     assert f"| `tal` | 2 |{' 35.0 ± 7.1 |' * 6} 10.0 |" in lines
     assert not any("bce" in line for line in lines)
+    # runs of the second seed alone are compared with the base's second seed
+    (tmp_path / "mask_loss_dice_0.json").rename(tmp_path / "mask_loss_dice_1.json")
+    lines = photographs.section(tmp_path, seeds=2).splitlines()
+    assert f"| `mask_loss: dice` | 1 |{' -8.0 |' * 6} 10.0 |" in lines
 
 
 def test_lengths_are_kept_apart(tmp_path: Path) -> None:

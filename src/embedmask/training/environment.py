@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,12 @@ def describe_data(dataset: CocoInstances) -> dict[str, Any]:
     """Return the fingerprint of a split, the SHA-256 of its annotation file (None for a folder), and of its images."""
     source = dataset.annotations_file
     whole = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else None
-    paths = [dataset.image_path(index) for index in range(len(dataset))]
+    # each file once, however often a balanced set repeats it
+    paths = dict.fromkeys(dataset.image_path(index) for index in range(len(dataset)))
     return {**dataset.fingerprint(), "file sha256": whole, "image files": image_digest(paths)}
 
 
-def image_digest(paths: Sequence[Path]) -> str:
+def image_digest(paths: Iterable[Path]) -> str:
     """Return a SHA-256 over size, beginning and end of image files, which other pixels nearly always change."""
     digest = hashlib.sha256()
     for path in paths:
