@@ -21,7 +21,7 @@ def test_own_margin_gives_the_ap_of_evaluation(tmp_path: Path) -> None:
     weights = save_eager(tmp_path, tmp_path / "model.safetensors")
     dataset = CocoInstances.open(tmp_path, "val")
     predictor = Predictor.load(weights, device="cpu", precision="float32")
-    own = predictor.model.config.mask_margin
+    own, _ = predictor.model.config.mask_reach
     measured = mask_margin.measure(predictor, dataset, [own, 0.9])
     expected = evaluate_weights(weights, dataset, device="cpu", precision="float32")
     for name in mask_margin.METRICS:

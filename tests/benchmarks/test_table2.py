@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import save_eager
 from evaluation_scenes import make_truth
 from scripts import load_script
 from tiny_run import TINY
 
-from embedmask.config import Recipe
+from embedmask import Postprocessor
+from embedmask.config import ModelConfig, Recipe
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.synthetic.dataset import make_shapes
@@ -55,6 +57,31 @@ def test_equal_cells_share_their_runs() -> None:
 def test_metrics_are_those_of_the_evaluation() -> None:
     metrics = CocoEvaluator(make_truth([], {1: (10, 10)}, [1])).compute()
     assert set(table2.BY_SIZE) <= set(metrics)
+
+
+def test_masks_are_placed_as_in_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shapes(tmp_path, train=1, val=3, size=64, seed=0)
+    frames = []
+
+    def stand_in(recipe: Recipe, data: Path, out: Path, device: str) -> dict[str, float]:
+        out.mkdir(parents=True)
+        save_eager(data, out / "model.safetensors")
+        return {"segm/AP": 2.0}
+
+    def spy(config: ModelConfig, reference_masks: bool) -> Postprocessor:
+        made = Postprocessor.from_config(config, reference_masks=reference_masks)
+        frames.append(made.mask_frame)
+        return made
+
+    monkeypatch.setattr(table2, "train", stand_in)
+    monkeypatch.setattr("embedmask.evaluation.run.make_postprocessor", spy)
+    recipe = table2.recipe_of("a_hinge", "shapes", 1)
+    table2.run_one("a_hinge", "shapes", recipe, runs=tmp_path / "runs", data=tmp_path, device="cpu")
+    (found,) = table2.read_results(tmp_path / "runs", "shapes", "a_hinge")
+    assert set(table2.BY_SIZE) <= found.keys()
+    assert found["segm/AP"] <= 1
+    assert frames == ["authors"]
+    assert not list((tmp_path / "runs").glob("work_*"))
 
 
 def test_verdicts() -> None:

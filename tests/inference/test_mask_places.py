@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from small_models import small_config
 from torch import Tensor
 
-from embedmask import Postprocessor, Predictions
+from embedmask import Postprocessor, Predictions, runtime_masks
+from embedmask.export.metadata import settings_from
 from embedmask.inference.mask_decoding import decode_masks
 from embedmask.inference.proposals import Proposals
 from embedmask.structures import Instances
@@ -187,9 +188,25 @@ def test_single_pixel() -> None:
     assert inside.mean(0).tolist() == pytest.approx([26.0, 34.0], abs=0.1)
 
 
-@pytest.mark.parametrize(("margin", "reach"), [(0.0, 1.5 * 4), (0.1, 8.0), (0.5, 40.0), (2.0, 80.0)])
-def test_mask_margin_around_box(margin: float, reach: float) -> None:
-    """Check a bar across the whole image whose box covers the middle 80 px only."""
+@pytest.mark.parametrize(
+    ("fields", "reach"),
+    [
+        ({"mask_margin": 0.0}, 0.0),
+        ({"mask_margin": 0.01}, 1.5 * 4),
+        ({"mask_margin": 0.1}, 8.0),
+        ({"mask_margin": 0.5}, 40.0),
+        ({"mask_margin": 2.0}, 80.0),
+        # by default not beyond the pixels of the mask loss, and at most a tenth
+        ({"box_expansion": 1.0}, 0.0),
+        ({"box_expansion": 1.1}, 1.5 * 4),
+        ({"box_expansion": 1.2}, 8.0),
+        ({"box_expansion": 2.0}, 8.0),
+        ({"box_expansion": None}, 8.0),
+        ({"box_expansion": 1.0, "mask_margin": 0.1}, 8.0),
+    ],
+)
+def test_mask_margin_around_box(fields: dict[str, float | None], reach: float) -> None:
+    """Check a bar across the whole image whose box covers the middle 80 px only, in PyTorch and in the runtime."""
     pixels = torch.full((1, 30, 30), 9.0)
     pixels[0, 10:20] = 0
     proposals = Proposals(
@@ -199,11 +216,18 @@ def test_mask_margin_around_box(margin: float, reach: float) -> None:
         torch.zeros(1, 1),
         torch.ones(1, 1),
     )
+    config = small_config(**fields)
+    margin, min_margin = config.mask_reach
+    sizes: dict[str, Size] = {"image_size": (240, 240), "original_size": (240, 240)}
     masks = decode_masks(
-        pixels, proposals, stride=8, image_size=(240, 240), original_size=(240, 240), threshold=0.5,
-        interpolation="prob", frame="exact", margin=margin,
+        pixels, proposals, stride=8, threshold=0.5, interpolation="prob", frame="exact", margin=margin,
+        min_margin=min_margin, **sizes,
     )  # fmt: skip
     columns = masks.to_dense()[0].any(0).nonzero()[:, 0]
     # cells are 4 px, and a cell that the margin touches is included
     assert columns[0] == pytest.approx(80 - reach, abs=4)
     assert columns[-1] + 1 == pytest.approx(160 + reach, abs=4)
+    rows = [proposals.boxes.numpy(), proposals.embed.numpy(), proposals.margin.numpy()]
+    settings = settings_from(config, ["a", "b", "c"], dense_masks=False)
+    (runs,) = runtime_masks.decode_masks(pixels.numpy(), *rows, settings, **sizes)
+    assert (runtime_masks.to_dense(runs, (240, 240)) == masks.to_dense()[0].numpy()).all()

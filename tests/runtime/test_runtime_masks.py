@@ -40,12 +40,13 @@ def proposals(count: int, dims: int, seed: int, size: tuple[int, int]) -> Propos
 def test_masks_equal_those_of_the_predictor(preset: str, original: tuple[int, int]) -> None:
     config = ModelConfig.preset(preset, num_classes=3)
     settings = settings_from(config, NAMES, dense_masks=False)
+    margin, min_margin = config.mask_reach
     image_size, padded = (61, 95), (64, 96)
     found = proposals(12, 4, 1, image_size)
     p = torch.randn(4, padded[0] // 8, padded[1] // 8, generator=torch.Generator().manual_seed(2))
     expected = decode_masks(
         p, found, stride=8, image_size=image_size, original_size=original, threshold=config.mask_threshold,
-        interpolation=config.mask_interpolation, frame="exact", margin=config.mask_margin,
+        interpolation=config.mask_interpolation, frame="exact", margin=margin, min_margin=min_margin,
     )  # fmt: skip
     columns: Any = (found.boxes.numpy(), found.embed.numpy(), found.margin.numpy())
     runs = masks.decode_masks(p.numpy(), *columns, settings, image_size=image_size, original_size=original)

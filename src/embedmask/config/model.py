@@ -152,10 +152,11 @@ class ModelConfig(DetectorConfig):
     whole px, so that masks drift by up to 1 px at the far edge, and lets a mask reach one or two cells
     (of 4 px if p has stride 8) beyond its box. `exact` keeps cells at their locations and lets a mask reach
     `mask_margin` beyond its box. Without effect with `mask_interpolation: aligned`."""
-    mask_margin: Annotated[float, at_least(0), FINITE] = 0.1
-    """Distance that a mask may reach beyond its box, as a fraction of the box's side and at least 1.5 cells. Applies to
-    exact masks. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
-    include neighbors (docs/predicting.md)."""
+    mask_margin: Annotated[float, at_least(0), FINITE] | None = None
+    """Distance that an exact mask may reach beyond its box, as a fraction of the box's side, and at least 1.5 cells
+    unless it is 0. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
+    include neighbors (docs/predicting.md). null: 0.1, or less if the mask loss covered less around the box
+    (`box_expansion` below 1.2)."""
 
     has_embeddings = True
 
@@ -173,6 +174,16 @@ class ModelConfig(DetectorConfig):
         require(self, "anchor_ratios", bool(self.anchor_ratios), "at least one ratio")
         self._check_mask_loss()
         self._check_levels()
+
+    @property
+    def mask_reach(self) -> tuple[float, float]:
+        """Return the margin of exact masks around their boxes: a fraction of the box's side, and a minimum in cells."""
+        margin = self.mask_margin
+        if margin is None:
+            margin = MASK_MARGIN
+            if self.box_expansion is not None:
+                margin = min(margin, (self.box_expansion - 1) / 2)
+        return margin, MIN_MASK_MARGIN_CELLS if margin > 0 else 0
 
     def _check_mask_loss(self) -> None:
         aligned, hinge = self.mask_interpolation == "aligned", self.margin == "hinge"
@@ -235,6 +246,10 @@ class ModelConfig(DetectorConfig):
         return list(itertools.pairwise(bounds))
 
 
+MASK_MARGIN = 0.1
+"""Maximum default of `mask_margin`."""
+MIN_MASK_MARGIN_CELLS = 1.5
+"""Minimum margin of a mask around its box: boxes are often a pixel or two too small."""
 HINGE_MARGIN = 1.0
 """Margin delta of eq. 1 in the hinge ablation; delta_a and delta_b of eq. 2 are in objective/losses.py."""
 

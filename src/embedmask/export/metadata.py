@@ -13,7 +13,7 @@ from embedmask import __version__
 from embedmask.config import ModelConfig, model_to_dict
 from embedmask.errors import BadInput
 from embedmask.export.graph import output_limit
-from embedmask.inference.mask_decoding import MIN_MARGIN_CELLS, OUTSIDE_LOG_PROB
+from embedmask.inference.mask_decoding import OUTSIDE_LOG_PROB
 from embedmask.locations import MASK_UPSAMPLING
 from embedmask.model.detector import FRAME_MULTIPLE
 from embedmask.model.embedmask import EmbedMask
@@ -37,6 +37,7 @@ CONVENTIONS = {
 def settings_from(config: ModelConfig, class_names: Sequence[str], *, dense_masks: bool) -> Settings:
     """Return the settings of a model, for the decoder; errors as in `served_thresholds`."""
     reading = config.reading()
+    margin, min_margin_cells = config.mask_reach
     return Settings(
         class_names=list(class_names),
         score_thresholds=served_thresholds(config),
@@ -57,8 +58,8 @@ def settings_from(config: ModelConfig, class_names: Sequence[str], *, dense_mask
         mask_threshold=config.mask_threshold,
         interpolation=config.mask_interpolation,
         upsampling=1 if config.mask_interpolation == "aligned" else MASK_UPSAMPLING,
-        margin=config.mask_margin,
-        min_margin_cells=MIN_MARGIN_CELLS,
+        margin=margin,
+        min_margin_cells=min_margin_cells,
         outside_log_prob=OUTSIDE_LOG_PROB,
         dense_masks=dense_masks,
     )

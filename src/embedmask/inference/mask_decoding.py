@@ -18,8 +18,6 @@ from embedmask.structures import Size
 
 OUTSIDE_LOG_PROB = -10.0
 """Value of log phi outside the cells of a box when the 2021 version resizes log phi."""
-MIN_MARGIN_CELLS = 1.5
-"""Minimum margin of a mask around its box in the frame `exact`: boxes are often a pixel or two too small."""
 
 Interpolation = Literal["prob", "log_prob", "aligned"]
 Frame = Literal["authors", "exact"]
@@ -36,6 +34,7 @@ def decode_masks(
     interpolation: Interpolation,
     frame: Frame = "authors",
     margin: float = 0.1,
+    min_margin: float = 1.5,
 ) -> RunMasks:
     """Decode the masks of the proposals of one image, in the frame of the original image.
 
@@ -50,7 +49,8 @@ def decode_masks(
         threshold: phi above which a pixel belongs to the instance.
         interpolation: resize phi (2019), log phi (2021), or phi on the grid of p (second repository).
         frame: position of the cells in the image and margin of masks around boxes, `ModelConfig.mask_frame`.
-        margin: margin in the frame `exact`, as a fraction of the box's side, `ModelConfig.mask_margin`.
+        margin, min_margin: margin in the frame `exact`, as a fraction of the box's side, and its minimum in cells,
+            `ModelConfig.mask_reach`.
     """
     pixels = pixel_embed.float()[None].mT.contiguous(memory_format=torch.channels_last)  # [1, D, w, h]
     cell = stride
@@ -71,7 +71,7 @@ def decode_masks(
     elif frame == "exact":
         boxes = proposals.boxes / cell
         low, high = boxes[:, :2], boxes[:, 2:]
-        reach = ((high - low) * margin).clamp(min=MIN_MARGIN_CELLS)
+        reach = ((high - low) * margin).clamp(min=min_margin)
         ranges = _inside((low - reach).floor(), (high + reach).ceil(), grid)
     else:
         ranges = cell_ranges(proposals.boxes / cell, grid, interpolation)

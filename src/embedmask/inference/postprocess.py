@@ -87,6 +87,7 @@ class Postprocessor:
     ) -> Instances:
         """Decode masks and rescale boxes to the frame of the original image: the second half."""
         cfg = self.cfg
+        mask_margin, min_margin = cfg.mask_reach
         masks = decode_masks(
             predictions.pixel_embed[index],
             proposals,
@@ -96,7 +97,8 @@ class Postprocessor:
             threshold=cfg.mask_threshold,
             interpolation=cfg.mask_interpolation,
             frame=self.mask_frame,
-            margin=cfg.mask_margin,
+            margin=mask_margin,
+            min_margin=min_margin,
         )
         scale_y, scale_x = (o / i for o, i in zip(original_size, image_size, strict=True))
         boxes = proposals.boxes * proposals.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
