@@ -115,10 +115,11 @@ def test_raises_on_another_recipe(
         check_identity(out, *opened(recipe, shapes))
 
 
-def test_length_engine_and_thresholds_may_change(shapes: Path, out: Path) -> None:
+def test_length_engine_and_prediction_may_change(shapes: Path, out: Path) -> None:
     longer = {"epochs": None, "max_steps": 99, "max_minutes": 1, "early_stop": 3, "eval_every": 2}
     engine = {"workers": 1, "precision": "bfloat16", "checkpoint_minutes": 1, "checkpoint_steps": 5}
-    recipe = tiny(model={"max_detections": 7, "default_score_threshold": 0.7}, **longer, **engine)
+    prediction = {"max_detections": 7, "default_score_threshold": 0.7, "mask_margin": 0.3}
+    recipe = tiny(model=prediction, **longer, **engine)
     check_identity(out, *opened(recipe, shapes))
 
 

@@ -20,7 +20,7 @@ RUN_FILE = "run.json"
 FREE: Mapping[str, Sequence[str]] = {
     "model": ("image_short_side", "image_long_side", "image_rounding", "candidate_threshold", "default_score_threshold",
               "nms_threshold", "max_detections", "mask_threshold", "pre_nms_topk", "score", "rescore_masks",
-              "clip_before_nms", "mask_frame"),
+              "clip_before_nms", "mask_frame", "mask_margin"),
     "data": (),
     "train": ("epochs", "max_steps", "max_minutes", "early_stop", "eval_every", "eval_minutes", "keep", "workers",
               "precision", "checkpoint_minutes", "checkpoint_steps"),
