@@ -93,6 +93,18 @@ def test_lovasz_of_empty_rows_has_a_gradient() -> None:
     assert (logits.grad == 0).all()
 
 
+def test_lovasz_of_a_certain_background_pixel_in_front() -> None:
+    # rows of different length: the shorter one is filled, and not from its infinite first logit
+    logits = torch.tensor([[-torch.inf, -1.0, 0.5], [0.5, 0.25, -0.5]], requires_grad=True)
+    targets = torch.tensor([[False, True, False], [True, False, True]])
+    loss = lovasz_hinge(logits, targets)
+    alone = [lovasz_hinge(logits[:1, 1:], targets[:1, 1:]), lovasz_hinge(logits[1:], targets[1:])]
+    assert torch.equal(loss, torch.cat(alone))
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 def test_lovasz_of_a_thousand_instances() -> None:
     rng = torch.Generator().manual_seed(3)
     logits, targets = torch.randn(1000, 64, generator=rng), torch.rand(1000, 64, generator=rng) < 0.5

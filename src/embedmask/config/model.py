@@ -183,7 +183,7 @@ class ModelConfig(DetectorConfig):
             margin = MASK_MARGIN
             if self.box_expansion is not None:
                 margin = min(margin, (self.box_expansion - 1) / 2)
-        return margin, MIN_MASK_MARGIN_CELLS if margin > 0 else 0
+        return margin, MIN_MASK_MARGIN_CELLS if margin > 0 else 0.0
 
     def _check_mask_loss(self) -> None:
         aligned, hinge = self.mask_interpolation == "aligned", self.margin == "hinge"

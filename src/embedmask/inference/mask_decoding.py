@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embedmask.config.model import MASK_MARGIN, MIN_MASK_MARGIN_CELLS
 from embedmask.coupling import weighted_distance
 from embedmask.inference.contours import BLOCK_VALUES, Cells, trace
 from embedmask.inference.proposals import Proposals
@@ -33,8 +34,8 @@ def decode_masks(
     threshold: float,
     interpolation: Interpolation,
     frame: Frame = "authors",
-    margin: float = 0.1,
-    min_margin: float = 1.5,
+    margin: float = MASK_MARGIN,
+    min_margin: float = MIN_MASK_MARGIN_CELLS,
 ) -> RunMasks:
     """Decode the masks of the proposals of one image, in the frame of the original image.
 

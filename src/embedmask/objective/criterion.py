@@ -29,7 +29,7 @@ from embedmask.objective.losses import (
     dice_loss,
     hinge_loss,
     lovasz_hinge,
-    pack_columns,
+    pack_rows,
     smooth_loss,
     varifocal_loss,
 )
@@ -270,8 +270,8 @@ class Criterion:
             return values, masks, torch.ones_like(masks)
         region = box_regions(gt.boxes[matched.gt], grid, stride, self.cfg.box_expansion).flatten(1)
         # [m, P] -> [m, W]: from here on the cost follows the pixels inside boxes, not instances x image
-        columns, inside = pack_columns(region)
-        return values.gather(1, columns), masks.gather(1, columns), inside
+        values, masks, region = pack_rows(region, values, masks, region)
+        return values, masks, region
 
 
 def zero_of(predictions: Predictions) -> Tensor:

@@ -77,9 +77,9 @@ def lovasz_hinge(logits: Tensor, targets: Tensor, region: Tensor | None = None) 
     foreground = targets.sum(1, keepdim=True)  # [M, 1]
     # Only positive errors count, and they come first in the order. Packing them before the sort, [M, P] -> [M, W],
     # leaves a few per cent of the pixels late in training.
-    columns, filled = pack_columns(active)
-    ordered, order = (errors.gather(1, columns) * filled).sort(1, descending=True)  # [M, W]
-    wrong = (targets.gather(1, columns) & filled).gather(1, order)
+    errors, wrong = pack_rows(active, errors, targets)
+    ordered, order = errors.sort(1, descending=True)  # [M, W]
+    wrong = wrong.gather(1, order)
     # Jaccard loss after the first 1, 2, ... W pixels are misclassified: missed objects shrink the intersection,
     # false positives grow the union
     missed = wrong.cumsum(1, dtype=torch.int32)
@@ -90,22 +90,24 @@ def lovasz_hinge(logits: Tensor, targets: Tensor, region: Tensor | None = None) 
     return (ordered * steps).sum(1)
 
 
-def pack_columns(selected: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the columns of the selected elements of each row, in front.
+def pack_rows(selected: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """Move the selected values of each row to its front and fill the rest with 0.
 
     Args:
         selected: bool `[M, P]`.
+        values: each `[M, P]`.
 
     Returns:
-        Columns in ascending order, int64 `[M, W]`, and bool `[M, W]`, False where a row has fewer than W, the largest
-        number of a row; the column is 0 there.
+        Of each `[M, W]`, where W is the largest number of selected values in a row.
     """
     counts = selected.sum(1, keepdim=True)  # [M, 1]
     width = int(counts.max()) if len(counts) else 0
-    filled = torch.arange(width, device=selected.device) < counts  # [M, W]
+    empty = torch.arange(width, device=selected.device) >= counts  # [M, W]
     # nonzero and masked_scatter both walk in row-major order, so the rows stay apart
-    columns = selected.nonzero()[:, 1]
-    return columns.new_zeros(filled.shape).masked_scatter(filled, columns), filled
+    places = selected.nonzero()[:, 1]
+    columns = places.new_zeros(empty.shape).masked_scatter(~empty, places)
+    # filled rather than multiplied: column 0, which empty places read, may be infinite
+    return tuple(value.gather(1, columns).masked_fill(empty, 0) for value in values)
 
 
 def hinge_loss(distance: Tensor, targets: Tensor, region: Tensor | None = None) -> Tensor:
