@@ -1,15 +1,15 @@
 """Train EmbedMask on two detectors and Mask R-CNN on photographs at equal steps; write a section of docs/results.md.
 
-    python benchmarks/photographs.py --data DIR --pretrained FILE --runs runs/photographs
+    python benchmarks/photographs.py --data DIR --pretrained FILE --runs runs/photographs [--models tal maskrcnn]
     python benchmarks/photographs.py --data DIR --pretrained FILE --runs runs/photographs --variants
     python benchmarks/photographs.py --page --runs runs/photographs
 
 DIR is a data set in COCO format with train and val, FILE has the ImageNet weights of `tf_efficientnet_lite0`, the
 backbone of all three. Images, augmentation and solver are those of `benchmarks/detectors_photographs.yaml`. A run
-writes one JSON file when it is finished and is not repeated; an interrupted one continues at its last checkpoint. If
-all three are finished, time and memory of the models of seed 0 are measured, on one thread. `--variants` trains
-EmbedMask with one changed setting each instead. `--steps` changes the number of steps; runs of each length are kept
-apart.
+writes one JSON file when it is finished and is not repeated; an interrupted one continues at its last checkpoint.
+Then time and memory of the models of seed 0 are measured, on one thread. `--variants` trains EmbedMask with one changed
+setting each instead. `--steps` changes the number of steps; runs of each length are kept apart, and the page compares
+them in one table, since models that take the same time have different numbers of steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ METRICS = {
     "boundary/AP": "boundary AP",
     "bbox/AP": "box AP",
 }
+COSTS = ("core minutes", "parameters", "CPU ms an image", "peak MB")
 
 
 def recipe(detector: str, seed: int, pretrained: Path | None, steps: int | None = None) -> Recipe:
@@ -108,11 +109,11 @@ def run(folder: Path, data: Path, recipes: dict[str, Recipe]) -> None:
         logging.info("%s: mask AP %.4f, boundary AP %.4f", name, metrics["segm/AP"], metrics["boundary/AP"])
 
 
-def measure_speed(folder: Path, data: Path) -> None:
+def measure_speed(folder: Path, data: Path, models: Sequence[str]) -> None:
     """Write CPU milliseconds an image and memory of the models of seed 0 to `speed.json`."""
-    files = {name: folder / f"{name}_0" / "model.safetensors" for name in MODELS}
-    if (folder / "speed.json").exists() or not all(path.is_file() for path in files.values()):
+    if (folder / "speed.json").exists():
         return
+    files = {name: folder / f"{name}_0" / "model.safetensors" for name in models}
     dataset = CocoInstances.open(data, "val")
     thresholds = {name: load_checkpoint(path).config.score_thresholds()[0] for name, path in files.items()}
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
@@ -132,43 +133,54 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
-def section(folder: Path, seeds: int) -> str:
-    """Return the table of the finished runs, and the sentences below it."""
-    # finished runs by model and seed
-    by_seed = {
-        name: {k: own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))}
-        for name in (*MODELS, *VARIANTS)
-    }
-    results = {name: [*own.values()] for name, own in by_seed.items()}
-    if not any(results[name] for name in MODELS):
+def lengths(runs: Path) -> dict[int, Path]:
+    """Return the folders of the runs of each length, by their number of steps, in ascending order."""
+    folders = {int(path.name.removesuffix("_steps")): path for path in runs.glob("*_steps")}
+    return dict(sorted(folders.items()))
+
+
+def section(runs: Path, seeds: int) -> str:
+    """Return the table of the finished runs of all lengths, and the sentences below it."""
+    rows, variants, machines = [], [], []
+    for steps, folder in lengths(runs).items():
+        # finished runs by model and seed
+        results = {
+            name: {k: own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))}
+            for name in (*MODELS, *VARIANTS)
+        }
+        speed = read(folder / "speed.json")
+        rows += [model_row(name, steps, [*results[name].values()], speed) for name in MODELS if results[name]]
+        variants += variant_lines(results, steps)
+        machines += [own["machine"] for by_seed in results.values() for own in by_seed.values()]
+        machines += [speed["machine"]] if speed else []
+    if not rows:
         return "No run is finished yet, so there is no table."
-    speed = read(folder / "speed.json")
-    # one row a model; runs that are not finished are a dash
-    columns = ["", "seeds", *METRICS.values(), "parameters", "core minutes", "CPU ms an image", "peak MB"]
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    for name, title in MODELS.items():
-        own = results[name]
-        cells = [title, str(len(own)), *(cell_text(own, metric) for metric in METRICS)]
-        cells += [f"{own[0]['parameters'] / 1e6:.1f} M" if own else "-", minutes_text(own)]
-        cells += [number(speed, "cpu_ms", name)]
-        cells += [number(speed.get("memory_mb", {}), name, "images")]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += variant_lines(by_seed)
-    machine = (speed or next(own[0] for own in results.values() if own))["machine"]
-    where = f"{machine['processor']} ({', '.join(machine['processor_units'])})"
-    commits = sorted({own["machine"]["commit"] or "unknown" for runs in results.values() for own in runs})
-    lines += ["", f"Machine: {where}, one thread, torch {machine['torch']}; commit {', '.join(commits)}."]
-    return "\n".join(lines)
+    columns = ["", "steps", "seeds", *METRICS.values(), *COSTS]
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows, *variants]
+    processors = sorted({f"{own['processor']} ({', '.join(own['processor_units'])})" for own in machines})
+    versions = sorted({own["torch"] for own in machines})
+    commits = sorted({own["commit"] or "unknown" for own in machines})
+    where = f"Machine: {'; '.join(processors)}, one thread, torch {', '.join(versions)}"
+    return "\n".join([*lines, "", f"{where}; commit {', '.join(commits)}."])
 
 
-def variant_lines(results: Mapping[str, dict[int, dict[str, Any]]]) -> list[str]:
-    """Return the table of the finished variants beside their base; empty without one."""
+def model_row(name: str, steps: int, results: list[dict[str, Any]], speed: dict[str, Any]) -> str:
+    """Return the row of a model and a number of steps; the time of interrupted runs is a dash."""
+    cells = [MODELS[name], f"{steps:,}", str(len(results))]
+    cells += [cell_text(results, metric) for metric in METRICS]
+    cells += [minutes_text(results), f"{results[0]['parameters'] / 1e6:.1f} M"]
+    cells += [number(speed, "cpu_ms", name), number(speed.get("memory_mb", {}), name, "images")]
+    return f"| {' | '.join(cells)} |"
+
+
+def variant_lines(results: Mapping[str, dict[int, dict[str, Any]]], steps: int) -> list[str]:
+    """Return the table of the finished variants of a length beside their base; empty without one."""
     base = results[BASE]
     # a variant is compared on the seeds that its base has, too
     finished = [name for name in VARIANTS if base.keys() & results[name].keys()]
     if not finished:
         return []
-    lines = ["", f"`{BASE}` with one changed setting each, above it in points:", ""]
+    lines = ["", f"`{BASE}` after {steps:,} steps with one changed setting each, above it in points:", ""]
     lines += [
         f"| | seeds | {' | '.join(METRICS.values())} | core minutes |",
         "| --- " * (len(METRICS) + 3) + "|",
@@ -205,26 +217,28 @@ def main() -> None:
         "--pretrained", type=Path, help="weights of the backbone; default: downloaded by timm"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/photographs"))
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=[*MODELS], help="to train")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="steps of each run; default: as in the recipe")
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "results.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    folder = folder_of(args.runs, args.steps)
     if args.page:
         before, after = around_marks(args.out, BEGIN, END)
-        write_text(args.out, f"{before}{BEGIN}\n{section(folder, args.seeds)}\n{END}{after}")
+        write_text(args.out, f"{before}{BEGIN}\n{section(args.runs, args.seeds)}\n{END}{after}")
         return
     if args.data is None:
         parser.error("--data DIR is missing")
-    make, names = (variant, [*VARIANTS]) if args.variants else (recipe, [*MODELS])
+    make, names = (variant, [*VARIANTS]) if args.variants else (recipe, args.models)
     recipes = {
         run_name(name, seed): make(name, seed, args.pretrained, args.steps)
         for seed in range(args.seeds)
         for name in names
     }
+    folder = folder_of(args.runs, args.steps)
     run(folder, args.data, recipes)
-    measure_speed(folder, args.data)
+    if not args.variants:
+        measure_speed(folder, args.data, args.models)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     photographs.run(runs, data, {"tal_0": recipes(1)["tal_0"]})
     (runs / "tal_0.json").unlink()
     photographs.run(runs, data, recipes(2))
-    photographs.measure_speed(runs, data)
+    photographs.measure_speed(runs, data, [*models])
     return runs, data
 
 
@@ -88,44 +88,65 @@ def test_runs_are_measured_once(finished: tuple[Path, Path]) -> None:
     assert all(speed["memory_mb"][name]["images"] > 50 for name in results)
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
     photographs.run(runs, data, {f"{name}_0": tiny() for name in results})
-    photographs.measure_speed(runs, data)
+    photographs.measure_speed(runs, data, [*results])
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow
 def test_section_of_finished_runs(finished: tuple[Path, Path]) -> None:
-    lines = photographs.section(finished[0], seeds=1).splitlines()
-    assert [line.partition(" |")[0] for line in lines[2:5]] == [f"| {t}" for t in photographs.MODELS.values()]
-    assert lines[3].split(" | ")[-3] == "-"
+    lines = photographs.section(finished[0].parent, seeds=1).splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines[2:5]]
+    assert [row[:2] for row in rows] == [[title, "2"] for title in photographs.MODELS.values()]
+    assert [row[-4] == "-" for row in rows] == [False, True, False]
+    assert all(int(cell) > 0 for row in rows for cell in row[-2:])
     assert "one thread" in lines[-1]
+
+
+MACHINE = {"processor": "P", "processor_units": ["avx2"], "torch": "2", "commit": "abc"}
+
+
+def write_run(folder: Path, name: str, seed: int, value: float) -> None:
+    """Write the result of a run with the same value of each metric."""
+    own = {**dict.fromkeys(photographs.METRICS, value), "parameters": 2_000_000, "core_minutes": 10.0}
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{photographs.run_name(name, seed)}.json"
+    file.write_text(json.dumps({**own, "machine": MACHINE}))
 
 
 def test_section_of_unfinished_runs(tmp_path: Path) -> None:
     assert "no table" in photographs.section(tmp_path, seeds=1)
     for seed, value in enumerate((0.2, 0.4)):
-        own = {**dict.fromkeys(photographs.METRICS, value), "parameters": 2_000_000, "core_minutes": 10.0}
-        machine = {"processor": "P", "processor_units": ["avx2"], "torch": "2", "commit": "abc"}
-        (tmp_path / f"fcos_{seed}.json").write_text(json.dumps({**own, "machine": machine}))
+        write_run(tmp_path / "30_steps", "fcos", seed, value)
     text = photographs.section(tmp_path, seeds=2)
-    assert "| EmbedMask, `fcos` | 2 | 30.0 ± 14.1 |" in text
-    assert "| 2.0 M | 10.0 | - | - |" in text
-    assert "| Mask R-CNN | 0 | - | - |" in text
+    assert "| EmbedMask, `fcos` | 30 | 2 | 30.0 ± 14.1 |" in text
+    assert "| 10.0 | 2.0 M | - | - |" in text
+    assert "Mask R-CNN" not in text
     assert text.endswith("Machine: P (avx2), one thread, torch 2; commit abc.")
 
 
+def test_lengths_are_rows_of_one_table(tmp_path: Path) -> None:
+    for steps, name in ((1000, "tal"), (300, "tal"), (300, "maskrcnn")):
+        write_run(tmp_path / f"{steps}_steps", name, 0, steps / 10_000)
+    rows = [line.split(" | ")[:4] for line in photographs.section(tmp_path, seeds=1).splitlines()[2:5]]
+    assert rows == [
+        ["| EmbedMask, `tal`", "300", "1", "3.0"],
+        ["| Mask R-CNN", "300", "1", "3.0"],
+        ["| EmbedMask, `tal`", "1,000", "1", "10.0"],
+    ]
+
+
 def test_variants_are_compared_with_their_base(tmp_path: Path) -> None:
-    machine = {"processor": "P", "processor_units": [], "torch": "2", "commit": "abc"}
+    folder = tmp_path / "30_steps"
     for name, values in {"tal": (0.3, 0.4), "mask_loss: dice": (0.32,)}.items():
         for seed, value in enumerate(values):
-            own = {**dict.fromkeys(photographs.METRICS, value), "parameters": 2_000_000, "core_minutes": 10.0}
-            file = tmp_path / f"{photographs.run_name(name, seed)}.json"
-            file.write_text(json.dumps({**own, "machine": machine}))
+            write_run(folder, name, seed, value)
     lines = photographs.section(tmp_path, seeds=2).splitlines()
+    assert "`tal` after 30 steps with one changed setting each, above it in points:" in lines
     assert f"| `mask_loss: dice` | 1 |{' +2.0 |' * 6} 10.0 |" in lines
     assert f"| `tal` | 2 |{' 35.0 ± 7.1 |' * 6} 10.0 |" in lines
     assert not any("bce" in line for line in lines)
     # runs of the second seed alone are compared with the base's second seed
-    (tmp_path / "mask_loss_dice_0.json").rename(tmp_path / "mask_loss_dice_1.json")
+    (folder / "mask_loss_dice_0.json").rename(folder / "mask_loss_dice_1.json")
     lines = photographs.section(tmp_path, seeds=2).splitlines()
     assert f"| `mask_loss: dice` | 1 |{' -8.0 |' * 6} 10.0 |" in lines
 
