@@ -6,6 +6,9 @@ import errno
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from embedmask.errors import BadInput
 from embedmask.files import (
     atomic_write,
+    exclusive,
     is_temporary,
     remove_temporary,
     write_json,
@@ -137,3 +141,39 @@ def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert not temporary.exists()
     assert paths[0].exists()
     assert paths[1].exists()
+
+
+needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock of a folder")
+
+
+@needs_locks
+def test_folder_has_one_writer(tmp_path: Path) -> None:
+    folder, other = tmp_path / "new" / "run", tmp_path / "other"
+    with exclusive(folder), exclusive(other):
+        with pytest.raises(BadInput, match=f"{folder}: another run is writing there"), exclusive(folder):
+            raise AssertionError
+        assert list(folder.iterdir()) == []
+    with exclusive(folder):
+        pass
+
+
+@needs_locks
+def test_killed_writer_holds_no_lock(tmp_path: Path) -> None:
+    code = f"""
+import time
+from pathlib import Path
+from embedmask.files import exclusive
+with exclusive(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        try:
+            assert writer.stdout.readline() == "held\n"
+            with pytest.raises(BadInput, match="another run"), exclusive(tmp_path):
+                raise AssertionError
+        finally:
+            writer.send_signal(signal.SIGKILL)
+    with exclusive(tmp_path):
+        assert list(tmp_path.iterdir()) == []

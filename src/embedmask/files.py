@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,6 +128,37 @@ def make_folder(path: Path, name: Path | None = None) -> None:
         raise BadInput(f"{name or path}: cannot be written ({reason}); choose another folder") from error
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Make a folder and hold a lock on it, so that two runs do not mix or delete each other's files.
+
+    The lock is of the folder itself and ends with the process, even if that is killed. Windows, and file systems
+    without locks, have none.
+
+    Raises:
+        BadInput: another process holds the lock, or the folder cannot be made.
+    """
+    make_folder(folder)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl  # not on Windows
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(
+                f"{folder}: another run is writing there; wait until it ends, stop it, or choose another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text by `atomic_write`; lone surrogates (from undecodable file names) are escaped."""
     with atomic_write(path) as temporary:
@@ -169,7 +201,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in a folder; no other process may be writing there."""
+    """Remove the temporary files that killed writers left in a folder; see `exclusive`."""
     for path in filter(is_temporary, list(folder.iterdir())):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -18,6 +18,7 @@ import embedmask
 from embedmask.cli import main
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
+from embedmask.files import exclusive
 from embedmask.predict import PredictSummary
 
 OPTIONS: dict[str, Any] = {
@@ -87,6 +88,20 @@ def test_resume_predicts_new_files_only(weights: Path, mixed: Path, tmp_path: Pa
     assert files(out) == files(tmp_path / "whole")
     with pytest.raises(BadInput, match="--max-detections 20, now 3"):
         run(sources, weights, out, resume=True, max_detections=3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock of a folder")
+@pytest.mark.parametrize("resume", [False, True])
+def test_one_process_predicts_into_a_folder(
+    weights: Path, images: Path, tmp_path: Path, *, resume: bool
+) -> None:
+    out = tmp_path / "out"
+    run(images, weights, out)
+    (out / ".a.png.0123456789ab.png").touch()  # a file that the other process is writing
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with exclusive(out), pytest.raises(BadInput, match="another run is writing there"):
+        run(images, weights, out, resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_summary_lists_broken_files_notes_and_the_best_score(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from embedmask.data.images import read_extent
 from embedmask.data.pages import UnreadPages, report_defaults
 from embedmask.device import choose_device
 from embedmask.distributed import choose_processes, gather, launch_processes, rank_and_world_size
+from embedmask.files import exclusive
 from embedmask.predict.dataset_ids import DatasetIds
 from embedmask.predict.journal import Journal
 from embedmask.predict.sources import Source, find_sources, refuse_overwriting
@@ -109,7 +111,9 @@ def run(
     target = choose_device(device)
     with launch_processes(target, choose_processes(target, devices, nodes)) as own_device:
         worker = Worker(checkpoint, own_device, settings, journal, batch_size)
-        return _predict(worker, files, ids, notes, resume=resume, progress=progress)
+        # rank zero prepares the folder and merges, for all processes of this run
+        with exclusive(Path(out)) if rank_and_world_size()[0] == 0 else nullcontext():
+            return _predict(worker, files, ids, notes, resume=resume, progress=progress)
 
 
 def _predict(

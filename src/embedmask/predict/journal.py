@@ -55,7 +55,7 @@ class Journal:
                 )
 
     def begin(self, *, resume: bool) -> None:
-        """Create the folder; without `resume`, delete earlier entries. No other process may be writing.
+        """Create the folder; without `resume`, delete earlier entries. The caller holds `exclusive`.
 
         Raises:
             BadInput: The folder cannot be written.

@@ -19,7 +19,7 @@ from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
 from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.files import atomic_write, is_temporary, make_folder, remove_temporary, write_json
+from embedmask.files import atomic_write, exclusive, is_temporary, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.model.detector import Detector
 from embedmask.samples import write_samples
@@ -184,7 +184,7 @@ def initialize_weights(model: Detector, config: TrainConfig, report: Report) -> 
 
 
 def check_folder(out: Path, resume: bool) -> None:
-    """Check that `out` holds a run to resume, or else no files, and remove temporary files of a killed run.
+    """Check that `out` holds a run to resume, or else no files, except for temporary ones of a killed run.
 
     Raises:
         BadInput: there is no run to resume, its checkpoint is damaged, or a new run would overwrite files.
@@ -198,8 +198,6 @@ def check_folder(out: Path, resume: bool) -> None:
             raise BadInput(f"{out}: no run to resume; omit --resume to start a new one")
     elif out.exists() and (not out.is_dir() or not all(map(is_temporary, out.iterdir()))):
         raise BadInput(f"{out}: not an empty folder; choose a new one, or continue the run with --resume")
-    if out.exists():
-        remove_temporary(out)
 
 
 def with_classes(recipe: Recipe, num_classes: int, max_detections: int | None) -> Recipe:
@@ -245,16 +243,23 @@ def make_run(
 
 @contextmanager
 def results_folder(out: Path) -> Iterator[None]:
-    """Make `out`, and remove it if training fails before the first checkpoint."""
-    is_new = is_rank_zero() and not out.exists()
-    if is_rank_zero():  # on other ranks `is_new` is False, so one of them must not make it first
-        make_folder(out)
-    try:
+    """Make `out` for this run alone, and remove it if training fails before the first checkpoint.
+
+    Raises:
+        BadInput: another process trains in `out`.
+    """
+    if not is_rank_zero():
         yield
-    except BaseException:
-        if is_new and not (out / LAST_CHECKPOINT).exists():
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+        return
+    is_new = not out.exists()
+    with exclusive(out):
+        remove_temporary(out)
+        try:
+            yield
+        except BaseException:
+            if is_new and not (out / LAST_CHECKPOINT).exists():
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def write_final_results(
