@@ -13,7 +13,7 @@ $(BIN)/embedmask: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-# Create a data set, train and evaluate a small model, predict images: 5 to 20 minutes on 2 cores.
+# Create a data set, train and evaluate a small model, predict images: 5 to 22 minutes on 2 cores.
 quickstart: $(BIN)/embedmask
 	rm -rf $(RUN)
 	$(BIN)/embedmask data shapes $(RUN)/shapes --train 2000 --val 150 --size 128

@@ -8,7 +8,8 @@
 
 Figures are stored in docs/nuclei/results.json. `measure` replaces those of one row. `time` runs all models on each
 image in turn and compares them with the first. `page` writes the page from the stored figures, with images of the row
-that was measured first. Close all other programs while times are measured. RUN is a folder of stardist_nuclei.py.
+that was measured first. Close all other programs while times are measured. RUN is a results folder: of training with
+`--run`, of stardist_nuclei.py with `--results`.
 """
 
 from __future__ import annotations

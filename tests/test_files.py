@@ -160,20 +160,25 @@ def test_folder_has_one_writer(tmp_path: Path) -> None:
 @needs_locks
 def test_killed_writer_holds_no_lock(tmp_path: Path) -> None:
     code = f"""
-import time
+import os, time
 from pathlib import Path
 from embedmask.files import exclusive
 with exclusive(Path({str(tmp_path)!r})):
-    print("held", flush=True)
+    child = os.fork()  # as data loaders do
+    if child:
+        print(child, flush=True)
     time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         try:
-            assert writer.stdout.readline() == "held\n"
+            child = int(writer.stdout.readline())
             with pytest.raises(BadInput, match="another run"), exclusive(tmp_path):
                 raise AssertionError
         finally:
             writer.send_signal(signal.SIGKILL)
-    with exclusive(tmp_path):
-        assert list(tmp_path.iterdir()) == []
+    try:
+        with exclusive(tmp_path):
+            assert list(tmp_path.iterdir()) == []
+    finally:
+        os.kill(child, signal.SIGKILL)

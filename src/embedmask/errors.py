@@ -14,6 +14,10 @@ class BadInput(ValueError):
     """
 
 
+class UnsupportedImage(BadInput):
+    """Error of an image that the requested result format cannot store; other images are not affected."""
+
+
 class TrainingStopped(RuntimeError):
     """Error of a run that cannot continue, such as a non-finite loss.
 

@@ -132,8 +132,8 @@ def make_folder(path: Path, name: Path | None = None) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """Make a folder and hold a lock on it, so that two runs do not mix or delete each other's files.
 
-    The lock is of the folder itself and ends with the process, even if that is killed. Windows, and file systems
-    without locks, have none.
+    The lock is of the folder itself and ends with the process, even if that is killed: forked processes do not hold it.
+    Windows, and file systems without locks, have none.
 
     Raises:
         BadInput: another process holds the lock, or the folder cannot be made.
@@ -154,9 +154,25 @@ def exclusive(folder: Path) -> Iterator[None]:
             ) from None
         except OSError:
             pass  # a file system without locks
+        _LOCKED.add(descriptor)
         yield
     finally:
+        _LOCKED.discard(descriptor)
         os.close(descriptor)
+
+
+_LOCKED: set[int] = set()
+"""Descriptors of the folders that this process holds."""
+
+
+def _close_locked() -> None:
+    """Close the descriptors that a forked process has inherited: they would keep the lock of a killed parent."""
+    while _LOCKED:
+        os.close(_LOCKED.pop())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_close_locked)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -214,6 +214,23 @@ def test_drops_degenerate_objects_on_request(tmp_path: Path) -> None:
     assert count == len(content["annotations"]) - 1
 
 
+def test_drops_degenerate_polygons_of_kept_objects(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    content = json.loads((folder / "train.json").read_text())
+    triangle = [1.5, 1.25, 9, 1, 9.7, 9.1]
+    objects = [entry for entry in content["annotations"] if not entry["iscrowd"]]
+    for entry in objects:
+        entry["segmentation"] = [triangle, [1, 1, 2, 2]]
+    (folder / "train.json").write_text(json.dumps(content))
+    report = write_split(folder, tmp_path / "new", val=0.2, degenerate="drop")
+    assert f"{len(objects)} degenerate polygons" in report.layout
+    for split in ("train", "val"):
+        CocoInstances.open(tmp_path / "new", split)  # accepts the written set
+        written = json.loads((tmp_path / f"new/{split}.json").read_text())["annotations"]
+        assert written
+        assert all(entry["segmentation"] == [triangle] for entry in written if not entry["iscrowd"])
+
+
 def test_raises_on_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such data folder"):
         CocoInstances.open(tmp_path / "nowhere", "val", val_fraction=0.2)

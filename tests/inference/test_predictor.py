@@ -70,6 +70,9 @@ def test_list_is_checked_first(predictor: Predictor, photo: np.ndarray) -> None:
         watched([photo, photo.astype(np.float32)])
     with pytest.raises(BadInput, match=r"^images\[1\]: "):
         watched.predict_instances([torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8)])
+    for source in (np.zeros((8, 8, 3), np.uint8), "a.png"):
+        with pytest.raises(BadInput, match=r"^images\[0\]: expected a tensor .* got (ndarray|str)"):
+            watched.predict_instances([source])
     assert batches == []
 
 

@@ -6,7 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from embedmask.cli import main
 from embedmask.data.coco import CocoInstances
@@ -119,6 +122,31 @@ def test_raises_on_invalid_threshold(
         f"--score-threshold must lie between 0 and 1, one number or CLASS=NUMBER,CLASS=NUMBER, got {text}"
         in (capsys.readouterr().err)
     )
+
+
+def test_raises_on_repeated_class(
+    shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(shapes / "images", weights, tmp_path / "out", "--score-threshold=disc=0.2,disc=0.5") == 2
+    assert "disc=0.2,disc=0.5: names a class twice" in capsys.readouterr().err
+
+
+def test_best_score_is_that_of_the_page(
+    shapes: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (
+        np.asarray(Image.open(path).convert("L")) for path in sorted((shapes / "images").iterdir())[:2]
+    )
+    stack, alone = tmp_path / "stack.tif", tmp_path / "alone.tif"
+    tifffile.imwrite(stack, np.stack([first, second]), photometric="minisblack")
+    tifffile.imwrite(alone, second, photometric="minisblack")
+    hints = []
+    for source, page in ((stack, "1"), (alone, "0"), (stack, "0")):
+        words = ("--score-threshold", "1", "--page", page)
+        assert predict(source, weights, tmp_path / f"out{len(hints)}", *words) == 0
+        hints.append(capsys.readouterr().out.splitlines()[-1].partition(" (")[0])
+    assert hints[0].startswith("no detections: the best score is ")
+    assert hints[0] == hints[1] != hints[2]
 
 
 def test_threshold_of_one_class(shapes: Path, weights: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from embedmask.cli import main
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.files import exclusive
-from embedmask.predict import PredictSummary
+from embedmask.predict import PredictSummary, rois
 
 OPTIONS: dict[str, Any] = {
     "score_threshold": 0.45,
@@ -102,6 +102,19 @@ def test_one_process_predicts_into_a_folder(
     with exclusive(out), pytest.raises(BadInput, match="another run is writing there"):
         run(images, weights, out, resume=resume)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_image_that_the_format_cannot_store_does_not_stop_the_others(
+    weights: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = images / "a.png"
+    Image.new("RGB", (90, 40)).save(large)
+    monkeypatch.setattr(rois, "MAX_SIDE", 80)
+    for resume in (False, True):
+        summary = run(images, weights, tmp_path / "out", format="roi", draw=False, resume=resume)
+        assert summary.num_images == COUNT
+        assert len(summary.broken) == 1
+        assert summary.broken[0].startswith(f"{large}: 90 x 40 px, but ImageJ ROIs have coordinates up to 80")
 
 
 def test_summary_lists_broken_files_notes_and_the_best_score(

@@ -23,6 +23,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_subfolders_with_images_are_named(here: Path) -> None:
+    def notes(*arguments: str) -> list[str]:
+        lines: list[str] = []
+        find_sources(arguments, lines.append)
+        return [line for line in lines if "subfolders" in line]
+
+    assert notes(".") == []  # the video is in deep/er
+    (here / "deep" / "a.png").touch()
+    (here / ".cache").mkdir()
+    (here / ".cache" / "a.png").touch()
+    line = "images in subfolders are not read: {}; to include them pass 'FOLDER/**/*.png'"
+    assert notes(".") == [line.format("deep")]
+    assert notes(".", "deep") == [line.format("deep/er")]
+    assert notes(".", "deep/**/*") == []
+
+
 @pytest.mark.usefixtures("here")
 def test_files_folders_and_patterns() -> None:
     def paths(*arguments: str) -> list[str]:

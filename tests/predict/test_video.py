@@ -56,7 +56,13 @@ class TestVideo:
         assert main(words(video, weights, tmp_path / "out")) == 1
         num_read = len(results_of(tmp_path / "out")[0])
         assert 0 < num_read < 8
-        assert f"clip.avi: breaks off after {num_read} of 8 frames" in capsys.readouterr().err
+        line = f"clip.avi: breaks off after {num_read} of 8 frames"
+        assert line in capsys.readouterr().err
+        before = (tmp_path / "out" / "clip.mp4").stat().st_mtime_ns
+        assert main(words(video, weights, tmp_path / "out", "--resume")) == 1
+        assert line in capsys.readouterr().err
+        assert (tmp_path / "out" / "clip.mp4").stat().st_mtime_ns == before
+        assert len(results_of(tmp_path / "out")[0]) == num_read
         video.write_bytes(content[:100])
         assert "clip.avi" in fails(capsys, *words(video, weights, tmp_path / "none"))
         assert not (tmp_path / "none").exists()

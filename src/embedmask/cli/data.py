@@ -66,6 +66,8 @@ def data_check(
     from embedmask.files import write_json
     from embedmask.samples import write_drawings
 
+    if out is not None:
+        import matplotlib  # noqa: F401 - if it is missing, stop before the check
     with progress_bar() as progress:
         report = check_folder(
             folder,

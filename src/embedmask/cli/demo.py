@@ -20,7 +20,7 @@ def demo(
     """Serve a page to try a model: masks, thresholds that act at once, embeddings, downloads.
 
     Args:
-        weights: Model file (.safetensors), or the name of a bundled model.
+        weights: Model file (.safetensors), the name of a bundled model, or user/model on the Hugging Face Hub.
         host: Address to listen on; 0.0.0.0 lets every computer of the network use the page.
         port: Port to listen on; by default the first free one from 7860 on.
         threads: CPU threads; by default PyTorch's choice.

@@ -90,7 +90,7 @@ def one_line(error: Exception) -> str:
     """Return the message of an error in one line."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in TRAIN_EXTRA:
-        return f"{error.name} is not installed; training needs: pip install 'embedmask[train]'"
+        return f"{error.name} is not installed; training and charts need: pip install 'embedmask[train]'"
     if isinstance(error, (BadInput, TrainingStopped)):
         # a data-loading process wraps its error in a traceback: keep the text after the error's name
         name = f"{BadInput.__module__}.{BadInput.__qualname__}: "

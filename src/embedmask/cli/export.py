@@ -26,13 +26,13 @@ def export(
     The graph normalizes and pads images of any number and size, and applies NMS. Masks are decoded from its outputs.
 
     Args:
-        model: Model file (.safetensors), or the name of a bundled model: nuclei.
+        model: Model file (.safetensors), the name of a bundled model, or user/model on the Hugging Face Hub.
         format: onnx, one file; or openvino, MODEL.xml with its weights in MODEL.bin.
         out: File to write, .onnx or .xml; by default the name of the model, in the current folder.
         dense_masks: Also output the log probability of every detection in every cell, for decoders without embeddings.
         max_detections: Maximum detections per image that the graph serves; by default from the model.
         int8: Data set folder: compute the convolutions in int8, calibrated on its train split, and print AP and time
-            before and after. Needs --format openvino, pip install 'embedmask[int8]', and a processor with VNNI or AMX.
+            before and after. Needs --format openvino, the extras export and int8, and a processor with VNNI or AMX.
         images: Calibration images for --int8; by default 64.
         max_drop: Write no file if mask AP or box AP drops by more in int8; by default 0.003.
         split: Split on which --int8 measures AP and time; by default val.

@@ -25,7 +25,7 @@ def explain(
 
     Args:
         image: Image file.
-        weights: Model file (.safetensors), or the name of a bundled model: nuclei.
+        weights: Model file (.safetensors), the name of a bundled model, or user/model on the Hugging Face Hub.
         out: Results folder, new or empty: figure1.png, its panels, instances.png and explanation.json.
         score_threshold: Minimum score: one number, or CLASS=NUMBER,CLASS=NUMBER; by default from the model.
         max_detections: Maximum number of detections; by default from the model.
@@ -60,7 +60,8 @@ def compare(
 
     Args:
         image: Image files; each is a row.
-        weights: Model files (.safetensors) or names of bundled models, of any type; each is a column.
+        weights: Model files (.safetensors), bundled models, or user/model on the Hugging Face Hub, of any type; each is
+            a column.
         out: Image to write (.png or .jpg).
         data: Folder of a data set with these images, whose ground truth becomes the first column.
         split: Split of the data set with annotations.

@@ -9,7 +9,7 @@ def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
     """Parse `--score-threshold`: one number, or `CLASS=NUMBER,CLASS=NUMBER`.
 
     Raises:
-        BadInput: A value is not a number between 0 and 1.
+        BadInput: A value is not a number between 0 and 1, or a class is repeated.
     """
     if text is None:
         return None
@@ -23,4 +23,6 @@ def parse_score_threshold(text: str | None) -> float | dict[str, float] | None:
         raise BadInput(
             f"--score-threshold must lie between 0 and 1, one number or CLASS=NUMBER,CLASS=NUMBER, got {text}"
         ) from None
+    if len(numbers) < len(parts):
+        raise BadInput(f"--score-threshold {text}: names a class twice; give each class one number")
     return numbers.get("", numbers)

@@ -127,7 +127,7 @@ class ModelConfig(DetectorConfig):
     max_mask_instances: PositiveInt | None = 500
     """Maximum number of instances in the mask loss of a process's batch, sampled in every step; null: no maximum. The
     loss is scaled up to all instances, so that its expectation is unchanged; the other losses use every object. Memory
-    grows with instances x cells: 500 take 0.8 to 1.4 GB on images of 1024 px. The second repository has 500, the first
+    grows with instances x cells: 500 take 1.0 to 1.5 GB on images of 1024 px. The second repository has 500, the first
     no maximum."""
 
     # Inference (section 3.6)

@@ -68,7 +68,8 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
                 count += len(group)
         chosen = chosen or [min(groups, key=len)]
         result[split] = sorted(i for group in chosen for i in group)
-        groups = [group for group in groups if group not in chosen]
+        first = {group[0] for group in chosen}
+        groups = [group for group in groups if group[0] not in first]
     return {"train": sorted(i for group in groups for i in group), **result}
 
 

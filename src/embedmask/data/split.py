@@ -14,10 +14,12 @@ from embedmask.config.data import Degenerate
 from embedmask.data.coco import CocoInstances, check_no_val_split
 from embedmask.data.layouts import has_split
 from embedmask.data.near_duplicates import split_by_content
-from embedmask.data.records import as_id
-from embedmask.data.segmentation import Polygons, Segmentation
+from embedmask.data.problems import BadObject
+from embedmask.data.records import CROWD, as_id
+from embedmask.data.segmentation import Polygons, Segmentation, parse_segmentation, shortest_decimals
 from embedmask.errors import BadInput
 from embedmask.files import atomic_folder, read_text
+from embedmask.structures import Size
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,9 @@ def _content(dataset: CocoInstances, names: Sequence[str]) -> dict[str, Any]:
     content = json.loads(read_text(dataset.annotations_file))
     dropped = set(dataset.ground_truth.dropped)
     usable = (entry for index, entry in enumerate(content["annotations"]) if index not in dropped)
+    if dataset.ground_truth.dropped_parts:
+        sizes = dict(zip(dataset.ground_truth.image_ids, dataset.ground_truth.sizes, strict=True))
+        usable = (_without_degenerate_polygons(entry, sizes) for entry in usable)
     images = [
         {**image, "file_name": new[number]}
         for image in content["images"]
@@ -141,6 +146,16 @@ def _content(dataset: CocoInstances, names: Sequence[str]) -> dict[str, Any]:
         "annotations": [entry for entry in usable if as_id(entry["image_id"]) in new],
         "categories": [c for c in content["categories"] if as_id(c["id"]) in dataset.category_ids],
     }
+
+
+def _without_degenerate_polygons(entry: dict[str, Any], sizes: Mapping[int, Size]) -> dict[str, Any]:
+    """Return a usable annotation, without those of its polygons that `degenerate: drop` leaves out."""
+    size = sizes.get(as_id(entry["image_id"]))
+    if size is None or not isinstance(entry["segmentation"], list) or CROWD[entry.get("iscrowd")]:
+        return entry
+    dropped: list[BadObject] = []
+    mask = parse_segmentation(entry["segmentation"], size, dropped.append)
+    return {**entry, "segmentation": _as_written(mask)} if dropped else entry
 
 
 def _as_coco(dataset: CocoInstances, names: Mapping[int, str]) -> dict[str, Any]:
@@ -172,5 +187,5 @@ def _as_coco(dataset: CocoInstances, names: Mapping[int, str]) -> dict[str, Any]
 def _as_written(mask: Segmentation) -> list[list[float]] | dict[str, Any]:
     """Return the `segmentation` of an annotation: lists of polygons, or run lengths with a list of counts."""
     if isinstance(mask, Polygons):
-        return [part.ravel().tolist() for part in mask.parts]
+        return [shortest_decimals(part).ravel().tolist() for part in mask.parts]
     return {"size": list(mask.size), "counts": mask.counts.tolist()}

@@ -35,7 +35,7 @@ def read_data_file(file: Path) -> dict[str, Any]:
             f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it"
         ) from None
     names = data.get("names", data.get("nc")) if isinstance(data, dict) else None
-    if isinstance(names, int):  # only the number of classes
+    if isinstance(names, int) and data.get("names") is None:  # only the number of classes
         names = [f"class {number}" for number in range(names)]
     if isinstance(names, list):
         names = dict(enumerate(names))
@@ -79,7 +79,13 @@ def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) ->
         if place.is_dir():
             images.update(path for path in place.rglob("*") if is_image_file(path))
         else:
-            lines = read_text(place).replace("\\", "/").splitlines()
+            try:
+                lines = read_text(place).replace("\\", "/").splitlines()
+            except (OSError, UnicodeDecodeError):
+                raise BadInput(
+                    f"{place}: is no list of images, but {file} names it; name a folder, or a text file with one "
+                    "image per line"
+                ) from None
             images.update(place.parent / line.strip() for line in lines if line.strip())
     if not images:
         unread = describe_unread(path for place in places if place.is_dir() for path in place.rglob("*"))

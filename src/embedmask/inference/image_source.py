@@ -33,12 +33,20 @@ ImageSource = str | Path | bytes | BinaryFile | Image.Image | npt.NDArray[Any] |
 IMAGE_SOURCE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Tensor)
 
 
-def check_image_source(source: Any, name: str = "image") -> None:
+def check_image_source(source: Any, name: str = "image", *, tensor: bool = False) -> None:
     """Check the type of an image, and shape and dtype of an array or tensor; files and bytes are not read.
+
+    Args:
+        tensor: accept tensors only.
 
     Raises:
         BadInput: another type, shape or dtype.
     """
+    if tensor and not isinstance(source, Tensor):
+        raise BadInput(
+            f"{name}: expected a tensor uint8 RGB [3, H, W], got {type(source).__name__}; call the predictor itself, "
+            "or predict_stream, for files and arrays"
+        )
     if not isinstance(source, IMAGE_SOURCE_TYPES):
         raise BadInput(
             f"{name}: expected a path, bytes, file, image, array or tensor, got {type(source).__name__}; "

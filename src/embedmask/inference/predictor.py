@@ -280,7 +280,7 @@ class Predictor(Shared):
             BadInput: not such an image, a threshold outside 0..1, or `max_detections` below 1.
         """
         for index, image in enumerate(images):
-            check_image_source(image, f"images[{index}]")
+            check_image_source(image, f"images[{index}]", tensor=True)
         thresholds = None if score_threshold is None else self._score_thresholds(score_threshold)
         return self._predict_instances(images, self._request(thresholds, max_detections))
 

@@ -85,7 +85,7 @@ def detect_layers(
     """Detect the objects of a plane.
 
     Args:
-        weights: model file, or the name of a bundled model.
+        weights: model file, the name of a bundled model, or user/model on the Hugging Face Hub.
         score_threshold: None: that of the model.
         tile: side of tiles, px; None: no tiles.
         embedding: also return the embedding of the pixels, for an image that fits in one tile.

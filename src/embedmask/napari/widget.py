@@ -24,7 +24,7 @@ class DetectWidget(Container[Any]):
         self._viewer = viewer
         self.image = ComboBox(label="image", choices=self._image_layers)
         self.weights = LineEdit(
-            label="model", value="nuclei", tooltip="model file, or the name of a bundled model"
+            label="model", value="nuclei", tooltip="model file, bundled model, or user/model"
         )
         self.score = FloatSpinBox(
             label="score above", value=0, max=1, step=0.05, tooltip="0: that of the model"

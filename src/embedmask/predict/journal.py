@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from embedmask.predict.dataset_ids import DatasetIds
 from embedmask.predict.sources import Source
 
 FOLDER = ".predict"
+FAULT = "fault"
+"""Key of the last line of a source that was read in part."""
+FAULT_PREFIX = f'{{"{FAULT}": '
 Row = dict[str, Any]
 
 
@@ -23,7 +26,8 @@ class Journal:
 
     The file of a source is written after all its other results, so its existence means that these are complete. A row
     is an image or a frame: `source`, `name` (of its result files), `frame` and `time` (of frames), `height`, `width`
-    and `results`, which are COCO results without a valid `image_id`: images are numbered by `merge`.
+    and `results`, which are COCO results without a valid `image_id`: images are numbered by `merge`. A video that
+    breaks off has one more line with the reason.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -84,16 +88,31 @@ class Journal:
         except FileNotFoundError:
             return False
 
-    def write(self, source: Source, rows: Iterable[Row]) -> None:
-        """Write the rows of an image, or those of a video's frames as they are produced."""
+    def write(
+        self, source: Source, rows: Iterable[Row], fault: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """Write the rows of an image, or those of a video's frames as they are produced.
+
+        Args:
+            fault: Called after the last row; returns a line about a source that was read in part, or None.
+        """
         with atomic_write(self._file(source)) as temporary, temporary.open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps({"source": str(source.path), **row}) + "\n")
+            message = fault()
+            if message is not None:
+                file.write(json.dumps({FAULT: message}) + "\n")
 
     def rows(self, source: Source) -> Iterator[Row]:
         """Yield the rows of a finished source, with the key `source`."""
         with self._file(source).open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+            yield from (json.loads(line) for line in file if not line.startswith(FAULT_PREFIX))
+
+    def fault(self, source: Source) -> str | None:
+        """Return the line about a finished source that was read in part; None if it was read whole."""
+        with self._file(source).open(encoding="utf-8") as file:
+            lines = [line for line in file if line.startswith(FAULT_PREFIX)]
+        return str(json.loads(lines[0])[FAULT]) if lines else None
 
     def merge(
         self, sources: Sequence[Source], class_names: Sequence[str], ids: DatasetIds | None = None

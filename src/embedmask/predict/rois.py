@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedmask.errors import BadInput
+from embedmask.errors import UnsupportedImage
 from embedmask.files import atomic_write
 from embedmask.predict.polygons import Points, numbered_crops, polygons
 from embedmask.structures import Instances
@@ -32,13 +32,14 @@ def write_rois(
         page: Page of a stack that the ROIs belong to, from 0; None: all.
 
     Raises:
-        BadInput: the image is too large for the format, or the file cannot be written.
+        UnsupportedImage: the image is too large for the format.
+        BadInput: the file cannot be written.
     """
     from roifile import roiwrite
 
     height, width = instances.masks.frame
     if max(height, width) > MAX_SIDE:
-        raise BadInput(
+        raise UnsupportedImage(
             f"{name}: {width} x {height} px, but ImageJ ROIs have coordinates up to {MAX_SIDE}; use --format geojson"
         )
     with atomic_write(path) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,8 @@ def find_sources(
     """Expand files, folders (images and videos by name) and glob patterns; each file is listed once.
 
     Args:
-        report: Called with one line about unsupported image files in folders and patterns.
+        report: Called with a line about unsupported image files in folders and patterns, and one about subfolders with
+            images.
 
     Raises:
         BadInput: An argument does not exist, or contains neither images nor videos.
@@ -48,6 +50,11 @@ def find_sources(
     line = describe_unread(dict.fromkeys(unread))
     if line is not None:
         report(line)
+    folders = {path.parent for path in files}
+    subfolders = [path for path in dict.fromkeys(unread) if path not in folders and has_sources(path)]
+    if subfolders:
+        names = name_some([str(path) for path in subfolders])
+        report(f"images in subfolders are not read: {names}; to include them pass 'FOLDER/**/*.png'")
     return [Source(path, name) for path, name in zip(files, unique_names(files), strict=True)]
 
 
@@ -57,11 +64,7 @@ def _expand(argument: str | Path, unread: list[Path]) -> list[Path]:
     if path.is_file() or is_zarr(path):
         return [path]
     inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(str(argument), recursive=True)))
-    files = [
-        file
-        for file in inside
-        if is_zarr(file) or (file.is_file() and (is_image_file(file) or is_video(file)))
-    ]
+    files = [file for file in inside if is_source(file)]
     unread += [file for file in inside if file not in files]
     if files:
         return files
@@ -77,6 +80,18 @@ def _expand(argument: str | Path, unread: list[Path]) -> list[Path]:
     raise BadInput(
         f"{argument}: {fault}{f': {contents}' if inside else ''}; pass files such as .jpg, .png or .tif"
     )
+
+
+def is_source(path: Path) -> bool:
+    """Return whether a path in a folder is read: an image, a video or an OME-Zarr folder."""
+    return is_zarr(path) or (path.is_file() and (is_image_file(path) or is_video(path)))
+
+
+def has_sources(folder: Path) -> bool:
+    """Return whether a path is a readable folder that holds a source; hidden folders and deeper ones do not count."""
+    if folder.name.startswith(".") or not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+        return False
+    return any(map(is_source, folder.iterdir()))
 
 
 def is_video(path: Path) -> bool:

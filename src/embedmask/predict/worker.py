@@ -19,7 +19,7 @@ from embedmask.data.images import read_downsample, size_of
 from embedmask.data.slides import Slide
 from embedmask.device import choose_workers
 from embedmask.distributed import rank_and_world_size
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, UnsupportedImage
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.prefetch import ImageResult
 from embedmask.inference.results import coco_results, to_detections
@@ -146,8 +146,10 @@ class Worker:
         blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
         # a video is one unit of work: process r takes videos r, r + world_size, ...
         videos = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
-        videos = [(number, source) for number, source in videos if not self.journal.is_done(source)]
-        broken: list[Broken] = []
+        done = [(number, source) for number, source in videos if self.journal.is_done(source)]
+        videos = [item for item in videos if item not in done]
+        # a truncated video is not predicted again, but still listed
+        broken = [(number, fault) for number, source in done if (fault := self.journal.fault(source))]
         with tqdm(total=sum(map(len, blocks)) + len(videos), unit=" images", disable=not progress) as bar:
             for block in blocks:
                 results = zip(block, self.stream([source.path for _, source in block]), strict=True)
@@ -192,7 +194,10 @@ class Worker:
         if result.error is not None:
             return [(number, str(result.error))]
         if not self.journal.is_done(source):
-            row, drawn = self._write_result(source, source.name, result)
+            try:
+                row, drawn = self._write_result(source, source.name, result)
+            except UnsupportedImage as error:  # the other images are not affected
+                return [(number, str(error))]
             if drawn is not None:
                 write_image(drawn, self.out / drawn_name(source))
             self.journal.write(source, [row])
@@ -227,13 +232,17 @@ class Worker:
                     bar.update()
                     yield row
 
-        self.journal.write(source, rows())
-        if video.breaks_off:
+        def fault() -> str | None:
+            if not video.breaks_off:
+                return None
             of = f" of {video.total}" if video.total else ""
             why = f" ({video.error})" if video.error else ""
-            raise BadInput(
-                f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
-            )
+            return f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
+
+        self.journal.write(source, rows(), fault)
+        message = fault()
+        if message is not None:
+            raise BadInput(message)
 
     def _write_result(self, source: Source, name: str, result: ImageResult) -> tuple[Row, Pixels | None]:
         """Write the annotation file of an image; return its journal row, and the drawn image if requested."""
@@ -261,13 +270,24 @@ class Worker:
 
 
 def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
-    """Return a line with the best score in the first images of a run without detections; empty without images."""
+    """Return a line with the best score in the first images of a run without detections; empty without images.
+
+    Each image is read as the run reads it: the same page, channels, level and tiles.
+    """
     images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
     if not images:
         return ""
     least = predictor.model.config.least_score
     results = predictor.predict_stream(
-        images, score_threshold=least, max_detections=1, tile=settings.tile, overlap=settings.overlap
+        images,
+        score_threshold=least,
+        max_detections=1,
+        tile=settings.tile,
+        overlap=settings.overlap,
+        page=settings.page,
+        channels=settings.channels,
+        level=settings.level,
+        skip_broken=True,  # a file may have changed since
     )
     scores = [
         (float(result.instances.scores[0]), path)
