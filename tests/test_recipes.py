@@ -62,7 +62,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("shapes", "maskrcnn/shapes", "retinanet/shapes", "tal/shapes"), SHAPES),
     **dict.fromkeys(("nuclei", "maskrcnn/nuclei", "retinanet/nuclei", "tal/nuclei"), NUCLEI),
     "maskrcnn/nuclei_r50": (*NUCLEI[:-1], "resnet50"),
-    "nuclei_all": (5, (), 256, 8, 0.0007, 8, 100, 0.998, "resnet18d"),
+    "nuclei_all": (3, (), 192, 8, 0.0008, 8, 100, 0.998, "resnet18d"),
     **dict.fromkeys(("retinanet/cats", "tal/cats"), CATS),
 }
 """Recipe for other data than COCO -> epochs, short sides, crop, repeat, rate, batch, warm-up, EMA, backbone."""

@@ -1,4 +1,4 @@
-"""The released model as a user meets it: by name, on images that it has not seen."""
+"""The released models as a user meets them: by name, on images that they have not seen."""
 
 from __future__ import annotations
 
@@ -43,15 +43,20 @@ def scene() -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
     return np.repeat(gray[..., None], 3, 2), masks
 
 
-def test_it_is_small_enough_to_come_with_the_package() -> None:
-    assert released_names() == ["nuclei"]
-    assert find_weights("nuclei").stat().st_size <= 30_000_000
-    assert (models_folder() / "nuclei.md").is_file()
+NAMES = ("nuclei", "nuclei_all")
 
 
-def test_it_is_the_model_of_its_recipe() -> None:
-    recipe = Recipe.from_yaml(models_folder().parent / "configs" / "nuclei.yaml")
-    config = load("nuclei").config
+def test_they_are_small_enough_to_come_with_the_package() -> None:
+    assert released_names() == [*NAMES]
+    for name in NAMES:
+        assert find_weights(name).stat().st_size <= 30_000_000
+        assert (models_folder() / f"{name}.md").is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_the_models_of_their_recipes(name: str) -> None:
+    recipe = Recipe.from_yaml(models_folder().parent / "configs" / f"{name}.yaml")
+    config = load(name).config
     assert isinstance(config, ModelConfig)
     assert isinstance(recipe.model, ModelConfig)
     assert config.default_score_threshold == 0.35  # chosen on val, as training does
@@ -61,9 +66,12 @@ def test_it_is_the_model_of_its_recipe() -> None:
     )
 
 
-def test_it_finds_touching_nuclei(scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_they_find_touching_nuclei(
+    scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]], name: str
+) -> None:
     image, masks = scene
-    found = Predictor.load("nuclei", device="cpu")(image)
+    found = Predictor.load(name, device="cpu")(image)
     assert len(found) == len(masks)
     assert set(found.data["class_name"]) == {"nucleus"}
     dense = np.asarray(found.mask)
@@ -85,15 +93,28 @@ def test_predict_by_name(scene: tuple[NDArray[np.uint8], list[NDArray[np.bool_]]
     assert all(coco_mask.decode(one["segmentation"]).any() for one in results)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"NEEDS {SHARED}: real nuclei stay untried")
-def test_figures_on_some_images_of_val(tmp_path: Path) -> None:
-    """Every sixth; the figures of all of them are in docs/results.md."""
+def part_of_val(folder: Path, key: str, value: str, step: int = 1) -> CocoInstances:
+    """Return every `step`-th val image whose record has the value."""
     content = json.loads((SHARED / "val.json").read_text())
-    chosen = [image for image in content["images"] if image.get("stardist_dsb2018") == "train"][::6]
+    chosen = [image for image in content["images"] if image.get(key) == value][::step]
     ids = {image["id"] for image in chosen}
     content |= {"images": chosen, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    (tmp_path / "images").symlink_to(SHARED / "images")
-    metrics = evaluate_weights(Path("nuclei"), CocoInstances.open(tmp_path, "val"), device="cpu")
+    (folder / "val.json").write_text(json.dumps(content))
+    (folder / "images").symlink_to(SHARED / "images")
+    return CocoInstances.open(folder, "val")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"NEEDS {SHARED}: real nuclei stay untried")
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_on_some_images_of_val(tmp_path: Path, name: str) -> None:
+    """Every sixth; the figures of all of them are in docs/results.md."""
+    dataset = part_of_val(tmp_path, "stardist_dsb2018", "train", step=6)
+    metrics = evaluate_weights(Path(name), dataset, device="cpu")
     assert metrics["matching/mAP"] > 0.72
     assert metrics["segm/AP"] > 0.68
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"NEEDS {SHARED}: real nuclei stay untried")
+def test_nuclei_all_knows_histology(tmp_path: Path) -> None:
+    dataset = part_of_val(tmp_path, "modality", "histology", step=2)
+    assert evaluate_weights(Path("nuclei_all"), dataset, device="cpu")["segm/AP"] > 0.3
