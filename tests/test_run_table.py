@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from command_line import fails
 from evaluation_scenes import make_truth
 
@@ -19,12 +20,14 @@ from embedmask.run_table import COLUMNS, markdown_table, summarize_runs
 
 def write_run(
     folder: Path, seed: int, ap: float, *, lr: float = 0.01, data: str = "a", images: str = "b",
-    machine: str = "c", **metrics: Any,
+    machine: str = "c", changes: dict[str, Any] | None = None, **metrics: Any,
 ) -> Path:  # fmt: skip
-    """Write the files of a finished run."""
+    """Write the files of a finished run; `--resume` made the changes to its training."""
     folder.mkdir(parents=True)
     recipe = {"model": {"embed_dim": 8}, "data": {}, "train": {"lr": lr, "seed": seed}}
     (folder / "run.json").write_text(json.dumps({"recipe": recipe, "data": {"train": data}}))
+    last = {**recipe, "train": {**recipe["train"], **(changes or {})}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(last))
     numbers = {"segm/AP": ap, "seconds": 1800.0, "kept": "last", "segm/AP_large": None, **metrics}
     (folder / "metrics.json").write_text(json.dumps(numbers))
     now = {"seed": seed, "machine": {"processor": machine}, "data": {"train": {"image files": images}}}
@@ -74,6 +77,23 @@ def test_other_data_is_another_row(tmp_path: Path) -> None:
     assert len(summarize_runs([runs[0], runs[0]])) == 1
     # equal annotations, other images
     assert len(summarize_runs([runs[0], write_run(tmp_path / "c", 1, 0.2, data="a", images="x")])) == 2
+
+
+def test_runs_of_different_length_are_different_rows(tmp_path: Path) -> None:
+    longer = {"epochs": 48}
+    runs = [
+        write_run(tmp_path / "short", 0, 0.3, steps=1200),
+        write_run(tmp_path / "long", 1, 0.4, changes=longer, steps=4800),
+        write_run(tmp_path / "long_2", 2, 0.4, changes=longer, steps=4800),
+        write_run(tmp_path / "being_extended", 3, 0.3, changes=longer, steps=1200),
+    ]
+    assert [row["seeds"] for row in summarize_runs(runs)] == [[0], [1, 2], [3]]
+
+
+@pytest.mark.parametrize("end", ["early_stop", "max_minutes"])
+def test_runs_that_end_by_themselves_share_a_row(end: str, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), seed, 0.3, changes={end: 3}, steps=100 + seed) for seed in (0, 1)]
+    assert len(summarize_runs(runs)) == 1
 
 
 def test_raises_on_the_same_run_twice(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from embedmask.config.recipe import read_yaml
 from embedmask.errors import BadInput
 
 COLUMNS: Mapping[str, tuple[str, float]] = {
@@ -29,7 +30,8 @@ class Run:
     Attributes:
         folder: its results folder.
         seed: of its recipe.
-        setting: recipe without the seed, and digests of annotations and images, as JSON.
+        setting: recipe as last run without the seed, digests of annotations and images, and the number of steps
+            where it is fixed, as JSON.
         metrics: numbers of `metrics.json`, and `hours`; values that were not measured are missing.
         environment: last start of `environment.json`; empty for runs of earlier versions.
     """
@@ -47,7 +49,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         BadInput: it is not the folder of a finished run, or a file is damaged.
     """
-    recipe, data = (_read(folder / "run.json")[name] for name in ("recipe", "data"))
+    data = _read(folder / "run.json")["data"]
+    recipe = read_yaml(folder / "recipe.yaml")  # `--resume` may change the recipe, but not that of run.json
     numbers = _read(folder / "metrics.json")
     metrics = {
         name: float(value)
@@ -57,11 +60,14 @@ def read_run(folder: Path) -> Run:
     train = {name: value for name, value in recipe["train"].items() if name != "seed"}
     starts = _read(folder / "environment.json") if (folder / "environment.json").is_file() else [{}]
     environment = starts[-1]
+    # while a run is being extended, its metrics are those of its former length
+    is_fixed = not (train.get("early_stop") or train.get("max_minutes"))
+    steps = numbers.get("steps") if is_fixed else None
     images = [split.get("image files") for split in environment.get("data", {}).values()]
     return Run(
         folder,
         recipe["train"]["seed"],
-        json.dumps([{**recipe, "train": train}, data, images], sort_keys=True),
+        json.dumps([{**recipe, "train": train}, data, images, steps], sort_keys=True),
         metrics | {"hours": metrics["seconds"] / 3600},
         environment,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedmask.errors import BadInput
-from embedmask.evaluation.run import match_classes
+from embedmask.evaluation.run import evaluate_weights, match_classes
 
 
 def dataset(**categories: list[int]) -> Any:
@@ -44,3 +44,12 @@ def test_classes_are_matched_by_name(
 def test_raises_on_class_that_the_model_lacks(names: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=f"val.json: has the class {message}"):
         match_classes(names, dataset(disc=[1, 2]))
+
+
+def test_report_folder_is_checked_before_the_first_image(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for report in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(BadInput) as caught:
+            evaluate_weights(Path("nuclei"), dataset(disc=[1]), report=report)
+        assert str(caught.value) == f"{report}: cannot be written (Not a directory); choose another folder"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

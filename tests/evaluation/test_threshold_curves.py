@@ -90,6 +90,33 @@ def test_chooses_the_middle_of_a_plateau() -> None:
     assert (choice.f1, choice.default_f1) == (1, 1)
 
 
+def test_mean_of_two_plateaus_is_not_chosen() -> None:
+    """F1 is highest up to 0.2 and from 0.51 to 0.89, and lower between, at the scores of the wrong results."""
+    places = [(0, 0, 3), (16, 0, 3), (32, 0, 3), (48, 0, 3)]
+    correct = [(*place, score) for place, score in zip(places, (0.9, 0.89, 0.2, 0.2), strict=True)]
+    wrong = [(x, 40, 3, 0.5) for x, _, _ in places]
+    evaluator = evaluator_of(places, correct + wrong)
+    choice = choose_thresholds(evaluator)
+    assert choice.threshold == 0.7
+    f1 = ThresholdCurves.of(classify_errors(evaluator, 0.0)).f1
+    assert f1[70] == f1.max() == choice.f1
+
+
+@pytest.mark.parametrize(
+    ("highest", "chosen"),
+    [
+        ([(10, 20)], 0.14),
+        ([(10, 21), (40, 45)], 0.15),
+        ([(10, 21), (40, 51), (70, 71)], 0.45),  # of equal ones the upper
+    ],
+)
+def test_middle_of_the_longest_plateau(highest: list[tuple[int, int]], chosen: float) -> None:
+    f1 = np.full(len(GRID), 0.5)
+    for start, stop in highest:
+        f1[start:stop] = 0.75
+    assert ThresholdCurves(f1, f1, f1).best == chosen
+
+
 def test_one_threshold_per_class() -> None:
     """Dogs score low; a class without objects takes the common threshold."""
     objects = [(0, 0, 3), (16, 0, 7), (24, 0, 7)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +15,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tiny_run import tiny
 
 from embedmask.training import callbacks
-from embedmask.training.callbacks import ResultsFolder, summary_line, update_average, write_csv
+from embedmask.training.callbacks import (
+    BEST_METRIC,
+    ResultsFolder,
+    read_evaluation,
+    summary_line,
+    update_average,
+    write_csv,
+)
+from embedmask.training.module import EmbedMaskModule
+from embedmask.weights.checkpoint import load, save
 
 
 def test_csv_includes_columns_of_later_rows(tmp_path: Path) -> None:
@@ -80,3 +91,52 @@ def test_integer_buffers_are_copied() -> None:
     newest = [torch.tensor(3)]
     update_average(0.9, newest, [torch.tensor(8)], 5)
     assert newest[0].item() == 8
+
+
+def test_resumed_run_reads_the_metrics_of_newer_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeat evaluations after a checkpoint: the best file stays, and early stopping is not affected."""
+    module = EmbedMaskModule(tiny({"num_classes": 1}, early_stop=1), [1])
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        loggers=[],
+        is_global_zero=True,
+        should_stop=False,
+    )
+
+    def evaluate(results: ResultsFolder, step: int, ap: float) -> None:
+        trainer.global_step = step
+        monkeypatch.setattr(results, "_measure", lambda _: {BEST_METRIC: ap, "segm/AP_large": math.nan})
+        results.on_validation_epoch_end(trainer, module)
+        results.on_train_epoch_end(trainer, module)
+
+    killed, resumed = (ResultsFolder(tmp_path, module.recipe, None, ["one"], print) for _ in range(2))
+    evaluate(killed, 2, 0.3)
+    checkpoint = copy.deepcopy(killed.state_dict())
+    evaluate(killed, 4, 0.4)
+    evaluate(killed, 6, 0.6)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    resumed.load_state_dict(checkpoint)
+    evaluate(resumed, 4, 0.4)
+    evaluate(resumed, 6, 0.6)
+    assert not trainer.should_stop
+    assert resumed.kept == killed.kept
+    assert (resumed.kept["kept"], resumed.kept["kept_step"]) == ("best of 3 evaluations", 6)
+    assert (tmp_path / "best.safetensors").read_bytes() == best
+
+
+def test_best_file_holds_the_weights_and_their_evaluation(tmp_path: Path) -> None:
+    model, evaluation = (
+        EmbedMaskModule(tiny({"num_classes": 1}), [1]).model,
+        {"step": 3, "metrics": {"a": 0.1}},
+    )
+    last, best = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
+    save(model, last, class_names=["é"])
+    callbacks.copy_with_evaluation(last, best, evaluation)
+    assert read_evaluation(best) == evaluation
+    assert read_evaluation(last) is None
+    assert read_evaluation(tmp_path / "missing.safetensors") is None
+    first, second = (load(path).state_dict() for path in (last, best))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_run import left_behind, same, start, tiny
 
 from embedmask import files
@@ -17,6 +18,7 @@ from embedmask.config import Recipe
 from embedmask.errors import BadInput
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import checkpoints, fit
+from embedmask.training.callbacks import BEST_METRIC, ResultsFolder, read_evaluation
 from embedmask.training.dry_run import run_dry
 from embedmask.training.module import EmbedMaskModule
 
@@ -178,3 +180,38 @@ def test_resume_raises_on_other_batches_without_a_recipe(
     (tmp_path / "last.ckpt").write_bytes((straight / "last.ckpt").read_bytes())
     with pytest.raises(BadInput, match="began with 4 batches per epoch and cannot be resumed with 7"):
         fit.train(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True)
+
+
+def test_time_limit_within_an_accumulated_step_leaves_a_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    changes = {"epochs": 1, "accumulate": 2}
+    fit.train(tiny(**changes), shapes, tmp_path / "straight")
+    out = tmp_path / "run"
+    # the time is up in the first of two parts
+    assert fit.train(tiny(**changes, max_minutes=1e-6), shapes, out)["steps"] == 1
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == 1
+    assert fit.train(tiny(**changes), shapes, out, resume=True)["steps"] == 4
+    first, second = (load_file(tmp_path / name / "last.safetensors") for name in ("straight", "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_best_weights_of_a_stopped_run_keep_their_metrics(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aps = iter([0.3, 0.6, 0.5])
+    monkeypatch.setattr(
+        ResultsFolder, "_measure", lambda self, results: {BEST_METRIC: next(aps), "bbox/AP": 0}
+    )
+    out = tmp_path / "run"
+    fit.train(tiny(epochs=1), shapes, out)
+    # evaluated after the first step of the second epoch, and after the checkpoint of that step
+    stopped = fit.train(tiny(max_minutes=1e-6), shapes, out, resume=True)
+    assert (stopped["steps"], stopped["kept_step"], stopped[BEST_METRIC]) == (5, 5, 0.6)
+    best = (out / "best.safetensors").read_bytes()
+    metrics = fit.train(tiny(), shapes, out, resume=True)
+    assert (metrics["steps"], metrics["kept_step"], metrics[BEST_METRIC]) == (8, 5, 0.6)
+    assert metrics["kept"] == "best of 3 evaluations"
+    assert (out / "best.safetensors").read_bytes() == (out / "model.safetensors").read_bytes() == best
+    assert read_evaluation(out / "best.safetensors") == {
+        "step": 5,
+        "metrics": {BEST_METRIC: 0.6, "bbox/AP": 0},
+    }

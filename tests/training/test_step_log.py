@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from embedmask.config import Recipe, override
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import step_log
 from embedmask.training.fit import train
+from embedmask.training.step_log import StepLog
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,14 @@ def test_progress_line(
     assert parts[0][1].startswith("loss ")
     assert parts[0][3].endswith(" images/s")
     assert parts[2][-1] == "0 s left"
+
+
+def test_other_ranks_store_nothing(tmp_path: Path) -> None:
+    log, module = StepLog(tmp_path / "steps.csv", 1, None), SimpleNamespace()
+    trainer: Any = SimpleNamespace(is_global_zero=False, global_step=0, accumulate_grad_batches=1)
+    log.on_train_start(trainer, module)  # type: ignore[arg-type]
+    before = repr(vars(log))
+    for batch_idx in range(3):
+        log.on_train_batch_end(trainer, module, {"losses": {"total": 1.0}, "lr": 0.1}, None, batch_idx)  # type: ignore[arg-type]
+    assert repr(vars(log)) == before
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import matching_metrics
 from embedmask.evaluation.report import write_report
-from embedmask.files import write_json_rows, write_zipped_json_rows
+from embedmask.files import temporary_folder, write_json_rows, write_zipped_json_rows
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.inference.engines import choose_dtype, copy_network, make_network
 from embedmask.inference.results import coco_results
@@ -68,8 +68,12 @@ def evaluate_weights(
         `classes` the result of `CocoEvaluator.per_class`.
 
     Raises:
-        BadInput: the weights cannot be used, or the data set has a class that the model lacks.
+        BadInput: the weights cannot be used, the data set has a class that the model lacks, or `report` cannot be
+            written.
     """
+    if report is not None:
+        with temporary_folder(report):  # raises now rather than after the last image
+            pass
     checkpoint = _open_weights(weights, max_detections=max_detections, image_short_side=image_short_side)
     decision = checkpoint.config.score_thresholds(score_threshold, checkpoint.class_names)
     thresholds = dict(zip(match_classes(checkpoint.class_names, dataset), decision, strict=True))

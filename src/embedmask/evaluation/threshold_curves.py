@@ -43,10 +43,16 @@ class ThresholdCurves:
 
     @property
     def best(self) -> float | None:
-        """Return the threshold with the highest F1, the mean of several; None without a correct result."""
+        """Return the middle of the longest range of thresholds with the highest F1; None without a correct result.
+
+        Of ranges of equal length it is the one with the higher thresholds.
+        """
         if not self.f1.max() > 0:  # also false for nan
             return None
-        return float(GRID[np.flatnonzero(self.f1 >= self.f1.max() - 1e-9)].mean().round(2))
+        highest = np.flatnonzero(self.f1 >= self.f1.max() - 1e-9)
+        # between two ranges F1 is lower, so that their common mean may be a bad threshold
+        ranges = np.split(highest, np.flatnonzero(np.diff(highest) > 1) + 1)
+        return float(GRID[max(reversed(ranges), key=len)].mean().round(2))
 
 
 def _reaching(scores: Iterable[float]) -> NDArray[np.int64]:

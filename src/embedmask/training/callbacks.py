@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,19 +19,23 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from safetensors import safe_open
 from torch import Tensor
 
 from embedmask.config import Recipe
 from embedmask.distributed import gather
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.threshold_curves import Choice, choose_thresholds
-from embedmask.files import write_text
+from embedmask.files import atomic_write, write_text
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.step_log import Row, loss_text
-from embedmask.weights.checkpoint import save
+from embedmask.weights.checkpoint import reading_safetensors, save
 
 BEST_METRIC = "segm/AP"
-STORED = ("history", "best", "last", "best_step", "evaluations", "evaluated_step", "without_better")
+BEST_FILE = "best.safetensors"
+EVALUATION = "evaluation"
+"""Entry in the metadata of `BEST_FILE`: its step and its metrics, as JSON."""
+STORED = ("history", "best", "last", "best_step", "evaluated_step", "without_better")
 """Attributes of `ResultsFolder` that a checkpoint stores."""
 
 
@@ -37,7 +43,8 @@ class ResultsFolder(Callback):
     """Callback that evaluates val and writes metrics and weights to the results folder.
 
     It writes `recipe.yaml` at the start, `metrics.csv` after every epoch, `last.safetensors` after every evaluation
-    and `best.safetensors` whenever `segm/AP` improved. With a moving average these are the averaged weights.
+    and `best.safetensors` whenever `segm/AP` improved. With a moving average these are the averaged weights. The
+    metrics of `best.safetensors` are in its metadata, since it may be newer than the checkpoint of a resumed run.
 
     Args:
         out: existing folder.
@@ -64,7 +71,6 @@ class ResultsFolder(Callback):
         self.choice: Choice | None = None
         self.last: Row = {}
         self.best_step = -1
-        self.evaluations = 0
         self.evaluated_step = -1
         self.without_better = 0
         self.epoch = RunningMeans()
@@ -84,11 +90,18 @@ class ResultsFolder(Callback):
         return {**{name: getattr(self, name) for name in STORED}, "epoch": vars(self.epoch)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of a checkpoint."""
+        """Restore the state of a checkpoint, and the metrics of `best.safetensors`.
+
+        Raises:
+            BadInput: `best.safetensors` is damaged.
+        """
         # checkpoints of earlier versions lack some of the values
         state_dict = {"last": state_dict["best"], **state_dict}
         vars(self).update((name, state_dict[name]) for name in STORED if name in state_dict)
         self.epoch = RunningMeans(**state_dict["epoch"])
+        stored = read_evaluation(self.out / BEST_FILE)
+        if stored is not None:
+            self.best, self.best_step = stored["metrics"], stored["step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and write the recipe, which a resumed run may have changed."""
@@ -127,9 +140,8 @@ class ResultsFolder(Callback):
         self._metrics = trainer.strategy.broadcast(self._measure(results))
         self.evaluated_step = trainer.global_step
         improved = not self.best or _rank(self._metrics) > _rank(self.best)
-        self.without_better = 0 if improved else self.without_better + 1
+        self.without_better = 0 if self._exceeds_history() else self.without_better + 1
         self.last = dict(self._metrics)
-        self.evaluations += 1
         if improved:
             self.best, self.best_step = self.last, trainer.global_step
         _log(trainer, self._metrics)
@@ -154,7 +166,9 @@ class ResultsFolder(Callback):
         """Return the metrics of the weights that `train.keep` selects, with their origin (`kept`, `kept_step`)."""
         if self.recipe.train.keep == "last":
             return {**self.last, "kept": "last", "kept_step": self.evaluated_step}
-        kept = f"best of {self.evaluations} evaluations" if self.evaluations > 1 else "the only evaluated"
+        # an evaluation within an epoch is not in the history of a resumed run
+        steps = {self.best_step, *(row["step"] for row in self._evaluated_rows())}
+        kept = f"best of {len(steps)} evaluations" if len(steps) > 1 else "the only evaluated"
         return {**self.best, "kept": kept, "kept_step": self.best_step}
 
     def write_recipe(self) -> None:
@@ -178,6 +192,16 @@ class ResultsFolder(Callback):
         self.epoch.seconds += now - self._clock
         self._clock = now
 
+    def _evaluated_rows(self) -> list[Row]:
+        return [row for row in self.history if BEST_METRIC in row]
+
+    def _exceeds_history(self) -> bool:
+        """Return whether the last evaluation is better than those before it.
+
+        `best` may be newer than the checkpoint: to compare with it would stop a resumed run too early.
+        """
+        return all(_rank(self._metrics) > _rank(row) for row in self._evaluated_rows())
+
     def _stop_early(self, trainer: Trainer) -> None:
         patience = self.recipe.train.early_stop
         if patience is not None and self.without_better >= patience:
@@ -198,8 +222,10 @@ class ResultsFolder(Callback):
         # a threshold that the recipe sets takes precedence over the best one on val
         if self.choice is not None and self.recipe.model.default_score_threshold is None:
             config = replace(config, default_score_threshold=self.choice.threshold)
-        for name in ("last", "best") if improved else ("last",):
-            save(model, self.out / f"{name}.safetensors", class_names=self.class_names, config=config)
+        last = self.out / "last.safetensors"
+        save(model, last, class_names=self.class_names, config=config)
+        if improved:
+            copy_with_evaluation(last, self.out / BEST_FILE, {"step": self.best_step, "metrics": self.best})
 
 
 @dataclass
@@ -329,6 +355,32 @@ def write_csv(rows: list[Row], path: Path) -> None:
             {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
         )
     write_text(path, text.getvalue())
+
+
+def copy_with_evaluation(source: Path, target: Path, evaluation: dict[str, Any]) -> None:
+    """Copy a safetensors file and add an evaluation to its metadata, so that both are replaced as one."""
+    with source.open("rb") as file, atomic_write(target) as temporary, temporary.open("wb") as copy:
+        # 8 bytes of header length, little-endian, then the header as JSON padded with spaces, then the tensors
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header["__metadata__"][EVALUATION] = json.dumps(evaluation)
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        copy.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(file, copy)
+
+
+def read_evaluation(path: Path) -> dict[str, Any] | None:
+    """Return the evaluation in the metadata of a weights file; None without one, as in files of earlier versions.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    with reading_safetensors(path), safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(EVALUATION)
+    # `math.nan`, as in new metrics: dicts with another nan differ
+    return None if text is None else dict(json.loads(text, parse_constant=lambda name: math.nan))
 
 
 def _rank(metrics: Row) -> float:

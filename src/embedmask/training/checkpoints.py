@@ -41,9 +41,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write a checkpoint where one is due, or where training ends within the epoch."""
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         # the last batch of an epoch is left to `on_train_epoch_end`, which runs after the evaluation
-        if between_steps and not _is_epoch_complete(trainer) and self._is_due(trainer):
+        if ends_step(trainer, batch_idx) and not _is_epoch_complete(trainer) and self._is_due(trainer):
             self._write(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,6 +113,12 @@ def check_checkpoint(path: Path) -> None:
         raise BadInput(
             f"{path}: the checkpoint is damaged and cannot be resumed ({reason}); start a new run"
         ) from None
+
+
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Return whether an optimizer step ends with this batch, the last of its accumulated parts."""
+    # Lightning also steps after the last batch of an epoch, with fewer parts
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or _is_epoch_complete(trainer)
 
 
 def _is_epoch_complete(trainer: Trainer) -> bool:

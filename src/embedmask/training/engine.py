@@ -9,13 +9,14 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from embedmask.config import TrainConfig
 from embedmask.device import choose_device, choose_precision
 from embedmask.distributed import Processes, accelerator, choose_processes
 from embedmask.errors import BadInput
-from embedmask.training.checkpoints import AtomicCheckpointIO
+from embedmask.training.checkpoints import AtomicCheckpointIO, ends_step
 
 LIGHTNING_PRECISION: dict[torch.dtype, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     torch.float32: "32-true",
@@ -46,10 +47,30 @@ class Hardware:
         return cls(chosen, dtype, choose_processes(chosen, devices, nodes))
 
 
+class TimeLimit(Timer):
+    """Callback that ends training after `minutes`, between optimizer steps, where a checkpoint can be written."""
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__(timedelta(minutes=minutes))
+
+    @property
+    def state_key(self) -> str:
+        """Return the name of Lightning's timer, as in checkpoints of earlier versions."""
+        return Timer.__qualname__
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the clock at the end of a step."""
+        if ends_step(trainer, batch_idx):
+            super().on_train_batch_end(trainer)
+
+
 def make_trainer(
     config: TrainConfig, hardware: Hardware, callbacks: Sequence[Callback], **changes: Any
 ) -> Trainer:
     """Build Lightning's trainer for a recipe; `changes` are arguments of `Trainer` to add or replace."""
+    limits = [] if config.max_minutes is None else [TimeLimit(config.max_minutes)]
     settings: dict[str, Any] = {
         "accelerator": accelerator(hardware.device),
         "devices": hardware.processes.devices,
@@ -58,10 +79,9 @@ def make_trainer(
         "strategy": "ddp" if hardware.processes.is_multi_process else "auto",
         "precision": LIGHTNING_PRECISION[hardware.dtype],
         "plugins": [AtomicCheckpointIO()],
-        "callbacks": list(callbacks),
+        "callbacks": [*callbacks, *limits],
         # -1: no limit, with `max_steps` the callback `StopAfter` ends the training
         "max_epochs": config.epochs if config.epochs is not None else -1,
-        "max_time": None if config.max_minutes is None else timedelta(minutes=config.max_minutes),
         "check_val_every_n_epoch": config.eval_every,
         "accumulate_grad_batches": config.accumulate,
         "gradient_clip_val": config.clip_norm,

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from embedmask.files import write_text
+from embedmask.training.checkpoints import ends_step
 
 Row = dict[str, float]
 STEPS_FILE = "steps.csv"
@@ -68,10 +69,10 @@ class StepLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the row of a complete step."""
+        if self._file is None:
+            return
         self._parts.append(outputs["losses"])
-        parts = trainer.accumulate_grad_batches
-        # Lightning also steps after the last batch of an epoch, with fewer parts
-        if self._file is None or ((batch_idx + 1) % parts and not trainer.is_last_batch):
+        if not ends_step(trainer, batch_idx):
             return
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
