@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,14 +28,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 if __package__:
-    from .runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored
+    from .runtime_masks import Array, BadFile, Result, Settings, Threshold, decode_masks, rescored
 else:  # a copy outside a package
-    from runtime_masks import Array, BadFile, Result, Settings, decode_masks, rescored  # type: ignore
+    from runtime_masks import Array, BadFile, Result, Settings, Threshold, decode_masks, rescored  # type: ignore
 
 __all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "read_metadata", "settings_of"]
 
 Source = str | Path | Image.Image | NDArray[np.uint8]
-Threshold = float | Sequence[float] | Mapping[str, float]
 
 FORMAT, VERSION, KEY = "embedmask-graph", 1, "embedmask"
 """Name of the metadata, one JSON text: in ONNX's `metadata_props`; in OpenVINO's `rt_info` as `embedmask/metadata`."""
@@ -153,11 +152,11 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,), (4,)):
             raise BadFile(f"an array {source.dtype} {list(source.shape)}: pass uint8 RGB [H, W, 3]")
         return np.repeat(source[..., None], 3, 2) if source.ndim == 2 else source[..., :3]
-    name = getattr(source, "filename", "") or "the image" if isinstance(source, Image.Image) else str(source)
+    opened = isinstance(source, Image.Image)  # page and channels are chosen for files only
+    name = getattr(source, "filename", "") or "the image" if opened else str(source)
     try:
         image = source.copy() if isinstance(source, Image.Image) else Image.open(source)
-        if settings.page and not isinstance(source, Image.Image):
-            image.seek(settings.page)
+        is_page = opened or not settings.page or _seek(image, settings.page)
         # the raw mode of a file that is not loaded yet, as RGB;16B, of which Pillow keeps the high bytes
         wide = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         image.load()
@@ -165,15 +164,33 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
         raise BadFile(f"{name}: no such image; check the path") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadFile(f"{name}: cannot be read as an image ({' '.join(str(error).split())})") from None
+    if not is_page:
+        raise BadFile(f"{name}: its frames may be channels or copies, not pages; predict with embedmask")
     if wide or image.mode[0] in "IF":
         raise BadFile(f"{name}: more than 8 bits per value; convert it to 8 bits, or predict with embedmask")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "PA"):  # via RGBA, so that the transparent colors of a palette are kept
         image = image.convert("RGBA")
     pixels = np.asarray(image.convert("RGB"))
-    if settings.channels is None or Image.getmodebase(image.mode) == "L":
+    if settings.channels is None or opened:
         return pixels
+    last, count = max(settings.channels), 1 if Image.getmodebase(image.mode) == "L" else 3
+    if last >= count:
+        raise BadFile(f"{name}: its page has no channel {last}; predict stacks of channels with embedmask")
     return pixels[..., settings.channels * (3 // len(settings.channels))]
+
+
+def _seek(image: Image.Image, page: int) -> bool:
+    """Go to a frame of a file; return whether it is a page for certain, not a channel, preview or smaller copy."""
+    size, certain = image.size, image.format != "MPO"
+    for frame in range(page + 1):
+        image.seek(frame)
+        tags: Any = getattr(image, "tag_v2", {})
+        text = str(tags.get(270, ""))  # the description; ImageJ and tifffile name an axis of channels in it
+        plain = text.startswith(("ImageJ=", '{"shape"')) and "channels=" not in text and "axes" not in text
+        private = {t for t in tags if t >= 2**15} - {33432, 34665, 34675, 50838, 50839}  # EXIF, ImageJ
+        certain &= (plain or not text) and not private and image.size == size
+    return certain
 
 
 def resize(image: NDArray[np.uint8], settings: Settings) -> NDArray[np.uint8]:
@@ -279,9 +296,8 @@ class Model:
         pixels = read_image(image, self.settings)
         resized = resize(pixels, self.settings)
         outputs = self.session.run(resized.transpose(2, 0, 1)[None])
-        result = self._decode(
-            {name: value[0] for name, value in outputs.items()}, resized.shape, pixels.shape
-        )
+        first = {name: value[0] for name, value in outputs.items()}
+        result = self._decode(first, resized.shape, pixels.shape)
         result = result.select(range(min(limit, len(result))))
         return result.select(np.flatnonzero(result.scores >= thresholds[result.labels]))
 
@@ -292,28 +308,14 @@ class Model:
         limit = self.settings.max_detections if max_detections is None else max_detections
         if not 1 <= limit <= self.settings.max_detections:
             raise BadFile(f"max_detections {limit}: this file serves 1 to {self.settings.max_detections}")
-        return self._thresholds(score_threshold), limit
-
-    def _thresholds(self, requested: Threshold | None) -> Array:
-        own, names = self.settings.score_thresholds, self.settings.class_names
-        if isinstance(requested, Mapping):
-            unknown = [name for name in requested if name not in names]
-            if unknown:
-                raise BadFile(f"score_threshold: the model has no class {unknown[0]!r}")
-            requested = [requested.get(name, value) for name, value in zip(names, own, strict=True)]
-        values = np.broadcast_to(np.asarray(own if requested is None else requested, np.float64), len(own))
-        least = self.settings.least_score
-        if (values < least * (1 - 1e-5)).any() or (values > 1).any():
-            raise BadFile(f"score_threshold {float(values.min()):g}: this file serves {least:.3g} to 1")
-        return values.astype(np.float32)
+        return self.settings.thresholds(score_threshold), limit
 
     def _decode(self, outputs: dict[str, Array], network: Sequence[int], original: Sequence[int]) -> Result:
         """Decode the outputs for one image, in its frame."""
         image_size, size = (network[0], network[1]), (original[0], original[1])
         found = np.flatnonzero(outputs["labels"] >= 0)
-        boxes, scores, labels, q, s = (
-            outputs[name][found] for name in ("boxes", "scores", "labels", "q", "s")
-        )
+        names = ("boxes", "scores", "labels", "q", "s")
+        boxes, scores, labels, q, s = (outputs[name][found] for name in names)
         runs = decode_masks(
             outputs["p"], boxes, q, s, self.settings, image_size=image_size, original_size=size
         )

@@ -7,7 +7,7 @@ column by column as in COCO.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Size = tuple[int, int]
+Threshold = float | Sequence[float] | Mapping[str, float]
 
 
 class BadFile(ValueError):
@@ -77,6 +78,27 @@ class Settings:
         """Return the smallest threshold on final scores that the graph serves."""
         least = self.candidate_threshold
         return math.sqrt(least) if self.score == "root" else least
+
+    def thresholds(self, requested: Threshold | None) -> Array:
+        """Return the threshold of each class, float32 `[C]`; `BadFile` for those that the graph does not serve."""
+        own, names = self.score_thresholds, self.class_names
+        if isinstance(requested, Mapping):
+            unknown = [name for name in requested if name not in names]
+            if unknown:
+                raise BadFile(f"score_threshold: the model has no class {unknown[0]!r}")
+            requested = [requested.get(name, value) for name, value in zip(names, own, strict=True)]
+        try:
+            values = np.array(own if requested is None else requested, np.float64)
+            values = values.reshape(len(own)) if values.ndim else values.repeat(len(own))
+        except (TypeError, ValueError):
+            raise BadFile(
+                f"score_threshold {requested}: pass a number, or {len(own)}: one per class"
+            ) from None
+        least = self.least_score
+        wrong = values[~((values >= least * (1 - 1e-5)) & (values <= 1))]  # nan as well
+        if len(wrong):
+            raise BadFile(f"score_threshold {wrong[0]:g}: this file serves {least:.3g} to 1")
+        return values.astype(np.float32)
 
     def resized_size(self, size: Size) -> Size:
         """Return the size at which an image enters the network: its short or its long side has the given length."""
@@ -341,23 +363,24 @@ def to_rle(runs: Array, size: Size) -> dict[str, Any]:
 def rescored(boxes: Array, scores: Array, labels: Array, runs: Sequence[Array], size: Size) -> Array:
     """Multiply scores by the IoU of box and mask, and by the part of the mask that no better one of its class covers.
 
+    Memory holds one dense mask of the image and one crop at a time.
+
     Args:
         boxes: `[R, 4]` px of the image; detections by descending score.
 
     Returns:
         float32 `[R]`; 0 for empty masks.
     """
-    factors = np.zeros(len(scores), np.float32)
-    taken: dict[int, Array] = {}
-    for index, own in enumerate(runs):
-        if not len(own):
-            continue
-        x1, y1, x2, y2 = tight_box(own, size[0])
-        window = taken.setdefault(int(labels[index]), np.zeros(size, bool))[y1:y2, x1:x2]
-        mask = to_dense(_shifted(own, size[0], (y1, x1, y2 - y1)), (y2 - y1, x2 - x1))
-        free = 1 - np.count_nonzero(mask & window) / np.count_nonzero(mask)
-        window |= mask
-        factors[index] = _iou(boxes[index], np.array([x1, y1, x2, y2], np.float32)) * np.float32(free)
+    factors, taken = np.zeros(len(scores), np.float32), np.zeros(size, bool)
+    for label in set(labels.tolist()):
+        taken[:] = False
+        for index in (row for row in np.flatnonzero(labels == label).tolist() if len(runs[row])):
+            x1, y1, x2, y2 = tight_box(runs[index], size[0])
+            window, crop = taken[y1:y2, x1:x2], (y2 - y1, x2 - x1)
+            mask = to_dense(_shifted(runs[index], size[0], (y1, x1, y2 - y1)), crop)
+            free = 1 - np.count_nonzero(mask & window) / np.count_nonzero(mask)
+            window |= mask
+            factors[index] = _iou(boxes[index], np.array([x1, y1, x2, y2], np.float32)) * np.float32(free)
     return scores * factors
 
 

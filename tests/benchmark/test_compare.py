@@ -18,7 +18,15 @@ from small_models import small_config
 
 import embedmask.benchmark.compare as module
 from embedmask import EmbedMask, Predictor
-from embedmask.benchmark.compare import BASELINE, EMBEDMASK, BenchConfig, PipelineFactory, RunId, compare
+from embedmask.benchmark.compare import (
+    BASELINE,
+    EMBEDMASK,
+    BenchConfig,
+    PipelineFactory,
+    RunId,
+    compare,
+    short_name,
+)
 from embedmask.benchmark.memory import peaks_in_own_process
 from embedmask.benchmark.pipelines import EmbedMaskPipeline, TorchvisionPipeline
 from embedmask.benchmark.timing import interleave, matrix_gflops, medians, quartiles, time_run
@@ -105,6 +113,28 @@ def test_no_ratios_without_a_running_baseline() -> None:
     report = compare(bench_config(settings=("compiled",)))
     assert report["ratios"] == {"embedmask torch": {}}
     assert list(report["medians"]) == ["embedmask torch"]
+
+
+def test_exported_files_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(factory: PipelineFactory, path: Path, files: list[Path]) -> EmbedMaskPipeline:
+        network = make_network(factory.embedmask, "torch", torch.float32)
+        return EmbedMaskPipeline(factory.embedmask, network, factory.bench.model_config, files)
+
+    monkeypatch.setattr(PipelineFactory, "_exported", make)
+    paths = tuple(Path("models") / name for name in ("float/model.xml", "int8/model.xml", "other.onnx"))
+    report = compare(bench_config(engines=(), exported=paths, runs=1))
+    names = ["float/model.xml", "int8/model.xml", "other.onnx"]
+    assert report["plan"]["exported"] == names
+    for part in ("medians", "quartiles", "shares", "cpu_medians", "ratios", "works"):
+        assert list(report[part]) == [f"exported {name}" for name in names]
+
+
+def test_short_names() -> None:
+    paths = [Path(name) for name in ("/x/a/m.xml", "/x/b/m.xml", "/y/b/m.xml", "b/m.xml", "/x/n.xml")]
+    assert [short_name(path, paths) for path in paths] == [
+        "a/m.xml", "x/b/m.xml", "y/b/m.xml", "b/m.xml", "n.xml",
+    ]  # fmt: skip
+    assert short_name(paths[0], [paths[0], paths[0]]) == "m.xml"
 
 
 def test_raises_on_failing_engine_of_embedmask(monkeypatch: pytest.MonkeyPatch) -> None:

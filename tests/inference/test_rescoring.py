@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import random_predictions, small_config
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou, masks_to_boxes
 
 from embedmask import Postprocessor
-from embedmask.inference.rescoring import rescore_by_masks, uncovered_fractions
+from embedmask.inference.rescoring import paired_iou, rescore_by_masks, uncovered_fractions
 from embedmask.masks import RunMasks
 from embedmask.structures import Instances
 
@@ -111,6 +114,40 @@ def test_equals_slow_twin(count: int, seed: int) -> None:
     assert rescored.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
     assert rescored.labels.tolist() == [labels[i] for i in order]
     assert torch.equal(rescored.masks.to_dense(), dense[order])
+
+
+def test_paired_iou_equals_the_diagonal() -> None:
+    draw = torch.Generator().manual_seed(0)
+    low = torch.rand(500, 2, generator=draw) * 900
+    boxes = torch.cat([low, low + torch.rand(500, 2, generator=draw) * 100], 1)
+    others = (boxes + torch.randn(500, 4, generator=draw) * 10).round()
+    boxes[::5, 2:], others[::10, 2:] = boxes[::5, :2], others[::10, :2]  # without area
+    found, expected = paired_iou(boxes, others), box_iou(boxes, others).diagonal()
+    assert found.dtype == torch.float32
+    assert found.isnan().sum() >= 50
+    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
+    assert paired_iou(boxes[:0], others[:0]).shape == (0,)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Keeps the largest number of values in a tensor that is computed."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.count = max(self.count, out.numel())
+        return out
+
+
+def test_memory_grows_with_the_number_of_boxes() -> None:
+    count = 100
+    boxes = [(x, y, x + 2, y + 2) for y in range(0, 20, 2) for x in range(0, 20, 2)]
+    instances = make_instances(filled(*boxes), boxes, [0.5] * count, [0] * count)
+    with LargestTensor() as largest:
+        rescore_by_masks(instances)
+    assert 0 < largest.count <= 4 * count
 
 
 def test_postprocessor_rescores() -> None:

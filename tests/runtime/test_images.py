@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from embedmask import ModelConfig
 from embedmask import runtime as images
 from embedmask.data.images import read_image
 from embedmask.data.transforms import EvalTransform, resized_size
+from embedmask.errors import BadInput
 from embedmask.export.metadata import settings_from
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -57,6 +60,80 @@ def test_channels_and_pages(tmp_path: Path) -> None:
     config = ModelConfig.preset("paper", num_classes=1, image_page=1, image_channels=(2,))
     found = images.read_image(path, settings_of(image_page=1, image_channels=(2,)))
     assert np.array_equal(found, read_image(path, options=config.reading()).permute(1, 2, 0).numpy())
+
+
+def read_both(path: Path, page: int | None, channels: tuple[int, ...] | None) -> list[np.ndarray | None]:
+    """Read a file with the package and with the runtime; None if it is refused."""
+    changes: dict[str, object] = {"image_page": page, "image_channels": channels}
+    options = ModelConfig.preset("paper", num_classes=1, **changes).reading()
+    found: list[np.ndarray | None] = []
+    for read in (
+        lambda: read_image(path, options=options).permute(1, 2, 0).numpy(),
+        lambda: images.read_image(path, settings_of(**changes)),
+    ):
+        try:
+            found.append(read())
+        except (BadInput, images.BadFile):
+            found.append(None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "description"),
+    [
+        ("gray.png", (20, 30), None),
+        ("colors.png", (20, 30, 3), None),
+        ("plain.tif", (3, 20, 30), {"metadata": None}),
+        ("pages.tif", (3, 20, 30), {}),
+        ("named.tif", (3, 20, 30), {"metadata": {"axes": "CYX"}}),
+        ("depths.tif", (3, 20, 30), {"imagej": True, "metadata": {"axes": "ZYX"}}),
+        ("channels.tif", (3, 20, 30), {"imagej": True, "metadata": {"axes": "CYX"}}),
+        ("times.tif", (2, 2, 20, 30), {"imagej": True, "metadata": {"axes": "TCYX"}}),
+        ("channels.ome.tif", (3, 20, 30), {"metadata": {"axes": "CYX"}}),
+        ("colors.tif", (3, 20, 30, 3), {"photometric": "rgb"}),
+    ],
+)
+def test_pages_and_channels_are_those_of_the_package_or_refused(
+    name: str, shape: tuple[int, ...], description: dict[str, object] | None, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    if description is None:
+        Image.fromarray(values).save(tmp_path / name)
+    else:
+        tifffile.imwrite(tmp_path / name, values, **{"photometric": "minisblack", **description})
+    for page, channels in product((None, 0, 1, 2), (None, (0,), (1,), (3,), (2, 1, 0))):
+        expected, found = read_both(tmp_path / name, page, channels)
+        if name in ("gray.png", "colors.png", "colors.tif") or (channels is None and name[0] in "pd"):
+            assert (found is None) == (expected is None), (page, channels)
+        assert found is None or np.array_equal(found, expected), (page, channels)
+
+
+def test_smaller_copies_are_no_pages(tmp_path: Path) -> None:
+    path = tmp_path / "pyramid.tif"
+    with tifffile.TiffWriter(path) as file:
+        for step, kind in ((1, 0), (2, 1), (1, 0)):
+            file.write(PIXELS[::step, ::step, 0], subfiletype=kind, metadata=None)
+    for page in (1, 2):
+        with pytest.raises(images.BadFile, match=r"pyramid\.tif: its frames may be channels or copies"):
+            images.read_image(path, settings_of(image_page=page))
+
+
+@pytest.mark.parametrize("channels", [(1,), (2, 1, 0)])
+def test_channels_that_the_page_lacks_are_refused(channels: tuple[int, ...], tmp_path: Path) -> None:
+    gray = [Image.fromarray(PIXELS[..., channel]) for channel in range(3)]
+    gray[0].save(tmp_path / "stack.tif", save_all=True, append_images=gray[1:])
+    with pytest.raises(images.BadFile, match=r"stack\.tif: its page has no channel [12]; predict stacks"):
+        images.read_image(tmp_path / "stack.tif", settings_of(image_channels=channels))
+
+
+def test_open_images_keep_their_channels(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "colors.png")
+    with Image.open(tmp_path / "colors.png") as image:
+        found = images.read_image(image, settings_of(image_page=1, image_channels=(1,)))
+        options = ModelConfig.preset("paper", num_classes=1, image_channels=(1,)).reading()
+        expected = read_image(image, options=options)
+    assert np.array_equal(found, PIXELS)
+    assert np.array_equal(found, expected.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -77,6 +78,52 @@ def test_rescoring_equals_that_of_the_predictor() -> None:
     order = np.argsort(-scores, kind="stable")
     np.testing.assert_allclose(scores[order], expected.scores.numpy(), rtol=1e-5)
     assert found.labels.numpy()[order].tolist() == expected.labels.tolist()
+
+
+def test_rescoring_holds_one_dense_mask() -> None:
+    count, side = 20, 1000
+    corners = np.arange(count) * 20
+    runs = [masks.encode(np.ones((10, 10), bool), (at, at), side) for at in corners.tolist()]
+    boxes = np.stack([corners, corners, corners + 10, corners + 10], 1).astype(np.float32)
+    tracemalloc.start()
+    scores = masks.rescored(boxes, np.ones(count, np.float32), np.arange(count), runs, (side, side))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scores.tolist() == [1] * count
+    assert peak < 1.5 * side * side
+
+
+def threshold_settings() -> masks.Settings:
+    config = ModelConfig.preset("paper", num_classes=2, default_score_threshold=0.3)
+    return settings_from(config, ["a", "b"], dense_masks=False)
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [(None, [0.3, 0.3]), (0.5, [0.5, 0.5]), ([0.4, 1], [0.4, 1]), ({"b": 0.6}, [0.3, 0.6])],
+)
+def test_thresholds(requested: Any, expected: list[float]) -> None:
+    assert threshold_settings().thresholds(requested).tolist() == np.float32(expected).tolist()
+
+
+@pytest.mark.parametrize(
+    ("requested", "line"),
+    [
+        (float("nan"), "score_threshold nan: this file serves 0.05 to 1"),
+        ([0.5, float("nan")], "score_threshold nan: this file serves 0.05 to 1"),
+        ([0.5, 1.5], "score_threshold 1.5: this file serves 0.05 to 1"),
+        ({"a": 0.01}, "score_threshold 0.01: this file serves 0.05 to 1"),
+        ([0.5], r"score_threshold \[0.5\]: pass a number, or 2: one per class"),
+        ([0.1, 0.2, 0.3], r"score_threshold \[0.1, 0.2, 0.3\]: pass a number, or 2: one per class"),
+        ([0.1, [0.2]], "pass a number, or 2: one per class"),
+        ("high", "score_threshold high: pass a number, or 2: one per class"),
+        ({"a": "x"}, "pass a number, or 2: one per class"),
+        ({"c": 0.5}, "score_threshold: the model has no class 'c'"),
+    ],
+)
+def test_bad_thresholds(requested: Any, line: str) -> None:
+    with pytest.raises(masks.BadFile, match=line):
+        threshold_settings().thresholds(requested)
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))

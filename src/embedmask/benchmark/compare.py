@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -113,14 +113,16 @@ class RunId:
         pipeline: `EMBEDMASK`, `EXPORTED` or `BASELINE`.
         setting: an engine of EmbedMask, an exported file, or a setting of the baseline.
         batch: number of images in a batch.
+        label: name of an exported file in the report; empty: the name of the file.
     """
 
     pipeline: str
     setting: Any
     batch: int
+    label: str = ""
 
     def __str__(self) -> str:
-        setting = self.setting.name if isinstance(self.setting, Path) else self.setting
+        setting = self.label or (self.setting.name if isinstance(self.setting, Path) else self.setting)
         return f"{self.pipeline} {setting}" + (f", batch {self.batch}" if self.batch > 1 else "")
 
 
@@ -248,13 +250,21 @@ def compare(bench: BenchConfig, progress: Callable[[str], None] = lambda line: N
 
 
 def _plan(bench: BenchConfig) -> dict[str, Any]:
-    """Return the configuration as plain values, without paths."""
+    """Return the configuration as plain values, with the names of exported files instead of their paths."""
     return {
         **asdict(bench),
         "weights": "random" if bench.weights is None else "trained",
         "network_size": bench.network_size,
-        "exported": [path.name for path in bench.exported],
+        "exported": [short_name(path, bench.exported) for path in bench.exported],
     }
+
+
+def short_name(path: Path, paths: Collection[Path]) -> str:
+    """Return the shortest end of a path that no other path has: `model.xml`, or `int8/model.xml` beside `float/`."""
+    for count in range(1, len(path.parts)):
+        if not any(other.parts[-count:] == path.parts[-count:] for other in paths if other != path):
+            return Path(*path.parts[-count:]).as_posix()
+    return path.as_posix()
 
 
 def stages_of(bench: BenchConfig, folder: Path, run: RunId) -> Steps:
@@ -267,7 +277,8 @@ def _warm_up(
 ) -> Iterator[tuple[RunId, Pipeline]]:
     """Yield the pipelines after their warm-up runs. Baseline settings that raise go to `fails` instead."""
     runs = [RunId(EMBEDMASK, engine, batch) for engine in factory.bench.engines]
-    runs += [RunId(EXPORTED, path, batch) for path in factory.bench.exported]
+    files = factory.bench.exported
+    runs += [RunId(EXPORTED, path, batch, short_name(path, files)) for path in files]
     runs += [RunId(BASELINE, setting, batch) for setting in factory.bench.settings]
     for run in runs:
         progress(f"preparing {run}")

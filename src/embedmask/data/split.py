@@ -150,7 +150,8 @@ def _content(dataset: CocoInstances, names: Sequence[str]) -> dict[str, Any]:
 
 def _without_degenerate_polygons(entry: dict[str, Any], sizes: Mapping[int, Size]) -> dict[str, Any]:
     """Return a usable annotation, without those of its polygons that `degenerate: drop` leaves out."""
-    size = sizes.get(as_id(entry["image_id"]))
+    number = as_id(entry["image_id"])
+    size = None if number is None else sizes.get(number)
     if size is None or not isinstance(entry["segmentation"], list) or CROWD[entry.get("iscrowd")]:
         return entry
     dropped: list[BadObject] = []

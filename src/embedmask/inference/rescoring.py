@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from embedmask.masks import RunMasks
 from embedmask.structures import Instances
@@ -28,11 +27,19 @@ def rescore_by_masks(instances: Instances) -> Instances:
     scores 0. The given instances, by descending score in the frame of the image, are not changed.
     """
     free = uncovered_fractions(instances.masks, instances.labels.tolist())
-    agreement = box_iou(instances.boxes.cpu(), torch.from_numpy(instances.masks.boxes()).float()).diagonal()
+    agreement = paired_iou(instances.boxes.cpu(), torch.from_numpy(instances.masks.boxes()).float())
     factor = torch.where(free > 0, agreement * free, 0)  # the IoU of two boxes without area is nan
     scores = instances.scores * factor.to(instances.scores)
     order = scores.argsort(descending=True, stable=True).tolist()
     return replace(instances, scores=scores).select(order)
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return the IoU of each box `[R, 4]` (xyxy) and the other box of its row, `[R]`; nan for two without area."""
+    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    common = (high - low).clamp(min=0).prod(1)
+    first, second = ((own[:, 2:] - own[:, :2]).prod(1) for own in (boxes, others))
+    return common / (first + second - common)
 
 
 def uncovered_fractions(masks: RunMasks, labels: list[int]) -> Tensor:

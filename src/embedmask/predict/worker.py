@@ -232,15 +232,8 @@ class Worker:
                     bar.update()
                     yield row
 
-        def fault() -> str | None:
-            if not video.breaks_off:
-                return None
-            of = f" of {video.total}" if video.total else ""
-            why = f" ({video.error})" if video.error else ""
-            return f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
-
-        self.journal.write(source, rows(), fault)
-        message = fault()
+        self.journal.write(source, rows(), partial(describe_break, video, source))
+        message = describe_break(video, source)
         if message is not None:
             raise BadInput(message)
 
@@ -267,6 +260,15 @@ class Worker:
         if isinstance(image, Slide) or settings.no_draw:
             return row, None
         return row, draw_detections(image, to_detections(instances, names), names)
+
+
+def describe_break(video: VideoReader, source: Source) -> str | None:
+    """Return a line about a video that broke off while it was read; None for a whole one."""
+    if not video.breaks_off:
+        return None
+    of = f" of {video.total}" if video.total else ""
+    why = f" ({video.error})" if video.error else ""
+    return f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
 
 
 def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
