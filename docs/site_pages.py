@@ -19,6 +19,7 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "LICENSE": "LICENSE.md",
     "models/nuclei.md": "models/nuclei.md",
+    "models/nuclei_all.md": "models/nuclei_all.md",
 }
 """Files of the repository -> pages of the site."""
 
@@ -36,7 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Adapt the links of the pages in docs/ that lead outside it, and separate lists and tables from the line above."""
-    return separate_lists(markdown.replace("](../models/", "](models/"))
+    return separate_lists(markdown.replace("](../models/", "](models/").replace("](../README.md", "](index.md"))
 
 
 def separate_lists(markdown: str) -> str:
