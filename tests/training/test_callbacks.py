@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,7 +135,7 @@ def test_best_file_holds_the_weights_and_their_evaluation(tmp_path: Path) -> Non
     )
     last, best = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
     save(model, last, class_names=["é"])
-    callbacks.copy_with_evaluation(last, best, evaluation)
+    save(model, best, class_names=["é"], metadata={callbacks.EVALUATION: json.dumps(evaluation)})
     assert read_evaluation(best) == evaluation
     assert read_evaluation(last) is None
     assert read_evaluation(tmp_path / "missing.safetensors") is None

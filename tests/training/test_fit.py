@@ -7,7 +7,6 @@ import hashlib
 import json
 import shutil
 import statistics
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tiny_run import tiny
 
 from embedmask.config import Recipe, override
 from embedmask.errors import BadInput
-from embedmask.files import exclusive
 from embedmask.inference.engines import Network, make_network
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector
@@ -378,20 +376,6 @@ def test_resume_raises_without_a_run(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no run to resume"):
         fit.train(tiny(), shapes, tmp_path / "nothing", resume=True)
     assert not (tmp_path / "nothing").exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock of a folder")
-def test_one_process_trains_in_a_folder(
-    run: tuple[Path, dict[str, float], list[str]], shapes: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "copy"
-    shutil.copytree(run[0], out)
-    # a checkpoint that the other process is writing
-    (out / ".last.ckpt.0123456789ab.ckpt").touch()
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    with exclusive(out), pytest.raises(BadInput, match="another run is writing there"):
-        fit.train(tiny(), shapes, out, resume=True)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_resume_raises_on_truncated_checkpoint(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +182,18 @@ def test_resume_raises_on_other_batches_without_a_recipe(
     (tmp_path / "last.ckpt").write_bytes((straight / "last.ckpt").read_bytes())
     with pytest.raises(BadInput, match="began with 4 batches per epoch and cannot be resumed with 7"):
         fit.train(tiny(**EVERY_TWO, batch_size=2), shapes, tmp_path, resume=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock of a folder")
+def test_one_process_trains_in_a_folder(straight: Path, shapes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(straight, out)
+    # a checkpoint that the other process is writing
+    (out / ".last.ckpt.0123456789ab.ckpt").touch()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with files.exclusive(out), pytest.raises(BadInput, match="another run is writing there"):
+        fit.train(tiny(**EVERY_TWO), shapes, out, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_time_limit_within_an_accumulated_step_leaves_a_checkpoint(shapes: Path, tmp_path: Path) -> None:

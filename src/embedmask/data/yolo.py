@@ -79,19 +79,23 @@ def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) ->
         if place.is_dir():
             images.update(path for path in place.rglob("*") if is_image_file(path))
         else:
-            try:
-                lines = read_text(place).replace("\\", "/").splitlines()
-            except (OSError, UnicodeDecodeError):
-                raise BadInput(
-                    f"{place}: is no list of images, but {file} names it; name a folder, or a text file with one "
-                    "image per line"
-                ) from None
-            images.update(place.parent / line.strip() for line in lines if line.strip())
+            images.update(_read_list(place, file))
     if not images:
         unread = describe_unread(path for place in places if place.is_dir() for path in place.rglob("*"))
         fix = unread or "correct the entry or add them"
         raise BadInput(f"{file}: {', '.join(entries)} contains no images; {fix}")
     return sorted(images)
+
+
+def _read_list(place: Path, file: Path) -> Iterator[Path]:
+    """Yield the images that a text file lists, one per line; `file` names it."""
+    try:
+        lines = read_text(place).replace("\\", "/").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise BadInput(
+            f"{place}: is no list of images, but {file} names it; name a folder, or a text file with one image per line"
+        ) from None
+    yield from (place.parent / line.strip() for line in lines if line.strip())
 
 
 def label_file(image: Path) -> Path:

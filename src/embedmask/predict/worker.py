@@ -125,7 +125,7 @@ class Worker:
         batch_size = self.predictor.batch_size if batch_size is None else batch_size
         # images per block; single images need no grouping
         self.block = 1 if batch_size == 1 else BLOCK_BATCHES * batch_size
-        self.stream: Callable[[Iterable[Any]], Iterator[ImageResult]] = partial(
+        self.stream: Callable[..., Iterator[ImageResult]] = partial(
             self.predictor.predict_stream,
             score_threshold=settings.score_threshold,
             max_detections=settings.max_detections,
@@ -145,11 +145,14 @@ class Worker:
         rank, world_size = rank_and_world_size()
         blocks = self._blocks([(number, source) for number, source in numbered if not source.is_video])
         # a video is one unit of work: process r takes videos r, r + world_size, ...
-        videos = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
-        done = [(number, source) for number, source in videos if self.journal.is_done(source)]
-        videos = [item for item in videos if item not in done]
-        # a truncated video is not predicted again, but still listed
-        broken = [(number, fault) for number, source in done if (fault := self.journal.fault(source))]
+        share = [(number, source) for number, source in numbered if source.is_video][rank::world_size]
+        videos: list[tuple[int, Source]] = []
+        broken: list[Broken] = []
+        for number, source in share:
+            if not self.journal.is_done(source):
+                videos.append((number, source))
+            elif (fault := self.journal.fault(source)) is not None:
+                broken.append((number, fault))  # truncated: not predicted again, but still listed
         with tqdm(total=sum(map(len, blocks)) + len(videos), unit=" images", disable=not progress) as bar:
             for block in blocks:
                 results = zip(block, self.stream([source.path for _, source in block]), strict=True)
@@ -170,7 +173,9 @@ class Worker:
         if done:
             write_classes(self.settings.format, self.out, self.predictor.class_names)
             counts = self.journal.merge(done, self.predictor.class_names, ids)
-        return counts, "" if counts[1] else best_score_hint(self.predictor, self.settings, done)
+        return counts, "" if counts[1] else best_score_hint(
+            self.stream, self.predictor.model.config.least_score, done
+        )
 
     def _blocks(self, images: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
         """Return this process's blocks of images that are not all finished.
@@ -271,26 +276,19 @@ def describe_break(video: VideoReader, source: Source) -> str | None:
     return f"{source.path}: breaks off after {len(video.times)}{of} frames{why}; replace the file"
 
 
-def best_score_hint(predictor: Predictor, settings: Settings, done: Sequence[Source]) -> str:
+def best_score_hint(
+    stream: Callable[..., Iterator[ImageResult]], least: float, done: Sequence[Source]
+) -> str:
     """Return a line with the best score in the first images of a run without detections; empty without images.
 
-    Each image is read as the run reads it: the same page, channels, level and tiles.
+    Args:
+        stream: `predict_stream` with the settings of the run, so that images are read and tiled alike.
+        least: Lowest score that the model serves.
     """
     images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
     if not images:
         return ""
-    least = predictor.model.config.least_score
-    results = predictor.predict_stream(
-        images,
-        score_threshold=least,
-        max_detections=1,
-        tile=settings.tile,
-        overlap=settings.overlap,
-        page=settings.page,
-        channels=settings.channels,
-        level=settings.level,
-        skip_broken=True,  # a file may have changed since
-    )
+    results = stream(images, score_threshold=least, max_detections=1)
     scores = [
         (float(result.instances.scores[0]), path)
         for path, result in zip(images, results, strict=True)

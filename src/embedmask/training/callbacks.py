@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from embedmask.config import Recipe
 from embedmask.distributed import gather
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.threshold_curves import Choice, choose_thresholds
-from embedmask.files import atomic_write, write_text
+from embedmask.files import write_text
 from embedmask.training.module import EmbedMaskModule
 from embedmask.training.step_log import Row, loss_text
 from embedmask.weights.checkpoint import reading_safetensors, save
@@ -222,10 +221,11 @@ class ResultsFolder(Callback):
         # a threshold that the recipe sets takes precedence over the best one on val
         if self.choice is not None and self.recipe.model.default_score_threshold is None:
             config = replace(config, default_score_threshold=self.choice.threshold)
-        last = self.out / "last.safetensors"
-        save(model, last, class_names=self.class_names, config=config)
+        save(model, self.out / "last.safetensors", class_names=self.class_names, config=config)
         if improved:
-            copy_with_evaluation(last, self.out / BEST_FILE, {"step": self.best_step, "metrics": self.best})
+            evaluation = {EVALUATION: json.dumps({"step": self.best_step, "metrics": self.best})}
+            names = self.class_names
+            save(model, self.out / BEST_FILE, class_names=names, config=config, metadata=evaluation)
 
 
 @dataclass
@@ -355,18 +355,6 @@ def write_csv(rows: list[Row], path: Path) -> None:
             {name: value if isinstance(value, int) else f"{value:.6g}" for name, value in row.items()}
         )
     write_text(path, text.getvalue())
-
-
-def copy_with_evaluation(source: Path, target: Path, evaluation: dict[str, Any]) -> None:
-    """Copy a safetensors file and add an evaluation to its metadata, so that both are replaced as one."""
-    with source.open("rb") as file, atomic_write(target) as temporary, temporary.open("wb") as copy:
-        # 8 bytes of header length, little-endian, then the header as JSON padded with spaces, then the tensors
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        header["__metadata__"][EVALUATION] = json.dumps(evaluation)
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        copy.write(len(text).to_bytes(8, "little") + text)
-        shutil.copyfileobj(file, copy)
 
 
 def read_evaluation(path: Path) -> dict[str, Any] | None:

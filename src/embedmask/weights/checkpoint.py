@@ -58,6 +58,7 @@ def save(
     class_names: Sequence[str],
     dtype: torch.dtype | None = None,
     config: DetectorConfig | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write the weights, the config and the class names to one safetensors file, atomically.
 
@@ -67,6 +68,7 @@ def save(
         class_names: name of each of the `model.config.num_classes` labels.
         dtype: dtype of the weights in the file, such as torch.float16 for half the size; None: unchanged.
         config: config to write instead of the model's, for example with another threshold.
+        metadata: further entries of the file's metadata.
 
     Raises:
         BadInput: the number of names is wrong, `dtype` cannot represent the weights, or the file cannot be written.
@@ -76,7 +78,8 @@ def save(
         raise BadInput(
             f"{path}: {len(names)} class names for a model of {count} classes; give one name per class"
         )
-    metadata = {
+    entries = {
+        **(metadata or {}),
         "format": FORMAT,
         "version": str(VERSION),
         "config": json.dumps(model_to_dict(config or model.config)),
@@ -95,7 +98,7 @@ def save(
         if bool(value.isfinite().all()) and not bool(tensors[name].isfinite().all()):
             raise BadInput(f"{path}: {name} has values outside the range of {dtype}; use another dtype")
     with atomic_write(path) as temporary:
-        _write_safetensors(temporary, tensors, metadata)
+        _write_safetensors(temporary, tensors, entries)
 
 
 def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
