@@ -5,11 +5,12 @@
     python benchmarks/stardist_nuclei.py predict --data DIR --where KEY=VALUE --out RUN
     python benchmarks/stardist_nuclei.py large --image FILE --out RUN
 
-The network, its solver and its patches are StarDist's defaults (32 rays, grid 2, 100 steps of 4 patches of 256 px per
-epoch), normalization and augmentation those of its training example. With fewer than its 400 epochs, the learning rate
+The network, its solver and its patches are StarDist's defaults (32 rays, 100 steps of 4 patches of 256 px per epoch),
+grid, normalization and augmentation those of its training example. With fewer than its 400 epochs, the learning rate
 falls after proportionally fewer epochs without progress. Thresholds are optimized on val by StarDist. `train` writes
-the weights and `facts.json`; `predict` adds time and memory to it and writes `results.json`, COCO results for
-`python benchmarks/nuclei.py measure --results RUN`; `large` adds the time of one large image. All use one thread.
+the weights and `facts.json`, and continues a run that was interrupted; `predict` adds time and memory to it and writes
+`results.json`, COCO results for `python benchmarks/nuclei.py measure --results RUN`; `large` adds the time of one large
+image. All use one thread.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ tf.config.threading.set_inter_op_parallelism_threads(1)
 
 RANDOM = np.random.default_rng(0)
 DEFAULT_EPOCHS, DEFAULT_PATIENCE = 400, 40
+GRID = (2, 2)
+"""Pixels of the image per pixel of the prediction, as in the training example; the default of the package is 1."""
 LEAST_SCORE = 0.05
 """Lower bound of the scores of COCO results; AP ranks all of them."""
 BLOCK, OVERLAP, CONTEXT = 2048, 256, 128
@@ -89,7 +92,6 @@ def augment(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def train(data: Path, where: str, epochs: int, out: Path) -> None:
     """Train, optimize the thresholds on val, and write facts of the run."""
-    begin = time.process_time()
     np.random.seed(0)  # noqa: NPY002 - StarDist samples patches with numpy's global generator
     tf.random.set_seed(0)
     sets = {split: read_split(data, split, where) for split in ("train", "val")}
@@ -99,11 +101,17 @@ def train(data: Path, where: str, epochs: int, out: Path) -> None:
     labels = {split: [labels_of(one) for one in own] for split, own in sets.items()}
     patience = max(1, round(DEFAULT_PATIENCE * epochs / DEFAULT_EPOCHS))
     config = Config2D(
+        grid=GRID,
         train_epochs=epochs,
         train_reduce_lr={"factor": 0.5, "patience": patience, "min_delta": 0},
         train_tensorboard=False,
     )
     model = StarDist2D(config, name=out.name, basedir=str(out.parent))
+    model.prepare_for_training()
+    model.callbacks += [
+        tf.keras.callbacks.BackupAndRestore(str(out / "resume")),
+        CoreMinutes(out / "minutes"),
+    ]
     model.train(images["train"], labels["train"], (images["val"], labels["val"]), augmenter=augment, seed=0)
     model.optimize_thresholds(images["val"], labels["val"])
     facts = {
@@ -113,12 +121,26 @@ def train(data: Path, where: str, epochs: int, out: Path) -> None:
         "steps": epochs * config.train_steps_per_epoch,
         "epochs": epochs,
         "images": epochs * config.train_steps_per_epoch * config.train_batch_size,
-        "core_minutes": (time.process_time() - begin) / 60,
+        "core_minutes": float((out / "minutes").read_text()),
         "score_threshold": float(model.thresholds.prob),
         "nms_threshold": float(model.thresholds.nms),
         "where": where,
     }
     (out / "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+class CoreMinutes(tf.keras.callbacks.Callback):
+    """Keep the CPU time of training in a file, over interruptions."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.before = float(path.read_text()) if path.exists() else 0.0
+        self.begin = time.process_time()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the minutes of all epochs so far."""
+        self.path.write_text(str(self.before + (time.process_time() - self.begin) / 60))
 
 
 def predict(data: Path, where: str, out: Path) -> None:

@@ -164,9 +164,8 @@ import os, time
 from pathlib import Path
 from embedmask.files import exclusive
 with exclusive(Path({str(tmp_path)!r})):
-    child = os.fork()  # as data loaders do
-    if child:
-        print(child, flush=True)
+    if not os.fork():  # as data loaders do
+        print(os.getpid(), flush=True)  # the child runs and has closed the folder
     time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as writer:
