@@ -49,6 +49,18 @@ STACKS: dict[str, tuple[tuple[int, ...], dict[str, Any], int, int]] = {
     "imagej without pages": ((3,), {"imagej": True, "truncate": True, "metadata": {"axes": "ZYX"}}, 3, 1),
     "plain": ((3,), {"photometric": "minisblack", "metadata": None}, 3, 1),
     "samples": ((5,), {"photometric": "minisblack", "planarconfig": "separate"}, 1, 5),
+    "samples CYX": (
+        (5,),
+        {"photometric": "minisblack", "planarconfig": "separate", "metadata": {"axes": "CYX"}},
+        1,
+        5,
+    ),
+    "samples ZCYX": (
+        (2, 3),
+        {"photometric": "minisblack", "planarconfig": "separate", "metadata": {"axes": "ZCYX"}},
+        2,
+        3,
+    ),
     "packed": ((2, 3), {"ome": True, "metadata": {"axes": "ZCYX"}, "compression": "zlib"}, 2, 3),
 }
 
@@ -84,6 +96,16 @@ def test_pages_are_channels_of_single_channel_file(tmp_path: Path) -> None:
     assert level(path, channels=(2, 1, 0)) == [3, 2, 1]
     assert level(path, channels=(1,)) == [2, 2, 2]
     assert list(read_extent(path).unread(ReadOptions(channels=(1,)))) == []  # type: ignore[union-attr]
+
+
+def test_white_is_0_in_each_page(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    values = np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH), np.uint8)
+    tifffile.imwrite(path, values, photometric="miniswhite", metadata=None)
+    for page in range(3):
+        assert (read_image(path, options=ReadOptions(page=page)).numpy() == 255 - values[page]).all()
+    image = read_image(path, options=ReadOptions(channels=(2, 0, 1)))
+    np.testing.assert_array_equal(image.numpy(), 255 - values[[2, 0, 1]])
 
 
 def test_pages_of_several_sizes(tmp_path: Path) -> None:

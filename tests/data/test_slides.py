@@ -138,6 +138,10 @@ def test_very_large_tiled_images_are_slides(tmp_path: Path, monkeypatch: pytest.
     tifffile.imwrite(tmp_path / "tiled.tif", textured(80, 90), photometric="rgb", tile=(64, 64))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     np.testing.assert_array_equal(whole(opened(tmp_path / "tiled.tif")), textured(80, 90))
+    planar = {"planarconfig": "separate", "metadata": {"axes": "CYX"}}
+    values = textured(80, 90).transpose(2, 0, 1)
+    tifffile.imwrite(tmp_path / "planar.tif", values, photometric="rgb", tile=(64, 64), **planar)
+    np.testing.assert_array_equal(whole(opened(tmp_path / "planar.tif")), textured(80, 90))
 
 
 def test_missing_tiles_are_background(tmp_path: Path) -> None:

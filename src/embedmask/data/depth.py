@@ -47,17 +47,20 @@ def reduce_depth(strips: Strips, out: NDArray[np.uint8], depth: Depth, *, invert
     Args:
         strips: the image, called up to three times.
         out: `[H, W, 3]`, the result. A strip may be computed from the rows of `out` that it is written to.
-        depth: rule, or the value that becomes 255; images of 8 bits do not change.
+        depth: rule, or the value that becomes 255; images of 8 bits keep their levels.
         inverted: 0 is white.
     """
     num_pixels = out.shape[0] * out.shape[1]
     source = strips
     if inverted:
-        # the white level of the stored values becomes 0
+        # the white level of the stored values becomes 0, with 8 bits it is 255
         black = white_level(source, num_pixels, depth)
 
         def strips() -> Iterator[tuple[int, Values]]:
             for top, rows in source():
+                if rows.dtype == np.uint8:
+                    yield top, 255 - rows
+                    continue
                 # int64: the difference of unsigned values would wrap around
                 values = _finite(rows) if rows.dtype.kind == "f" else rows.astype(np.int64)
                 yield top, (np.asarray(black).astype(values.dtype) - values).clip(min=0)

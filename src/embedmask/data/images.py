@@ -288,7 +288,8 @@ def _read_file(file: BinaryIO, upright: bool, options: ReadOptions, notice: Noti
             pixels = np.empty((*values.shape[:2], 3), np.uint8)
             reduce_depth(strips_of(values), pixels, options.depth, inverted=first.inverted)
             return pixels
-        page, inverted = first.index or 0, first.inverted
+        # Pillow inverts 8 bits itself
+        page, inverted = first.index or 0, first.inverted and not first.is_8_bit
 
     def reopen() -> Image.Image:
         # popped, so that `decode` holds the only reference and can free the image before the next one

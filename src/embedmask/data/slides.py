@@ -17,7 +17,7 @@ from torch import Tensor
 from embedmask.config.reading import Depth, ReadOptions
 from embedmask.data.depth import reduce_depth, strip_height, strips_of, white_level
 from embedmask.data.pages import BadChoice, Extent
-from embedmask.data.tiff import Plane, Stack, plane_numbers
+from embedmask.data.tiff import Plane, Stack, axes_of, plane_numbers
 from embedmask.errors import needs_extra
 from embedmask.structures import Size
 
@@ -150,9 +150,10 @@ def tiff_slide(stack: Stack, options: ReadOptions, *, name: str) -> Slide | None
 def _array_plane(plane: Plane, zarr: Any) -> ArrayPlane:
     """Open a plane of a TIFF file as a zarr array."""
     plane.check_complete()
+    axes = axes_of(plane.series)
     array = zarr.open_array(plane.series.aszarr(level=0), mode="r")
-    others = [n for axis, n in zip(plane.series.axes, array.shape, strict=True) if axis not in "YXS"]
-    return ArrayPlane(array, plane.series.axes, tuple(map(int, np.unravel_index(plane.number, others))))
+    others = [n for axis, n in zip(axes, array.shape, strict=True) if axis not in "YXS"]
+    return ArrayPlane(array, axes, tuple(map(int, np.unravel_index(plane.number, others))))
 
 
 def zarr_slide(path: Path, options: ReadOptions, notice: Notice) -> Slide:

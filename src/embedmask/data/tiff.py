@@ -53,7 +53,7 @@ class Plane:
     @cached_property
     def has_page(self) -> bool:
         """Return whether the plane is a page of the file; otherwise it is part of the series' larger pages."""
-        others = [n for axis, n in zip(self.series.axes, self.series.shape, strict=True) if axis not in "YXS"]
+        others = [n for axis, n in zip(axes_of(self.series), self.series.shape, strict=True) if axis not in "YXS"]
         return len(self.series.pages) == prod(others) and not self.series.is_truncated
 
     @property
@@ -89,8 +89,8 @@ class Plane:
 
     @property
     def inverted(self) -> bool:
-        """Return whether 0 is white and the reader has to invert it; Pillow inverts 8 bits itself."""
-        return self.key.photometric == PHOTOMETRIC.MINISWHITE and not self.is_8_bit
+        """Return whether 0 is white."""
+        return bool(self.key.photometric == PHOTOMETRIC.MINISWHITE)
 
     @property
     def is_8_bit(self) -> bool:
@@ -172,8 +172,6 @@ class Plane:
             values = self._decode()
         except Exception as error:  # decoders raise any exception on damaged files
             raise OSError(str(error)) from error
-        if values.dtype == np.bool_:
-            values = values.astype(np.uint8) * np.uint8(255)
         if not upright:
             return values
         # EXIF: exchange the axes first, then flip them
@@ -210,7 +208,7 @@ class Plane:
                 raise OSError(f"pages with the axes {axes} are not supported")
             return values
         # any order of axes, such as [T, Y, X, Z] -> [T, Z, Y, X, S] -> [T * Z, Y, X, S]
-        axes, values = self.series.axes, self.series.asarray()
+        axes, values = axes_of(self.series), self.series.asarray()
         if "S" not in axes:
             axes, values = axes + "S", values[..., None]
         order = [axes.index(axis) for axis in (*(a for a in axes if a not in "YXS"), *"YXS")]
@@ -240,7 +238,7 @@ class Stack:
             self._file = TiffFile(file)
             full = [series for series in self._file.series if not is_companion(series)]
             for series in full or self._file.series:
-                table = plane_numbers(series.axes, series.shape).tolist()
+                table = plane_numbers(axes_of(series), series.shape).tolist()
                 self.rows += [[Plane(series, number) for number in row] for row in table]
             # tifffile groups pages by format: restore the order of the file
             if len(full) > 1:
@@ -286,6 +284,17 @@ class Stack:
 def is_companion(series: TiffPageSeries) -> bool:
     """Return whether a series is a reduced copy of another, or the thumbnail, label or overview of a slide."""
     return bool(series.keyframe.is_reduced) or (series.kind in SLIDES and series.name in COMPANIONS)
+
+
+def axes_of(series: TiffPageSeries) -> str:
+    """Return the axes of a series, with S for the samples of a pixel, for which metadata may have another letter."""
+    axes: str = series.axes
+    samples = series.keyframe.samplesperpixel
+    # [..., S, Y, X] or [..., Y, X, S]
+    position = len(axes) - (1 if series.keyframe.planarconfig == PLANARCONFIG.CONTIG else 3)
+    if samples == 1 or "S" in axes or position < 0 or series.shape[position] != samples:
+        return axes
+    return f"{axes[:position]}S{axes[position + 1 :]}"
 
 
 def plane_numbers(axes: str, shape: Sequence[int]) -> NDArray[np.int64]:
