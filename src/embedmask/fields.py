@@ -53,7 +53,6 @@ def between(low: float, high: float) -> Constraint:
 
 
 OR_NULL = " or null"
-FINITE = Constraint(math.isfinite, "finite")
 
 PositiveInt = Annotated[int, at_least(1)]
 NonNegativeInt = Annotated[int, at_least(0)]
@@ -121,10 +120,10 @@ def field_constraints(cls: type) -> dict[str, tuple[Constraint, ...]]:
 
 
 def check_fields(config: object) -> None:
-    """Check that every field of a config has its declared type and meets its constraints.
+    """Check that every field of a config has its declared type and meets its constraints, and numbers are finite.
 
     Raises:
-        BadInput: a value has another type or violates a constraint.
+        BadInput: a value has another type, violates a constraint, or is infinite or NaN.
     """
     cls: Any = type(config)
     constraints = field_constraints(cls)
@@ -135,6 +134,7 @@ def check_fields(config: object) -> None:
         numbers = [item for item in items if isinstance(item, (int, float))]
         valid = all(constraint.holds(number) for constraint in constraints[name] for number in numbers)
         require(config, name, valid, _describe_rule(cls, name))
+        require(config, name, all(map(math.isfinite, numbers)), "finite")
 
 
 def describe_field(cls: type, name: str) -> str:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from embedmask.fields import FINITE, Fraction, PositiveInt, at_least, below, between, check_fields, require
+from embedmask.fields import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveInt,
+    at_least,
+    below,
+    between,
+    check_fields,
+    require,
+)
 
 Degenerate = Literal["refuse", "drop"]
 Split = Literal["train", "val", "test", "test-dev"]
@@ -51,9 +60,9 @@ class DataConfig:
     """Strength of random brightness, contrast, saturation and hue, 0..1."""
     invert: Fraction = 0.0
     """Probability of inverting all colors."""
-    gamma: Annotated[float, at_least(0), FINITE] = 0.0
+    gamma: NonNegativeFloat = 0.0
     """Strength of a random gamma, whose exponent lies in 1 / (1 + gamma) .. 1 + gamma."""
-    blur: Annotated[float, at_least(0), FINITE] = 0.0
+    blur: NonNegativeFloat = 0.0
     """Maximum standard deviation of a random Gaussian blur, px."""
     noise: Fraction = 0.0
     """Maximum standard deviation of random noise, as a fraction of white, 0..1."""
@@ -65,7 +74,7 @@ class DataConfig:
     """Fraction of train to use as val, split by image content; 0: the data set has a val split."""
     keep_empty: bool = True
     """Train on images without objects, too. False drops them, as the authors do; evaluation always keeps them."""
-    min_box_side: Annotated[float, at_least(0), FINITE] = 1.0
+    min_box_side: NonNegativeFloat = 1.0
     """Minimum width and height of the visible part of an object, px; smaller objects are dropped."""
     repeat: PositiveInt = 1
     """Passes over the training set per epoch; small data sets benefit from longer epochs."""

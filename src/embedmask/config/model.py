@@ -11,7 +11,6 @@ from embedmask.config.convert import current_names, from_dict
 from embedmask.config.detector import DetectorConfig
 from embedmask.errors import BadInput
 from embedmask.fields import (
-    FINITE,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -87,7 +86,7 @@ class ModelConfig(DetectorConfig):
     """Exponent of the IoU in the alignment of `task_aligned`."""
     align_topk: PositiveInt = 13
     """Number of locations of highest alignment that `task_aligned` assigns to each ground truth."""
-    center_radius: float | None = 1.5
+    center_radius: PositiveFloat | None = 1.5
     """Radius of center sampling, in strides; null: anywhere in the box."""
     sample_in_mask: bool = True
     """Require positive locations to lie inside their ground-truth mask (Table 2 c)."""
@@ -102,9 +101,9 @@ class ModelConfig(DetectorConfig):
     """Offset on width and height in box areas and IoUs: 1 as in the authors' code, 0 for continuous coordinates."""
 
     # Objective (eq. 8)
-    focal_alpha: float = 0.25
+    focal_alpha: Fraction = 0.25
     """Weight of positives in the focal loss."""
-    focal_gamma: float = 2.0
+    focal_gamma: NonNegativeFloat = 2.0
     """Focusing exponent of the focal loss."""
     box_weight: NonNegativeFloat = 1.0
     """Weight of the box loss."""
@@ -152,7 +151,7 @@ class ModelConfig(DetectorConfig):
     whole px, so that masks drift by up to 1 px at the far edge, and lets a mask reach one or two cells
     (of 4 px if p has stride 8) beyond its box. `exact` keeps cells at their locations and lets a mask reach
     `mask_margin` beyond its box. Without effect with `mask_interpolation: aligned`."""
-    mask_margin: Annotated[float, at_least(0), FINITE] | None = None
+    mask_margin: NonNegativeFloat | None = None
     """Distance that an exact mask may reach beyond its box, as a fraction of the box's side, and at least 1.5 cells
     unless it is 0. Boxes are often slightly too small, and masks are cut off at this margin; above 0.15 they may
     include neighbors (docs/predicting.md). null: 0.1, or less if the mask loss covered less around the box

@@ -71,11 +71,11 @@ class TrainConfig:
     """Learning-rate schedule: drops at `milestones`, or a half cosine to zero."""
     milestones: tuple[Fraction, ...] = (2 / 3, 8 / 9)
     """Drops of the step schedule, as fractions of the training (60k and 80k of 90k steps)."""
-    gamma: float = 0.1
+    gamma: PositiveFloat = 0.1
     """Factor on the learning rate at each milestone."""
     warmup_steps: NonNegativeInt = 500
     """Number of warm-up steps."""
-    warmup_factor: float = 1 / 3
+    warmup_factor: Fraction = 1 / 3
     """Factor on the learning rate at the start of the warm-up."""
     warmup: Literal["constant", "linear"] = "constant"
     """Course of the warm-up: constant at `warmup_factor`, or rising linearly from it."""

@@ -53,7 +53,9 @@ class Plane:
     @cached_property
     def has_page(self) -> bool:
         """Return whether the plane is a page of the file; otherwise it is part of the series' larger pages."""
-        others = [n for axis, n in zip(axes_of(self.series), self.series.shape, strict=True) if axis not in "YXS"]
+        others = [
+            n for axis, n in zip(axes_of(self.series), self.series.shape, strict=True) if axis not in "YXS"
+        ]
         return len(self.series.pages) == prod(others) and not self.series.is_truncated
 
     @property
