@@ -126,9 +126,10 @@ def write_openvino(model: Any, path: Path) -> None:
     weights = path.with_suffix(".bin")
     with temporary_folder(path.parent / path.stem) as folder:
         openvino.save_model(model, folder / path.name, compress_to_fp16=False)
-        for target in (weights, path):  # the file that is opened comes last
-            with atomic_write(target) as temporary:
-                shutil.copyfile(folder / target.name, temporary)
+        # both are copied before one is replaced, so that a failure does not leave new weights beside an old graph
+        with atomic_write(path) as new_graph, atomic_write(weights) as new_weights:
+            shutil.copyfile(folder / weights.name, new_weights)
+            shutil.copyfile(folder / path.name, new_graph)
 
 
 def _trace(model: EmbedMask, dense_masks: bool) -> Any:
