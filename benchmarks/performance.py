@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from embedmask.benchmark.calibration import BOX_CELLS
 from embedmask.benchmark.compare import BenchConfig, compare
+from embedmask.benchmark.timing import matrix_gflops
 from embedmask.config import ModelConfig, override
 from embedmask.config.bundled import resolve_recipe
 from embedmask.files import atomic_write, write_json, write_text
@@ -53,7 +54,7 @@ CROWDS = {
     "300 objects on 12 megapixels": (300, (3000, 4000)),
     "1,000 objects on 1 megapixel": (1000, (1000, 1000)),
 }
-MATRIX_SIDE = 8192
+CUDA_MATRIX_SIDE = 8192
 
 Results = dict[str, Any]
 
@@ -165,25 +166,27 @@ SECTIONS: dict[str, Callable[[BenchConfig], Results]] = {
 def matrix_share(plan: BenchConfig) -> Results:
     """Measure operations per second of a large bfloat16 matrix product, and count those of EmbedMask per image."""
     device = torch.device("cuda" if plan.device.startswith("cuda") else "cpu")
-    side = MATRIX_SIDE if device.type == "cuda" else MATRIX_SIDE // 8
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    # the fastest of 20: the peak rate of the device
-    seconds = min(timed(lambda: matrix @ matrix, device) for _ in range(20))
+    if device.type == "cuda":
+        rate = cuda_matrix_rate(device)
+    else:
+        rate = 1e9 * matrix_gflops()["bfloat16"] * torch.get_num_threads()
     model = EmbedMask(plan.model_config).eval().to(device)
     padded = [-(-length // 32) * 32 for length in plan.network_size]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, *padded, device=device))
-    return {"matrix_per_second": 2 * side**3 / seconds, "network_operations": counter.get_total_flops()}
+    return {"matrix_per_second": rate, "network_operations": counter.get_total_flops()}
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds of a function call."""
-    start = time.perf_counter()
-    work()
-    # kernels run asynchronously
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+def cuda_matrix_rate(device: torch.device) -> float:
+    """Return the operations per second of a bfloat16 matrix product, the fastest of 20: the peak rate of the device."""
+    matrix = torch.randn(CUDA_MATRIX_SIDE, CUDA_MATRIX_SIDE, device=device, dtype=torch.bfloat16)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        matrix @ matrix
+        torch.cuda.synchronize(device)  # kernels run asynchronously
+        seconds.append(time.perf_counter() - start)
+    return 2 * CUDA_MATRIX_SIDE**3 / min(seconds)
 
 
 # --- the page -----------------------------------------------------------------

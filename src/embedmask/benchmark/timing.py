@@ -18,8 +18,10 @@ from embedmask.machine import describe_machine
 Run = TypeVar("Run", bound=Hashable)
 Times = dict[str, list[float]]
 """Stage, `to_masks` or `whole` -> seconds of each run."""
-MATRIX_SIDE, MATRIX_RUNS = 1024, 10
-"""Side of the matrices whose product measures the rate of the processor, and number of products."""
+MATRIX_SIDES, MATRIX_RUNS = (256, 1024), 10
+"""Sides of the matrices whose product measures the rate of the processor, and number of products."""
+MATRIX_SECONDS = 0.01
+"""Longest time of a small product whose format is measured with large matrices, too."""
 
 
 @dataclass
@@ -88,29 +90,37 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def matrix_gflops() -> dict[str, float]:
-    """Measure products of large matrices on the CPU: 10^9 operations per CPU second of a thread, by number format.
+    """Measure products of square matrices on the CPU: 10^9 operations per CPU second of a thread, by number format.
 
     The median of `MATRIX_RUNS` after a first one counts: the fastest depends on pauses of other work on the processor,
-    and varied by a factor of three in int8. Formats that this version of torch cannot multiply are left out.
+    and varied by a factor of three in int8. Larger matrices are faster; a format whose small product takes longer than
+    `MATRIX_SECONDS` is not native to the processor, and would take minutes with them. Formats that this version of
+    torch cannot multiply are left out.
     """
-    side = MATRIX_SIDE
-    matrix = torch.randn(side, side, generator=torch.Generator().manual_seed(0))
-    reduced, whole = matrix.bfloat16(), (matrix * 40).to(torch.int8)
-    products: dict[str, Callable[[], torch.Tensor]] = {
-        "float32": lambda: matrix @ matrix,
-        "bfloat16": lambda: reduced @ reduced,
-        "int8": lambda: torch._int_mm(whole, whole),
+    matrix = torch.randn(MATRIX_SIDES[-1], MATRIX_SIDES[-1], generator=torch.Generator().manual_seed(0))
+    formats: dict[str, tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]] = {
+        "float32": (matrix, lambda own: own @ own),
+        "bfloat16": (matrix.bfloat16(), lambda own: own @ own),
+        "int8": ((matrix * 40).to(torch.int8), lambda own: torch._int_mm(own, own)),
     }
     rates = {}
-    for name, product in products.items():
-        seconds = []
-        try:
-            for _ in range(MATRIX_RUNS + 1):
-                begin = time.process_time()
-                product()
-                seconds.append(time.process_time() - begin)
-        except (AttributeError, NotImplementedError, RuntimeError):
-            continue
-        # a clock of coarse ticks may read 0
-        rates[name] = 2 * side**3 / max(statistics.median(seconds[1:]), 1e-4) / 1e9
+    for name, (whole, product) in formats.items():
+        for side in MATRIX_SIDES:
+            try:
+                seconds = _median_seconds(product, whole[:side, :side].contiguous())
+            except (AttributeError, NotImplementedError, RuntimeError):
+                break
+            rates[name] = 2 * side**3 / seconds / 1e9
+            if seconds > MATRIX_SECONDS:
+                break
     return rates
+
+
+def _median_seconds(product: Callable[[torch.Tensor], torch.Tensor], matrix: torch.Tensor) -> float:
+    seconds = []
+    for _ in range(MATRIX_RUNS + 1):
+        begin = time.process_time()
+        product(matrix)
+        seconds.append(time.process_time() - begin)
+    # a clock of coarse ticks may read 0
+    return max(statistics.median(seconds[1:]), 1e-4)

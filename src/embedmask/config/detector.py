@@ -10,8 +10,8 @@ from embedmask.config.reading import Depth, ReadOptions
 from embedmask.errors import BadInput
 from embedmask.fields import (
     Fraction,
+    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     above,
     at_most,
@@ -56,7 +56,7 @@ class DetectorConfig:
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     """BatchNorm of the backbone: fixed (`frozen`, for pretrained weights) or trained (`batch`, for random weights).
     With `batch` set `frozen_stages` to 0, since the running statistics of frozen stages are updated, too."""
-    backbone_norm_eps: PositiveFloat | None = None
+    backbone_norm_eps: NonNegativeFloat | None = None
     """Epsilon of the backbone's BatchNorm; null: timm's (1e-5 in ResNets, 1e-3 in `tf_*` models)."""
     frozen_stages: NonNegativeInt = 2
     """Number of frozen backbone stages, counted from the stem; section 4.1 freezes the stem and the first stage."""
