@@ -7,10 +7,10 @@
 
 The network, its solver and its patches are StarDist's defaults (32 rays, 100 steps of 4 patches of 256 px per epoch),
 grid, normalization and augmentation those of its training example. With fewer than its 400 epochs, the learning rate
-falls after proportionally fewer epochs without progress. Thresholds are optimized on val by StarDist. `train` writes
-the weights and `facts.json`, and continues a run that was interrupted; `predict` adds time and memory to it and writes
-`results.json`, COCO results for `python benchmarks/nuclei.py measure --results RUN`; `large` adds the time of one large
-image. All use one thread.
+falls after proportionally fewer epochs without progress. `train` writes the weights of the lowest loss on val, and
+continues a run that was interrupted; `predict` optimizes the thresholds on val, as StarDist does, and writes COCO
+results to `results.json` and time, memory and other facts to `facts.json`, for `python benchmarks/nuclei.py measure
+--results RUN`; `large` adds the time of one large image. All use one thread.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ RANDOM = np.random.default_rng(0)
 DEFAULT_EPOCHS, DEFAULT_PATIENCE = 400, 40
 GRID = (2, 2)
 """Pixels of the image per pixel of the prediction, as in the training example; the default of the package is 1."""
+PROGRESS, FACTS = "progress.json", "facts.json"
 LEAST_SCORE = 0.05
 """Lower bound of the scores of COCO results; AP ranks all of them."""
 BLOCK, OVERLAP, CONTEXT = 2048, 256, 128
@@ -91,7 +92,7 @@ def augment(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def train(data: Path, where: str, epochs: int, out: Path) -> None:
-    """Train, optimize the thresholds on val, and write facts of the run."""
+    """Train, or continue to train."""
     np.random.seed(0)  # noqa: NPY002 - StarDist samples patches with numpy's global generator
     tf.random.set_seed(0)
     sets = {split: read_split(data, split, where) for split in ("train", "val")}
@@ -108,45 +109,53 @@ def train(data: Path, where: str, epochs: int, out: Path) -> None:
     )
     model = StarDist2D(config, name=out.name, basedir=str(out.parent))
     model.prepare_for_training()
-    model.callbacks += [
-        tf.keras.callbacks.BackupAndRestore(str(out / "resume")),
-        CoreMinutes(out / "minutes"),
-    ]
+    progress = Progress(out / PROGRESS)
+    for callback in model.callbacks:
+        if isinstance(callback, tf.keras.callbacks.ModelCheckpoint):
+            callback.best = progress.lowest  # keep the best weights of the epochs before an interruption
+    model.callbacks += [tf.keras.callbacks.BackupAndRestore(str(out / "resume")), progress]
     model.train(images["train"], labels["train"], (images["val"], labels["val"]), augmenter=augment, seed=0)
-    model.optimize_thresholds(images["val"], labels["val"])
-    facts = {
-        "version": stardist.__version__,
-        "tensorflow": tf.__version__,
-        "parameters": int(model.keras_model.count_params()),
-        "steps": epochs * config.train_steps_per_epoch,
-        "epochs": epochs,
-        "images": epochs * config.train_steps_per_epoch * config.train_batch_size,
-        "core_minutes": float((out / "minutes").read_text()),
-        "score_threshold": float(model.thresholds.prob),
-        "nms_threshold": float(model.thresholds.nms),
-        "where": where,
-    }
-    (out / "facts.json").write_text(json.dumps(facts, indent=1))
 
 
-class CoreMinutes(tf.keras.callbacks.Callback):
-    """Keep the CPU time of training in a file, over interruptions."""
+class Progress(tf.keras.callbacks.Callback):
+    """Keep the number of epochs, their CPU time and the lowest loss on val in a file, over interruptions."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.before = float(path.read_text()) if path.exists() else 0.0
+        before = json.loads(path.read_text()) if path.exists() else {}
+        self.minutes = before.get("core_minutes", 0.0)
+        self.lowest = before.get("lowest_loss", np.inf)
         self.begin = time.process_time()
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write the minutes of all epochs so far."""
-        self.path.write_text(str(self.before + (time.process_time() - self.begin) / 60))
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        """Write the state after an epoch."""
+        self.lowest = min(self.lowest, logs["val_loss"])
+        minutes = self.minutes + (time.process_time() - self.begin) / 60
+        state = {"epochs": epoch + 1, "core_minutes": minutes, "lowest_loss": self.lowest}
+        self.path.write_text(json.dumps(state))
 
 
 def predict(data: Path, where: str, out: Path) -> None:
-    """Write COCO results of val, the median CPU time of an image at the optimized threshold, and the peak memory."""
+    """Optimize the thresholds on val; write its COCO results and facts of the run, with CPU time and peak memory."""
     model = StarDist2D(None, name=out.name, basedir=str(out.parent))
+    model.load_weights("weights_best.h5")
     records, seconds, results = read_split(data, "val", where), [], []
+    images = [read_gray(data / "images" / one["file_name"]) for one in records]
+    model.optimize_thresholds(images, [labels_of(one) for one in records])
+    progress = json.loads((out / PROGRESS).read_text())
+    steps = progress["epochs"] * model.config.train_steps_per_epoch
+    facts = {
+        "version": stardist.__version__,
+        "tensorflow": tf.__version__,
+        "parameters": int(model.keras_model.count_params()),
+        "steps": steps,
+        "images": steps * model.config.train_batch_size,
+        **progress,
+        "score_threshold": float(model.thresholds.prob),
+        "nms_threshold": float(model.thresholds.nms),
+        "where": where,
+    }
     for number, record in enumerate([records[0], *records]):
         image = np.asarray(Image.open(data / "images" / record["file_name"]).convert("L"))
         begin = time.process_time()
@@ -159,7 +168,8 @@ def predict(data: Path, where: str, out: Path) -> None:
         labels, found = model.predict_instances(normalize(image, 1, 99.8), prob_thresh=LEAST_SCORE)
         results += coco_results(record["id"], labels, found["prob"])
     (out / "results.json").write_text(json.dumps(results))
-    add_facts(out, {"cpu_ms": 1000 * statistics.median(seconds), "peak_mb": peak_mb()})
+    facts |= {"cpu_ms": 1000 * statistics.median(seconds), "peak_mb": peak_mb()}
+    (out / FACTS).write_text(json.dumps(facts, indent=1))
 
 
 def coco_results(image_id: int, labels: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
@@ -192,14 +202,15 @@ def large(file: Path, out: Path) -> None:
     _, found = model.predict_instances_big(
         normalize(image, 1, 99.8), "YX", BLOCK, OVERLAP, CONTEXT, show_progress=False
     )
-    facts = {"pixels": image.size, "objects": len(found["prob"]), "peak_mb": peak_mb()}
-    add_facts(out, {"large": {"cpu_seconds": time.process_time() - begin, **facts}})
-
-
-def add_facts(out: Path, facts: dict[str, Any]) -> None:
-    """Add facts to those of the training."""
-    path = out / "facts.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}, indent=1))
+    took = time.process_time() - begin
+    facts = json.loads((out / FACTS).read_text())
+    facts["large"] = {
+        "cpu_seconds": took,
+        "pixels": image.size,
+        "objects": len(found["prob"]),
+        "peak_mb": peak_mb(),
+    }
+    (out / FACTS).write_text(json.dumps(facts, indent=1))
 
 
 def peak_mb() -> float:
