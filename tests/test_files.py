@@ -126,6 +126,15 @@ def test_failing_rows_preserve_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_long_names(tmp_path: Path) -> None:
+    write_text(tmp_path / ("細" * 80 + ".jsonl"), "text")
+    (written,) = tmp_path.iterdir()
+    assert (written.name, written.read_text()) == ("細" * 80 + ".jsonl", "text")
+    with pytest.raises(BadInput, match="a: cannot be written"):
+        write_text(tmp_path / ("a" * 300), "text")
+    assert list(tmp_path.iterdir()) == [written]
+
+
 def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     paths = [
         tmp_path / name for name in ("last.ckpt", ".hidden", ".last.0123456789ab.d", "a.0123456789ab.ckpt")

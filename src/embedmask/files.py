@@ -12,7 +12,7 @@ import sys
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         BadInput: the folder or the file cannot be written (permissions, a full disk, a folder of that name).
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex[:12]}{target.suffix}")
+    # file systems limit names to 255 bytes, so a long stem is cut: a character has at most 4
+    temporary = target.with_name(f".{target.stem[:50]}.{uuid.uuid4().hex[:12]}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -51,7 +52,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             f"{target}: cannot be written ({error.strerror or error}); nothing was changed{fix}"
         ) from error
     finally:
-        if temporary.exists():
+        # the name may be impossible, and an error of it must not hide the first one
+        with suppress(OSError):
             temporary.unlink()
 
 

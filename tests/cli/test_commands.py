@@ -206,6 +206,9 @@ class TestEval:
         (data / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(content))
         words = ["eval", "--weights", str(eager), "--data", str(data), "--split", "test-dev"]
         assert "--json" in fails(capsys, *words)
+        for option in (["--matching"], ["--score-threshold", "0.5"], ["--report", str(tmp_path / "report")]):
+            said = fails(capsys, *words, "--json", str(out), *option)
+            assert f" {option[0]} needs annotations, and " in said
         assert main([*words, "--json", str(out), "--max-detections", "5"]) == 0
         printed = capsys.readouterr().out
         assert printed.count("\n") == 1

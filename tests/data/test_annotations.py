@@ -85,7 +85,9 @@ LINES = [
 def test_refuses_or_drops_degenerate_objects(make_folder: MakeFolder, kind: str) -> None:
     crowd = annotation(3, iscrowd=1, segmentation=run_lengths(np.ones((40, 30), dtype=bool)))
     folder = make_folder([annotation(2), annotation(1, **DEGENERATE[kind]), crowd])
-    with pytest.raises(BadInput, match=r"annotation 1 of image 5 .* --data\.degenerate drop$"):
+    with pytest.raises(
+        BadInput, match=r"annotation 1 of image 5 .* --degenerate drop \(train: --data\.degenerate drop\)$"
+    ):
         CocoInstances.open(folder, "train")
     dataset = CocoInstances.open(folder, "train", degenerate="drop")
     assert len(dataset[0][1]) == 1

@@ -169,7 +169,8 @@ def test_training_without_empty_images(make_folder: MakeFolder) -> None:
 def test_images_of_rare_values_are_repeated(make_folder: MakeFolder) -> None:
     """With 9, 3 and 1 images of a value: sqrt(9 / 3) rounds to 2, sqrt(9 / 1) is 3; val stays as it is."""
     sizes = dict.fromkeys(range(1, 14), (40, 30))
-    folders = [make_folder([annotation(1)], sizes, split=split) for split in ("val", "train")]
+    objects = [annotation(1), annotation(2, 10)]
+    folders = [make_folder(objects, sizes, split=split) for split in ("val", "train")]
     for split in ("train", "val"):
         file = folders[0] / f"{split}.json"
         content = json.loads(file.read_text())
@@ -186,6 +187,16 @@ def test_images_of_rare_values_are_repeated(make_folder: MakeFolder) -> None:
     assert open_train_val(folders[0], filtered, EvalTransform.full_size())[0].image_ids == [10, 11, 12]
     with pytest.raises(BadInput, match=r"data\.balance color: no image of .* has this key \(keys: .*stain"):
         open_train_val(folders[0], DataConfig(balance="color"), EvalTransform.full_size())
+
+
+def test_raises_on_train_without_objects(make_folder: MakeFolder) -> None:
+    mask = run_lengths(np.ones((40, 30), dtype=bool))
+    for objects in ([], [annotation(1, iscrowd=1, segmentation=mask)]):
+        make_folder([annotation(1)], split="val")
+        folder = make_folder(objects, split="train")
+        for keep_empty in (False, True):
+            with pytest.raises(BadInput, match=r"train\.json: no image of train has an object"):
+                open_train_val(folder, DataConfig(keep_empty=keep_empty), EvalTransform.full_size())
 
 
 def test_raises_on_image_of_another_size(make_folder: MakeFolder) -> None:

@@ -85,6 +85,28 @@ def test_flattened_folders_with_equal_names_are_ambiguous(tmp_path: Path) -> Non
     assert result.uncertain == {0: ["s2/a.png"], 1: ["s1/a.png"]}
 
 
+def test_several_folders_that_lead_to_the_same_files(tmp_path: Path) -> None:
+    images = touch(tmp_path / "images", "a.png", "b.png")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "linked").symlink_to(images, target_is_directory=True)
+    for names in ([str(images / "a.png")], ["../images/a.png", "../images/b.png"]):
+        result = find_image_files(names, images, (images, tmp_path / "other"))
+        assert [(result.folder / name).resolve() for name in result.names] == [
+            images / Path(name).name for name in names
+        ]
+    result = find_image_files(["a.png"], images, (images, tmp_path / "linked"))
+    assert (result.folder / result.names[0]).resolve() == images / "a.png"
+    touch(tmp_path / "other", "a.png")
+    with pytest.raises(BadInput, match=r"images/a\.png, .*other/a\.png: all images exist in both folders"):
+        find_image_files(["a.png"], images, (images, tmp_path / "linked", tmp_path / "other"))
+
+
+def test_names_of_one_file(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.png")
+    assert find_image_files(["a.png", "b.png", "./a.png"], tmp_path).repeated == {2: 0}
+    assert find_image_files(["a.png", "A.png"], tmp_path).repeated == {}  # A.png is uncertain
+
+
 def test_complete_folder_takes_precedence(tmp_path: Path) -> None:
     images = touch(tmp_path / "images", "train/a.png", "train/b.png", "a.png")
     train = images / "train"

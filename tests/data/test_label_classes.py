@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from embedmask.config.reading import ReadOptions
 from embedmask.data.coco import CocoInstances, check_same_classes
 from embedmask.data.label_classes import read_table
 from embedmask.errors import BadInput
@@ -176,6 +178,59 @@ def test_raises_on_bad_tables(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(BadInput, match=r"a\.csv: is not a table of labels and classes"):
         read_table(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "1,tumor\n1,tumor\n01,stroma\n"), ("a.json", '{"1": "tumor", "1": "stroma"}')],
+)
+def test_raises_on_a_label_with_two_classes(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput, match="label 1 has the classes tumor and stroma"):
+        read_table(tmp_path / name)
+
+
+def write_pages(folder: Path, classes: list[np.ndarray]) -> None:
+    """Write an image with a label image of two pages, both with the labels 1 and 2, and a class image."""
+    for name in ("images", "masks"):
+        (folder / "train" / name).mkdir(parents=True)
+    pages = np.zeros((2, *SIZE), np.uint16)
+    pages[:, 2:6, 2:6], pages[:, 10:14, 2:6] = 1, 2
+    tifffile.imwrite(folder / "train/images/a.tif", (pages * 50).astype(np.uint8), photometric="minisblack")
+    tifffile.imwrite(folder / "train/masks/a.tif", pages, photometric="minisblack")
+    stack = np.stack([np.choose(page, (0, *values)) for page, values in zip(pages, classes, strict=True)])
+    tifffile.imwrite(folder / "train/masks/a_classes.tif", stack.astype(classes[0].dtype))
+
+
+def test_page_of_class_images(tmp_path: Path) -> None:
+    write_pages(tmp_path, [np.array([1, 1], np.uint8), np.array([2, 3], np.uint8)])
+    dataset = CocoInstances.open(tmp_path, "train", options=ReadOptions(page=1))
+    assert dataset.class_names == ["class 2", "class 3"]
+    assert labels(dataset) == [[0, 1]]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
+def test_whole_numbers_of_any_format_are_classes(tmp_path: Path, dtype: type[np.generic]) -> None:
+    write_pages(tmp_path, [np.array([1, 2], dtype), np.array([1, 2], dtype)])
+    dataset = CocoInstances.open(tmp_path, "train")
+    assert (dataset.class_names, labels(dataset)) == (["class 1", "class 2"], [[0, 1]])
+
+
+def test_class_image_of_1_bit(tmp_path: Path) -> None:
+    write_pages(tmp_path, [np.array([1, 1], np.uint8)] * 2)
+    file = tmp_path / "train/masks/a_classes.tif"
+    Image.fromarray(tifffile.imread(file)[0] > 0).save(file.with_suffix(".png"))
+    file.unlink()
+    dataset = CocoInstances.open(tmp_path, "train")
+    assert (dataset.class_names, labels(dataset)) == (["class 1"], [[0, 0]])
+
+
+def test_raises_on_fractions_as_classes(tmp_path: Path) -> None:
+    write_pages(tmp_path, [np.array([0.5, 1.5], np.float32)] * 2)
+    with pytest.raises(
+        BadInput, match=r"a_classes\.tif: is not a label image; write one whole number per pixel"
+    ):
+        CocoInstances.open(tmp_path, "train")
 
 
 def test_stardist_folders_without_splits(tmp_path: Path) -> None:

@@ -161,6 +161,19 @@ def test_copies_an_existing_test_split(tmp_path: Path) -> None:
     assert not (tmp_path / "another").exists()
 
 
+def test_test_split_without_annotations_is_left_out(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set")
+    (folder / "annotations").mkdir()
+    (folder / "test2017").symlink_to((folder / "images").resolve(), target_is_directory=True)
+    content = json.loads((folder / "train.json").read_text())
+    del content["annotations"]
+    (folder / "annotations/image_info_test2017.json").write_text(json.dumps(content))
+    report = write_split(folder, tmp_path / "new", val=0.2)
+    assert report.counts == {"train": 8, "val": 2}
+    assert report.left_out.endswith("image_info_test2017.json: has no annotations, so test is not copied")
+    assert not (tmp_path / "new/test.json").exists()
+
+
 def test_numbers_clashing_names(tmp_path: Path) -> None:
     """Images of a YOLO data set may lie in different folders under the same name."""
     for number in range(4):

@@ -98,7 +98,17 @@ def test_coordinates_refer_to_upright_images(tmp_path: Path) -> None:
     ],
 )
 def test_label_file(image: str, labels: str) -> None:
-    assert label_file(Path(image)) == Path(labels)
+    assert label_file(Path(image), Path()) == Path(labels)
+    assert label_file(Path("/images/data") / image, Path("/images/data")) == Path("/images/data") / labels
+    assert label_file(Path("/other") / image, Path("/images/data")) == Path("/other") / labels
+
+
+def test_raises_if_no_image_has_a_text_file(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    (tmp_path / "labels/train").rename(tmp_path / "labels/training")
+    expected = rf"{tmp_path}/labels/train/a\.txt: no such file, and no other image has a text file"
+    with pytest.raises(BadInput, match=expected):
+        CocoInstances.open(tmp_path, "train")
 
 
 BAD_LINES = {

@@ -70,6 +70,11 @@ def test_equal_stems_get_unique_names() -> None:
     assert unique_names(files) == ["x", "x_2", "x_2_2", "X_3"]
 
 
+def test_long_stems_are_cut() -> None:
+    names = unique_names([Path("a" * 250 + ".jpg"), Path("a" * 250 + ".png"), Path("細" * 80 + ".png")])
+    assert names == ["a" * 200, "a" * 200 + "_2", "細" * 66]
+
+
 def test_raises_on_result_that_replaces_a_source(tmp_path: Path) -> None:
     source = Source(tmp_path / "in" / "a.png", "a")
     refuse_overwriting([source], [tmp_path / "a.png", tmp_path / "in" / "b.png"])

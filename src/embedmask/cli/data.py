@@ -118,6 +118,8 @@ def data_split(
     total = sum(report.counts.values())
     counts = ", ".join(f"{count} in {split}" for split, count in report.counts.items())
     print(f"{folder}: {report.layout}")
+    if report.left_out:
+        print(report.left_out)
     print(f"{counts} · {report.linked} images linked, {total - report.linked} copied · {out}")
 
 

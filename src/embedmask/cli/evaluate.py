@@ -82,6 +82,12 @@ def evaluate(
             raise BadInput(
                 f"{dataset.annotations_file}: has no annotations; pass --json FOLDER for the file of COCO's server"
             )
+        given = {"--report": report, "--matching": matching, "--score-threshold": score_threshold}
+        for option, value in given.items():
+            if value:
+                raise BadInput(
+                    f"{option} needs annotations, and {dataset.annotations_file} has none; omit it"
+                )
         path = write_results(file, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return

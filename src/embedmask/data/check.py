@@ -141,7 +141,7 @@ def check_folder(
         opened = _open(folder, split, on_issue, masks, exif=exif, options=options, val_fraction=val_fraction)
         for part, dataset in opened.items():
             report.datasets[part] = dataset
-            report.splits[part] = _summarize(dataset, masks, max_detections, handlers[part])
+            report.splits[part] = _summarize(dataset, masks, max_detections, handlers[part], part == "train")
     sets = report.datasets
     if "train" in sets and "val" in sets:
         try:
@@ -192,7 +192,7 @@ def _open(
 
 
 def _summarize(
-    dataset: CocoInstances, masks: MaskCheck, max_detections: int, on_issue: OnIssue
+    dataset: CocoInstances, masks: MaskCheck, max_detections: int, on_issue: OnIssue, needs_objects: bool
 ) -> SplitSummary:
     """Count the images and objects of a split; report crowded and thin images and classes without objects."""
     # number of objects by image, and by label and size, [C, 3]; train and val held out of it share one `masks`
@@ -215,8 +215,9 @@ def _summarize(
     counts: list[Sizes] = [(small, medium, large) for small, medium, large in table.tolist()]
     where = dataset.annotations_file
     if not any(numbers):
-        message = f"{where}: has no objects, so there is nothing to learn; add annotations"
-        on_issue(Problem("no objects", message, fatal=False))
+        purpose = "learn" if needs_objects else "evaluate"
+        message = f"{where}: has no objects, so there is nothing to {purpose}; add annotations"
+        on_issue(Problem("no objects", message, fatal=needs_objects))
     for sizes, number, name in zip(counts, dataset.category_ids, dataset.class_names, strict=True):
         if any(numbers) and not any(sizes):
             message = f"{where}: no object has category {number} ({name}); add some or remove the category"

@@ -296,6 +296,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             message = f"image {self.image_ids[index]} names {written[index]!r}, which is ambiguous"
             advice = f"it may also refer to {', '.join(rivals[:3])}; write the exact name of one file"
             on_issue(Problem("missing image", f"{self.annotations_file}: {message}: {advice}"))
+        for index, earlier in image_files.repeated.items():
+            ids = f"images {self.image_ids[earlier]} and {self.image_ids[index]} name the same file"
+            advice = "give the objects of both one image, or correct the name"
+            on_issue(Problem("duplicate id", f"{self.annotations_file}: {ids}, {written[index]!r}; {advice}"))
         respelled = [index for index in image_files.respelled if index not in image_files.uncertain]
         if respelled:
             first = respelled[0]
@@ -315,7 +319,7 @@ def open_train_val(
         transform: training transform; val images are not transformed.
 
     Raises:
-        BadInput: see `CocoInstances.open`.
+        BadInput: see `CocoInstances.open`; or train has no objects.
     """
     how: dict[str, Any] = {
         "degenerate": config.degenerate,
@@ -331,6 +335,11 @@ def open_train_val(
     else:
         train = CocoInstances.open(data_dir, "train", transform, **how, value_key=config.balance)
         val = CocoInstances.open(data_dir, "val", **how)
+    if train.ground_truth.annotations.crowd.all():
+        raise BadInput(
+            f"{train.annotations_file}: no image of train has an object, crowds aside, so there is nothing to learn; "
+            "add annotations"
+        )
     train = train if config.keep_empty else train.without_empty()
     return train if config.balance is None else train.balanced(), val
 

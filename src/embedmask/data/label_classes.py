@@ -26,22 +26,35 @@ def read_table(file: Path) -> dict[int, Class]:
     """Read a table of numbers and classes: a JSON object such as `{"1": 2}`, or a CSV file with two columns.
 
     Raises:
-        BadInput: the file is neither, or a class is missing.
+        BadInput: the file is neither, a class is missing, or a label has two.
     """
     try:
         text = read_text(file)
         if file.suffix.lower() != ".csv":
-            return {int(number): _as_class(value) for number, value in json.loads(text).items()}
+            # a tuple of pairs: a dict would keep the last class of a repeated label
+            pairs = json.loads(text, object_pairs_hook=tuple)
+            if not isinstance(pairs, tuple):
+                raise ValueError("no object")
+            return _as_table(pairs)
         lines = [re.split(r"[;,\t]", line, maxsplit=1) for line in text.splitlines() if line.strip()]
         rows = [(line[0].strip(), line[1].strip().strip('"')) for line in lines if len(line) == 2]
         if len(rows) < len(lines):
             raise ValueError("a line without two columns")
         if rows and not rows[0][0].strip('"').isdigit():
             rows = rows[1:]  # header
-        return {int(number): _as_class(value) for number, value in rows}
+        return _as_table(rows)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         fix = 'write {"1": "name", ...}, or two columns in CSV: label, class'
         raise BadInput(f"{file}: is not a table of labels and classes ({error}); {fix}") from None
+
+
+def _as_table(pairs: Iterable[tuple[str, Any]]) -> dict[int, Class]:
+    table: dict[int, Class] = {}
+    for text, value in pairs:
+        number, name = int(text), _as_class(value)
+        if table.setdefault(number, name) != name:
+            raise ValueError(f"label {number} has the classes {table[number]} and {name}")
+    return table
 
 
 def _as_class(value: Any) -> Class:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ SUFFIXES = (".png", ".tif", ".tiff")
 """Image formats that store numbers exactly; numpy files are accepted too."""
 CLASS_NAME = "object"
 Objects = dict[int, RunLengths]
+
+
+class NotLabels(BadInput):
+    """Error of an image that is readable, but no label or class image."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def read_label_images(
         Lists of images, annotations (masks as run lengths) and categories.
     """
     images, partners = _pair(source, on_issue)
-    categories, ids = _categories(splits, names, on_issue)
+    categories, ids = _categories(splits, names, options.page, on_issue)
     class_files = _class_files(source)
     needs_class = bool(ids) and not source.classes
 
@@ -199,7 +204,7 @@ def _class_files(source: LabelImages) -> dict[str, Path]:
 
 
 def _categories(
-    splits: Sequence[LabelImages], names: Mapping[int, Class], on_issue: OnIssue
+    splits: Sequence[LabelImages], names: Mapping[int, Class], page: int | None, on_issue: OnIssue
 ) -> tuple[list[dict[str, Any]], dict[Class, int]]:
     """Return COCO's categories of all splits, and the category id of each class."""
     classes: set[Class] = {name for source in splits for name in source.classes}
@@ -208,7 +213,7 @@ def _categories(
             if file.suffix.lower() in label_classes.TABLES:
                 classes.update(label_classes.read_table(file).values())
             else:
-                classes.update(value for value in np.unique(_read_labels(file)).tolist() if value != 0)
+                classes.update(value for value in np.unique(_read_labels(file, page)).tolist() if value != 0)
         except (BadInput, *READ_ERRORS) as error:
             on_issue(Problem("bad record", str(error)))
     if not classes:
@@ -240,7 +245,7 @@ def _read_image(
         classes: Mapping[int, Class] = dict.fromkeys(objects, class_name)
         if class_file is not None:
             try:
-                classes = label_classes.object_classes(class_file, objects, _read_labels)
+                classes = label_classes.object_classes(class_file, objects, partial(_read_labels, page=page))
             except (BadInput, *READ_ERRORS) as error:
                 return Problem("bad record", str(error))
         elif needs_class and objects:
@@ -271,21 +276,29 @@ def _read_agreeing(paths: Sequence[Path], page: int | None) -> tuple[Size, Objec
 def _read_objects(path: Path, page: int | None) -> tuple[Size, Objects] | Problem:
     try:
         labels = _read_labels(path, page)
+    except NotLabels as error:
+        return Problem("bad mask", str(error))
     except BadInput as error:
         return Problem("broken image", str(error))
     except READ_ERRORS as error:
         return Problem("broken image", f"{path}: cannot be read as an image ({error}); replace the file")
-    # some tools write whole numbers as floats
-    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
-        labels = labels.astype(np.int64)
-    if labels.ndim != 2 or labels.dtype.kind not in "biu" or labels.min(initial=0) < 0:
-        message = "is not a label image; write one whole number per pixel, 0 for background"
-        return Problem("bad mask", f"{path}: {message}")
     return (labels.shape[0], labels.shape[1]), dict(label_objects(labels))
 
 
-def _read_labels(path: Path, page: int | None = None) -> NDArray[Any]:
-    return read_numpy_labels(path) if path.suffix.lower() == ".npy" else read_numbers(path, page)
+def _read_labels(path: Path, page: int | None) -> Labels:
+    """Read a label image or a class image, integers `[H, W]`.
+
+    Raises:
+        NotLabels: it has other values or dimensions.
+        BadInput, READ_ERRORS: it cannot be read.
+    """
+    labels = read_numpy_labels(path) if path.suffix.lower() == ".npy" else read_numbers(path, page)
+    # some tools write whole numbers as floats, and 1 bit is read as bool
+    if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and (labels == np.rint(labels)).all()):
+        labels = labels.astype(np.int64)
+    if labels.ndim != 2 or labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise NotLabels(f"{path}: is not a label image; write one whole number per pixel, 0 for background")
+    return labels
 
 
 def label_objects(labels: Labels) -> Iterator[tuple[int, RunLengths]]:

@@ -162,7 +162,7 @@ class RecordCheck:
                 self.on_issue(Problem(fault.kind, f"{where} {fault}; this crowd is left out", fatal=False))
                 continue
             part = "polygons" if mask is not None else "objects"
-            fix = f", or leave such {part} out with --data.degenerate drop"
+            fix = f", or leave such {part} out with --degenerate drop (train: --data.degenerate drop)"
             self.on_issue(Problem(fault.kind, f"{where} {fault}{fix if fault.kind in DEGENERATE else ''}"))
         if mask is not None:
             self.dropped_parts += len(faults)

@@ -30,11 +30,13 @@ class SplitReport:
         layout: recognized layout of the source.
         counts: number of images of each split.
         linked: number of images that are hard links to the source; the others are copies.
+        left_out: line about a test split that was not copied; empty if there is none.
     """
 
     layout: str
     counts: dict[str, int]
     linked: int
+    left_out: str = ""
 
 
 def write_split(
@@ -49,7 +51,7 @@ def write_split(
     """Split a data set by the content of its images, see `split_by_content`, and write it; the source is not changed.
 
     COCO records are written unchanged except for the file names, other layouts are converted to COCO. A test split of
-    the source is copied.
+    the source is copied, unless it has no annotations.
 
     Args:
         data_dir: data set without a val split, of any layout.
@@ -74,8 +76,11 @@ def write_split(
     fractions: dict[str, float] = {"val": val, **({"test": test} if test else {})}
     places = split_by_content([whole.image_path(i) for i in range(len(whole))], fractions)
     sets = {split: whole.select(indices) for split, indices in places.items()}
+    left_out = ""
     if has_test:
         sets["test"] = CocoInstances.open(data_dir, "test", degenerate=degenerate)
+        if not sets["test"].has_annotations:
+            left_out = f"{sets.pop('test').annotations_file}: has no annotations, so test is not copied"
     taken: set[str] = set()
     linked = 0
     with atomic_folder(out) as folder:
@@ -87,7 +92,8 @@ def write_split(
                 linked += is_link
             text = json.dumps(_content(dataset, names))
             (folder / f"{split}.json").write_text(text, encoding="utf-8")
-    return SplitReport(whole.layout, {split: len(dataset) for split, dataset in sets.items()}, linked)
+    counts = {split: len(dataset) for split, dataset in sets.items()}
+    return SplitReport(whole.layout, counts, linked, left_out)
 
 
 def _add_image(

@@ -98,14 +98,20 @@ def _read_list(place: Path, file: Path) -> Iterator[Path]:
     yield from (place.parent / line.strip() for line in lines if line.strip())
 
 
-def label_file(image: Path) -> Path:
-    """Return the text file of an image: in `labels/` if the image is in `images/`, otherwise beside it."""
-    parts = list(image.parts)
+def label_file(image: Path, root: Path) -> Path:
+    """Return the text file of an image: in `labels/` if the image is in `images/`, otherwise beside it.
+
+    Args:
+        image: image file.
+        root: folder of the data set; folders above it are not replaced.
+    """
+    above, inside = (root, image.relative_to(root)) if image.is_relative_to(root) else (Path(), image)
+    parts = list(inside.parts)
     if "images" in parts[:-1]:
         # the last folder named images: its index from the end, counted from the start
         place = len(parts) - 2 - parts[-2::-1].index("images")
         parts[place] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    return above.joinpath(*parts).with_suffix(".txt")
 
 
 def read_yolo(
@@ -119,13 +125,13 @@ def read_yolo(
 ) -> Content:
     """Read the polygons of image files as the content of a COCO file.
 
-    Class numbers become category ids; images are numbered from 1. An image without a text file has no objects. A line
-    with a box is rejected, because it has no mask.
+    Class numbers become category ids; images are numbered from 1. An image without a text file has no objects, unless
+    all are without. A line with a box is rejected, because it has no mask.
 
     Args:
         paths: image files; only their sizes are read.
         names: name of each class number.
-        on_issue: receives images that cannot be read and lines that are not polygons.
+        on_issue: receives images that cannot be read, lines that are not polygons, and a split without any text file.
         options: page to read in image files with several pages.
         upright: coordinates are fractions of the upright image; False: of the image as stored.
 
@@ -133,6 +139,13 @@ def read_yolo(
         Lists of images, annotations and categories; polygons in absolute px.
     """
     images, annotations = [], []
+    texts = {path: label_file(path, file.parent) for path in paths}
+    if texts and not any(text.exists() for text in texts.values()):
+        message = (
+            f"{next(iter(texts.values()))}: no such file, and no other image has a text file of its objects"
+        )
+        fix = "move them there, or write empty ones for images without objects"
+        on_issue(Problem("missing mask", f"{message}; {fix}"))
     for number, path in enumerate(paths, start=1):
         try:
             size = read_size(path, options) if upright else read_header(path, options)[0]
@@ -141,8 +154,8 @@ def read_yolo(
             continue
         name = str(path.relative_to(file.parent) if path.is_relative_to(file.parent) else path)
         images.append({"id": number, "file_name": name, "height": size[0], "width": size[1]})
-        annotations += list(_objects(label_file(path), number, size, on_issue))
-    folders = {(label_file(path).parent, path.parent) for path in paths}
+        annotations += list(_objects(texts[path], number, size, on_issue))
+    folders = {(text.parent, path.parent) for path, text in texts.items()}
     for labels, folder in sorted(pair for pair in folders if pair[0] != pair[1]):
         stems = {path.stem for path in folder.iterdir()} if folder.is_dir() else set()
         for orphan in sorted(path for path in labels.glob("*.txt") if path.stem not in stems):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
-from embedmask.errors import BadInput
+from embedmask.errors import UnsupportedImage
 from embedmask.evaluation import matching
 from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Instances
@@ -32,10 +32,10 @@ def label_image(masks: RunMasks, name: str) -> matching.Labels:
         uint16 `[H, W]`: 0 for the background, k for the k-th mask; the first of overlapping masks wins.
 
     Raises:
-        BadInput: more masks than labels of 16 bits.
+        UnsupportedImage: more masks than labels of 16 bits.
     """
     if len(masks) > MAX_LABELS:
-        raise BadInput(
+        raise UnsupportedImage(
             f"{name}: {len(masks)} objects, but a label image holds at most {MAX_LABELS}; "
             "lower --max-detections or choose --format tiff, which has 32 bits"
         )

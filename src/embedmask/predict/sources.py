@@ -12,6 +12,8 @@ from embedmask.data.formats import describe_unread, is_image_file, name_some
 from embedmask.data.slides import is_zarr
 from embedmask.errors import BadInput
 
+MAX_NAME_BYTES = 200
+"""Maximum length of a result's name; file systems limit names with their endings to 255 bytes."""
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -100,14 +102,20 @@ def is_video(path: Path) -> bool:
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:
-    """Return the stem of each file, with a suffix `_2`, `_3`, ... for repeated stems (case-insensitive)."""
+    """Return the stem of each file, with a suffix `_2`, `_3`, ... for repeated stems (case-insensitive).
+
+    Stems beyond `MAX_NAME_BYTES` are cut, since results have longer endings than images.
+    """
     taken: set[str] = set()
     names = []
     for path in files:
-        name, number = path.stem, 2
+        stem = path.stem
+        if len(os.fsencode(stem)) > MAX_NAME_BYTES:
+            stem = os.fsencode(stem)[:MAX_NAME_BYTES].decode(errors="ignore")
+        name, number = stem, 2
         # file systems may ignore case; a numbered name may itself be taken
         while name.casefold() in taken:
-            name, number = f"{path.stem}_{number}", number + 1
+            name, number = f"{stem}_{number}", number + 1
         taken.add(name.casefold())
         names.append(name)
     return names
