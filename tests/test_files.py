@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from embedmask.errors import BadInput
 from embedmask.files import (
     atomic_write,
+    bundled_folder,
     exclusive,
     is_temporary,
     remove_temporary,
@@ -126,6 +128,17 @@ def test_failing_rows_preserve_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_folders_of_a_checkout_without_symbolic_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "src/embedmask").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "src/embedmask/configs").write_text("../../configs")
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path / "src" / package)
+    assert bundled_folder("configs").resolve() == tmp_path / "configs"
+    assert bundled_folder("models") == tmp_path / "src/embedmask/models"
+
+
 def test_long_names(tmp_path: Path) -> None:
     write_text(tmp_path / ("細" * 80 + ".jsonl"), "text")
     (written,) = tmp_path.iterdir()
@@ -170,6 +183,7 @@ def test_folder_has_one_writer(tmp_path: Path) -> None:
 def test_killed_writer_holds_no_lock(tmp_path: Path) -> None:
     code = f"""
 import os, time
+from importlib import resources
 from pathlib import Path
 from embedmask.files import exclusive
 with exclusive(Path({str(tmp_path)!r})):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from embedmask._supervision import CompactMask, sv
+from embedmask.errors import BadInput, UnsupportedImage
 from embedmask.visualize import (
     GAP,
     MASK_OPACITY,
@@ -21,6 +22,7 @@ from embedmask.visualize import (
     plot_counts,
     plot_curves,
     side_by_side,
+    write_image,
 )
 
 NAMES = ["disc", "star"]
@@ -183,6 +185,18 @@ def test_plot_curves_accepts_rows_of_a_csv_file(tmp_path: Path) -> None:
     assert np.array_equal(
         np.asarray(Image.open(tmp_path / "a.png")), np.asarray(Image.open(tmp_path / "b.png"))
     )
+
+
+@pytest.mark.parametrize("name", ["a.psd", "a.fits", "a.cur", "a.text", "a"])
+def test_raises_on_names_of_other_formats(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadInput, match="not the name of an image"):
+        write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / name)
+
+
+def test_raises_on_images_that_the_format_cannot_store(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedImage, match=r"a\.jpg: JPEG cannot store an image of 1 x 70000 px"):
+        write_image(np.zeros((70_000, 1, 3), np.uint8), tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plot_counts_accepts_any_class_name(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def temporary_folder(near: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def bundled_folder(name: str) -> Path:
+    """Return a folder of the package, also in a checkout without symbolic links, where a link is a text file."""
+    path = Path(str(resources.files("embedmask"))) / name
+    return path.parent / path.read_text(encoding="utf-8").strip() if path.is_file() else path
 
 
 def make_folder(path: Path, name: Path | None = None) -> None:

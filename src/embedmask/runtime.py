@@ -1,7 +1,8 @@
 """Prediction with an exported file, without torch: numpy, Pillow and onnxruntime (or openvino for `.xml`) are enough.
 
-This file and `runtime_masks.py` import nothing else of embedmask: copy both into another project, beside each other.
-The command is `python -m embedmask.runtime FILE IMAGE... --out DIR`, or `python runtime.py ...` with the copy.
+This file, `runtime_file.py` and `runtime_masks.py` import nothing else of embedmask: copy them into another project,
+beside each other. The command is `python -m embedmask.runtime FILE IMAGE... --out DIR`, or `python runtime.py ...` with
+the copy.
 
 Example:
     >>> from embedmask.runtime import Model
@@ -17,126 +18,24 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 if __package__:
+    from .runtime_file import read_metadata, settings_of
     from .runtime_masks import Array, BadFile, Result, Settings, Threshold, decode_masks, rescored
 else:  # a copy outside a package
+    from runtime_file import read_metadata, settings_of  # type: ignore
     from runtime_masks import Array, BadFile, Result, Settings, Threshold, decode_masks, rescored  # type: ignore
 
 __all__ = ["BadFile", "Model", "Result", "Session", "Settings", "main", "read_metadata", "settings_of"]
 
 Source = str | Path | Image.Image | NDArray[np.uint8]
-
-FORMAT, VERSION, KEY = "embedmask-graph", 1, "embedmask"
-"""Name of the metadata, one JSON text: in ONNX's `metadata_props`; in OpenVINO's `rt_info` as `embedmask/metadata`."""
-
-
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the metadata of an exported file without its weights: `.onnx`, or `.xml` with its `.bin`.
-
-    Returns:
-        `settings` (the fields of `Settings`), `config` (the whole config of the model) and further information.
-
-    Raises:
-        BadFile: the file is missing, cut off, of another kind, without our metadata, or of a newer version.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise BadFile(f"{path}: no such file")
-    text = _openvino_text(path) if path.suffix == ".xml" else _onnx_text(path)
-    if text is None:
-        raise BadFile(f"{path}: has no metadata of embedmask; use a file written by embedmask export")
-    try:
-        metadata: dict[str, Any] = json.loads(text)
-        version = int(metadata["version"])
-    except (ValueError, KeyError, TypeError):
-        raise BadFile(f"{path}: its metadata is damaged; export the model again") from None
-    if metadata.get("format") != FORMAT:
-        raise BadFile(f"{path}: has no metadata of embedmask; use a file written by embedmask export")
-    if version > VERSION:
-        raise BadFile(
-            f"{path}: format {version} is newer than {VERSION}, the latest supported; upgrade embedmask"
-        )
-    return metadata
-
-
-def settings_of(metadata: dict[str, Any], path: str | Path) -> Settings:
-    """Return the settings in a file's metadata; `BadFile` if one is missing."""
-    values = metadata.get("settings", {})
-    missing = [field.name for field in fields(Settings) if field.name not in values]
-    if missing:
-        raise BadFile(f"{path}: its metadata lacks {missing[0]!r}; export the model again")
-    return Settings(**{field.name: values[field.name] for field in fields(Settings)})
-
-
-def _onnx_text(path: Path) -> str | None:
-    """Return the text under `KEY` in the metadata of an ONNX file, by a walk over the top of its protobuf message."""
-    damaged = BadFile(f"{path}: not an ONNX file, or cut off; export or copy it again")
-    found, has_graph = None, False
-    with path.open("rb") as file:
-        for field, length in _parts(file, path.stat().st_size, damaged):
-            if not 1 <= field <= 26:
-                raise damaged
-            has_graph |= field == 7
-            if field == 14:  # metadata_props: key is field 1, value field 2
-                end = file.tell() + length
-                entry = {part: file.read(count) for part, count in _parts(file, end, damaged)}
-                if entry.get(1) == KEY.encode():
-                    found = entry.get(2, b"").decode("utf-8", "replace")
-    if not has_graph:
-        raise damaged
-    return found
-
-
-def _parts(file: BinaryIO, end: int, damaged: BadFile) -> Iterator[tuple[int, int]]:
-    """Yield field number and length of each text in a protobuf message; `file` is at its first byte then."""
-    while file.tell() < end:
-        tag = _varint(file, damaged)
-        if tag & 7 == 0:  # a number
-            _varint(file, damaged)
-            continue
-        length = _varint(file, damaged)
-        after = file.tell() + length
-        if tag & 7 != 2 or after > end:
-            raise damaged
-        yield tag >> 3, length
-        file.seek(after)
-
-
-def _varint(file: BinaryIO, damaged: BadFile) -> int:
-    """Read a number in groups of seven bits, lowest first; the eighth bit is set if another follows."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return value
-    raise damaged
-
-
-def _openvino_text(path: Path) -> str | None:
-    """Return the metadata in the `rt_info` of an OpenVINO file; its weights must be there in full."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError):
-        raise BadFile(f"{path}: not an OpenVINO file, or cut off; export or copy it again") from None
-    weights = path.with_suffix(".bin")
-    ends = [int(data.get("offset", 0)) + int(data.get("size", 0)) for data in root.iter("data")]
-    if not weights.is_file() or weights.stat().st_size < max(ends, default=0):
-        raise BadFile(f"{weights}: missing or cut off; export or copy it again, beside {path.name}")
-    entry = root.find(f"rt_info/{KEY}/metadata")
-    return None if entry is None else entry.get("value")
 
 
 def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
@@ -157,8 +56,9 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
     try:
         image = source.copy() if isinstance(source, Image.Image) else Image.open(source)
         is_page = opened or not settings.page or _seek(image, settings.page)
-        # the raw mode of a file that is not loaded yet, as RGB;16B, of which Pillow keeps the high bytes
-        wide = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        # raw modes of a file that is not loaded yet, as RGB;16B, of which Pillow keeps the high bytes
+        decoders = [tile[3] for tile in getattr(image, "tile", ())]
+        wide = any("16" in str(own[0] if isinstance(own, tuple) else own) for own in decoders)
         image.load()
     except FileNotFoundError:
         raise BadFile(f"{name}: no such image; check the path") from None
@@ -217,8 +117,10 @@ class Session:
             threads: of the CPU; None: the engine's choice.
         """
         self.engine = engine or ("openvino" if Path(path).suffix == ".xml" else "onnxruntime")
+        if self.engine not in ENGINES:
+            raise BadFile(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
         try:
-            self._run = (_with_openvino if self.engine == "openvino" else _with_onnxruntime)(path, threads)
+            self._run = ENGINES[self.engine](path, threads)
         except ImportError:
             raise BadFile(f"{path}: needs {self.engine}; pip install {self.engine}") from None
         except Exception as error:  # the engines raise errors of their own
@@ -268,6 +170,9 @@ def _with_openvino(path: str | Path, threads: int | None) -> Any:
     names = [output.any_name for output in compiled.outputs]
     # copied: the engine reuses its memory
     return lambda images: dict(zip(names, map(np.array, compiled([images]).values()), strict=True))
+
+
+ENGINES = {"onnxruntime": _with_onnxruntime, "openvino": _with_openvino}
 
 
 class Model:
@@ -338,7 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", help="exported file, .onnx or .xml")
     parser.add_argument("image", nargs="+", help="image files")
     parser.add_argument(
-        "--out", type=Path, required=True, help="results folder: predictions.json, labels/NAME.png"
+        "--out",
+        type=Path,
+        required=True,
+        help="results folder: predictions.json, images.json, labels/NAME.png",
     )
     parser.add_argument("--score-threshold", type=float, help="minimum score; by default the model's")
     parser.add_argument(
@@ -357,33 +265,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """Write the label image of every image, then the results of all."""
+    """Write the label image of every image, then the results of all and `images.json`."""
     paths = [Path(name) for name in options.image]
-    twins = [path for index, path in enumerate(paths) if path.stem in {other.stem for other in paths[:index]}]
-    if twins:
-        raise BadFile(f"{twins[0]}: another image has the name {twins[0].stem}; pass them in two calls")
+    targets = [options.out / "labels" / f"{path.stem}.png" for path in paths]
+    check_targets(paths, targets)
     model = Model(options.file, threads=options.threads)
     chosen = {"score_threshold": options.score_threshold, "max_detections": options.max_detections}
     model.check(**chosen)
     rows: list[dict[str, Any]] = []
-    done = 0
-    for path in paths:
+    images: list[dict[str, Any]] = []
+    for path, target in zip(paths, targets, strict=True):
         try:
             result = model(path, **chosen)
         except BadFile as error:
             print(f"embedmask.runtime: {error}", file=sys.stderr)
             continue
-        done += 1
-        rows += result.coco(done)
-        target = options.out / "labels" / f"{path.stem}.png"
+        # as `embedmask predict`, an image that cannot be read has no number
+        number, (height, width) = len(images) + 1, result.size
+        images.append({"id": number, "file_name": str(path), "height": height, "width": width})
+        rows += result.coco(number)
         target.parent.mkdir(parents=True, exist_ok=True)
         write(target, Image.fromarray(result.label_image()).save)
-    if not done:
+    if not images:
         return 2
     text = ",\n".join(json.dumps(row) for row in rows)
     write(options.out / "predictions.json", lambda file: file.write_text(f"[{text}]\n", encoding="utf-8"))
-    print(f"{len(rows)} objects in {done} images · {options.out}")
-    return 0 if done == len(paths) else 1
+    categories = [{"id": n, "name": name} for n, name in enumerate(model.settings.class_names, start=1)]
+    text = json.dumps({"images": images, "categories": categories})
+    write(options.out / "images.json", lambda file: file.write_text(text, encoding="utf-8"))
+    print(f"{len(rows)} objects in {len(images)} images: {options.out}")
+    return 0 if len(images) == len(paths) else 1
+
+
+def check_targets(paths: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Raise `BadFile` if two images have one label image, or one of these would replace an image."""
+    sources = {path.resolve() for path in paths}
+    names: set[str] = set()
+    for path, target in zip(paths, targets, strict=True):
+        name = target.name.casefold()  # file systems may ignore the case
+        if name in names:
+            raise BadFile(f"{path}: another image has the name {path.stem}; pass them in two calls")
+        if target.resolve() in sources:
+            raise BadFile(f"{target}: is one of the images and would be replaced; choose another --out")
+        names.add(name)
 
 
 def write(path: Path, content: Any) -> None:

@@ -16,7 +16,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
 from embedmask._supervision import CompactMask, sv
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, UnsupportedImage
 from embedmask.files import atomic_write
 
 Pixels = npt.NDArray[np.uint8]
@@ -153,15 +153,27 @@ def write_image(image: npt.NDArray[Any], path: Path) -> None:
 
     Raises:
         BadInput: the suffix is not that of an image format.
+        UnsupportedImage: the format cannot store an image of this size.
     """
-    file_format = Image.registered_extensions().get(path.suffix.lower())
-    if file_format is None:
-        raise BadInput(f"{path}: not the name of an image; end it in .png or .jpg")
+    file_format = image_format(path)
     # encode in memory first, so that a killed process leaves no partial file
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, file_format, compress_level=PNG_LEVEL)
+    try:
+        Image.fromarray(image).save(buffer, file_format, compress_level=PNG_LEVEL)
+    except (OSError, ValueError) as error:
+        height, width = image.shape[:2]
+        fault = f"{file_format} cannot store an image of {width} x {height} px ({error})"
+        raise UnsupportedImage(f"{path}: {fault}; end it in .png") from None
     with atomic_write(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def image_format(path: Path) -> str:
+    """Return Pillow's name of the image format of a file to write; `BadInput` if its suffix has none."""
+    file_format = Image.registered_extensions().get(path.suffix.lower())
+    if file_format not in Image.SAVE:
+        raise BadInput(f"{path}: not the name of an image; end it in .png or .jpg")
+    return str(file_format)
 
 
 def side_by_side(left: Pixels, right: Pixels, titles: tuple[str, str]) -> Pixels:

@@ -52,6 +52,10 @@ def check(done: subprocess.CompletedProcess[str], folder: Path) -> None:
     )
     assert found == expected
     assert len(found) >= 5
+    photo = {"id": 1, "file_name": str(folder / "photo.png"), "height": 90, "width": 131}
+    images = json.loads((folder / "out" / "images.json").read_text())
+    assert images["images"] == [photo]
+    assert [category["id"] for category in images["categories"]][:1] == [1]
 
 
 def test_with_blocked_imports(files: Exported, tmp_path: Path) -> None:
@@ -60,11 +64,11 @@ def test_with_blocked_imports(files: Exported, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["runtime.py"], ["-m", "copied.runtime"]])
-def test_two_copied_files(files: Exported, tmp_path: Path, command: list[str]) -> None:
+def test_copied_files(files: Exported, tmp_path: Path, command: list[str]) -> None:
     """Beside each other, as scripts or in a package of any name."""
     folder = tmp_path / "copied" if "-m" in command else tmp_path
     folder.mkdir(exist_ok=True)
-    for name in ("runtime.py", "runtime_masks.py"):
+    for name in ("runtime.py", "runtime_file.py", "runtime_masks.py"):
         shutil.copy(SRC / "embedmask" / name, folder)
     words = [sys.executable, *command, *prepare(files, tmp_path)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -22,7 +22,8 @@ from embedmask.export import export_model, onnx_model, to_openvino, write_openvi
 from embedmask.export.graph import OUTPUTS
 from embedmask.inference.detect import detect, make_postprocessor
 from embedmask.model.build import build_model
-from embedmask.runtime import KEY, BadFile, Model
+from embedmask.runtime import BadFile, Model
+from embedmask.runtime_file import KEY
 from export.conftest import NAMES, Exported, calibrated, scene
 
 SIZES = [(90, 131), (64, 64), (33, 50)]

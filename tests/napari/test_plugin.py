@@ -125,7 +125,7 @@ def test_current_plane_of_a_stack(viewer: Any, weights: Path) -> None:
     stack = np.stack([photo(10, 12, seed=k) for k in range(3)]).astype(np.uint16) * 257
     layer = viewer.add_image(stack)
     viewer.dims.set_current_step(0, 2)
-    plane = Plane.of(layer, viewer.dims.current_step)
+    plane = Plane.of(layer, viewer.dims.point)
     np.testing.assert_array_equal(plane.image()[0].numpy(), photo(10, 12, seed=2))
     widget = DetectWidget(viewer)
     widget.weights.value, widget.tile.value = str(weights), 64
@@ -133,10 +133,32 @@ def test_current_plane_of_a_stack(viewer: Any, weights: Path) -> None:
     assert viewer.layers[-1].data.shape == (80, 96)
 
 
+def test_plane_of_layers_that_are_shifted_or_scaled(viewer: Any) -> None:
+    stack = np.stack([photo(10, 12, seed=k) for k in range(10)])
+    viewer.add_image(stack)
+    shifted = viewer.add_image(stack, translate=(5, 0, 0))
+    scaled = viewer.add_image(stack, scale=(2, 1, 1))
+    for z, planes in ((7, (2, 4)), (14, (9, 7)), (0, (0, 0))):
+        viewer.dims.set_point(0, z)
+        for layer, expected in zip((shifted, scaled), planes, strict=True):
+            assert Plane.of(layer, viewer.dims.point).index == (expected,)
+
+
+def test_other_axes_are_refused(viewer: Any) -> None:
+    from embedmask.napari.widget import DetectWidget
+
+    viewer.add_image(np.stack([photo(10, 12)] * 3))
+    widget = DetectWidget(viewer)
+    viewer.dims.order = (1, 0, 2)
+    widget.run.native.click()
+    assert widget.status.value == "show the last two axes: roll the dimensions back"
+    assert widget.run.enabled
+
+
 def test_colours_and_pyramids(viewer: Any) -> None:
     colors = np.stack([photo(10, 12, seed=k) for k in range(3)], -1)
     layer = viewer.add_image([colors, colors[::2, ::2]], multiscale=True, rgb=True)
-    image = Plane.of(layer, viewer.dims.current_step).image()
+    image = Plane.of(layer, viewer.dims.point).image()
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), colors)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from embedmask.runtime import FORMAT, KEY, VERSION, BadFile, Model, main, read_metadata, settings_of
+from embedmask.runtime import BadFile, Model, Session, main
+from embedmask.runtime_file import FORMAT, KEY, VERSION, read_metadata, settings_of
 
 
 def write(path: Path, **metadata: object) -> Path:
@@ -81,7 +82,17 @@ def test_the_command_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert line in captured.err
     assert main([str(tmp_path / "a.onnx"), "x/p.jpg", "y/p.png", "--out", str(tmp_path / "out")]) == 2
     assert "another image has the name p" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.onnx"), "x/p.jpg", "y/P.png", "--out", str(tmp_path / "out")]) == 2
+    assert "another image has the name P" in capsys.readouterr().err
+    own = tmp_path / "out/labels/p.png"
+    assert main([str(tmp_path / "a.onnx"), str(own), "--out", str(tmp_path / "out")]) == 2
+    assert f"{own}: is one of the images and would be replaced" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_raises_on_unknown_engine(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="engine 'opnvino': choose one of onnxruntime, openvino"):
+        Session(tmp_path / "a.onnx", engine="opnvino")
 
 
 def test_a_graph_that_the_engine_rejects(tmp_path: Path) -> None:

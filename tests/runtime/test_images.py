@@ -54,6 +54,19 @@ def test_files_of_each_mode(mode: str, tmp_path: Path) -> None:
     assert np.array_equal(found, read_image(path).permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize("ending", ["bmp", "tif"])
+def test_8_bits_are_recognized_at_any_width(ending: str, tmp_path: Path) -> None:
+    """Pillow's arguments of the decoder also have the bytes of a row and the offset in the file, such as 216 or 16."""
+    path = tmp_path / f"image.{ending}"
+    for width in (5, 38, 53, 72):
+        pixels = np.random.default_rng(width).integers(0, 256, (4, width, 3), np.uint8)
+        if ending == "bmp":
+            Image.fromarray(pixels).save(path)
+        else:
+            tifffile.imwrite(path, pixels, photometric="rgb", compression="deflate", bigtiff=width % 2 == 1)
+        assert np.array_equal(images.read_image(path, settings_of()), pixels)
+
+
 def test_channels_and_pages(tmp_path: Path) -> None:
     path = tmp_path / "stack.gif"
     Image.fromarray(PIXELS).save(path, save_all=True, append_images=[Image.fromarray(PIXELS[::-1])])

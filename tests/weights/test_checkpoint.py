@@ -183,6 +183,12 @@ def test_torch_file_message_suggests_convert(path: Path, zipped: bool) -> None:
     assert "convert it: embedmask convert" in refused(load, path)
 
 
+def test_state_of_a_training_is_named(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    message = refused(load, tmp_path / "last.ckpt")
+    assert message.endswith("the state of a training, to resume it; give model.safetensors of that folder")
+
+
 def test_header_length_is_not_mistaken_for_a_pickle(path: Path) -> None:
     """Check a header length whose first byte is 0x80, as in pickles."""
     tensors, metadata = parts(path)

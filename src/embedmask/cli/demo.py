@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 from embedmask.cli.threads import use_threads
-from embedmask.errors import needs_extra
+from embedmask.errors import BadInput, needs_extra
 
 
 def demo(
@@ -26,6 +26,8 @@ def demo(
         threads: CPU threads; by default PyTorch's choice.
         device: auto, cpu, cuda, cuda:N or mps.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise BadInput(f"--port must lie between 1 and 65535, got {port}")
     use_threads(threads)
     with needs_extra("demo", "embedmask demo"):
         from embedmask.demo.page import serve

@@ -74,8 +74,9 @@ def compare(
     if not weights:
         raise BadInput("missing: weights; see --help")
     from embedmask.figures import GroundTruthImages, compare_models
-    from embedmask.visualize import write_image
+    from embedmask.visualize import image_format, write_image
 
+    image_format(out)  # fail before the models run
     truth = None if data is None else GroundTruthImages.open(data, split)
     sheet = compare_models(
         [Path(name) for name in image],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from embedmask.config import Recipe, override
 from embedmask.errors import BadInput
 from embedmask.fields import nearest
+from embedmask.files import bundled_folder
 
 Changes = Mapping[str, Mapping[str, Any] | None]
 
@@ -81,4 +81,4 @@ def recipe_summary(name: str) -> str:
 
 def recipes_folder() -> Path:
     """Return the folder of the bundled recipes."""
-    return Path(str(resources.files("embedmask"))) / "configs"
+    return bundled_folder("configs")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from time import sleep
@@ -79,13 +80,18 @@ class Page:
                     self._objects_tab()
                     self._embedding_tabs(visible=config.has_embeddings)
                 with gr.Column(scale=1, min_width=300):
-                    self._controls(Settings.of(predictor), config.candidate_threshold)
+                    self._controls(
+                        Settings.of(predictor), max(config.candidate_threshold, config.least_score)
+                    )
             self._connect()
 
     def _controls(self, settings: Settings, lowest: float) -> None:
         """Lay out sliders, tiles and downloads."""
         most = self.predictor.model.config.max_detections
-        self.score = gr.Slider(lowest, 1, settings.score_threshold, step=0.01, label="Score threshold")
+        # rounded up to a step, since an exported file serves no lower score
+        self.score = gr.Slider(
+            ceil(100 * lowest) / 100, 1, settings.score_threshold, step=0.01, label="Score threshold"
+        )
         self.threshold = gr.Slider(0.05, 0.95, settings.mask_threshold, step=0.01, label="Mask threshold")
         self.limit = gr.Slider(1, most, most, step=1, label="Maximum number of objects (right end: no limit)")
         default = TILE if self.predictor.model.config.image_short_side is None else 0

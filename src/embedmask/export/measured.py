@@ -21,7 +21,7 @@ from embedmask.evaluation.run import evaluate_weights
 from embedmask.export.quantize import calibration_images, check_int8, quantize
 from embedmask.export.write import ENDINGS, openvino_model, write_openvino
 from embedmask.inference.predictor import Predictor
-from embedmask.runtime import KEY
+from embedmask.runtime_file import KEY
 from embedmask.weights.checkpoint import Checkpoint
 
 GUARDED = {"segm/AP": "mask AP", "bbox/AP": "box AP"}

@@ -17,7 +17,8 @@ from embedmask.inference.mask_decoding import OUTSIDE_LOG_PROB
 from embedmask.locations import MASK_UPSAMPLING
 from embedmask.model.detector import FRAME_MULTIPLE
 from embedmask.model.embedmask import EmbedMask
-from embedmask.runtime import FORMAT, VERSION, Settings
+from embedmask.runtime_file import FORMAT, VERSION
+from embedmask.runtime_masks import Settings
 
 CONVENTIONS = {
     "images": "uint8 RGB [N, 3, H, W] of any N, H, W, resized by the rule in settings and not padded",

@@ -21,7 +21,8 @@ from embedmask.export.nms import translation
 from embedmask.files import atomic_write, temporary_folder
 from embedmask.model.detector import Detector
 from embedmask.model.embedmask import EmbedMask
-from embedmask.runtime import KEY, openvino_core
+from embedmask.runtime import openvino_core
+from embedmask.runtime_file import KEY
 
 Format = Literal["onnx", "openvino"]
 ENDINGS: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}

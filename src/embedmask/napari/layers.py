@@ -45,16 +45,18 @@ class Plane:
     translate: tuple[float, float]
 
     @classmethod
-    def of(cls, layer: Any, current_step: Sequence[int]) -> Plane:
+    def of(cls, layer: Any, point: Sequence[float]) -> Plane:
         """Return the current plane of an `Image` layer; nothing is read yet.
 
         Args:
             layer: layer of napari.
-            current_step: position of the viewer on its axes, of which the last ones are those of the layer.
+            point: position of the viewer in world coordinates; its last axes are those of the layer.
         """
         data = layer.data[0] if layer.multiscale else layer.data
         count = layer.ndim - 2
-        index = tuple(current_step[len(current_step) - layer.ndim :][:count])
+        place = layer.world_to_data(point[len(point) - layer.ndim :])[:count]
+        shown = zip(place, data.shape[:count], strict=True)
+        index = tuple(min(max(round(float(own)), 0), size - 1) for own, size in shown)
         scale, translate = layer.scale[-2:].tolist(), layer.translate[-2:].tolist()
         return cls(data, index, layer.rgb, layer.name, tuple(scale), tuple(translate))
 

@@ -59,11 +59,15 @@ class DetectWidget(Container[Any]):
         if self.image.value is None:
             self.status.value = "open an image first"
             return
+        dims = self._viewer.dims
+        if sorted(dims.order[-2:]) != [dims.ndim - 2, dims.ndim - 1]:
+            self.status.value = "show the last two axes: roll the dimensions back"
+            return
         self.run.enabled, self.status.value = False, "running"
         compute: Any = detect_layers  # napari's annotation accepts functions without types only
         create_worker(
             compute,
-            Plane.of(self.image.value, self._viewer.dims.current_step),
+            Plane.of(self.image.value, dims.point),
             str(Path(self.weights.value).expanduser()),
             score_threshold=self.score.value or None,
             tile=self.tile.value or None,

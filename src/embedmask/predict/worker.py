@@ -201,10 +201,10 @@ class Worker:
         if not self.journal.is_done(source):
             try:
                 row, drawn = self._write_result(source, source.name, result)
+                if drawn is not None:
+                    write_image(drawn, self.out / drawn_name(source))
             except UnsupportedImage as error:  # the other images are not affected
                 return [(number, str(error))]
-            if drawn is not None:
-                write_image(drawn, self.out / drawn_name(source))
             self.journal.write(source, [row])
         return []
 

@@ -169,6 +169,10 @@ def read_config(path: str | Path) -> DetectorConfig:
 
 @contextmanager
 def _open_checkpoint(path: Path) -> Iterator[Any]:
+    if path.suffix == ".ckpt":
+        raise BadInput(
+            f"{path}: the state of a training, to resume it; give model.safetensors of that folder"
+        )
     if file_form(path) in ("torch", "pickle"):
         raise BadInput(
             f"{path}: a torch file, not an EmbedMask checkpoint; "

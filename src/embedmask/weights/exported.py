@@ -14,7 +14,8 @@ from embedmask.config import from_dict
 from embedmask.config.exported import ExportedConfig
 from embedmask.errors import BadInput
 from embedmask.model.detector import Detector, padded_size_of
-from embedmask.runtime import BadFile, Settings, read_metadata, settings_of
+from embedmask.runtime_file import read_metadata, settings_of
+from embedmask.runtime_masks import BadFile, Settings
 from embedmask.structures import ImageBatch, Size
 
 SUFFIXES = (".onnx", ".xml")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from embedmask.errors import BadInput
 from embedmask.fields import nearest
+from embedmask.files import bundled_folder
 from embedmask.weights.hub import WEIGHTS, fetch, is_hub_name
 
 
@@ -26,7 +26,7 @@ def find_weights(path: str | Path) -> Path:
             return file
     name = path.as_posix()
     if path.name == name:
-        released = models_folder() / f"{path.name.removesuffix('.safetensors')}.safetensors"
+        released = models_folder() / f"{path.name}.safetensors"
         if released.is_file():
             return released
     elif is_hub_name(name) and not path.exists():
@@ -50,4 +50,4 @@ def released_names() -> list[str]:
 
 def models_folder() -> Path:
     """Return the folder of the released models and their cards."""
-    return Path(str(resources.files("embedmask"))) / "models"
+    return bundled_folder("models")
