@@ -208,7 +208,7 @@ class TestEval:
         assert "--json" in fails(capsys, *words)
         for option in (["--matching"], ["--score-threshold", "0.5"], ["--report", str(tmp_path / "report")]):
             said = fails(capsys, *words, "--json", str(out), *option)
-            assert f" {option[0]} needs annotations, and " in said
+            assert f"has no annotations, which {option[0]} needs; omit it" in said
         assert main([*words, "--json", str(out), "--max-detections", "5"]) == 0
         printed = capsys.readouterr().out
         assert printed.count("\n") == 1

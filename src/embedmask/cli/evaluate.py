@@ -78,16 +78,8 @@ def evaluate(
         "reference_masks": reference_masks, "device": device, "progress": is_interactive(),
     }  # fmt: skip
     if not dataset.has_annotations:
-        if json is None:
-            raise BadInput(
-                f"{dataset.annotations_file}: has no annotations; pass --json FOLDER for the file of COCO's server"
-            )
-        given = {"--report": report, "--matching": matching, "--score-threshold": score_threshold}
-        for option, value in given.items():
-            if value:
-                raise BadInput(
-                    f"{option} needs annotations, and {dataset.annotations_file} has none; omit it"
-                )
+        options = {"--report": report, "--matching": matching, "--score-threshold": score_threshold}
+        json = server_folder(json, dataset.annotations_file, options)
         path = write_results(file, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
@@ -98,6 +90,16 @@ def evaluate(
         **prediction,
     )  # fmt: skip
     print_metrics(metrics, json, report)
+
+
+def server_folder(json: Path | None, file: Path, options: dict[str, Any]) -> Path:
+    """Return the folder for results of images without annotations; raise `BadInput` for options that need them."""
+    if json is None:
+        raise BadInput(f"{file}: has no annotations; pass --json FOLDER for the file of COCO's server")
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise BadInput(f"{file}: has no annotations, which {given[0]} needs; omit it")
+    return json
 
 
 def print_metrics(metrics: dict[str, Any], json: Path | None, report: Path | None) -> None:
