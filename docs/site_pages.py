@@ -37,7 +37,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Adapt the links of the pages in docs/ that lead outside it, and separate lists and tables from the line above."""
-    return separate_lists(markdown.replace("](../models/", "](models/").replace("](../README.md", "](index.md"))
+    return separate_lists(
+        markdown.replace("](../models/", "](models/").replace("](../README.md", "](index.md")
+    )
 
 
 def separate_lists(markdown: str) -> str:
