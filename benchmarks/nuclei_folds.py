@@ -24,7 +24,8 @@ from nuclei import evaluate, figures
 
 from embedmask.config import Recipe, override
 from embedmask.data.coco import CocoInstances
-from embedmask.data.near_duplicates import file_hash, near_duplicates
+from embedmask.data.near_duplicates import groups_by_content
+from embedmask.data.subset import filter_images
 from embedmask.files import write_json
 from embedmask.machine import describe_machine
 
@@ -42,20 +43,18 @@ CROP_SIDE = 192
 
 def divide(paths: Sequence[Path], count: int) -> list[list[int]]:
     """Divide images into folds of about the same size, near-duplicates together, in an order of their contents."""
-    hashes = [file_hash(path) for path in paths]
-    groups = sorted(near_duplicates(paths, hashes), key=lambda group: min(hashes[i] for i in group))
     folds: list[list[int]] = [[] for _ in range(count)]
-    for group in groups:
+    for group in groups_by_content(paths):
         min(folds, key=len).extend(group)
     return folds
 
 
 def write_folds(data: Path, where: str, folder: Path, count: int) -> None:
     """Write a data set for each fold to `folder/K`; images are linked."""
-    key, _, value = where.partition("=")
     parts = [json.loads((data / f"{split}.json").read_text(encoding="utf-8")) for split in ("train", "val")]
-    images = [image for part in parts for image in part["images"] if str(image.get(key)) == value]
-    annotations = [annotation for part in parts for annotation in part["annotations"]]
+    joined = {name: [one for part in parts for one in part[name]] for name in ("images", "annotations")}
+    used = filter_images(joined, where, data)
+    images = used["images"]
     folds = divide([data / "images" / image["file_name"] for image in images], count)
     for number, fold in enumerate(folds):
         own = folder / str(number)
@@ -68,7 +67,7 @@ def write_folds(data: Path, where: str, folder: Path, count: int) -> None:
             ids = {image["id"] for image in chosen}
             content = {
                 "images": chosen,
-                "annotations": [one for one in annotations if one["image_id"] in ids],
+                "annotations": [one for one in used["annotations"] if one["image_id"] in ids],
                 "categories": parts[0]["categories"],
             }
             write_json(own / f"{split}.json", content)

@@ -28,7 +28,6 @@ class ImageFiles:
         names: file of each image; for a missing image the name in the annotation file.
         respelled: positions of the images whose name is spelled differently in the annotation file.
         uncertain: position -> the existing files, or the other names, that make its file ambiguous.
-        repeated: position -> the first position that names the same file.
         missing: positions of the images without a file.
         nearest: position -> the existing file with the most similar name, for the first few missing images.
     """
@@ -37,7 +36,6 @@ class ImageFiles:
     names: list[str]
     respelled: list[int] = field(default_factory=list)
     uncertain: dict[int, list[str]] = field(default_factory=dict)
-    repeated: dict[int, int] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
     nearest: dict[int, Path] = field(default_factory=dict)
 
@@ -45,6 +43,20 @@ class ImageFiles:
         """Return the deepest folder that contains all images."""
         folders = {os.path.dirname(self.folder / name) for name in self.names}
         return Path(os.path.commonpath([os.path.normpath(path) for path in folders] or [str(self.folder)]))
+
+    @property
+    def repeated(self) -> dict[int, int]:
+        """Return the positions that name the file of an earlier one, and the first position of that file."""
+        left_out = {*self.missing, *self.uncertain}
+        first: dict[str, int] = {}
+        result: dict[int, int] = {}
+        for position, name in enumerate(self.names):
+            if position not in left_out:
+                path = os.path.normpath(os.path.join(self.folder, name))
+                earlier = first.setdefault(path, position)
+                if earlier != position:
+                    result[position] = earlier
+        return result
 
 
 def find_image_files(names: Sequence[str], images: Path, others: Sequence[Path] = ()) -> ImageFiles:
@@ -63,7 +75,7 @@ def find_image_files(names: Sequence[str], images: Path, others: Sequence[Path] 
         BadInput: two of the folders contain all names.
     """
     if images not in others and _all_exist(images, names):
-        return _with_repeated(ImageFiles(images, list(names)))
+        return ImageFiles(images, list(names))
     folders = [path for path in dict.fromkeys((images, *others)) if path.is_dir()]
     complete = [path for path in folders if names and _all_exist(path, names)]
     if len(complete) > 1:
@@ -75,8 +87,8 @@ def find_image_files(names: Sequence[str], images: Path, others: Sequence[Path] 
             "ambiguous which are meant; remove or rename one of the folders"
         )
     if complete:
-        return _with_repeated(ImageFiles(complete[0], list(names)))
-    return _with_repeated(_match_each(names, folders or [images]))
+        return ImageFiles(complete[0], list(names))
+    return _match_each(names, folders or [images])
 
 
 def _all_exist(folder: Path, names: Sequence[str]) -> bool:
@@ -115,19 +127,6 @@ def _match_each(names: Sequence[str], folders: Sequence[Path]) -> ImageFiles:
         nearest = index.nearest(names[position])
         if nearest is not None:
             result.nearest[position] = nearest
-    return result
-
-
-def _with_repeated(result: ImageFiles) -> ImageFiles:
-    """Add the positions that name the file of an earlier one, and return the files."""
-    left_out = {*result.missing, *result.uncertain}
-    first: dict[str, int] = {}
-    for position, name in enumerate(result.names):
-        if position not in left_out:
-            path = os.path.normpath(os.path.join(result.folder, name))
-            earlier = first.setdefault(path, position)
-            if earlier != position:
-                result.repeated[position] = earlier
     return result
 
 

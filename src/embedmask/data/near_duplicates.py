@@ -49,9 +49,7 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
     """
     if not all(value > 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
         raise BadInput(f"fractions must be above 0 and below 1 together, got {dict(fractions)}")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(file_hash, paths))
-    groups = sorted(near_duplicates(paths, hashes), key=lambda group: min(hashes[i] for i in group))
+    groups = groups_by_content(paths)
     if len(groups) <= len(fractions):
         raise BadInput(
             f"{len(paths)} images in {len(groups)} groups of near-duplicates cannot be divided into train, "
@@ -73,7 +71,18 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
     return {"train": sorted(i for group in groups for i in group), **result}
 
 
-def file_hash(path: Path) -> bytes:
+def groups_by_content(paths: Sequence[Path]) -> list[list[int]]:
+    """Return the groups of near-duplicates, indices into `paths`, sorted by the smallest hash of their files.
+
+    Raises:
+        BadInput: an image cannot be read.
+    """
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = list(pool.map(_file_hash, paths))
+    return sorted(near_duplicates(paths, hashes), key=lambda group: min(hashes[i] for i in group))
+
+
+def _file_hash(path: Path) -> bytes:
     """Return a hash of a file; not of its pixels, because JPEG decoders differ in the last bit."""
     try:
         with path.open("rb") as file:

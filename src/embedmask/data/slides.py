@@ -17,7 +17,7 @@ from torch import Tensor
 from embedmask.config.reading import Depth, ReadOptions
 from embedmask.data.depth import reduce_depth, strip_height, strips_of, white_level
 from embedmask.data.pages import BadChoice, Extent
-from embedmask.data.tiff import Plane, Stack, axes_of, plane_numbers
+from embedmask.data.tiff import Plane, Stack, axes_of, other_sizes, plane_numbers
 from embedmask.errors import needs_extra
 from embedmask.structures import Size
 
@@ -152,8 +152,8 @@ def _array_plane(plane: Plane, zarr: Any) -> ArrayPlane:
     plane.check_complete()
     axes = axes_of(plane.series)
     array = zarr.open_array(plane.series.aszarr(level=0), mode="r")
-    others = [n for axis, n in zip(axes, array.shape, strict=True) if axis not in "YXS"]
-    return ArrayPlane(array, axes, tuple(map(int, np.unravel_index(plane.number, others))))
+    place = np.unravel_index(plane.number, other_sizes(axes, array.shape))
+    return ArrayPlane(array, axes, tuple(map(int, place)))
 
 
 def zarr_slide(path: Path, options: ReadOptions, notice: Notice) -> Slide:

@@ -53,10 +53,8 @@ class Plane:
     @cached_property
     def has_page(self) -> bool:
         """Return whether the plane is a page of the file; otherwise it is part of the series' larger pages."""
-        others = [
-            n for axis, n in zip(axes_of(self.series), self.series.shape, strict=True) if axis not in "YXS"
-        ]
-        return len(self.series.pages) == prod(others) and not self.series.is_truncated
+        count = prod(other_sizes(axes_of(self.series), self.series.shape))
+        return len(self.series.pages) == count and not self.series.is_truncated
 
     @property
     def key(self) -> Any:  # its attributes have no types
@@ -299,10 +297,15 @@ def axes_of(series: TiffPageSeries) -> str:
     return f"{axes[:position]}S{axes[position + 1 :]}"
 
 
+def other_sizes(axes: str, shape: Sequence[int]) -> list[int]:
+    """Return the sizes of all axes but Y, X and S."""
+    return [n for axis, n in zip(axes, shape, strict=True) if axis not in "YXS"]
+
+
 def plane_numbers(axes: str, shape: Sequence[int]) -> NDArray[np.int64]:
     """Return the numbers of the planes of an array, over all axes but Y, X and S: int64 `[pages, channels]`."""
     others = [axis for axis in axes if axis not in "YXS"]
-    sizes = [n for axis, n in zip(axes, shape, strict=True) if axis not in "YXS"]
+    sizes = other_sizes(axes, shape)
     numbers = np.arange(prod(sizes)).reshape(sizes)
     numbers = np.moveaxis(numbers, others.index("C"), -1) if "C" in others else numbers[..., None]
     return numbers.reshape(-1, numbers.shape[-1])
