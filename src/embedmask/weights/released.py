@@ -32,7 +32,7 @@ def find_weights(path: str | Path) -> Path:
     elif is_hub_name(name) and not path.exists():
         return fetch(name)
     names = released_names()
-    hint = nearest(name, names) if path.name == name else ""
+    hint = nearest(path.stem, names) if path.name == name else ""
     raise missing_weights_error(path, f"{hint}; released models: {', '.join(names)}")
 
 
