@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from embedmask import Predictor
+from embedmask.data.class_matching import match_classes
 from embedmask.data.coco import CocoInstances
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.run import match_classes
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.results import coco_results
 

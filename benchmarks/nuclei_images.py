@@ -14,7 +14,7 @@ from PIL import Image
 
 from embedmask.data.coco import CocoInstances
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.matching import Labels, label_image, matching_metrics
+from embedmask.evaluation.matching import Labels, matching_metrics
 from embedmask.files import atomic_write
 from embedmask.masks import RunMasks
 from embedmask.visualize import Pixels, contact_sheet, side_by_side
@@ -76,7 +76,7 @@ class Scenes:
     def _labels(self, image_id: int, records: Iterable[dict[str, Any]]) -> Labels:
         """Return records with masks as a label image."""
         size = self.evaluator.ground_truth.sizes[image_id]
-        return label_image(RunMasks.from_rle((r["segmentation"] for r in records), size).crops(), size)
+        return RunMasks.from_rle((r["segmentation"] for r in records), size).to_label_image()
 
 
 def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:

@@ -7,13 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import locations as slow
+from torchvision.ops import box_iou
 
 from embedmask.locations import (
     all_locations,
     flatten_levels,
     level_locations,
     ltrb_to_xyxy,
+    paired_iou,
     resize_aligned,
+    xyxy_to_ltrb,
 )
 
 
@@ -44,8 +47,22 @@ def test_boxes_from_distances_and_back() -> None:
     boxes = ltrb_to_xyxy(locations, ltrb)
     assert torch.allclose(locations - boxes[:, :2], ltrb[:, :2], atol=1e-4)
     assert torch.allclose(boxes[:, 2:] - locations, ltrb[:, 2:], atol=1e-4)
+    assert torch.allclose(xyxy_to_ltrb(locations, boxes), ltrb, atol=1e-4)
     assert torch.equal(ltrb_to_xyxy(locations, torch.zeros(50, 4)), locations.repeat(1, 2))
     assert ltrb_to_xyxy(torch.zeros(0, 2), torch.zeros(0, 4)).shape == (0, 4)
+
+
+def test_paired_iou_equals_the_diagonal() -> None:
+    draw = torch.Generator().manual_seed(0)
+    low = torch.rand(500, 2, generator=draw) * 900
+    boxes = torch.cat([low, low + torch.rand(500, 2, generator=draw) * 100], 1)
+    others = (boxes + torch.randn(500, 4, generator=draw) * 10).round()
+    boxes[::5, 2:], others[::10, 2:] = boxes[::5, :2], others[::10, :2]  # without area
+    found, expected = paired_iou(boxes, others), box_iou(boxes, others).diagonal()
+    assert found.dtype == torch.float32
+    assert found.isnan().sum() >= 50
+    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
+    assert paired_iou(boxes[:0], others[:0]).shape == (0,)
 
 
 def test_different_numbers_of_sizes_and_strides() -> None:

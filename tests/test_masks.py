@@ -264,3 +264,11 @@ def test_device_of_bit_masks(count: int) -> None:
         assert masks.layout.is_meta
         assert masks.layout.shape == (count, 5)
     assert copy.copy(BitMasks.from_crops(crops, SIZE)).bounds.tolist() == [[1, 1, 4, 3]] * count
+
+
+def test_first_mask_keeps_the_pixels_of_a_label_image() -> None:
+    square = np.ones((2, 2), dtype=bool)
+    crops = [MaskCrop(square, 0, 0), MaskCrop(square, 1, 1), MaskCrop(square[:0], 0, 0)]
+    image = RunMasks.from_crops(crops, (3, 4)).to_label_image(np.uint16)
+    assert image.dtype == np.uint16
+    assert image.tolist() == [[1, 1, 0, 0], [1, 1, 2, 0], [0, 2, 2, 0]]

@@ -1,4 +1,4 @@
-"""Locations of the pyramid's cells in the image, and the order in which level maps form one list of K locations."""
+"""Locations of the pyramid's cells in the image, their order in one list of K, and the boxes around them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,33 @@ def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
 def ltrb_to_xyxy(locations: Tensor, ltrb: Tensor) -> Tensor:
     """Convert distances to the sides into corners: `[..., 2]` and `[..., 4]` px -> `[..., 4]` px."""
     return torch.cat([locations - ltrb[..., :2], locations + ltrb[..., 2:]], -1)
+
+
+def xyxy_to_ltrb(locations: Tensor, boxes: Tensor) -> Tensor:
+    """Convert corners into distances to the sides: `[..., 2]` and `[..., 4]` px -> `[..., 4]` px."""
+    return torch.cat([locations - boxes[..., :2], boxes[..., 2:] - locations], -1)
+
+
+def box_areas(boxes: Tensor, box_offset: float = 0.0) -> Tensor:
+    """Compute the areas of boxes `[N, 4]` (xyxy px), `[N]`; `box_offset` is added to every side."""
+    return (boxes[:, 2] - boxes[:, 0] + box_offset) * (boxes[:, 3] - boxes[:, 1] + box_offset)
+
+
+def paired_iou(boxes: Tensor, others: Tensor, box_offset: float = 0.0) -> Tensor:
+    """Compute the IoU of each box with the other box of its row; nan for two without area.
+
+    Args:
+        boxes: `[P, 4]` xyxy px.
+        others: `[P, 4]` xyxy px.
+        box_offset: added to every side.
+
+    Returns:
+        `[P]`.
+    """
+    top_left = torch.maximum(boxes[:, :2], others[:, :2])
+    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
+    intersection = (bottom_right - top_left + box_offset).clamp(min=0).prod(1)
+    return intersection / (box_areas(boxes, box_offset) + box_areas(others, box_offset) - intersection)
 
 
 def resize_aligned(maps: Tensor, factor: int) -> Tensor:

@@ -195,6 +195,18 @@ class RunMasks:
             dense[index] = torch.from_numpy(self.window(index, (0, 0, self.frame[1], self.frame[0])))
         return dense
 
+    def to_label_image(self, dtype: type[np.integer[Any]] = np.int32) -> NDArray[np.integer[Any]]:
+        """Return all masks as one label image, `[H, W]`: 1, 2, ... in their order, 0 is background.
+
+        Where masks overlap, the first keeps the pixels; a mask that is fully covered disappears.
+        """
+        image = np.zeros(self.frame, dtype)
+        for label, (pixels, y, x) in enumerate(self.crops(), start=1):
+            # a view: writing to it changes the image
+            window = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
+            window[pixels & (window == 0)] = label
+        return image
+
     def to_counts(self) -> list[NDArray[Any]]:
         """Return COCO's run lengths of each mask: lengths of alternating runs, background first."""
         return alternating_lengths(self.runs, [self.frame[0] * self.frame[1]] * len(self))

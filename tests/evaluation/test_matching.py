@@ -18,12 +18,10 @@ from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import (
     THRESHOLDS,
     MatchCounts,
-    label_image,
     match_labels,
     match_pairs,
     matching_metrics,
 )
-from embedmask.masks import MaskCrop
 
 STARDIST: dict[str, Any] = json.loads(
     (Path(__file__).parent / "matching_stardist.json").read_text(encoding="utf-8")
@@ -138,12 +136,6 @@ def test_classes_are_matched_separately_and_crowds_ignored() -> None:
     assert matching_metrics(evaluator, 0.3)["matching_pooled/AP50"] == 0
     evaluator.add([as_result(1, 2, mask, 0.9)])
     assert matching_metrics(evaluator, 0.3)["matching_pooled/AP50"] == 0.5  # one hit, one of the other class
-
-
-def test_first_mask_keeps_the_pixels_of_a_label_image() -> None:
-    square = np.ones((2, 2), dtype=bool)
-    image = label_image([MaskCrop(square, 0, 0), MaskCrop(square, 1, 1), MaskCrop(square[:0], 0, 0)], (3, 4))
-    assert image.tolist() == [[1, 1, 0, 0], [1, 1, 2, 0], [0, 2, 2, 0]]
 
 
 def test_raises_on_different_sizes() -> None:

@@ -1,4 +1,4 @@
-"""match_classes: classes of a model and of a data set are matched by name."""
+"""Evaluation of weights on a data set."""
 
 from __future__ import annotations
 
@@ -9,47 +9,14 @@ from typing import Any
 import pytest
 
 from embedmask.errors import BadInput
-from embedmask.evaluation.run import evaluate_weights, match_classes
-
-
-def dataset(**categories: list[int]) -> Any:
-    """Return a data set with the categories; each name has one or several ids."""
-    pairs = sorted((number, name) for name, ids in categories.items() for number in ids)
-    ids, names = ([pair[i] for pair in pairs] for i in range(2))
-    return SimpleNamespace(annotations_file=Path("val.json"), category_ids=ids, class_names=names)
-
-
-@pytest.mark.parametrize(
-    ("names", "categories", "expected"),
-    [
-        (["disc", "star"], {"star": [3], "disc": [8]}, [8, 3]),
-        (["disc", "bar", "star"], {"star": [3], "disc": [8]}, [8, 9, 3]),  # 9 is unused
-        (
-            ["disc", "star", "disc"],
-            {"disc": [2, 7], "star": [5]},
-            [2, 5, 7],
-        ),  # equal names: by order
-        (["disc", "disc"], {"disc": [2**64 + 1]}, [2**64 + 1, 2**64 + 2]),
-    ],
-)
-def test_classes_are_matched_by_name(
-    names: list[str], categories: dict[str, list[int]], expected: list[int]
-) -> None:
-    assert match_classes(names, dataset(**categories)) == expected
-
-
-@pytest.mark.parametrize(
-    ("names", "message"), [(["star"], "'disc',"), (["disc", "star"], "'disc' 2 times, the model has disc")]
-)
-def test_raises_on_class_that_the_model_lacks(names: list[str], message: str) -> None:
-    with pytest.raises(BadInput, match=f"val.json: has the class {message}"):
-        match_classes(names, dataset(disc=[1, 2]))
+from embedmask.evaluation.run import evaluate_weights
 
 
 def test_report_folder_is_checked_before_the_first_image(tmp_path: Path) -> None:
+    dataset: Any = SimpleNamespace(annotations_file=Path("val.json"), category_ids=[1], class_names=["disc"])
     (tmp_path / "file").touch()
     for report in (tmp_path / "file", tmp_path / "file" / "report"):
         with pytest.raises(BadInput) as caught:
-            evaluate_weights(Path("nuclei"), dataset(disc=[1]), report=report)
+            evaluate_weights(Path("nuclei"), dataset, report=report)
         assert str(caught.value) == f"{report}: cannot be written (Not a directory); choose another folder"
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]

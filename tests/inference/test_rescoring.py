@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou, masks_to_boxes
 
 from embedmask import Postprocessor
-from embedmask.inference.rescoring import paired_iou, rescore_by_masks, uncovered_fractions
+from embedmask.inference.rescoring import rescore_by_masks, uncovered_fractions
 from embedmask.masks import RunMasks
 from embedmask.structures import Instances
 
@@ -114,19 +114,6 @@ def test_equals_slow_twin(count: int, seed: int) -> None:
     assert rescored.scores.tolist() == pytest.approx(expected[order].tolist(), abs=1e-6)
     assert rescored.labels.tolist() == [labels[i] for i in order]
     assert torch.equal(rescored.masks.to_dense(), dense[order])
-
-
-def test_paired_iou_equals_the_diagonal() -> None:
-    draw = torch.Generator().manual_seed(0)
-    low = torch.rand(500, 2, generator=draw) * 900
-    boxes = torch.cat([low, low + torch.rand(500, 2, generator=draw) * 100], 1)
-    others = (boxes + torch.randn(500, 4, generator=draw) * 10).round()
-    boxes[::5, 2:], others[::10, 2:] = boxes[::5, :2], others[::10, :2]  # without area
-    found, expected = paired_iou(boxes, others), box_iou(boxes, others).diagonal()
-    assert found.dtype == torch.float32
-    assert found.isnan().sum() >= 50
-    assert torch.equal(found.nan_to_num(-1), expected.nan_to_num(-1))
-    assert paired_iou(boxes[:0], others[:0]).shape == (0,)
 
 
 class LargestTensor(TorchDispatchMode):

@@ -12,8 +12,8 @@ from reference import objective as slow
 from small_models import random_rectangles, rectangles
 from torch import Tensor
 
-from embedmask.locations import all_locations
-from embedmask.objective.assignment import GT_CHUNK, assign, paired_iou, select_samples
+from embedmask.locations import all_locations, paired_iou
+from embedmask.objective.assignment import GT_CHUNK, assign, select_samples
 
 STRIDES = (8, 16, 32)
 RANGES = [(-1.0, 20.0), (20.0, 40.0), (40.0, math.inf)]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.thresholds import Thresholds, is_decided
-from embedmask.masks import MaskCrop, RunMasks
+from embedmask.masks import RunMasks
 from embedmask.structures import Size
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
@@ -159,19 +159,6 @@ def match_pairs(
     return MatchCounts(hits, hit_iou, *counts)
 
 
-def label_image(masks: Iterable[MaskCrop], size: Size, dtype: type[np.integer[Any]] = np.int32) -> Labels:
-    """Return masks as one label image, `[H, W]`: 1, 2, ... in their order, 0 is background.
-
-    Where masks overlap, the first keeps the pixels; a mask that is fully covered disappears.
-    """
-    image = np.zeros(size, dtype)
-    for label, (pixels, y, x) in enumerate(masks, start=1):
-        # a view: writing to it changes the image
-        window = image[y : y + pixels.shape[0], x : x + pixels.shape[1]]
-        window[pixels & (window == 0)] = label
-    return image
-
-
 def matching_metrics(
     evaluator: CocoEvaluator, score_threshold: Thresholds, image_ids: Sequence[int] | None = None
 ) -> dict[str, float]:
@@ -210,4 +197,4 @@ def matching_metrics(
 def _labels(records: Iterable[dict[str, Any]], category: int, size: Size) -> Labels:
     """Return the masks of one category as a label image."""
     rles = (record["segmentation"] for record in records if record["category_id"] == category)
-    return label_image(RunMasks.from_rle(rles, size).crops(), size)
+    return RunMasks.from_rle(rles, size).to_label_image()

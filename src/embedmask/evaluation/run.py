@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -12,8 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from embedmask.config import Precision, ScoreThreshold, override
+from embedmask.data.class_matching import match_classes
 from embedmask.data.coco import IMAGE_INFO, CocoInstances
-from embedmask.data.label_images import CLASS_NAME
 from embedmask.data.loader import eval_loader
 from embedmask.data.transforms import EvalTransform
 from embedmask.device import choose_device, choose_workers
@@ -174,36 +174,3 @@ def _predict(
                     bar.update()
 
     return walk()
-
-
-def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
-    """Return the data set's category id of each class of the model, matched by name.
-
-    Classes of the same name are matched in their order. A class that the data set lacks gets an unused id.
-
-    Raises:
-        BadInput: the data set has a class that the model lacks.
-    """
-    if len(class_names) == len(dataset.class_names) == 1 and CLASS_NAME in (
-        *class_names,
-        *dataset.class_names,
-    ):
-        return dataset.category_ids  # the class of label images has no name of its own
-    # (name, number of earlier classes of that name) identifies a class
-    known = _numbered(class_names)
-    ids = dict(zip(_numbered(dataset.class_names), dataset.category_ids, strict=True))
-    for name, number in ids:
-        if (name, number) not in known:
-            times = f" {number + 1} times" if number else ""
-            names = ", ".join(class_names[:8]) + (", ..." if len(class_names) > 8 else "")
-            raise BadInput(
-                f"{dataset.annotations_file}: has the class {name!r}{times}, the model has {names}; "
-                "evaluate on a data set of the model's classes"
-            )
-    unused = max(dataset.category_ids) + 1
-    return [ids.get(key, unused) for key in known]
-
-
-def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each name with its number of earlier occurrences, since several classes may share a name."""
-    return [(name, names[:index].count(name)) for index, name in enumerate(names)]

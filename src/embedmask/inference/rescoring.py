@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedmask.locations import paired_iou
 from embedmask.masks import RunMasks
 from embedmask.structures import Instances
 
@@ -32,14 +33,6 @@ def rescore_by_masks(instances: Instances) -> Instances:
     scores = instances.scores * factor.to(instances.scores)
     order = scores.argsort(descending=True, stable=True).tolist()
     return replace(instances, scores=scores).select(order)
-
-
-def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return the IoU of each box `[R, 4]` (xyxy) and the other box of its row, `[R]`; nan for two without area."""
-    low, high = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
-    common = (high - low).clamp(min=0).prod(1)
-    first, second = ((own[:, 2:] - own[:, :2]).prod(1) for own in (boxes, others))
-    return common / (first + second - common)
 
 
 def uncovered_fractions(masks: RunMasks, labels: list[int]) -> Tensor:

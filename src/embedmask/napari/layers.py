@@ -14,7 +14,6 @@ from torch import Tensor
 from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
-from embedmask.evaluation.matching import label_image
 from embedmask.inference.explain import Projection
 from embedmask.inference.predictor import Predictor
 from embedmask.structures import Instances, PixelMap, Size
@@ -119,7 +118,7 @@ def detect_layers(
 
 def labels_layer(instances: Instances, class_names: Sequence[str], plane: Plane) -> LayerData:
     """Return a label image: k for the k-th instance, whose score and class are row k of the features."""
-    labels = label_image(instances.masks.crops(), instances.masks.frame)
+    labels = instances.masks.to_label_image()
     names = [class_names[label] for label in instances.labels.tolist()]
     features = {
         "index": list(range(len(names) + 1)),

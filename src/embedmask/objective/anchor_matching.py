@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 from embedmask.anchors import CODER, cell_anchors
 from embedmask.config import ModelConfig
 from embedmask.locations import ltrb_to_xyxy
-from embedmask.objective.assignment import in_masks
+from embedmask.objective.assignment import in_masks, ltrb_targets
 from embedmask.objective.positives import ImageTargets, Locations, Positives
 from embedmask.structures import Assignment, Predictions
 
@@ -41,9 +41,7 @@ def assign_image(
     positive = matches >= 0
     gt_index = torch.full_like(matches, -1)
     gt_index[positive] = rows[matches[positive]]
-    ltrb = locations.xy.new_zeros(count, 4)
-    xy, boxes = locations.xy[positive], gt.boxes[gt_index[positive]]
-    ltrb[positive] = torch.cat([xy - boxes[:, :2], boxes[:, 2:] - xy], 1)
+    ltrb = ltrb_targets(gt_index, locations.xy, gt.boxes)
     return Assignment(gt_index, ltrb, ignored=matches == Matcher.BETWEEN_THRESHOLDS)
 
 

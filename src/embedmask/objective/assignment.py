@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from embedmask.locations import box_areas, paired_iou, xyxy_to_ltrb
 from embedmask.masks import BitMasks
 from embedmask.structures import Assignment
 
@@ -53,7 +54,7 @@ def assign(
     count, lookup = len(boxes), BitMasks.of(masks)
     centers = mass_centers(lookup) if sampling_center == "mass" else (boxes[:, :2] + boxes[:, 2:]) / 2
     # ground truths by ascending area: the smallest rank among the candidates of a location wins
-    by_area = _areas(boxes, box_offset).sort(stable=True).indices  # [G]
+    by_area = box_areas(boxes, box_offset).sort(stable=True).indices  # [G]
     best_rank = torch.full((len(locations),), count, device=locations.device)  # [K], `count`: no candidate
     for start in range(0, count, GT_CHUNK):
         chunk = by_area[start : start + GT_CHUNK]  # [g]
@@ -73,10 +74,21 @@ def assign(
     matched = best_rank < count
     gt_index = torch.full_like(best_rank, -1)
     gt_index[matched] = by_area[best_rank[matched]]
+    return Assignment(gt_index, ltrb_targets(gt_index, locations, boxes))
+
+
+def ltrb_targets(gt_index: Tensor, locations: Tensor, boxes: Tensor) -> Tensor:
+    """Return the distances to the sides of the assigned ground truths, float32 `[K, 4]` px; 0 for background.
+
+    Args:
+        gt_index: int64 `[K]`, -1 for background.
+        locations: float32 `[K, 2]` px.
+        boxes: float32 `[G, 4]` xyxy px.
+    """
     ltrb = locations.new_zeros(len(locations), 4)
-    xy, gt_boxes = locations[matched], boxes[gt_index[matched]]
-    ltrb[matched] = torch.cat([xy - gt_boxes[:, :2], gt_boxes[:, 2:] - xy], 1)
-    return Assignment(gt_index, ltrb)
+    positive = gt_index >= 0
+    ltrb[positive] = xyxy_to_ltrb(locations[positive], boxes[gt_index[positive]])
+    return ltrb
 
 
 def in_masks(locations: Tensor, masks: BitMasks, index: Tensor | None = None) -> Tensor:
@@ -149,27 +161,6 @@ def mass_centers(masks: Tensor | BitMasks) -> Tensor:
         yx = crop.nonzero()  # [pixels, 2], relative to the crop
         centers.append(yx.sum(0) / len(yx) + yx.new_tensor((row, column)))
     return torch.stack(centers).flip(1) if centers else torch.zeros(0, 2, device=lookup.pixels.device)
-
-
-def paired_iou(boxes: Tensor, others: Tensor, box_offset: float = 0.0) -> Tensor:
-    """Compute the IoU of each box with the other box of its row.
-
-    Args:
-        boxes: `[P, 4]` xyxy px.
-        others: `[P, 4]` xyxy px.
-        box_offset: added to every side.
-
-    Returns:
-        `[P]`.
-    """
-    top_left = torch.maximum(boxes[:, :2], others[:, :2])
-    bottom_right = torch.minimum(boxes[:, 2:], others[:, 2:])
-    intersection = (bottom_right - top_left + box_offset).clamp(min=0).prod(1)
-    return intersection / (_areas(boxes, box_offset) + _areas(others, box_offset) - intersection)
-
-
-def _areas(boxes: Tensor, box_offset: float) -> Tensor:
-    return (boxes[:, 2] - boxes[:, 0] + box_offset) * (boxes[:, 3] - boxes[:, 1] + box_offset)
 
 
 def _inside_box(

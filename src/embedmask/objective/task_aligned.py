@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from embedmask.config import ModelConfig
 from embedmask.locations import flatten_levels, ltrb_to_xyxy
-from embedmask.objective.assignment import in_masks
+from embedmask.objective.assignment import in_masks, ltrb_targets
 from embedmask.objective.positives import ImageTargets, Locations, Positives
 from embedmask.structures import Assignment, Predictions
 
@@ -49,10 +49,7 @@ def assign_image(
         beta=cfg.align_beta,
         topk=cfg.align_topk,
     )
-    targets = torch.zeros_like(ltrb.T)
-    positive = gt_index >= 0
-    xy, boxes = locations.xy[positive], gt.boxes[gt_index[positive]]
-    targets[positive] = torch.cat([xy - boxes[:, :2], boxes[:, 2:] - xy], 1)
+    targets = ltrb_targets(gt_index, locations.xy, gt.boxes)
     return Assignment(gt_index, targets, box_weight=quality, quality=quality)
 
 

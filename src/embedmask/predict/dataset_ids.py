@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedmask.config.data import Split
+from embedmask.data.class_matching import match_classes
 from embedmask.data.coco import CocoInstances
 from embedmask.data.layouts import SPLITS, find_split
 from embedmask.errors import BadInput
-from embedmask.evaluation.run import match_classes
 from embedmask.predict.sources import Source
 
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 from scipy import ndimage  # type: ignore[import-untyped]
 
 from embedmask.errors import UnsupportedImage
-from embedmask.evaluation import matching
 from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Instances
 
@@ -25,7 +24,7 @@ TOUCHING = np.ones((3, 3), int)
 """8-connectivity: pixels that meet at a corner belong to one piece."""
 
 
-def label_image(masks: RunMasks, name: str) -> matching.Labels:
+def label_image(masks: RunMasks, name: str) -> npt.NDArray[np.integer[Any]]:
     """Render the masks of image `name`, by descending score, as a label image.
 
     Returns:
@@ -39,7 +38,7 @@ def label_image(masks: RunMasks, name: str) -> matching.Labels:
             f"{name}: {len(masks)} objects, but a label image holds at most {MAX_LABELS}; "
             "lower --max-detections or choose --format tiff, which has 32 bits"
         )
-    return matching.label_image(masks.crops(), masks.frame, np.uint16)
+    return masks.to_label_image(np.uint16)
 
 
 def labelme(instances: Instances, class_names: Sequence[str], image_path: str) -> dict[str, Any]:
