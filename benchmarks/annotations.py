@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reporting import peak_gb
 
 HEIGHT, WIDTH, NUM_CLASSES = 480, 640, 80
 
@@ -70,8 +70,7 @@ def load(path: Path) -> dict[str, float]:
         "images": len(content.image_ids),
         "seconds": time.perf_counter() - clock,
         "processor_seconds": time.process_time() - processor,
-        # ru_maxrss is in kB on Linux
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": peak_gb(),
     }
 
 

@@ -5,12 +5,12 @@ python benchmarks/crowded.py paper 500      # preset, max_mask_instances ("null"
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
 import numpy as np
 import torch
+from reporting import peak_gb
 from torch import Tensor
 
 from embedmask.config import ModelConfig, override
@@ -53,12 +53,6 @@ def predictions(config: ModelConfig, generator: torch.Generator) -> Predictions:
         strides=config.strides,
         semantic_logits=maps(1)[0] if config.semantic_weight else None,
     )
-
-
-def peak_gb() -> float:
-    """Return the peak memory of this process so far, GB."""
-    # ru_maxrss is in kB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def main() -> None:

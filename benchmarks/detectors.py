@@ -16,11 +16,13 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import retinanet_baseline  # registers its type of model
 import torch
+from reporting import table
 from table2 import cell_text, prepare, verdict
 
 from embedmask.config import Recipe, override
@@ -149,16 +151,16 @@ def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
         f"{count} {'seed' if count == 1 else 'seeds'}. A dash marks a detector without a run.",
         "",
     ]
-    lines += ["| detector | box AP | mask AP | mask AP50 | core minutes |", "| --- | --- | --- | --- | --- |"]
-    for name, own in results.items():
-        cells = [cell_text([*own.values()], metric) for metric in METRICS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {minutes_text([*own.values()])} |")
+    rows = [(name, *figure_cells([*own.values()], METRICS)) for name, own in results.items()]
+    lines += table(["detector", "box AP", "mask AP", "mask AP50", "core minutes"], rows)
     # paired by seed: differences of runs that share data order and initial weights
-    lines += ["", "| above fcos | box AP | mask AP | mask AP50 |", "| --- | --- | --- | --- |"]
-    for name, own in results.items():
-        if name != BASE:
-            lines.append(f"| {name} | {' | '.join(difference(results[BASE], own, m) for m in METRICS)} |")
-    return [*lines, "", *twin_lines(runs, dataset, seeds)]
+    gains = [
+        (name, *(difference(results[BASE], own, metric) for metric in METRICS))
+        for name, own in results.items()
+        if name != BASE
+    ]
+    lines += table(["difference from fcos", "box AP", "mask AP", "mask AP50"], gains)
+    return [*lines, *twin_lines(runs, dataset, seeds)]
 
 
 def twin_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
@@ -167,16 +169,19 @@ def twin_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
     ours = {name: own for name in OURS if (own := read_results(runs, dataset, name, seeds))}
     if not ours or not twin:
         return []
-    lines = [f"### RetinaNet beside torchvision's, {dataset}", ""]
-    lines += ["| | box AP | box AP50 | box AP75 | core minutes |", "| --- | --- | --- | --- | --- |"]
     metrics = ("bbox/AP", "bbox/AP50", "bbox/AP75")
-    for name, own in {**ours, TWIN: twin}.items():
-        cells = [cell_text([*own.values()], metric) for metric in metrics]
-        lines.append(f"| {name} | {' | '.join(cells)} | {minutes_text([*own.values()])} |")
-    for name, own in ours.items():
-        differences = " | ".join(difference(twin, own, metric) for metric in metrics)
-        lines.append(f"| {name}, above torchvision's | {differences} | |")
-    return [*lines, ""]
+    rows = [(name, *figure_cells([*own.values()], metrics)) for name, own in {**ours, TWIN: twin}.items()]
+    gains = [
+        (f"{name}, above torchvision's", *(difference(twin, own, metric) for metric in metrics), "")
+        for name, own in ours.items()
+    ]
+    head = ["", "box AP", "box AP50", "box AP75", "core minutes"]
+    return [f"### RetinaNet beside torchvision's, {dataset}", "", *table(head, [*rows, *gains])]
+
+
+def figure_cells(results: list[dict[str, Any]], metrics: Sequence[str]) -> list[str]:
+    """Return the cells of a model's row: its metrics, and its core minutes."""
+    return [*(cell_text(results, metric) for metric in metrics), minutes_text(results)]
 
 
 def minutes_text(results: list[dict[str, Any]]) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from reporting import peak_gb
 
 SIZE, NUM_CLASSES = (480, 640), 80
 Shape = tuple[float, float, float, float, float]
@@ -137,7 +137,7 @@ def measure(work: Callable[[Path, bool], None], folder: Path) -> dict[str, float
     return {
         "seconds": time.perf_counter() - clock,
         "processor_seconds": time.process_time() - processor,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": peak_gb(),
     }
 
 

@@ -25,6 +25,7 @@ from embedmask.data.images import read_image
 from embedmask.export import openvino_model, write_openvino
 from embedmask.export.measured import cpu_milliseconds
 from embedmask.export.quantize import CROP_SIDES, quantize
+from embedmask.machine import processor_text
 
 CROPS = 16
 
@@ -70,9 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         times = measure(args.recipe, tuple(args.image_size), args.detections, Path(folder))
     about = machine(torch.device("cpu"))
-    print(
-        f"{about['processor']} ({', '.join(about['processor_units'])}); {about['matrix_gflops']}; {about['commit']}"
-    )
+    print(f"{processor_text(about)}; {about['matrix_gflops']}; {about['commit']}")
     ratio = times["engine torch"] / times["int8 graph"]
     listed = ", ".join(f"{name} {value:.0f}" for name, value in times.items())
     print(f"{args.recipe}: CPU ms per image: {listed}; int8 is {ratio:.2f} times as fast as the engine torch")

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from detectors import train_or_resume
 from nuclei import evaluate, figures
+from reporting import table
 
 from embedmask.config import Recipe, override
 from embedmask.data.coco import CocoInstances
@@ -93,9 +94,9 @@ def run(data: Path, work: Path, steps: int, score_threshold: float) -> dict[str,
     }
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def fold_table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Return the figures of each fold, their mean and their standard deviation."""
-    rows = [("fold", "images", "objects", *METRICS.values()), ("---",) * (3 + len(METRICS))]
+    rows = []
     values = [[one["metrics"][name] for name in METRICS] for one in results]
     for number, (one, own) in enumerate(zip(results, values, strict=True)):
         rows.append(
@@ -104,7 +105,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     if len(values) > 1:
         for name, summary in (("mean", statistics.mean), ("standard deviation", statistics.stdev)):
             rows.append((name, "", "", *(f"{summary(column):.3f}" for column in zip(*values, strict=True))))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table(["fold", "images", "objects", *METRICS.values()], rows)
 
 
 def main() -> None:
@@ -129,7 +130,7 @@ def main() -> None:
             data, work = args.runs / "data" / str(number), file.with_suffix("")
             write_json(file, run(data, work, args.steps, args.score_threshold))
         results.append(json.loads(file.read_text(encoding="utf-8")))
-    print(table(results))
+    print("\n".join(fold_table(results)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from nuclei_images import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
+from reporting import table
 
 from embedmask.config.bundled import resolve_recipe
 from embedmask.data.coco import CocoInstances
@@ -15,6 +16,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.evaluation.matching import THRESHOLDS
 from embedmask.files import atomic_write, write_text
+from embedmask.machine import processor_text
 
 BEGIN, END = "<!-- benchmarks/nuclei.py: begin -->", "<!-- benchmarks/nuclei.py: end -->"
 PUBLISHED = {
@@ -190,7 +192,7 @@ def time_lines(rows: Rows, times: Results | None) -> list[str]:
         "Time is the median over images, one at a time, from the decoded image to final masks in its own frame; all "
         "models predicted each image in turn, in one process. Memory is measured in a separate process that predicts "
         "all images one by one: before the first image, and at its peak. On "
-        f"{where['processor']} ({', '.join(where['processor_units'])}), threads: {where['threads']}, torch "
+        f"{processor_text(where)}, threads: {where['threads']}, torch "
         f"{where['torch']}.",
         "",
         *table(["", "ms per image", "relative to the first", "MB before", "peak MB"], body),
@@ -269,12 +271,6 @@ def chosen_by(row: Results) -> str:
 def chart_lines(name: str) -> list[str]:
     """Return the Markdown of a chart."""
     return [f"![{CHARTS[name][1]}](nuclei/{name}.png)", ""]
-
-
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """Return a table in Markdown, followed by an empty line."""
-    rows = [head, ["---"] * len(head), *body]
-    return [*(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
 def number(value: float | None) -> str:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reporting import table
 from torch.utils.flop_counter import FlopCounterMode
 
 from embedmask.benchmark.calibration import BOX_CELLS
@@ -31,6 +32,7 @@ from embedmask.benchmark.timing import matrix_gflops
 from embedmask.config import ModelConfig, override
 from embedmask.config.bundled import resolve_recipe
 from embedmask.files import atomic_write, write_json, write_text
+from embedmask.machine import processor_text
 from embedmask.model.embedmask import EmbedMask
 
 HERE = Path(__file__).parent
@@ -192,12 +194,6 @@ def cuda_matrix_rate(device: torch.device) -> float:
 # --- the page -----------------------------------------------------------------
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    return [*lines, ""]
-
-
 def milliseconds(seconds: float | None) -> str:
     """Format seconds as milliseconds; None becomes a dash."""
     return "-" if seconds is None else f"{1000 * seconds:.0f}" if seconds >= 0.1 else f"{1000 * seconds:.1f}"
@@ -211,12 +207,9 @@ def after(stages: Mapping[str, float]) -> float:
 def machine_line(report: Results) -> str:
     """Return the machine, the versions and the number of runs of a report."""
     machine, plan = report["machine"], report["plan"]
-    units = ", ".join(machine["processor_units"])
-    place = (
-        machine["processor"] if machine["device"] == "cpu" else f"{machine['device']}, {machine['processor']}"
-    )
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     return (
-        f"{place} ({units}), {machine['threads']} threads, torch {machine['torch']}, torchvision "
+        f"{device}{processor_text(machine)}, {machine['threads']} threads, torch {machine['torch']}, torchvision "
         f"{machine['torchvision']}, openvino {machine['openvino'] or 'not installed'}; commit {machine['commit']}; "
         f"medians of {plan['runs']} runs."
     )

@@ -28,13 +28,14 @@ import torch
 from detectors import BASELINE, minutes_text, recipe_of, train_or_resume
 from nuclei import memory, seconds_an_image
 from nuclei_page import around_marks
+from reporting import table
 from table2 import cell_text
 
 from embedmask.config import Recipe, override
 from embedmask.data.coco import CocoInstances
 from embedmask.files import write_json, write_text
 from embedmask.inference.predictor import Predictor
-from embedmask.machine import describe_machine
+from embedmask.machine import describe_machine, processor_text
 from embedmask.weights.checkpoint import load_checkpoint
 
 HERE = Path(__file__).parent
@@ -156,21 +157,19 @@ def section(runs: Path, seeds: int) -> str:
     if not rows:
         return "No run is finished yet, so there is no table."
     columns = ["", "steps", "seeds", *METRICS.values(), *COSTS]
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|", *rows, *variants]
-    processors = sorted({f"{own['processor']} ({', '.join(own['processor_units'])})" for own in machines})
+    processors = sorted({processor_text(own) for own in machines})
     versions = sorted({own["torch"] for own in machines})
     commits = sorted({own["commit"] or "unknown" for own in machines})
     where = f"Machine: {'; '.join(processors)}, one thread, torch {', '.join(versions)}"
-    return "\n".join([*lines, "", f"{where}; commit {', '.join(commits)}."])
+    return "\n".join([*table(columns, rows), *variants, f"{where}; commit {', '.join(commits)}."])
 
 
-def model_row(name: str, steps: int, results: list[dict[str, Any]], speed: dict[str, Any]) -> str:
+def model_row(name: str, steps: int, results: list[dict[str, Any]], speed: dict[str, Any]) -> list[str]:
     """Return the row of a model and a number of steps; the time of interrupted runs is a dash."""
     cells = [MODELS[name], f"{steps:,}", str(len(results))]
     cells += [cell_text(results, metric) for metric in METRICS]
     cells += [minutes_text(results), f"{results[0]['parameters'] / 1e6:.1f} M"]
-    cells += [number(speed, "cpu_ms", name), number(speed.get("memory_mb", {}), name, "images")]
-    return f"| {' | '.join(cells)} |"
+    return [*cells, number(speed, "cpu_ms", name), number(speed.get("memory_mb", {}), name, "images")]
 
 
 def variant_lines(results: Mapping[str, dict[int, dict[str, Any]]], steps: int) -> list[str]:
@@ -180,18 +179,15 @@ def variant_lines(results: Mapping[str, dict[int, dict[str, Any]]], steps: int) 
     finished = [name for name in VARIANTS if base.keys() & results[name].keys()]
     if not finished:
         return []
-    lines = ["", f"`{BASE}` after {steps:,} steps with one changed setting each, above it in points:", ""]
-    lines += [
-        f"| | seeds | {' | '.join(METRICS.values())} | core minutes |",
-        "| --- " * (len(METRICS) + 3) + "|",
-    ]
+    rows = []
     for name in (BASE, *finished):
         common = sorted(base.keys() & results[name].keys())
         own = [results[name][seed] for seed in common]
         gains = [100 * sum(results[name][k][m] - base[k][m] for k in common) / len(common) for m in METRICS]
         cells = [cell_text(own, m) for m in METRICS] if name == BASE else [f"{gain:+.1f}" for gain in gains]
-        lines.append(f"| `{name}` | {len(own)} | {' | '.join(cells)} | {minutes_text(own)} |")
-    return lines
+        rows.append([f"`{name}`", str(len(own)), *cells, minutes_text(own)])
+    title = f"`{BASE}` after {steps:,} steps with one changed setting each, above it in points:"
+    return [title, "", *table(["", "seeds", *METRICS.values(), "core minutes"], rows)]
 
 
 def number(values: dict[str, Any], *path: str) -> str:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from reporting import table
 from scipy.stats import t  # type: ignore[import-untyped]
 
 from embedmask.config import Recipe, override, read_yaml
@@ -258,45 +259,43 @@ def cell_text(results: list[dict[str, float | None]], metric: str) -> str:
     return f"{100 * mean:.1f}" if len(values) == 1 else f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
-def table_lines(table: Table, runs: Path, sets: list[str]) -> list[str]:
+def table_lines(ablation: Table, runs: Path, sets: list[str]) -> list[str]:
     """Return the tables of one ablation: the paper's figures and the measured ones, and each step of its order."""
-    results = {(cell, name): read_results(runs, name, cell) for cell in table.cells for name in sets}
-    columns = [TITLES[metric] for metric in table.metrics]
+    results = {(cell, name): read_results(runs, name, cell) for cell in ablation.cells for name in sets}
+    columns = [TITLES[metric] for metric in ablation.metrics]
     head = [
         "setting",
         f"paper {' / '.join(columns)}",
         *(f"{name} {column}" for name in sets for column in columns),
     ]
-    lines = [
-        f"## ({table.letter}) {table.question}",
-        "",
-        f"| {' | '.join(head)} |",
-        "| --- " * len(head) + "|",
+    rows = [
+        (
+            label,
+            " / ".join(f"{value:.1f}" for value in PAPER[cell]),
+            *(cell_text(results[cell, name], metric) for name in sets for metric in ablation.metrics),
+        )
+        for cell, label in ablation.cells.items()
     ]
-    for cell, label in table.cells.items():
-        measured = [cell_text(results[cell, name], metric) for name in sets for metric in table.metrics]
-        paper = " / ".join(f"{value:.1f}" for value in PAPER[cell])
-        lines.append(f"| {label} | {paper} | {' | '.join(measured)} |")
-    lines += ["", f"| the paper's order | {' | '.join(sets)} |", "| --- |" + " --- |" * len(sets)]
+    steps = []
     # settings are in the paper's ascending order: is each one above its predecessor?
-    for metric in ("segm/AP", SMALL) if SMALL in table.metrics else ("segm/AP",):
+    for metric in ("segm/AP", SMALL) if SMALL in ablation.metrics else ("segm/AP",):
         place = BY_SIZE.index(metric)
         of_small = " for small objects" if metric == SMALL else ""
-        for low, high in itertools.pairwise(table.cells):
+        for low, high in itertools.pairwise(ablation.cells):
             pairs = [
                 [[result.get(metric) for result in results[cell, name]] for cell in (low, high)]
                 for name in sets
             ]
-            verdicts = " | ".join(verdict(*pair) for pair in pairs)
             gain = PAPER[high][place] - PAPER[low][place]
-            step = f"{table.cells[high]} above {table.cells[low]}{of_small} ({gain:+.1f})"
-            lines.append(f"| {step} | {verdicts} |")
-    return [*lines, ""]
+            step = f"{ablation.cells[high]} above {ablation.cells[low]}{of_small} ({gain:+.1f})"
+            steps.append((step, *(verdict(*pair) for pair in pairs)))
+    title = f"## ({ablation.letter}) {ablation.question}"
+    return [title, "", *table(head, rows), *table(["the paper's order", *sets], steps)]
 
 
 def report(runs: Path, sets: list[str], out: Path, introduction: str) -> None:
     """Write the page: the introduction, then the tables."""
-    lines = [line for table in TABLES for line in table_lines(table, runs, sets)]
+    lines = [line for ablation in TABLES for line in table_lines(ablation, runs, sets)]
     write_text(out, introduction.rstrip() + "\n\n" + "\n".join(lines).rstrip() + "\n")
 
 

@@ -9,7 +9,6 @@ numbers. It is generated once and stored in the folder for temporary files. Each
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from reporting import peak_gb
 from scipy import ndimage  # type: ignore[import-untyped]
 from torch import Tensor
 
@@ -95,12 +95,6 @@ def count_whole(image: Tensor, instances: Instances) -> int:
         inside = around[y - top : y - top + height, x - left : x - left + width]
         count += np.array_equal(inside, crop) and around.sum() == crop.sum()
     return count
-
-
-def peak_gb() -> float:
-    """Return the peak memory of this process so far, GB."""
-    # ru_maxrss is in kB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 def measure_known() -> None:

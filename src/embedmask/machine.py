@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import subprocess
+import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,24 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         **versions,
         "commit": _commit(),
     }
+
+
+def processor_text(machine: Mapping[str, Any]) -> str:
+    """Return the processor of a described machine and its vector units."""
+    units = ", ".join(machine["processor_units"]) or "vector units unknown"
+    return f"{machine['processor']} ({units})"
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the peak memory of the process in bytes, on CUDA that of the device; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_table_has_the_spread() -> None:
     rows = [
         {"images": 3, "objects": 9, "metrics": dict.fromkeys(script.METRICS, value)} for value in (0.5, 0.7)
     ]
-    lines = script.table(rows).splitlines()
+    lines = script.fold_table(rows)
     assert lines[3].startswith("| 1 | 3 | 9 | 0.700 | 0.700 |")
     assert lines[4].startswith("| mean |  |  | 0.600 |")
     assert lines[5].startswith("| standard deviation |  |  | 0.141 |")

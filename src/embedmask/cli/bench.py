@@ -10,6 +10,7 @@ from embedmask.benchmark.compare import BenchConfig
 from embedmask.config import DetectorConfig, ModelConfig, model_type_of, override
 from embedmask.config.bundled import resolve_recipe
 from embedmask.errors import BadInput
+from embedmask.machine import processor_text
 from embedmask.weights.checkpoint import load_checkpoint
 from embedmask.weights.released import find_weights
 
@@ -53,8 +54,7 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """
     plan, machine = report["plan"], report["machine"]
     sizes = [f"{height}x{width}" for height, width in (plan["image_size"], plan["network_size"])]
-    units = ", ".join(machine["processor_units"]) or "vector units unknown"
-    yield f"{machine['processor']} ({units}), {machine['threads']} threads"
+    yield f"{processor_text(machine)}, {machine['threads']} threads"
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in machine["matrix_gflops"].items())
     rates = f", matrix Gflop per CPU second: {rates}" if rates else ""
     yield f"{machine['device']}, torch {machine['torch']}{rates}"

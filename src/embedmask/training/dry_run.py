@@ -23,6 +23,7 @@ from embedmask.device import choose_workers
 from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.files import temporary_folder
+from embedmask.machine import peak_memory
 from embedmask.samples import evenly_spaced
 from embedmask.training.data_module import TrainValDataModule
 from embedmask.training.engine import Hardware, explain_out_of_memory
@@ -39,7 +40,7 @@ from embedmask.training.fit import (
 )
 from embedmask.training.identity import check_identity, write_identity
 from embedmask.training.module import EmbedMaskModule
-from embedmask.training.step_log import duration, peak_memory
+from embedmask.training.step_log import duration
 
 NUM_EVALUATED = 4
 """Number of val images that a dry run evaluates."""

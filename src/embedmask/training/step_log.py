@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from embedmask.files import write_text
+from embedmask.machine import peak_memory
 from embedmask.training.checkpoints import ends_step
 
 Row = dict[str, float]
@@ -153,18 +152,6 @@ def loss_text(row: Row) -> str:
     terms = {name.removeprefix("loss/"): value for name, value in row.items() if name.startswith("loss/")}
     total = terms.pop("total", float("nan"))
     return f"loss {total:.3f} ({', '.join(f'{name} {value:.3f}' for name, value in terms.items())})"
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Return the peak memory of the process in bytes, on CUDA that of the device; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # macOS counts bytes, Linux KiB
 
 
 def duration(seconds: float) -> str:
