@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -23,6 +23,12 @@ class TrainingStopped(RuntimeError):
 
     The message is one line with the step, the cause, the images and a fix. The command line exits with code 1.
     """
+
+
+def name_some(names: Sequence[str], count: int = 3) -> str:
+    """Return the first `count` names and the number of the others, for a message."""
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
 @contextmanager

@@ -60,24 +60,23 @@ def test_memory_does_not_grow_with_the_image() -> None:
 
 def test_detections() -> None:
     masks = blocks((2, 3), [(1, 2)] * 4, (10, 20))
-    actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=0.3)
-    assert len(actual) == 3
+    actual = to_detections(instances(masks), ["a", "b", "c"])
+    assert len(actual) == 4
     assert actual.xyxy.dtype == np.float32
     assert actual.class_id is not None
     assert actual.class_id.dtype == np.int64
-    assert actual.class_id.tolist() == [0, 1, 2]
-    assert actual.data["class_name"].tolist() == ["a", "b", "c"]
+    assert actual.class_id.tolist() == [0, 1, 2, 0]
+    assert actual.data["class_name"].tolist() == ["a", "b", "c", "a"]
     assert actual.confidence is not None
-    assert actual.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3])
+    assert actual.confidence.tolist() == pytest.approx([0.9, 0.1 + 1.6 / 3, 0.1 + 0.8 / 3, 0.1])
     assert actual.mask is not None
-    assert actual.mask.shape == (3, 10, 20)
+    assert actual.mask.shape == (4, 10, 20)
     assert len(actual[actual.confidence > 0.5]) == 2
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_no_detections(count: int) -> None:
-    masks = blocks((1, 1), [(0, 0)] * count, (5, 6))
-    actual = to_detections(instances(masks), ["a", "b", "c"], score_threshold=1.0)
+def test_no_detections() -> None:
+    masks = blocks((1, 1), [], (5, 6))
+    actual = to_detections(instances(masks), ["a", "b", "c"])
     assert actual.is_empty()
     assert actual.mask is not None
     assert actual.mask.shape == (0, 5, 6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 
 from embedmask.data.problems import OnIssue, Problem
+from embedmask.errors import name_some
 
 UNREADABLE = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 """Formats whose suffixes Pillow registers, although it cannot read them."""
@@ -28,8 +29,6 @@ UNREAD: dict[str, tuple[str, str]] = {
 """Suffixes of images that cannot be read -> their type, and a fix."""
 _UNREAD = {ending: unread for endings, unread in UNREAD.items() for ending in endings.split()}
 BROKEN_LINK = ("broken link", "restore the file it points to")
-NUM_NAMED = 3
-"""Number of files of a type to name."""
 
 
 def is_image_file(path: Path) -> bool:
@@ -78,9 +77,3 @@ def report_unread(folders: Iterable[Path], on_issue: OnIssue) -> None:
         line = describe_unread(sorted(folder.iterdir()))
         if line is not None:
             on_issue(Problem("unread file", f"{folder}: {line}", fatal=False))
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Return the first few names, and the number of the others."""
-    rest = len(names) - NUM_NAMED
-    return ", ".join(names[:NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")

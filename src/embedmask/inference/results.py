@@ -14,9 +14,7 @@ from embedmask.run_lengths import alternating_lengths, move_runs
 from embedmask.structures import Instances, PixelMap
 
 
-def to_detections(
-    instances: Instances, class_names: Sequence[str], score_threshold: float = 0.0
-) -> sv.Detections:
+def to_detections(instances: Instances, class_names: Sequence[str]) -> sv.Detections:
     """Convert the instances of one image to supervision's detections.
 
     Returns:
@@ -24,14 +22,12 @@ def to_detections(
         float32 [R], `class_id` int64 [R], `data["class_name"]` str [R], and `mask`, a `CompactMask` of run lengths
         that reads as bool [R, H, W]. R may be 0.
     """
-    scores = instances.scores.detach().float().cpu().numpy()
-    keep = np.flatnonzero(scores >= score_threshold)
-    labels = instances.labels.detach().cpu().numpy().astype(np.int64)[keep]
+    labels = instances.labels.detach().cpu().numpy().astype(np.int64)
     return sv.Detections(
-        xyxy=instances.boxes.detach().float().cpu().numpy().reshape(-1, 4)[keep],
-        confidence=scores[keep],
+        xyxy=instances.boxes.detach().float().cpu().numpy().reshape(-1, 4),
+        confidence=instances.scores.detach().float().cpu().numpy(),
         class_id=labels,
-        mask=compact_masks(instances.masks.select(keep.tolist())),
+        mask=compact_masks(instances.masks),
         data={"class_name": np.array([class_names[label] for label in labels], dtype=str)},
     )
 

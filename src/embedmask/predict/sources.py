@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedmask.data.formats import describe_unread, is_image_file, name_some
+from embedmask.data.formats import describe_unread, is_image_file
 from embedmask.data.slides import is_zarr
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, name_some
 
 MAX_NAME_BYTES = 200
 """Maximum length of a result's name; file systems limit names with their endings to 255 bytes."""

@@ -11,8 +11,7 @@ from embedmask.config import Recipe
 from embedmask.config.convert import current_names
 from embedmask.config.model_types import DEFAULT_TYPE
 from embedmask.config.recipe import read_yaml
-from embedmask.data.formats import name_some
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, name_some
 from embedmask.files import write_json
 from embedmask.training.data_module import TrainValDataModule
 

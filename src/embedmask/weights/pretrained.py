@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from embedmask.config import DetectorConfig, TrainConfig, model_type_of
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, name_some
 from embedmask.model.backbone import Backbone, pretrained_name
 from embedmask.weights import caffe
 from embedmask.weights.checkpoint import (
@@ -41,8 +41,6 @@ EFFICIENTNET = re.compile(r"_(conv_stem|conv_head|fc|bn\d|blocks\.\d+\._\w+)\.\w
 """Tensor names of the EfficientNet-PyTorch package, whose order is that of timm's `tf_` models."""
 COUNTER = "num_batches_tracked"
 """Batch counter of BatchNorm; frozen layers have none."""
-NUM_NAMED = 4
-"""Maximum number of missing or unused tensors that a message lists."""
 
 Weights = Mapping[str, Tensor]
 
@@ -175,18 +173,14 @@ def _copy_tensors(backbone: Backbone, tensors: Weights, source: str) -> str:
     unused = [name for name in rest if not name.endswith(COUNTER)]
     return (
         f"backbone {backbone.name}: {len(own) - len(missing)} of {len(own)} tensors from {source}"
-        f"{', matched by their order' if ordered else ''}; missing: {_few(missing)}; not used: {_few(unused)}"
+        f"{', matched by their order' if ordered else ''}; missing: {name_some(missing, 4) or 'none'}; "
+        f"not used: {name_some(unused, 4) or 'none'}"
     )
 
 
 def _key(name: str) -> str:
     """Return a key that is the same in a timm model and in its feature net, which flattens or prefixes names."""
     return name.removeprefix("model.").replace(".", "_")
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return (", ".join(names[:NUM_NAMED]) or "none") + more
 
 
 def fetch_timm_weights(name: str) -> Weights:
