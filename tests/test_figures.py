@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from command_line import fails, save_eager
 from PIL import Image
 
 from embedmask import Predictor
 from embedmask.cli import main
+from embedmask.config import ReadOptions, override
 from embedmask.data.coco import CocoInstances
 from embedmask.figures import (
+    MAX_PANEL,
+    PANEL,
     GroundTruthImages,
     color_ramp,
     compare_models,
@@ -24,7 +28,7 @@ from embedmask.figures import (
 from embedmask.inference.explain import explain
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.visualize import GAP
-from embedmask.weights.checkpoint import model_title
+from embedmask.weights.checkpoint import load_checkpoint, model_title, save
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +130,41 @@ def test_ground_truth_is_that_of_the_file(shapes: Path, images: list[Path], tmp_
         for x1, y1, x2, y2 in boxes.astype(int):
             inside[y1 : y2 + 1, x1 : x2 + 1] = True
         assert changed[inside].mean() > 0.3
+
+
+def test_ground_truth_is_of_the_page_that_the_model_reads(eager: Path, tmp_path: Path, capsys: Any) -> None:
+    """Page 0 has no object, page 1 one; the model reads page 1."""
+    for kind in ("images", "masks"):
+        (tmp_path / "set/val" / kind).mkdir(parents=True)
+    levels = np.random.default_rng(0).integers(0, 255, (2, 60, 70), dtype=np.uint8)
+    labels = np.zeros((2, 60, 70), np.uint16)
+    labels[1, 10:40, 20:50] = 1
+    path = tmp_path / "set/val/images/a.tif"
+    tifffile.imwrite(path, levels)
+    tifffile.imwrite(tmp_path / "set/val/masks/a.tif", labels)
+    checkpoint = load_checkpoint(eager)
+    checkpoint.model.config = override(checkpoint.config, {"image_page": 1}, where="test")
+    save(checkpoint.model, tmp_path / "page1.safetensors", class_names=checkpoint.class_names)
+    words = [
+        "compare",
+        str(path),
+        "--data",
+        str(tmp_path / "set"),
+        "--out",
+        str(tmp_path / "a.png"),
+        "--weights",
+    ]
+    assert main([*words, str(tmp_path / "page1.safetensors")]) == 0
+    assert "page" not in capsys.readouterr().out.replace("page1", "")
+    truth = GroundTruthImages.open(tmp_path / "set", "val", ReadOptions(page=1)).draw(path)
+    shown = scale_panel(truth, PANEL, MAX_PANEL)
+    sheet = pixels(tmp_path / "a.png")
+    assert np.array_equal(sheet[-shown.shape[0] :, : shown.shape[1]], shown)
+    assert main([*words, str(eager)]) == 0
+    warnings = capsys.readouterr().out.splitlines()[:-1]
+    assert all("page 0 is used" in line for line in warnings)
+    line = fails(capsys, *words, eager, tmp_path / "page1.safetensors", lines=len(warnings))
+    assert "page1.safetensors: reads page 1 of images, " in line
 
 
 def test_single_model_fills_the_columns(eager: Path, images: list[Path]) -> None:

@@ -119,3 +119,24 @@ def test_raises_on_other_folders(tmp_path: Path, capsys: Any) -> None:
     assert fails(capsys, "report", run).endswith("run: not a finished run, it has no metrics.json")
     (run / "metrics.json").write_text("{")
     assert "metrics.json: cannot be read" in fails(capsys, "report", run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{}"),
+        ("run.json", "[]"),
+        ("metrics.json", "{}"),
+        ("recipe.yaml", "{}"),
+        ("environment.json", "[]"),
+        ("environment.json", "[1]"),
+    ],
+)
+def test_raises_on_damaged_files(
+    name: str, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", 0, 0.5)
+    (run / name).write_text(content)
+    line = fails(capsys, "report", run)
+    assert line.startswith(f"embedmask: {run}: ")
+    assert "damaged" in line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from scipy import ndimage  # type: ignore[import-untyped]
 
 from embedmask.config import ScoreThreshold
 from embedmask.config.data import Split
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.coco import CocoInstances
 from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
@@ -175,13 +176,13 @@ class GroundTruthImages:
     dataset: CocoInstances
 
     @classmethod
-    def open(cls, folder: Path, split: Split) -> GroundTruthImages:
-        """Open a split; degenerate objects are dropped, since none is trained.
+    def open(cls, folder: Path, split: Split, options: ReadOptions = DEFAULT_READING) -> GroundTruthImages:
+        """Open a split; degenerate objects are dropped, since models are not trained on them.
 
         Raises:
             BadInput: see `CocoInstances.open`; or the split has no annotations.
         """
-        dataset = CocoInstances.open(folder, split, degenerate="drop")
+        dataset = CocoInstances.open(folder, split, degenerate="drop", options=options)
         if not dataset.has_annotations:
             raise BadInput(
                 f"{dataset.annotations_file}: no annotations to draw; choose another split, or omit --data"
@@ -208,10 +209,12 @@ def compare_models(
     images: Sequence[Path],
     weights: Sequence[Path],
     *,
-    truth: GroundTruthImages | None = None,
+    data: Path | None = None,
+    split: Split = "val",
     score_threshold: ScoreThreshold | None = None,
     columns: int | None = None,
     device: str = "auto",
+    report: Callable[[str], None] = lambda line: None,
 ) -> Pixels:
     """Draw the detections of several models side by side (figure 3), or those of one model in many images (figure 4).
 
@@ -220,22 +223,39 @@ def compare_models(
     Args:
         images: files.
         weights: model files or names of released models.
-        truth: ground truth to draw before the models; every image must be one of its images.
+        data: data set whose ground truth is drawn before the models, read as the models read images; every image must
+            be one of its images.
+        split: split of the data set.
         score_threshold: as in `Predictor.__call__`; None: that of each model.
         columns: columns of the sheet. None: one per model and one for the ground truth, so that each row is an image;
             or with a single column of these, 4.
+        report: receives the warnings about the data set.
 
     Returns:
         uint8 `[H, W, 3]`.
 
     Raises:
-        BadInput: an image, a model or the number of columns is invalid.
+        BadInput: an image, a model, the data set or the number of columns is invalid; or the models read different
+            pages, so that the ground truth cannot be that of both.
     """
     if columns is not None and columns < 1:
         raise BadInput(f"columns {columns}: use at least 1")
-    series = [[("ground truth", truth.draw(path)) for path in images]] if truth is not None else []
+    series: list[list[tuple[str, Pixels]]] = []
+    truth: GroundTruthImages | None = None
     for path in weights:
         predictor = Predictor.load(path, device=device)
+        reading = predictor.model.config.reading()
+        if data is not None and truth is None:
+            truth = GroundTruthImages.open(data, split, reading)
+            for line in truth.dataset.warning_lines():
+                report(line)
+            series.append([("ground truth", truth.draw(image)) for image in images])
+        elif truth is not None and truth.dataset.options.page != reading.page:
+            raise BadInput(
+                f"{path}: reads page {reading.page or 0} of images, "
+                f"{weights[0]} page {truth.dataset.options.page or 0}; "
+                "compare them separately, or omit --data"
+            )
         series.append([(model_title(path), panel) for panel in draw_all(predictor, images, score_threshold)])
     default = len(series) if len(series) > 1 else COLUMNS
     # one title per panel: the model, or with a single model the image

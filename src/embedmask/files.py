@@ -114,6 +114,18 @@ def temporary_folder(near: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(path: Path) -> None:
+    """Check, before the work, that a file can be written.
+
+    Raises:
+        BadInput: it is a folder, or its folder cannot be written.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; choose the name of a file")
+    with temporary_folder(path):
+        pass
+
+
 def bundled_folder(name: str) -> Path:
     """Return a folder of the package, also in a checkout without symbolic links, where a link is a text file."""
     path = Path(str(resources.files("embedmask"))) / name

@@ -49,6 +49,18 @@ def read_run(folder: Path) -> Run:
     Raises:
         BadInput: it is not the folder of a finished run, or a file is damaged.
     """
+    try:
+        return _run_of(folder)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"{folder}: run.json, recipe.yaml, metrics.json or environment.json is damaged "
+            f"({type(error).__name__}: {error}); omit the folder, or train again"
+        ) from None
+
+
+def _run_of(folder: Path) -> Run:
     data = _read(folder / "run.json")["data"]
     recipe = read_yaml(folder / "recipe.yaml")  # `--resume` may change the recipe, but not that of run.json
     numbers = _read(folder / "metrics.json")

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from command_line import fails
+from PIL import Image
 
 from embedmask import __version__
 from embedmask.cli import main
@@ -203,3 +205,13 @@ class TestConsoles:
         bare = {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
         done = subprocess.run(words, env={**os.environ, **bare}, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout
+
+
+def test_warning_about_large_images_is_not_printed() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main([]) == 0
+        text = "Image size (100000000 pixels) exceeds limit of 89478485 pixels, could be decompression bomb"
+        warnings.warn(text, Image.DecompressionBombWarning, stacklevel=1)
+        warnings.warn("another", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["another"]

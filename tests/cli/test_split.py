@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import fails
+from PIL import Image
 
 from embedmask.cli import main
 
@@ -20,6 +21,25 @@ def no_val(shapes: Path, tmp_path: Path) -> Path:
     for path in (shapes / "images").glob("train_*"):
         shutil.copy(path, folder / "images")
     return folder
+
+
+def test_split_prints_warnings_and_reads_the_selected_page(
+    no_val: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((no_val / "result.json").read_text())
+    path = no_val / "images" / content["images"][0]["file_name"]
+    with Image.open(path) as image:
+        image.save(path.with_suffix(".tif"), save_all=True, append_images=[image])
+    path.unlink()
+    content["images"][0]["file_name"] = path.with_suffix(".tif").name
+    (no_val / "result.json").write_text(json.dumps(content))
+    words = ["data", "split", str(no_val), "--val", "0.25", "--out"]
+    assert main([*words, str(tmp_path / "new")]) == 0
+    assert "several pages" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "page"), "--page", "0"]) == 0
+    assert "several pages" not in capsys.readouterr().out
+    assert "page 1 is requested" in fails(capsys, *words, tmp_path / "other", "--page", "1")
+    assert not (tmp_path / "other").exists()
 
 
 def test_training_without_val_suggests_fixes(

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from embedmask.config import Recipe
+from embedmask.config.data import Exif
+from embedmask.config.reading import ReadOptions
 from embedmask.data.coco import CocoInstances
 from embedmask.data.split import write_split
 from embedmask.errors import BadInput
@@ -170,8 +173,58 @@ def test_test_split_without_annotations_is_left_out(tmp_path: Path) -> None:
     (folder / "annotations/image_info_test2017.json").write_text(json.dumps(content))
     report = write_split(folder, tmp_path / "new", val=0.2)
     assert report.counts == {"train": 8, "val": 2}
-    assert report.left_out.endswith("image_info_test2017.json: has no annotations, so test is not copied")
+    assert report.notes[-1].endswith("image_info_test2017.json: has no annotations, so test is not copied")
     assert not (tmp_path / "new/test.json").exists()
+
+
+def test_label_stacks_are_split_and_converted_by_their_page(tmp_path: Path) -> None:
+    """Page 0 is empty in all images, and has one object; page 1 differs, and has two objects."""
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 255, SIZE, dtype=np.uint8)
+        tifffile.imwrite(tmp_path / f"set/images/{number}.tif", np.stack([np.zeros_like(noise), noise]))
+        labels = np.zeros((2, *SIZE), np.uint16)
+        labels[0, :5, :5], labels[1, :5, : 5 + number], labels[1, 20:, 20:] = 1, 1, 2
+        tifffile.imwrite(tmp_path / f"set/masks/{number}.tif", labels)
+    with pytest.raises(BadInput, match="8 images in 1 groups of near-duplicates"):
+        write_split(tmp_path / "set", tmp_path / "new", val=0.25)
+    options = ReadOptions(page=1)
+    report = write_split(tmp_path / "set", tmp_path / "new", val=0.25, options=options)
+    assert report.counts == {"train": 6, "val": 2}
+    assert report.notes == []
+    for split, count in report.counts.items():
+        new = CocoInstances.open(tmp_path / "new", split, options=options)
+        assert [len(new.annotations(index).labels) for index in range(count)] == [2] * count
+    held_out = CocoInstances.open(tmp_path / "set", "val", options=options, val_fraction=0.25)
+    new = CocoInstances.open(tmp_path / "new", "val", options=options)
+    assert sorted(path.stem for path in map(held_out.image_path, range(2))) == sorted(
+        path.stem for path in map(new.image_path, range(2))
+    )
+
+
+def test_warnings_about_the_source_are_reported(tmp_path: Path) -> None:
+    """YOLO files don't state the frame of their annotations; the page of stacks was not selected."""
+    folder = tmp_path / "set"
+    for kind in ("images", "labels"):
+        (folder / kind / "train").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"images/train/{number}.jpg", exif=exif)
+        (folder / f"labels/train/{number}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (folder / "data.yaml").write_text("train: images/train\nnames: [disc]\n")
+    ambiguous = write_split(folder, tmp_path / "auto", val=0.25)
+    assert ambiguous.notes == CocoInstances.open(folder, "train").warning_lines()
+    assert len(ambiguous.notes) == 1
+    assert "EXIF" in ambiguous.notes[0]
+    sizes: dict[Exif, tuple[int, int]] = {"upright": (SIZE[1], SIZE[0]), "stored": SIZE}
+    for frame, size in sizes.items():
+        assert write_split(folder, tmp_path / frame, val=0.25, exif=frame).notes == []
+        new = CocoInstances.open(tmp_path / frame, "train")
+        assert new.sizes == [size] * 3
+        assert new.warnings == []
 
 
 def test_numbers_clashing_names(tmp_path: Path) -> None:

@@ -147,6 +147,11 @@ def test_raises_on_bad_lines(tmp_path: Path, line: str) -> None:
         ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),
         ("{names: [a], train: labels}", "labels contains no images"),
         ("{names: 3, train: images/train}", "has no 'names'"),
+        (
+            "{names: {cat: 0}, train: images/train}",
+            "names: 'cat' is not a class number; write them as 0: name",
+        ),
+        ("{names: {-1: a, 0.5: b}, train: images/train}", "names: 0.5 is not a class number"),
         ("{names: [a], train: images/train/a.png}", "a.png: is no list of images"),
     ],
 )
@@ -156,6 +161,25 @@ def test_raises_on_bad_data_files(tmp_path: Path, text: str, message: str) -> No
     with pytest.raises(BadInput, match=message) as caught:
         CocoInstances.open(tmp_path, "train")
     assert "\n" not in str(caught.value)
+
+
+def test_class_numbers_in_quotes(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    plain = CocoInstances.open(tmp_path, "train")
+    set_data(tmp_path, names={str(number): name for number, name in enumerate(plain.class_names)})
+    assert "'0'" in (tmp_path / "data.yaml").read_text()
+    quoted = CocoInstances.open(tmp_path, "train")
+    assert (quoted.category_ids, quoted.class_names) == (plain.category_ids, plain.class_names)
+
+
+def test_raises_on_text_file_of_two_images(tmp_path: Path) -> None:
+    write_yolo(tmp_path)
+    with Image.open(tmp_path / "images/train/a.png") as image:
+        image.save(tmp_path / "images/train/a.bmp")
+    with pytest.raises(
+        BadInput, match=r"labels/train/a\.txt: belongs to a\.bmp and a\.png; rename one of them"
+    ):
+        CocoInstances.open(tmp_path, "train")
 
 
 def test_raises_on_missing_or_broken_images(tmp_path: Path) -> None:

@@ -218,3 +218,25 @@ def test_each_preset_and_detector_exports(name: str, tmp_path: Path) -> None:
         assert result.labels.tolist() == expected.class_id.tolist()  # type: ignore[union-attr]
         differing = (result.masks() != np.asarray(expected.mask)).sum()
         assert differing <= 0.001 * np.asarray(expected.mask).sum()
+
+
+def test_target_is_checked_before_the_model_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was converted")
+
+    monkeypatch.setattr("embedmask.export.write.onnx_model", fail)
+    monkeypatch.setattr("embedmask.export.measured.CocoInstances.open", fail)
+    for name in ("a.onnx", "a.xml"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    model = EmbedMask(small_config())
+    targets = {"onnx": "a.onnx", "openvino": "a.xml"}
+    for fmt, name in targets.items():
+        with pytest.raises(BadInput, match=f"{name}: is a folder; choose the name of a file"):
+            export_model(model, tmp_path / name, fmt, class_names=["thing"])
+        inside = tmp_path / "file" / name
+        with pytest.raises(BadInput, match="cannot be written"):
+            export_model(model, inside, fmt, class_names=["thing"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.xml", "file"]

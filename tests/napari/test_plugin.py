@@ -14,12 +14,13 @@ import torch
 from predictors import NAMES, predictor_config
 
 from embedmask import EmbedMask, Predictor
+from embedmask.config import override
 from embedmask.inference.explain import explain
 from embedmask.masks import RunMasks
 from embedmask.napari import layers as plugin
-from embedmask.napari.layers import Plane, labels_layer
+from embedmask.napari.layers import Plane, detect_layers, labels_layer
 from embedmask.structures import Instances
-from embedmask.weights.checkpoint import save
+from embedmask.weights.checkpoint import load_checkpoint, save
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 pytest.importorskip("napari", reason="needs pip install 'embedmask[napari]'")
@@ -126,11 +127,28 @@ def test_current_plane_of_a_stack(viewer: Any, weights: Path) -> None:
     layer = viewer.add_image(stack)
     viewer.dims.set_current_step(0, 2)
     plane = Plane.of(layer, viewer.dims.point)
-    np.testing.assert_array_equal(plane.image()[0].numpy(), photo(10, 12, seed=2))
+    np.testing.assert_array_equal(plane.image("camera")[0].numpy(), photo(10, 12, seed=2))
     widget = DetectWidget(viewer)
     widget.weights.value, widget.tile.value = str(weights), 64
     run(widget)
     assert viewer.layers[-1].data.shape == (80, 96)
+
+
+def test_depth_is_that_of_the_model(viewer: Any, weights: Path, tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(weights)
+    config = override(checkpoint.config, {"image_depth": 4095.0}, where="test")
+    checkpoint.model.config = config
+    save(checkpoint.model, tmp_path / "deep.safetensors", class_names=checkpoint.class_names)
+    deep = photo(10, 12).astype(np.uint16) * 2
+    plane = Plane.of(viewer.add_image(deep), viewer.dims.point)
+    options = {"score_threshold": 0.3, "tile": None, "embedding": False}
+    ((labels, details, _),) = detect_layers(plane, str(tmp_path / "deep.safetensors"), **options)
+    predictor = Predictor.load(tmp_path / "deep.safetensors")
+    detections = predictor(deep, 0.3)
+    assert details["features"]["score"][1:] == pytest.approx(detections.confidence.tolist())
+    ((_, others, _),) = detect_layers(plane, str(weights), **options)
+    assert others["features"]["score"] != details["features"]["score"]
+    assert labels.shape == deep.shape
 
 
 def test_plane_of_layers_that_are_shifted_or_scaled(viewer: Any) -> None:
@@ -158,7 +176,7 @@ def test_other_axes_are_refused(viewer: Any) -> None:
 def test_colours_and_pyramids(viewer: Any) -> None:
     colors = np.stack([photo(10, 12, seed=k) for k in range(3)], -1)
     layer = viewer.add_image([colors, colors[::2, ::2]], multiscale=True, rgb=True)
-    image = Plane.of(layer, viewer.dims.point).image()
+    image = Plane.of(layer, viewer.dims.point).image("camera")
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), colors)
 
 

@@ -13,7 +13,10 @@ from PIL import Image
 
 from embedmask.cli import main
 from embedmask.data.coco import CocoInstances
+from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.predict.dataset_ids import DatasetIds
+from embedmask.predict.sources import find_sources
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +163,35 @@ def test_threshold_of_one_class(shapes: Path, weights: Path, tmp_path: Path) -> 
     some = json.loads((tmp_path / "some" / "predictions.json").read_text())
     assert some == [row for row in everything if row["category_id"] != chosen]
     assert predict(shapes / "images", weights, tmp_path / "wrong", "--score-threshold=stra=1") == 2
+
+
+def numbered(folder: Path, **splits: dict[int, str]) -> Path:
+    """Write a data set of one image per split, with the categories of each split."""
+    (folder / "images").mkdir(parents=True)
+    for number, (split, categories) in enumerate(splits.items(), start=1):
+        Image.new("RGB", (32, 24), (40 * number, 0, 0)).save(folder / f"images/{split}.png")
+        image = {"id": number, "file_name": f"{split}.png", "height": 24, "width": 32}
+        content = {"images": [image], "annotations": [], "categories": []}
+        content["categories"] = [{"id": key, "name": name} for key, name in categories.items()]
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_categories_are_those_of_the_split(tmp_path: Path) -> None:
+    one, other = {1: "cat", 2: "dog"}, {1: "dog", 2: "cat"}
+    folder = numbered(tmp_path / "set", train=one, val=one, test=other)
+    names = ["cat", "dog", "fox", "bird"]
+    train, val, test = (find_sources([folder / f"images/{split}.png"]) for split in ("train", "val", "test"))
+    assert DatasetIds.read(folder, train, names).categories == [1, 2, 3, 4]
+    assert DatasetIds.read(folder, test, names).categories == [2, 1, 3, 4]
+    assert DatasetIds.read(folder, [*train, *val], names).images == {"train": 1, "val": 2}
+    with pytest.raises(BadInput, match=r"train\.json and .*test\.json have different category ids"):
+        DatasetIds.read(folder, [*train, *test], names)
+
+
+def test_raises_on_two_files_of_one_image(tmp_path: Path) -> None:
+    folder = numbered(tmp_path / "set", train={1: "cat"}, val={1: "cat"})
+    shutil.copy(folder / "images/train.png", tmp_path / "train.png")
+    sources = find_sources([folder / "images/train.png", tmp_path / "train.png"])
+    with pytest.raises(BadInput, match=r"both have image id 1; predict one of them"):
+        DatasetIds.read(folder, sources, ["cat"])

@@ -181,3 +181,9 @@ def test_importing_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "False ['PredictSummary', 'run']\n"
+
+
+def test_raises_on_unknown_format(images: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="format 'label': use one of coco, labels, "):
+        run(images, weights, tmp_path / "out", format="label")
+    assert not (tmp_path / "out").exists()

@@ -131,3 +131,21 @@ class TestProcesses:
             process.join(120)
         assert [process.exitcode for process in ranks] == [1, 0]  # rank zero reports the broken file
         assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_replaced_file_is_predicted_again(weights: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(words(images, weights, out)) == 0
+    paths = sorted(images.iterdir())
+    listed, before = results_of(out)
+    kept = {path: path.stat().st_mtime_ns for path in finished(out)}
+    shutil.copy(paths[1], paths[0])
+    assert main(words(images, weights, out, "--resume")) == 0
+    again, after = results_of(out)
+    assert again == listed
+    assert {"file_size", "file_time"}.isdisjoint(again[0])
+    first, second = ([row["score"] for row in after if row["image_id"] == number] for number in (1, 2))
+    assert first == second
+    assert [row for row in before if row["image_id"] > 1] == [row for row in after if row["image_id"] > 1]
+    changed = [path.stem for path in finished(out) if kept[path] != path.stat().st_mtime_ns]
+    assert changed == [paths[0].stem]

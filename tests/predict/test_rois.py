@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+import torch
 from hypothesis import given
 from test_polygons import RING, Bools, any_mask, fill, scene
 
 from embedmask.errors import BadInput
 from embedmask.predict.rois import rois, write_rois
+from embedmask.predict.writers import ImageOutput, write_annotations
 
 roifile = pytest.importorskip("roifile")
 
@@ -71,3 +74,30 @@ def test_far_coordinates(tmp_path: Path) -> None:
     ):
         write_rois(tmp_path / "a.zip", wide, ["cell"], "a.tif")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "page", "expected"),
+    [
+        ("ZYX", (3, 9, 8), 2, (0, 0, 0, 3)),
+        ("TYX", (3, 9, 8), 2, (0, 0, 0, 3)),
+        ("ZCYX", (3, 2, 9, 8), 1, (0, 2, 1, 0)),
+        ("TCYX", (3, 2, 9, 8), 2, (0, 1, 3, 0)),
+        ("TZYX", (2, 3, 9, 8), 4, (0, 2, 2, 0)),
+        ("TZCYX", (2, 3, 2, 9, 8), 5, (0, 3, 2, 0)),
+    ],
+)
+def test_position_in_stacks_and_hyperstacks(
+    axes: str, shape: tuple[int, ...], page: int, expected: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    """ImageJ shows an ROI at its position in a stack, but at its slice and frame in a hyperstack; 0 stands for all."""
+    source = tmp_path / "a.tif"
+    tifffile.imwrite(source, np.zeros(shape, np.uint16), imagej=True, metadata={"axes": axes})
+    instances = scene([np.ones((3, 4), bool)], [0], (9, 8))
+    image = torch.zeros(3, 9, 8, dtype=torch.uint8)
+    for number in (page, None):
+        write_annotations("roi", tmp_path, "a", ImageOutput(instances, ["cell"], source, image, number))
+        roi = roifile.ImagejRoi.fromfile(next((tmp_path / "rois").iterdir()))
+        (roi,) = roi if isinstance(roi, list) else [roi]
+        places = (roi.c_position, roi.z_position, roi.t_position, roi.position)
+        assert places == (expected if number is not None else (0, 0, 0, 0))

@@ -53,6 +53,8 @@ def test_files_folders_and_patterns() -> None:
         "ümläut 1.tif",
     ]
     assert paths("b.png", "*.png", "a.*") == ["b.png", "a.JPG"]
+    same = os.path.join(os.path.abspath("."), "b.png")
+    assert paths("deep/../b.png", "b.png", same, "a.JPG") == ["deep/../b.png", "a.JPG"]  # one file
     assert paths("notes.txt") == ["notes.txt"]  # an explicit file is not filtered
     assert [source.is_video for source in find_sources(["."])] == [False, False, True, False]
 

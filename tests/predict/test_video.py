@@ -22,6 +22,13 @@ from embedmask.predict.video import VideoReader
 
 
 class TestVideo:
+    def test_options_of_images_are_noted(
+        self, weights: Path, video: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        given = words(video, weights, tmp_path / "out", "--no-draw", "--page", "2", "--format", "roi")
+        assert main(given) == 0
+        assert "videos are read without --page, which apply to images" in capsys.readouterr().err
+
     def test_drawn_and_frame_by_frame(self, weights: Path, video: Path, tmp_path: Path) -> None:
         out = tmp_path / "out"
         assert main(words(video, weights, out, "--format", "labels")) == 0

@@ -95,6 +95,9 @@ def data_split(
     val: float = 0.2,
     test: float = 0.0,
     degenerate: Degenerate = "refuse",
+    exif: Exif = "auto",
+    page: int | None = None,
+    channels: list[int] = [],  # noqa: B006
     copy: bool = False,
 ) -> None:
     """Split a data set without val into train, val and optionally test, and write it as a new one.
@@ -108,18 +111,29 @@ def data_split(
         val: Fraction of the images in val.
         test: Fraction of the images in test; 0: no test split.
         degenerate: refuse or drop objects without area, as --data.degenerate of train.
+        exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
+        page: Page of TIFF stacks or frame of animations, from 0; by default the first. See --model.image_page.
+        channels: Channels of image files, from 0: one as gray, or three as RGB; by default the image's own colors or
+            its first channel.
         copy: Copy the images; by default they are hard-linked where the file system allows it.
     """
     from embedmask.data.split import write_split
 
     source = folder.resolve()
     out = out or source.with_name(f"{source.name}-split")
-    report = write_split(folder, out, val=val, test=test, degenerate=degenerate, copy=copy)
+    report = write_split(
+        folder,
+        out,
+        val=val,
+        test=test,
+        degenerate=degenerate,
+        exif=exif,
+        options=DEFAULT_READING.changed(page, channels),
+        copy=copy,
+    )
     total = sum(report.counts.values())
     counts = ", ".join(f"{count} in {split}" for split, count in report.counts.items())
-    print(f"{folder}: {report.layout}")
-    if report.left_out:
-        print(report.left_out)
+    print(f"{folder}: {report.layout}", *report.notes, sep="\n")
     print(f"{counts} · {report.linked} images linked, {total - report.linked} copied · {out}")
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_any_file_name()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    # Pillow's warning about images of more than 89 megapixels; beyond 179, one line refuses them
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         return run([word for word in words if word != "--debug"])
     except SystemExit as stop:  # after --help or --version, or raised by a library

@@ -73,18 +73,19 @@ def compare(
     use_threads(threads)
     if not weights:
         raise BadInput("missing: weights; see --help")
-    from embedmask.figures import GroundTruthImages, compare_models
+    from embedmask.figures import compare_models
     from embedmask.visualize import image_format, write_image
 
     image_format(out)  # fail before the models run
-    truth = None if data is None else GroundTruthImages.open(data, split)
     sheet = compare_models(
         [Path(name) for name in image],
         weights,
-        truth=truth,
+        data=data,
+        split=split,
         score_threshold=parse_score_threshold(score_threshold),
         columns=columns,
         device=device,
+        report=print,
     )
     write_image(sheet, out)
     print(f"images {len(image)}, models {len(weights)} · {out}")

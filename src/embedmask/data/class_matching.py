@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from embedmask.data.coco import CocoInstances
@@ -12,7 +13,7 @@ from embedmask.errors import BadInput
 def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
     """Return the data set's category id of each class of the model, matched by name.
 
-    Classes of the same name are matched in their order. A class that the data set lacks gets an unused id.
+    Classes of the same name are matched in their order. Each class that the data set lacks gets an unused id.
 
     Raises:
         BadInput: the data set has a class that the model lacks.
@@ -33,8 +34,8 @@ def match_classes(class_names: list[str], dataset: CocoInstances) -> list[int]:
                 f"{dataset.annotations_file}: has the class {name!r}{times}, the model has {names}; "
                 "evaluate on a data set of the model's classes"
             )
-    unused = max(dataset.category_ids) + 1
-    return [ids.get(key, unused) for key in known]
+    unused = itertools.count(max(dataset.category_ids) + 1)
+    return [ids[key] if key in ids else next(unused) for key in known]
 
 
 def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:

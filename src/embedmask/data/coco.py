@@ -171,7 +171,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         Raises:
             BadInput: all images are near-duplicates of each other, or an image cannot be read.
         """
-        parts = split_by_content([self.image_path(i) for i in range(len(self))], {"val": fraction})
+        paths = [self.image_path(index) for index in range(len(self))]
+        parts = split_by_content(paths, {"val": fraction}, self.options)
         train, val = self.select(parts["train"]), self.select(parts["val"])
         train.layout = val.layout = f"{self.layout}; {len(val)} of {len(self)} images held out as val"
         return train, val

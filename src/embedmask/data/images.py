@@ -170,6 +170,15 @@ def read_extent(path: str | Path) -> Extent | None:
         return None
 
 
+def hyperstack_position(path: Path, page: int) -> tuple[int, int] | None:
+    """Return slice and frame of a page of a TIFF hyperstack, z and t from 0; None for other files."""
+    if is_zarr(path):
+        return None
+    with _reading(str(path)), _opened(path) as file:
+        stack = _stack(file)
+        return None if stack is None else stack.hyperstack_position(page)
+
+
 def read_numbers(path: str | Path, page: int | None = None) -> NDArray[Any]:
     """Read the numbers of a label image as stored; for a palette image the indices, not the colors.
 

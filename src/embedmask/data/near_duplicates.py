@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree  # type: ignore[import-untyped]
 
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.images import read_image
 from embedmask.data.turned_copies import SIDE, TURNS, block_means, orient
 from embedmask.errors import BadInput
@@ -31,7 +32,9 @@ AUGMENTED = re.compile(r"(.+)\.rf\.[0-9A-Za-z]+")
 """Names of Roboflow's augmented copies, which begin with the name of the original."""
 
 
-def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> dict[str, list[int]]:
+def split_by_content(
+    paths: Sequence[Path], fractions: Mapping[str, float], options: ReadOptions = DEFAULT_READING
+) -> dict[str, list[int]]:
     """Split images into `train` and other splits by their content.
 
     Groups of near-duplicates are sorted by the smallest hash of their files. `val` takes groups from the beginning,
@@ -40,6 +43,7 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
 
     Args:
         fractions: fractions of all images for `val` and `test`, each above 0 and together below 1.
+        options: how the images are read, which are compared.
 
     Returns:
         Indices into `paths`, ascending, of every split; none is empty.
@@ -49,7 +53,7 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
     """
     if not all(value > 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
         raise BadInput(f"fractions must be above 0 and below 1 together, got {dict(fractions)}")
-    groups = groups_by_content(paths)
+    groups = groups_by_content(paths, options)
     if len(groups) <= len(fractions):
         raise BadInput(
             f"{len(paths)} images in {len(groups)} groups of near-duplicates cannot be divided into train, "
@@ -71,7 +75,7 @@ def split_by_content(paths: Sequence[Path], fractions: Mapping[str, float]) -> d
     return {"train": sorted(i for group in groups for i in group), **result}
 
 
-def groups_by_content(paths: Sequence[Path]) -> list[list[int]]:
+def groups_by_content(paths: Sequence[Path], options: ReadOptions = DEFAULT_READING) -> list[list[int]]:
     """Return the groups of near-duplicates, indices into `paths`, sorted by the smallest hash of their files.
 
     Raises:
@@ -79,7 +83,7 @@ def groups_by_content(paths: Sequence[Path]) -> list[list[int]]:
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(_file_hash, paths))
-    return sorted(near_duplicates(paths, hashes), key=lambda group: min(hashes[i] for i in group))
+    return sorted(near_duplicates(paths, hashes, options), key=lambda group: min(hashes[i] for i in group))
 
 
 def _file_hash(path: Path) -> bytes:
@@ -91,7 +95,9 @@ def _file_hash(path: Path) -> bytes:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error}); check the file") from None
 
 
-def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list[int]]:
+def near_duplicates(
+    paths: Sequence[Path], hashes: Sequence[bytes], options: ReadOptions = DEFAULT_READING
+) -> list[list[int]]:
     """Group near-duplicates: copies that are re-encoded, resized, mirrored, rotated or slightly brighter.
 
     Roboflow's augmented copies, `NAME.rf.HASH.jpg`, are grouped by their names. An image that is similar to images of
@@ -99,6 +105,7 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
 
     Args:
         paths: image files; one file of each hash is decoded.
+        options: how they are read.
 
     Returns:
         Indices into `paths`; groups in the order of their first image.
@@ -109,7 +116,7 @@ def near_duplicates(paths: Sequence[Path], hashes: Sequence[bytes]) -> list[list
 
     # gray levels row by row, then the mean color: [16 * 16 + 3]
     def thumbnail(path: Path) -> NDArray[np.float32]:
-        small = block_means(read_image(path, any_size=True)).astype(np.float32)
+        small = block_means(read_image(path, any_size=True, options=options)).astype(np.float32)
         return np.concatenate((small.mean(2).ravel(), small.mean((0, 1))))
 
     equal = _same(hashes)

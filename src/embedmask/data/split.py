@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from embedmask.config.data import Degenerate
+from embedmask.config.data import Degenerate, Exif
+from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.coco import CocoInstances, check_no_val_split
 from embedmask.data.layouts import has_split
 from embedmask.data.near_duplicates import split_by_content
@@ -30,13 +31,13 @@ class SplitReport:
         layout: recognized layout of the source.
         counts: number of images of each split.
         linked: number of images that are hard links to the source; the others are copies.
-        left_out: line about a test split that was not copied; empty if there is none.
+        notes: lines about a test split that was not copied, and warnings about the source.
     """
 
     layout: str
     counts: dict[str, int]
     linked: int
-    left_out: str = ""
+    notes: list[str]
 
 
 def write_split(
@@ -46,6 +47,8 @@ def write_split(
     val: float,
     test: float = 0.0,
     degenerate: Degenerate = "refuse",
+    exif: Exif = "auto",
+    options: ReadOptions = DEFAULT_READING,
     copy: bool = False,
 ) -> SplitReport:
     """Split a data set by the content of its images, see `split_by_content`, and write it; the source is not changed.
@@ -58,6 +61,9 @@ def write_split(
         out: new or empty folder outside `data_dir`.
         val, test: fractions of the images; `test` 0 for no new test split.
         degenerate: "refuse" objects that cover no pixel, or "drop" them.
+        exif: frame of the annotations where an image's EXIF orientation allows two, as in `CocoInstances.open`; that of
+            converted annotations is stored in the new set.
+        options: how image files and label images are read.
         copy: whether to copy images even if they can be hard links.
 
     Raises:
@@ -72,15 +78,18 @@ def write_split(
     has_test = has_split(data_dir, "test")
     if has_test and test:
         raise BadInput(f"{data_dir}: already has a test split, which is copied; omit --test")
-    whole = CocoInstances.open(data_dir, "train", degenerate=degenerate)
+    whole = CocoInstances.open(data_dir, "train", degenerate=degenerate, exif=exif, options=options)
     fractions: dict[str, float] = {"val": val, **({"test": test} if test else {})}
-    places = split_by_content([whole.image_path(i) for i in range(len(whole))], fractions)
+    places = split_by_content([whole.image_path(i) for i in range(len(whole))], fractions, options)
     sets = {split: whole.select(indices) for split, indices in places.items()}
-    left_out = ""
+    notes = whole.warning_lines()
     if has_test:
-        sets["test"] = CocoInstances.open(data_dir, "test", degenerate=degenerate)
-        if not sets["test"].has_annotations:
-            left_out = f"{sets.pop('test').annotations_file}: has no annotations, so test is not copied"
+        given = CocoInstances.open(data_dir, "test", degenerate=degenerate, exif=exif, options=options)
+        if given.has_annotations:
+            sets["test"] = given
+            notes += given.warning_lines()
+        else:
+            notes.append(f"{given.annotations_file}: has no annotations, so test is not copied")
     taken: set[str] = set()
     linked = 0
     with atomic_folder(out) as folder:
@@ -93,7 +102,7 @@ def write_split(
             text = json.dumps(_content(dataset, names))
             (folder / f"{split}.json").write_text(text, encoding="utf-8")
     counts = {split: len(dataset) for split, dataset in sets.items()}
-    return SplitReport(whole.layout, counts, linked, left_out)
+    return SplitReport(whole.layout, counts, linked, notes)
 
 
 def _add_image(

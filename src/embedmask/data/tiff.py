@@ -255,6 +255,16 @@ class Stack:
         levels = len(row[0].series.levels)
         return Extent(len(self.rows), len(row) * row[0].channels, in_colour, levels)
 
+    def hyperstack_position(self, page: int) -> tuple[int, int] | None:
+        """Return slice and frame of a page, z and t from 0; None unless the file has several channels, or both axes."""
+        plane = self.rows[page][0]
+        axes = [axis for axis in axes_of(plane.series) if axis not in "YXS"]
+        sizes = other_sizes(axes_of(plane.series), plane.series.shape)
+        index = dict(zip(axes, np.unravel_index(plane.number, sizes), strict=True)) if axes else {}
+        if len(self.rows[page]) == 1 and sum(n > 1 for n in sizes) < 2:
+            return None
+        return int(index.get("Z", 0)), int(index.get("T", 0))
+
     @property
     def is_pyramid(self) -> bool:
         """Return whether the first page has several levels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,20 @@ def read_data_file(file: Path) -> dict[str, Any]:
     if isinstance(names, dict) and data.get("names") is not None:
         # numbers from the typed values, names from the texts
         texts = texts["names"]
-        names = dict(zip(names, texts.values() if isinstance(texts, dict) else texts, strict=True))
+        names = dict(
+            zip(map(_class_number, names), texts.values() if isinstance(texts, dict) else texts, strict=True)
+        )
+    invalid = [key for key in names if type(key) is not int] if isinstance(names, dict) else []
+    if invalid:
+        raise BadInput(f"{file}: names: {invalid[0]!r} is not a class number; write them as 0: name")
     if not isinstance(names, dict) or not names:
         raise BadInput(f"{file}: has no 'names'; list the names of the classes")
     return {**data, "names": names}
+
+
+def _class_number(key: Any) -> Any:
+    """Return a key of `names` as a number if it is one in quotes."""
+    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
 
 
 def find_images(data: dict[str, Any], file: Path, split_names: Sequence[str]) -> list[Path] | None:
@@ -146,6 +157,15 @@ def read_yolo(
         )
         fix = "move them there, or write empty ones for images without objects"
         on_issue(Problem("missing mask", f"{message}; {fix}"))
+    owners: dict[Path, list[Path]] = defaultdict(list)
+    for path, text in texts.items():
+        owners[text].append(path)
+    for text, sharing in owners.items():
+        if len(sharing) > 1 and text.exists():
+            message = f"{text}: belongs to {' and '.join(path.name for path in sharing)}"
+            on_issue(
+                Problem("duplicate id", f"{message}; rename one of them with its text file, or remove it")
+            )
     for number, path in enumerate(paths, start=1):
         try:
             size = read_size(path, options) if upright else read_header(path, options)[0]

@@ -20,6 +20,7 @@ from embedmask.errors import BadInput
 from embedmask.evaluation.run import evaluate_weights
 from embedmask.export.quantize import calibration_images, check_int8, quantize
 from embedmask.export.write import ENDINGS, openvino_model, write_openvino
+from embedmask.files import check_writable
 from embedmask.inference.predictor import Predictor
 from embedmask.runtime_file import KEY
 from embedmask.weights.checkpoint import Checkpoint
@@ -78,6 +79,7 @@ def export_int8(
     check_int8(options.images)
     if path.suffix != ENDINGS["openvino"]:
         raise BadInput(f"{path}: int8 files end in .xml; pass --out {path.stem}.xml")
+    check_writable(path)
     train, split = (
         CocoInstances.open(
             options.data, name, image_filter=options.where, options=checkpoint.config.reading()

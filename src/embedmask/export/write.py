@@ -18,7 +18,7 @@ from embedmask.errors import BadInput
 from embedmask.export.graph import DENSE_OUTPUT, OUTPUTS, Graph
 from embedmask.export.metadata import metadata_text
 from embedmask.export.nms import translation
-from embedmask.files import atomic_write, temporary_folder
+from embedmask.files import atomic_write, check_writable, temporary_folder
 from embedmask.model.detector import Detector
 from embedmask.model.embedmask import EmbedMask
 from embedmask.runtime import openvino_core
@@ -61,6 +61,7 @@ def export_model(
         raise BadInput(
             f"{path}: {format} files end in {ENDINGS[format]}; pass --out {path.stem}{ENDINGS[format]}"
         )
+    check_writable(path)
     if format == "openvino":
         write_openvino(openvino_model(model, class_names=class_names, dense_masks=dense_masks), path)
         return path

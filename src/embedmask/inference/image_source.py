@@ -60,7 +60,7 @@ def check_image_source(source: Any, name: str = "image", *, tensor: bool = False
             "convert it, pixels 0..255"
         )
     if isinstance(source, np.ndarray) and not (
-        source.dtype in (np.uint8, np.uint16)
+        source.dtype.newbyteorder("=") in (np.uint8, np.uint16)
         and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (1, 3, 4)))
         and source.size > 0
     ):

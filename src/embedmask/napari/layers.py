@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embedmask.config.reading import Depth
 from embedmask.data.depth import reduce_depth, strips_of
 from embedmask.data.images import size_of
 from embedmask.errors import BadInput
@@ -59,14 +60,14 @@ class Plane:
         scale, translate = layer.scale[-2:].tolist(), layer.translate[-2:].tolist()
         return cls(data, index, layer.rgb, layer.name, tuple(scale), tuple(translate))
 
-    def image(self) -> Tensor:
-        """Read the plane as uint8 RGB `[3, H, W]`; more than 8 bits are reduced as in image files."""
+    def image(self, depth: Depth) -> Tensor:
+        """Read the plane as uint8 RGB `[3, H, W]`; `depth` is the conversion of more than 8 bits, as in image files."""
         values = np.asarray(self.data[self.index])
         values = values[..., :3] if self.rgb else values[..., None]
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * np.uint8(255)
         pixels = np.empty((*values.shape[:2], 3), np.uint8)
-        reduce_depth(strips_of(values), pixels, "camera")
+        reduce_depth(strips_of(values), pixels, depth)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -97,7 +98,8 @@ def detect_layers(
     Raises:
         BadInput: no such model, or the embedding of a model without any or of an image larger than a tile.
     """
-    predictor, image = load_predictor(weights), plane.image()
+    predictor = load_predictor(weights)
+    image = plane.image(predictor.model.config.reading().depth)
     if embedding and tile is not None and max(size_of(image)) > tile:
         raise BadInput(
             f"embedding: {plane.name} is larger than a tile; set the tile to 0, or omit the embedding"

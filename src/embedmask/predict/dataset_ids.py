@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,28 +32,42 @@ class DatasetIds:
         """Match each source to an image of the data set, by path or else by unique file name; all splits are searched.
 
         Raises:
-            BadInput: A source is a video, matches no image or several, or shares its id with a source of another
-                split; or the model lacks a class of the data set.
+            BadInput: A source is a video, matches no image or several, or shares its id with another source; the model
+                lacks a class of the data set; or the splits of the sources have different category ids.
         """
         datasets = [CocoInstances.open(folder, split, degenerate="drop") for split in existing_splits(folder)]
-        # each image is entered twice, by resolved path and by file name
-        known: dict[str, set[int]] = defaultdict(set)
+        # each image is entered twice, by resolved path and by file name: its id, and the data set that has it
+        known: dict[str, dict[int, CocoInstances]] = defaultdict(dict)
         for dataset in datasets:
             for index, image_id in enumerate(dataset.image_ids):
                 path = dataset.image_path(index).resolve()
-                known[str(path)].add(image_id)
-                known[path.name].add(image_id)
-        ids = {source.name: _image_id(source, known, folder) for source in sources}
+                known[str(path)].setdefault(image_id, dataset)
+                known[path.name].setdefault(image_id, dataset)
+        matches = {source.name: _find(source, known, folder) for source in sources}
         # splits may number their images independently, so ids of different splits can collide
         first_source: dict[int, Source] = {}
         for source in sources:
-            first = first_source.setdefault(ids[source.name], source)
+            image_id, dataset = matches[source.name]
+            first = first_source.setdefault(image_id, source)
             if first is not source:
+                is_same = matches[first.name][1] is dataset
                 raise BadInput(
-                    f"--ids-from: {first.path} and {source.path} both have image id {ids[source.name]}, in two "
-                    "splits; predict the images of one split"
+                    f"--ids-from: {first.path} and {source.path} both have image id {image_id}"
+                    + (
+                        "; predict one of them"
+                        if is_same
+                        else ", in two splits; predict the images of one split"
+                    )
                 )
-        return cls(ids, match_classes(list(class_names), datasets[0]))
+        used = [dataset for dataset in datasets if any(dataset is own for _, own in matches.values())]
+        categories = {dataset.annotations_file: match_classes(list(class_names), dataset) for dataset in used}
+        (first_file, ids), *others = categories.items()
+        for file, other in others:
+            if other != ids:
+                raise BadInput(
+                    f"--ids-from: {first_file} and {file} have different category ids; predict the images of one split"
+                )
+        return cls({name: image_id for name, (image_id, _) in matches.items()}, ids)
 
 
 def existing_splits(folder: Path) -> list[Split]:
@@ -74,8 +88,10 @@ def existing_splits(folder: Path) -> list[Split]:
     return existing
 
 
-def _image_id(source: Source, known: dict[str, set[int]], folder: Path) -> int:
-    """Return the image id of a source.
+def _find(
+    source: Source, known: Mapping[str, Mapping[int, CocoInstances]], folder: Path
+) -> tuple[int, CocoInstances]:
+    """Return the image id of a source, and the data set that has it.
 
     Raises:
         BadInput: The source is a video, or matches no image or several.
@@ -83,8 +99,8 @@ def _image_id(source: Source, known: dict[str, set[int]], folder: Path) -> int:
     if source.is_video:
         raise BadInput(f"{source.path}: a video has no image id in {folder}; omit --ids-from")
     # the path decides; a copy elsewhere is matched by its file name, if only one image has it
-    ids = known.get(str(source.path.resolve())) or known.get(source.path.name) or set()
+    ids = known.get(str(source.path.resolve())) or known.get(source.path.name) or {}
     if len(ids) != 1:
         fault = "has the same file name as several images of" if ids else "is in no split of"
         raise BadInput(f"{source.path}: {fault} {folder}; predict images of the data set, or omit --ids-from")
-    return next(iter(ids))
+    return next(iter(ids.items()))

@@ -22,7 +22,7 @@ from embedmask.predict.summary import PredictSummary
 from embedmask.predict.worker import Settings, Worker
 from embedmask.predict.writers import (
     Format,
-    check_packages,
+    check_format,
     remove_leftovers,
     targets,
 )
@@ -95,9 +95,13 @@ def run(
         channels=None if channels is None else list(channels),
         level=level,
     )
-    check_packages(format)
+    check_format(format)
     notes: list[str] = []
     files = find_sources([sources] if isinstance(sources, (str, Path)) else sources, notes.append)
+    options = {"--page": page, "--channels": channels, "--level": level or None}
+    unused = [name for name, value in options.items() if value is not None]
+    if unused and any(source.is_video for source in files):
+        notes.append(f"videos are read without {', '.join(unused)}, which apply to images")
     refuse_overwriting(files, targets(files, format, Path(out), drawn=draw))
     weights = find_weights(weights)
     checkpoint = load_checkpoint(weights)

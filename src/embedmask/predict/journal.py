@@ -17,6 +17,8 @@ from embedmask.predict.sources import Source
 FOLDER = ".predict"
 FAULT = "fault"
 """Key of the last line of a source that was read in part."""
+CHANGES = ("file_size", "file_time")
+"""Keys of a row that tell whether the file was replaced: bytes, and nanoseconds of the last change."""
 FAULT_PREFIX = f'{{"{FAULT}": '
 Row = dict[str, Any]
 
@@ -79,9 +81,9 @@ class Journal:
                     self.out.rmdir()
 
     def is_done(self, source: Source) -> bool:
-        """Return whether this source was finished under this name."""
-        # rows begin with the source, so a prefix of the first one suffices: files of videos are large
-        prefix = json.dumps({"source": str(source.path)})[:-1]
+        """Return whether this source was finished under this name and has not changed since."""
+        # rows begin with the file, so a prefix of the first one suffices: files of videos are large
+        prefix = json.dumps(_file_of(source))[:-1]
         try:
             with self._file(source).open(encoding="utf-8") as file:
                 return file.read(len(prefix)) == prefix
@@ -98,7 +100,7 @@ class Journal:
         """
         with atomic_write(self._file(source)) as temporary, temporary.open("w", encoding="utf-8") as file:
             for row in rows:
-                file.write(json.dumps({"source": str(source.path), **row}) + "\n")
+                file.write(json.dumps({**_file_of(source), **row}) + "\n")
             message = fault()
             if message is not None:
                 file.write(json.dumps({FAULT: message}) + "\n")
@@ -106,7 +108,10 @@ class Journal:
     def rows(self, source: Source) -> Iterator[Row]:
         """Yield the rows of a finished source, with the key `source`."""
         with self._file(source).open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if not line.startswith(FAULT_PREFIX))
+            for line in file:
+                if not line.startswith(FAULT_PREFIX):
+                    row = json.loads(line)
+                    yield {key: value for key, value in row.items() if key not in CHANGES}
 
     def fault(self, source: Source) -> str | None:
         """Return the line about a finished source that was read in part; None if it was read whole."""
@@ -151,3 +156,15 @@ class Journal:
     def _file(self, source: Source) -> Path:
         """Return the path of a source's rows."""
         return self.folder / f"{source.name}.jsonl"
+
+
+def _file_of(source: Source) -> Row:
+    """Return the path of a source, and its size and time of change, by which a replaced file is recognized."""
+    try:
+        status = source.path.stat()
+    except OSError:  # removed after it was read
+        return {"source": str(source.path)}
+    return {
+        "source": str(source.path),
+        **dict(zip(CHANGES, (status.st_size, status.st_mtime_ns), strict=True)),
+    }

@@ -24,12 +24,20 @@ MOVE, LINE, CLOSE = 0.0, 1.0, 4.0
 
 
 def write_rois(
-    path: Path, instances: Instances, class_names: Sequence[str], name: str, page: int | None = None
+    path: Path,
+    instances: Instances,
+    class_names: Sequence[str],
+    name: str,
+    *,
+    page: int | None = None,
+    position: tuple[int, int] | None = None,
 ) -> None:
     """Write the objects of image `name` as a zip file of ROIs, `0001-CLASS.roi` for the first; empty masks are skipped.
 
     Args:
         page: Page of a stack that the ROIs belong to, from 0; None: all.
+        position: Slice and frame of that page in a hyperstack, z and t from 0; the ROIs belong to all its channels.
+            None: not a hyperstack.
 
     Raises:
         UnsupportedImage: the image is too large for the format.
@@ -44,11 +52,16 @@ def write_rois(
         )
     with atomic_write(path) as temporary:
         temporary.unlink()  # roifile appends to existing files
-        regions = list(rois(instances, class_names, page))
+        regions = list(rois(instances, class_names, page, position))
         roiwrite(temporary, regions, name=[f"{roi.name}.roi" for roi in regions], mode="w")
 
 
-def rois(instances: Instances, class_names: Sequence[str], page: int | None = None) -> Iterator[ImagejRoi]:
+def rois(
+    instances: Instances,
+    class_names: Sequence[str],
+    page: int | None = None,
+    position: tuple[int, int] | None = None,
+) -> Iterator[ImagejRoi]:
     """Yield an ROI per object: a polygon along pixel edges, or a composite if it has holes or several pieces."""
     labels, scores = instances.labels.tolist(), instances.scores.tolist()
     for number, (crop, top, left) in numbered_crops(instances.masks):
@@ -58,7 +71,11 @@ def rois(instances: Instances, class_names: Sequence[str], page: int | None = No
         # names of files in the zip must not contain folders
         roi.name = f"{number:04}-{label.replace('/', '_')}"
         roi.props = f"class: {label}\nscore: {scores[number - 1]:.6f}\n"
-        roi.position = 0 if page is None else page + 1
+        # ImageJ counts from 1; 0 stands for all
+        if position is not None:
+            roi.z_position, roi.t_position = position[0] + 1, position[1] + 1
+        elif page is not None:
+            roi.position = page + 1
         yield roi
 
 

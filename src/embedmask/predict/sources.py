@@ -48,7 +48,11 @@ def find_sources(
         BadInput: An argument does not exist, or contains neither images nor videos.
     """
     unread: list[Path] = []
-    files = list(dict.fromkeys(path for argument in arguments for path in _expand(argument, unread)))
+    known: dict[str, Path] = {}
+    for argument in arguments:
+        for path in _expand(argument, unread):
+            known.setdefault(os.path.abspath(path), path)  # the first of several spellings
+    files = list(known.values())
     line = describe_unread(dict.fromkeys(unread))
     if line is not None:
         report(line)
@@ -66,8 +70,9 @@ def _expand(argument: str | Path, unread: list[Path]) -> list[Path]:
     if path.is_file() or is_zarr(path):
         return [path]
     inside = sorted(path.iterdir() if path.is_dir() else map(Path, glob.glob(str(argument), recursive=True)))
-    files = [file for file in inside if is_source(file)]
-    unread += [file for file in inside if file not in files]
+    files: list[Path] = []
+    for file in inside:
+        (files if is_source(file) else unread).append(file)
     if files:
         return files
     if not inside and not path.is_dir():

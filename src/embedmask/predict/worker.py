@@ -253,7 +253,8 @@ class Worker:
         if settings.level and not source.is_video:
             scale = read_downsample(source.path, settings.reading())
             row |= {"level": settings.level, "downsample": list(scale)}
-        output = ImageOutput(instances, names, source.path, result.image, settings.page, scale)
+        page = None if source.is_video else settings.page
+        output = ImageOutput(instances, names, source.path, result.image, page, scale)
         note = write_annotations(settings.format, self.out, name, output)
         if note is not None:
             self.notes.append(note)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from os.path import relpath
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
 from torch import Tensor
 
+from embedmask.data.images import hyperstack_position
 from embedmask.data.slides import Slide
-from embedmask.errors import needs_extra
+from embedmask.errors import BadInput, needs_extra
 from embedmask.files import is_temporary, write_json, write_text
 from embedmask.predict.geojson import write_geojson
 from embedmask.predict.label_tiff import write_label_tiff
@@ -71,12 +72,14 @@ class ImageOutput:
     scale: tuple[float, float] = (1.0, 1.0)
 
 
-def check_packages(fmt: Format) -> None:
-    """Check before a run that the packages of a format are installed.
+def check_format(fmt: Format) -> None:
+    """Check before a run that a format exists and that its packages are installed.
 
     Raises:
-        BadInput: one is missing; the message names the extra.
+        BadInput: there is no such format, or a package is missing; the message names the extra.
     """
+    if fmt not in get_args(Format):
+        raise BadInput(f"format {fmt!r}: use one of {', '.join(get_args(Format))}")
     if fmt in PACKAGES:
         with needs_extra("microscopy", f"--format {fmt}"):
             import_module(PACKAGES[fmt])
@@ -132,7 +135,9 @@ def _geojson(path: Path, output: ImageOutput) -> None:
 
 
 def _roi(path: Path, output: ImageOutput) -> None:
-    write_rois(path, output.instances, output.class_names, str(output.source), output.page)
+    source, page = output.source, output.page
+    position = None if page is None else hyperstack_position(source, page)
+    write_rois(path, output.instances, output.class_names, str(source), page=page, position=position)
 
 
 def _csv(path: Path, output: ImageOutput) -> None:
