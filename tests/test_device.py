@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedmask.device import choose_device, choose_precision
+from embedmask.device import choose_device, choose_precision, full_float32
 from embedmask.errors import BadInput
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 def test_choose_device_by_name() -> None:
     assert choose_device("cpu") == CPU
     assert choose_device(CPU) == CPU
-    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    assert choose_device("auto").type in ("cpu", "cuda")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "meta"])
@@ -30,6 +30,23 @@ def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(BadInput, match="cuda:2"):
         choose_device("cuda:2")
+
+
+def test_auto_does_not_select_mps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto") == CPU
+    assert choose_device("mps") == torch.device("mps")
+
+
+def test_float32_on_cuda_is_not_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+        with full_float32(torch.device("cuda")):
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.allow_tf32 == before
+        with full_float32(CPU):
+            assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])

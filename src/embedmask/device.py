@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -18,15 +20,13 @@ MAX_WORKERS = 8
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """Return the device of this name; `auto` selects CUDA, else MPS, else the CPU.
+    """Return the device of this name; `auto` selects CUDA, else the CPU. Nothing was tested on MPS.
 
     Raises:
         BadInput: the device does not exist or is not available.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -62,6 +62,18 @@ def choose_precision(device: torch.device, precision: Precision = "auto") -> tor
         probes = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile"))
         is_fast = any(probe() for probe in probes if probe is not None)
     return torch.bfloat16 if is_fast else torch.float32
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """Compute float32 convolutions on CUDA in float32: by default torch uses TF32, which keeps 10 of 23 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def choose_workers(requested: int | None) -> int:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from embedmask.config import DataConfig
+from embedmask.config.detector import Rounding
 from embedmask.data.coco import CocoInstances
 from embedmask.data.colors import change_colors
 from embedmask.data.geometry import GeometricTransform
@@ -164,6 +166,16 @@ def test_training_items_depend_only_on_the_generator() -> None:
     state = torch.get_rng_state()
     transform(image, annotations, seeded(5))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_training_rounds_as_the_model() -> None:
+    """480 x 641 px to a short side of 640: the long side is 854.67 px."""
+    config = DataConfig(short_sides=(640,), long_side=1333, flip_horizontal=0)
+    sizes = {
+        rounding: TrainTransform(config, rounding).sample_size((480, 641), seeded())
+        for rounding in get_args(Rounding)
+    }
+    assert sizes == {"down": (640, 854), "nearest": (640, 855)}
 
 
 def test_crops_lie_inside_and_reach_everywhere() -> None:

@@ -77,6 +77,12 @@ def test_the_fixed_scale_of_positions_has_no_parameter() -> None:
     torch.testing.assert_close(one, two)  # the learned scale is initialized to 1
 
 
+def test_raises_on_stride_beyond_the_fused_levels() -> None:
+    assert model_of(pixel_branch="tower", embed_stride=64).config.pixel_stride == 64
+    with pytest.raises(BadInput, match="embed_stride must be at most 32 with pixel_branch fused, got 64"):
+        model_of(pixel_branch="fused", embed_stride=64)
+
+
 @pytest.mark.parametrize("branch", ["tower", "fused"])
 @pytest.mark.parametrize(("finest", "stride"), [(4, 2), (8, 2), (8, 4), (4, 4), (4, 16), (8, 16)])
 def test_pixel_embedding_has_the_configured_stride(branch: str, finest: int, stride: int) -> None:

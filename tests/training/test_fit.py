@@ -17,8 +17,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_run import tiny
+from torch import Tensor
 
 from embedmask.config import Recipe, override
+from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.inference.engines import Network, make_network
 from embedmask.model.build import build_model
@@ -346,6 +348,30 @@ def test_accumulation_with_reduced_precision_trains(shapes: Path, tmp_path: Path
     assert fit.train(recipe, shapes, tmp_path / "run")["steps"] == 3
     (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").open())
     assert 0 < float(row["loss/total"]) < 20
+
+
+def test_last_step_of_an_epoch_is_the_mean_of_fewer_parts(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a gradient of 1 in every part, each step changes the bias by the learning rate."""
+
+    def bias(module: EmbedMaskModule, batch: Any) -> dict[str, Tensor]:
+        del batch
+        return {"classification": module.model.head.class_logits.bias.sum()}
+
+    monkeypatch.setattr(EmbedMaskModule, "compute_losses", bias)
+    recipe = tiny(
+        accumulate=2, batch_size=4, epochs=1, optimizer="sgd", momentum=0.0, weight_decay=0, bias_lr_factor=1,
+        clip_norm=None, ema_decay=None,
+    )  # fmt: skip
+    fit.train(recipe, shapes, tmp_path / "run", device="cpu")
+    rates = [float(row["lr"]) for row in csv.DictReader((tmp_path / "run" / "steps.csv").open())]
+    model = build_model(Recipe.from_yaml(tmp_path / "run" / "recipe.yaml").model)
+    last = load_file(tmp_path / "run" / "last.safetensors")["head.class_logits.bias"]
+    parts = -(-len(CocoInstances.open(shapes, "train")) // 2)
+    assert parts % 2 == 1, "an even number of parts would test nothing"
+    assert len(rates) == (parts + 1) // 2
+    torch.testing.assert_close(last, model.head.class_logits.bias.detach() - sum(rates))
 
 
 def test_gradient_clipping_bounds_the_step(shapes: Path, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from embedmask.fields import (
     require,
 )
 
+COARSEST_FUSED = 32
+"""Largest stride of the levels that `pixel_branch: fused` sums, px per cell: the coarsest of the backbone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(DetectorConfig):
@@ -200,6 +203,8 @@ class ModelConfig(DetectorConfig):
         # maps finer than the finest level come from the backbone's stages of strides 2 and 4
         pixel_ok = self.pixel_stride in (*self.strides, *(s for s in (2, 4) if s < self.strides[0]))
         require(self, "embed_stride", pixel_ok, "null, one of strides, or 2 or 4 below the first of them")
+        fused_ok = self.pixel_branch != "fused" or self.pixel_stride <= COARSEST_FUSED
+        require(self, "embed_stride", fused_ok, f"at most {COARSEST_FUSED} with pixel_branch fused")
         if self.assigner_name != "fcos":
             return  # no other assigner reads the size ranges
         count = len(self.strides) - 1

@@ -30,7 +30,7 @@ class TrainConfig:
     batch_size: PositiveInt = 16
     """Images per optimizer step, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
-    """Number of parts that a step is split into to save memory. Their gradients are added up, at the memory of
+    """Number of parts that a step is split into to save memory. Their gradients are averaged, at the memory of
     `batch_size / accumulate` images; the loss normalizers are computed per part."""
     max_steps: PositiveInt | None = 90_000
     """Number of optimizer steps. Set either this or `epochs`, and the other to null."""

@@ -127,8 +127,9 @@ class EvalTransform:
 class TrainTransform:
     """Random geometry, pasted objects and colors of a config (section 4.1 by default)."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, rounding: Rounding = "down") -> None:
         self.config = config
+        self.rounding: Rounding = rounding
 
     def __call__(
         self, image: Tensor, annotations: Annotations, generator: torch.Generator, items: Items | None = None
@@ -154,7 +155,8 @@ class TrainTransform:
         """Sample the size to which an image of `(height, width)` px is resized."""
         config = self.config
         if config.short_sides:
-            size = resized_size(size, choice(config.short_sides, generator), config.long_side)
+            short_side = choice(config.short_sides, generator)
+            size = resized_size(size, short_side, config.long_side, self.rounding)
         low, high = config.scale_range
         if low == high == 1:
             return size

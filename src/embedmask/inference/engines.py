@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from embedmask.config import Engine, Precision, model_type_of
-from embedmask.device import choose_precision
+from embedmask.device import choose_precision, full_float32
 from embedmask.errors import BadInput
 from embedmask.inference.fused import Maps, Trunk
 from embedmask.inference.openvino import openvino_trunk
@@ -84,10 +84,11 @@ def _with_head(head: Head, trunk: Callable[[Tensor], Maps]) -> Network:
         step = max(1, STEP_PIXELS // (images.shape[2] * images.shape[3]))
         parts = []
         for part in [images] if images.device.type != "cpu" else torch.split(images, step):
-            pixels, logits, box_features = trunk(part)
-            # `predict` returns the logits as they are, but an engine may reuse their memory for the next image
-            logits = [level.to(torch.float32, copy=True) for level in logits]
-            parts.append(head.predict(pixels, logits, box_features))
+            with full_float32(images.device):
+                pixels, logits, box_features = trunk(part)
+                # `predict` returns the logits as they are, but an engine may reuse their memory for the next image
+                logits = [level.to(torch.float32, copy=True) for level in logits]
+                parts.append(head.predict(pixels, logits, box_features))
         if len(parts) == 1:
             return parts[0]
         # concatenate the images of each map, level by level
@@ -117,7 +118,8 @@ def copy_network(model: Detector, engine: Engine, dtype: torch.dtype) -> Network
     @torch.inference_mode()
     def network(batch: ImageBatch, **options: Any) -> Any:
         images = replace(batch, tensors=batch.tensors.contiguous(memory_format=layout))
-        with torch.autocast(device, dtype if reduced else None, enabled=reduced):
+        autocast = torch.autocast(device, dtype if reduced else None, enabled=reduced)
+        with full_float32(images.tensors.device), autocast:
             return own(images, **options)
 
     return network

@@ -73,7 +73,7 @@ class Projection:
 
     def coordinates(self, embed: Tensor) -> Tensor:
         """Return the coordinates of embeddings: `[D, ...]` -> float64 `[3, ...]`."""
-        flat = embed.double().flatten(1) - self.origin[:, None]
+        flat = embed.cpu().double().flatten(1) - self.origin[:, None]
         return (self.components @ flat).view(NUM_COMPONENTS, *embed.shape[1:])
 
     def colors(self, coordinates: Tensor) -> npt.NDArray[np.uint8]:

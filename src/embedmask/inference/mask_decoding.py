@@ -53,6 +53,9 @@ def decode_masks(
         margin, min_margin: margin in the frame `exact`, as a fraction of the box's side, and its minimum in cells,
             `ModelConfig.mask_reach`.
     """
+    if pixel_embed.device.type == "mps":  # it lacks float64, the type of the positions
+        pixel_embed = pixel_embed.cpu()
+        proposals = Proposals(*(column.cpu() for column in vars(proposals).values()))
     pixels = pixel_embed.float()[None].mT.contiguous(memory_format=torch.channels_last)  # [1, D, w, h]
     cell = stride
     if interpolation != "aligned":

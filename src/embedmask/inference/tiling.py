@@ -81,7 +81,8 @@ def tiled_instances(
         detect: returns the instances of each tile of a batch in the frame of the tile. The tiles are uint8 `[3, h, w]`
             of one size and share the memory of `image`. They are resized like whole images, as the model's config says.
         tile: side of a tile, px; a smaller image limits it.
-        overlap: minimum overlap of neighboring tiles, px; with 0, nothing is joined.
+        overlap: minimum overlap of neighboring tiles, px. Evenly spaced tiles may overlap by more, also with 0; pieces
+            are joined where they do.
         max_detections: maximum number of instances in the whole image; None: no limit.
         batch_size: tiles per call of `detect`.
 

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from embedmask.config import ModelConfig
+from embedmask.config.model import COARSEST_FUSED
 from embedmask.locations import resize_aligned
 from embedmask.model.layers import ConvNormReLU, Tower, conv3x3
-
-COARSEST_FUSED = 32
-"""Largest stride of the fused levels, px per cell: the coarsest that the backbone has too."""
 
 
 def make_pixel_branch(cfg: ModelConfig) -> PixelBranch | FusedPixelBranch:

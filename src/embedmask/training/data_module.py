@@ -36,7 +36,7 @@ class TrainValDataModule(LightningDataModule):
         self.evaluated: Sequence[int] | None = None
         self.start = 0
         self._batches_per_epoch: int | None = None
-        transform = TrainTransform(recipe.data)
+        transform = TrainTransform(recipe.data, recipe.model.image_rounding)
         self.train_set, self.val_set = open_train_val(data, recipe.data, transform, recipe.model.reading())
         if not len(self.train_set) or not len(self.val_set):
             raise BadInput(f"{data}: train and val must have at least one image each")

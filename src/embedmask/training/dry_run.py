@@ -202,7 +202,9 @@ class DryRunDataModule(TrainValDataModule):
 
     def _largest_batch(self, size: int) -> TrainBatch:
         dataset = copy.copy(self.train_set)
-        dataset.transform = TrainTransform(at_largest_scale(self.recipe.data))
+        dataset.transform = TrainTransform(
+            at_largest_scale(self.recipe.data), self.recipe.model.image_rounding
+        )
         by_pixels = sorted(range(len(dataset)), key=lambda item: -math.prod(dataset.sizes[item]))
         by_objects = sorted(range(len(dataset)), key=lambda item: -len(dataset.annotations(item)))
         # in turn the next of either order; a data set smaller than the batch is repeated

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from embedmask.config import Recipe, TrainConfig, override
 from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
+from embedmask.device import full_float32
 from embedmask.distributed import is_rank_zero, quiet
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
@@ -62,8 +63,9 @@ def train(
     ground truth), `best.safetensors` (the best by mask AP), `last.safetensors`, `model.safetensors` (one of these two,
     by `train.keep`), `last.ckpt` (for `resume`) and TensorBoard logs.
 
-    Several processes (started by torchrun, or by `devices` and `nodes`) share every batch; losses and gradients equal
-    those of one process with the whole batch. Rank zero writes.
+    Several processes (started by torchrun, or by `devices` and `nodes`) share every batch. Losses and gradients of an
+    EmbedMask equal those of one process with the whole batch, if every process gets an image; Mask R-CNN's are averages
+    over the processes. Rank zero writes.
 
     Args:
         recipe: recipe to train.
@@ -101,7 +103,12 @@ def train(
     if not resumed:
         initialize_weights(module.model, recipe.train, report)
     results = make_results(out, recipe, splits, report)
-    with results_folder(out), quiet(), explain_out_of_memory(recipe.train):
+    with (
+        results_folder(out),
+        quiet(),
+        explain_out_of_memory(recipe.train),
+        full_float32(hardware.device),
+    ):
         if is_rank_zero() and not resumed:
             write_identity(out, recipe, splits)
             results.write_recipe()  # before the first step, since `--resume` requires it

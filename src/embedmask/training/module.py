@@ -93,7 +93,16 @@ class EmbedMaskModule(LightningModule):
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({**{f"loss/{name}": value for name, value in losses.items()}, "lr": rate})
         self.log("loss", losses["total"], prog_bar=True, logger=False)
-        return {"loss": total, "losses": losses, "lr": rate}
+        return {"loss": total * self._part_weight(batch_idx), "losses": losses, "lr": rate}
+
+    def _part_weight(self, batch_idx: int) -> float:
+        """Return the weight of an accumulated part, so that a step is the mean of its parts.
+
+        Lightning divides each part by `accumulate`, also in the last step of an epoch, which may have fewer parts.
+        """
+        parts = self.trainer.accumulate_grad_batches
+        first = batch_idx - batch_idx % parts
+        return parts / min(parts, int(self.trainer.num_training_batches) - first)
 
     def on_validation_epoch_start(self) -> None:
         """Build the network of the evaluation from the weights, which a callback has replaced by their average."""
