@@ -26,7 +26,7 @@ from embedmask.benchmark.pipelines import SETTINGS, EmbedMaskPipeline, Pipeline,
 from embedmask.benchmark.timing import Measured, interleave, machine, medians, quartiles, time_run
 from embedmask.config import Engine, ModelConfig, Precision
 from embedmask.data.images import read_image
-from embedmask.data.transforms import EvalTransform, resized_size
+from embedmask.data.transforms import EvalTransform
 from embedmask.device import choose_device, choose_precision
 from embedmask.errors import BadInput
 from embedmask.inference.engines import make_network
@@ -99,10 +99,7 @@ class BenchConfig:
     @property
     def network_size(self) -> Size:
         """Return the `(height, width)` of the resized image."""
-        cfg = self.model_config
-        if cfg.image_short_side is None:
-            return self.image_size
-        return resized_size(self.image_size, cfg.image_short_side, cfg.image_long_side, cfg.image_rounding)
+        return EvalTransform.from_config(self.model_config).geometry(self.image_size).resized
 
 
 @dataclass(frozen=True)

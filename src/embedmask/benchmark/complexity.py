@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from embedmask.config import DetectorConfig
-from embedmask.data.transforms import resized_size
+from embedmask.data.transforms import EvalTransform
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector, padded_size_of
 from embedmask.model.maskrcnn import MaskRCNN
@@ -55,9 +55,7 @@ def count_complexity(config: DetectorConfig, image_size: Size = IMAGE_SIZE) -> C
     Args:
         image_size: `(height, width)` px before the image is resized as the config says.
     """
-    short = config.image_short_side
-    if short is not None:
-        image_size = resized_size(image_size, short, config.image_long_side, config.image_rounding)
+    image_size = EvalTransform.from_config(config).geometry(image_size).resized
     frame = padded_size_of([image_size])
     # fake tensors have a shape and a device, but no values
     with FakeTensorMode(), torch.no_grad():

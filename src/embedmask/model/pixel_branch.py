@@ -29,13 +29,8 @@ class PixelBranch(nn.Module):
         self.finer = FinerGrids(cfg, cfg.channels)
         self.embed = conv3x3(self.finer.width, cfg.embed_dim, float32=True)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return p without coordinates, float32 `[N, D, H, W]`, from the neck's maps, finest first."""
-        embed: Tensor = self.embed(self.trunk(features))
-        return embed
-
     def trunk(self, features: Sequence[Tensor]) -> Tensor:
-        """Run all but the last convolution, which stays float32."""
+        """Run all but the last convolution, `embed`, which stays float32, on the neck's maps, finest first."""
         levels = features[self.finer.first_level :]
         grown: Tensor = self.finer(self.tower(levels[0]), features)
         return grown
@@ -54,13 +49,8 @@ class FusedPixelBranch(nn.Module):
         self.finer = FinerGrids(cfg, width)
         self.embed = conv3x3(self.finer.width, cfg.embed_dim, float32=True)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return p without coordinates, float32 `[N, D, H, W]`, from the neck's maps, finest first."""
-        embed: Tensor = self.embed(self.trunk(features))
-        return embed
-
     def trunk(self, features: Sequence[Tensor]) -> Tensor:
-        """Run all but the last convolution, which stays float32."""
+        """Run all but the last convolution, `embed`, which stays float32, on the neck's maps, finest first."""
         levels = features[self.finer.first_level :]
         height, width = levels[0].shape[-2:]
         fused = self.refine[0](levels[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,8 @@ FAULT = "fault"
 """Key of the last line of a source that was read in part."""
 CHANGES = ("file_size", "file_time")
 """Keys of a row that tell whether the file was replaced: bytes, and nanoseconds of the last change."""
+MAX_FAULT_BYTES = 65_536
+"""Upper bound of the length of the line about a fault."""
 FAULT_PREFIX = f'{{"{FAULT}": '
 Row = dict[str, Any]
 
@@ -115,9 +118,11 @@ class Journal:
 
     def fault(self, source: Source) -> str | None:
         """Return the line about a finished source that was read in part; None if it was read whole."""
-        with self._file(source).open(encoding="utf-8") as file:
-            lines = [line for line in file if line.startswith(FAULT_PREFIX)]
-        return str(json.loads(lines[0])[FAULT]) if lines else None
+        with self._file(source).open("rb") as file:
+            # only the end: rows of a long video take gigabytes
+            file.seek(max(file.seek(0, os.SEEK_END) - MAX_FAULT_BYTES, 0))
+            last = file.read().rstrip().rpartition(b"\n")[2]
+        return str(json.loads(last)[FAULT]) if last.startswith(FAULT_PREFIX.encode()) else None
 
     def merge(
         self, sources: Sequence[Source], class_names: Sequence[str], ids: DatasetIds | None = None
