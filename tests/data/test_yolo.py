@@ -147,7 +147,7 @@ def test_raises_on_bad_lines(tmp_path: Path, line: str) -> None:
         ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),
         ("{names: [a], train: labels}", "labels contains no images"),
         ("{names: 3, train: images/train}", "has no 'names'"),
-        ("{names: [a], train: images/train/a.png}", "a.png: is no list of images"),
+        ("{names: [a], train: images/train/a.png}", "a.png: is not a list of images"),
     ],
 )
 def test_raises_on_bad_data_files(tmp_path: Path, text: str, message: str) -> None:

@@ -14,7 +14,7 @@ from embedmask.locations import resize_aligned
 from embedmask.model.layers import ConvNormReLU, Tower, conv3x3
 
 COARSEST_FUSED = 32
-"""Largest stride of the fused levels, px per cell: the coarsest that the backbone has too."""
+"""Largest stride of the fused levels, px per cell: the coarsest that the backbone also has."""
 
 
 def make_pixel_branch(cfg: ModelConfig) -> PixelBranch | FusedPixelBranch:
