@@ -4,7 +4,7 @@
     python benchmarks/detectors.py --page --runs runs/detectors
 
 A run is one detector on the data, steps and schedule of `benchmarks/detectors_SET.yaml`, with one seed. On nuclei,
-torchvision's RetinaNet and ours with towers of the same length are compared, too. A finished run writes one JSON file
+torchvision's RetinaNet and ours with towers of the same length are also compared. A finished run writes one JSON file
 and is not repeated; an interrupted one continues at its last checkpoint. `--steps` shortens the runs, to try the
 script; their results are kept apart and are not in the page.
 """
@@ -42,7 +42,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "fcos, task-aligned": {"assigner": "task_aligned", "box_weight": 2.0},
 }
 """Model fields of each detector."""
-TWIN = "torchvision's RetinaNet"
+RETINANET_BASELINE = "torchvision's RetinaNet"
 # torchvision's towers have four convolutions
 OURS: dict[str, dict[str, Any]] = {
     "retinanet, four convolutions": {**DETECTORS["retinanet"], "tower_convs": 4},
@@ -52,7 +52,7 @@ OURS: dict[str, dict[str, Any]] = {
     },
 }
 """Model fields of our RetinaNet beside torchvision's; alone, boxes have no positives and no losses that need masks."""
-TWIN_SET = "nuclei"
+RETINANET_SET = "nuclei"
 """Set on which RetinaNet is compared with torchvision's."""
 ANCHOR_SIZES = {
     **dict.fromkeys(SETS, (8, 16, 32, 64, 128)),
@@ -79,7 +79,7 @@ def recipe_of(detector: str, dataset: str, seed: int, steps: int | None = None) 
     if detector == BASELINE:
         values = {"kind": BASELINE, "anchor_sizes": ANCHOR_SIZES[dataset], **shared}
         model = model_from_dict(values, where=detector)
-    elif detector == TWIN:
+    elif detector == RETINANET_BASELINE:
         more = {name: getattr(base.model, name) for name in ("strides", "norm_groups", "nms_threshold")}
         scales = DETECTORS["retinanet"]["anchor_scales"]
         values = {"kind": retinanet_baseline.NAME, "anchor_scales": scales, **more, **shared}
@@ -96,8 +96,8 @@ def run(sets: list[str], seeds: int, runs: Path, nuclei: Path | None, steps: int
     for seed in range(seeds):
         for dataset in sets:
             data = prepare(dataset, runs, nuclei, coco=None)
-            twins = (*OURS, TWIN) if dataset == TWIN_SET else ()
-            for detector in (*DETECTORS, *twins, BASELINE):
+            extra = (*OURS, RETINANET_BASELINE) if dataset == RETINANET_SET else ()
+            for detector in (*DETECTORS, *extra, BASELINE):
                 file = result_file(runs, dataset, detector, seed, steps)
                 if not file.exists():
                     run_one(recipe_of(detector, dataset, seed, steps), data, file)
@@ -151,29 +151,32 @@ def table_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
         f"{count} {'seed' if count == 1 else 'seeds'}. A dash marks a detector without a run.",
         "",
     ]
-    rows = [(name, *figure_cells([*own.values()], METRICS)) for name, own in results.items()]
+    rows = [(name, *figure_cells([*by_seed.values()], METRICS)) for name, by_seed in results.items()]
     lines += table(["detector", "box AP", "mask AP", "mask AP50", "core minutes"], rows)
     # paired by seed: differences of runs that share data order and initial weights
     gains = [
-        (name, *(difference(results[BASE], own, metric) for metric in METRICS))
-        for name, own in results.items()
+        (name, *(difference(results[BASE], by_seed, metric) for metric in METRICS))
+        for name, by_seed in results.items()
         if name != BASE
     ]
     lines += table(["difference from fcos", "box AP", "mask AP", "mask AP50"], gains)
-    return [*lines, *twin_lines(runs, dataset, seeds)]
+    return [*lines, *retinanet_lines(runs, dataset, seeds)]
 
 
-def twin_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
+def retinanet_lines(runs: Path, dataset: str, seeds: int) -> list[str]:
     """Return the table of RetinaNet beside torchvision's; empty without runs of both."""
-    twin = read_results(runs, dataset, TWIN, seeds)
-    ours = {name: own for name in OURS if (own := read_results(runs, dataset, name, seeds))}
-    if not ours or not twin:
+    baseline = read_results(runs, dataset, RETINANET_BASELINE, seeds)
+    ours = {name: by_seed for name in OURS if (by_seed := read_results(runs, dataset, name, seeds))}
+    if not ours or not baseline:
         return []
     metrics = ("bbox/AP", "bbox/AP50", "bbox/AP75")
-    rows = [(name, *figure_cells([*own.values()], metrics)) for name, own in {**ours, TWIN: twin}.items()]
+    rows = [
+        (name, *figure_cells([*by_seed.values()], metrics))
+        for name, by_seed in {**ours, RETINANET_BASELINE: baseline}.items()
+    ]
     gains = [
-        (f"{name}, above torchvision's", *(difference(twin, own, metric) for metric in metrics), "")
-        for name, own in ours.items()
+        (f"{name}, above torchvision's", *(difference(baseline, by_seed, metric) for metric in metrics), "")
+        for name, by_seed in ours.items()
     ]
     head = ["", "box AP", "box AP50", "box AP75", "core minutes"]
     return [f"### RetinaNet beside torchvision's, {dataset}", "", *table(head, [*rows, *gains])]
@@ -186,7 +189,7 @@ def figure_cells(results: list[dict[str, Any]], metrics: Sequence[str]) -> list[
 
 def minutes_text(results: list[dict[str, Any]]) -> str:
     """Return the mean core minutes of the uninterrupted runs."""
-    minutes = [own["core_minutes"] for own in results if own["core_minutes"] is not None]
+    minutes = [result["core_minutes"] for result in results if result["core_minutes"] is not None]
     return f"{sum(minutes) / len(minutes):.1f}" if minutes else "-"
 
 

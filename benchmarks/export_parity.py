@@ -72,15 +72,15 @@ class Difference:
 
     def row(self) -> str:
         """Return the cells of a table."""
-        found = " + ".join(map(str, self.counts))
+        counts = " + ".join(map(str, self.counts))
         differing = f"{self.pixels[0]:,} of {self.pixels[1]:,}"
-        return f"{found} | {self.unmatched} | {self.boxes:.1e} | {self.scores:.1e} | {self.iou:.5f} | {differing} |"
+        return f"{counts} | {self.unmatched} | {self.boxes:.1e} | {self.scores:.1e} | {self.iou:.5f} | {differing} |"
 
 
 def partners(one: Instances, other: Instances) -> tuple[Ints, Ints]:
     """Pair the detections of one label whose boxes are nearest to each other and at most `SAME_BOX` px apart.
 
-    Order is no criterion: scores that are equal up to rounding may change places. Among equal boxes, as those that are
+    Order is ignored: scores that are equal up to rounding may change places. Among equal boxes, such as those that are
     clipped to the image after NMS, the nearest score decides.
     """
     if not len(one) or not len(other):
@@ -98,21 +98,28 @@ def partners(one: Instances, other: Instances) -> tuple[Ints, Ints]:
 
 def compare(reference: Sequence[Instances], results: Sequence[Instances]) -> Difference:
     """Compare the results of the same images."""
-    found = Difference([len(one) for one in reference])
+    difference = Difference([len(one) for one in reference])
     for one, other in zip(reference, results, strict=True):
-        index, twins = partners(one, other)
-        found.unmatched += len(one) + len(other) - 2 * len(index)
+        index, partner = partners(one, other)
+        difference.unmatched += len(one) + len(other) - 2 * len(index)
         if not len(index):
             continue
         # pixels of both masks and of either, by pair
-        common = one.masks.overlaps(index, other.masks, twins)
+        common = one.masks.overlaps(index, other.masks, partner)
         areas = one.masks.areas()[index]
-        union = areas + other.masks.areas()[twins] - common
-        found.boxes = max(found.boxes, float((one.boxes[index] - other.boxes[twins]).abs().max()))
-        found.scores = max(found.scores, float((one.scores[index] - other.scores[twins]).abs().max()))
-        found.iou = min(found.iou, float(np.where(union > 0, common / np.maximum(union, 1), 1.0).min()))
-        found.pixels = (found.pixels[0] + int((union - common).sum()), found.pixels[1] + int(areas.sum()))
-    return found
+        union = areas + other.masks.areas()[partner] - common
+        difference.boxes = max(difference.boxes, float((one.boxes[index] - other.boxes[partner]).abs().max()))
+        difference.scores = max(
+            difference.scores, float((one.scores[index] - other.scores[partner]).abs().max())
+        )
+        difference.iou = min(
+            difference.iou, float(np.where(union > 0, common / np.maximum(union, 1), 1.0).min())
+        )
+        difference.pixels = (
+            difference.pixels[0] + int((union - common).sum()),
+            difference.pixels[1] + int(areas.sum()),
+        )
+    return difference
 
 
 def predict(predictor: Predictor, network: Network, images: Sequence[Tensor]) -> list[Instances]:
@@ -142,19 +149,19 @@ def comparisons(
         # one image, and two that differ
         batches = [[image], [image, image.flip(2)]]
         expected = [predict(reference, reference.network, batch) for batch in batches]
-        found = compare(expected[0], predict(reference, plain, batches[0]))
-        yield size, "torch", 1, "norms not folded", found
+        difference = compare(expected[0], predict(reference, plain, batches[0]))
+        yield size, "torch", 1, "norms not folded", difference
         for suffix, exported, runtime in loaded:
-            for batch, own in zip(batches, expected, strict=True):
-                found = compare(own, predict(exported, exported.network, batch))
-                yield size, suffix, len(batch), "Predictor", found
+            for batch, detections in zip(batches, expected, strict=True):
+                difference = compare(detections, predict(exported, exported.network, batch))
+                yield size, suffix, len(batch), "Predictor", difference
             # the runtime filters final scores, which are lower than those of the candidates
             result = runtime(image.permute(1, 2, 0).numpy(), score_threshold=runtime.settings.least_score)
-            kept = [one.select(least_rows(one, runtime)) for one in expected[0]]
-            yield size, suffix, 1, "runtime", compare(kept, [as_instances(result)])
+            detections = [one.select(served_rows(one, runtime)) for one in expected[0]]
+            yield size, suffix, 1, "runtime", compare(detections, [as_instances(result)])
 
 
-def least_rows(instances: Instances, runtime: Model) -> list[int]:
+def served_rows(instances: Instances, runtime: Model) -> list[int]:
     """Return the instances whose final score the runtime does not filter out."""
     return np.flatnonzero(instances.scores.numpy() >= np.float32(runtime.settings.least_score)).tolist()
 
@@ -225,10 +232,10 @@ def print_presets(names: Sequence[str]) -> None:
         joined: dict[tuple[str, int, str], Difference] = {}
         with tempfile.TemporaryDirectory() as folder:
             files = export(model, Path(folder) / name, list("abcde"))
-            for _, file, batch, using, found in comparisons(model, files, test_images()):
-                joined.setdefault((file, batch, using), Difference([])).join(found)
-        for (file, batch, using), found in joined.items():
-            print(f"| {name}, {file} | {batch} | {using} | {found.row()}", flush=True)
+            for _, file, batch, using, difference in comparisons(model, files, test_images()):
+                joined.setdefault((file, batch, using), Difference([])).join(difference)
+        for (file, batch, using), difference in joined.items():
+            print(f"| {name}, {file} | {batch} | {using} | {difference.row()}", flush=True)
 
 
 def export(model: EmbedMask, path: Path, names: list[str]) -> list[Path]:
@@ -248,8 +255,8 @@ def main(words: Sequence[str]) -> None:
         checkpoint = load_checkpoint("nuclei")
         assert isinstance(checkpoint.model, EmbedMask)
         files, images = list(map(Path, words[2:])), nuclei_images(Path(words[1]))
-        for size, file, batch, using, found in comparisons(checkpoint.model, files, images):
-            print(f"| nuclei, {file} | {size} | {batch} | {using} | {found.row()}", flush=True)
+        for size, file, batch, using, difference in comparisons(checkpoint.model, files, images):
+            print(f"| nuclei, {file} | {size} | {batch} | {using} | {difference.row()}", flush=True)
     else:
         sys.exit(__doc__)
 

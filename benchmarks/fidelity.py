@@ -49,7 +49,7 @@ Twin = Literal["reference", "plain"]
 
 
 @dataclass
-class Tally:
+class MatchCounts:
     """Counts of reference instances and of their counterparts, over images."""
 
     instances: int = 0
@@ -155,7 +155,7 @@ def compare(
         cfg = replace(cfg, mask_frame="authors", rescore_masks=False)
     resize = EvalTransform.from_config(cfg)
     fast = networks(model, engines)
-    tallies = {name: Tally() for name in fast}
+    counts = {name: MatchCounts() for name in fast}
     post = Postprocessor.from_config(cfg, reference_masks=twin == "reference")
     for index in chosen:
         image = dataset.image(index)
@@ -166,9 +166,9 @@ def compare(
         else:
             (slow,) = post(predictions, batch.sizes, [original])
         for name, network in fast.items():
-            tallies[name].add(slow, post(network(batch), batch.sizes, [original])[0])
+            counts[name].add(slow, post(network(batch), batch.sizes, [original])[0])
         logging.info("image %d: %d instances", dataset.image_ids[index], int((slow.scores > SCORE).sum()))
-    return {name: tally.figures() for name, tally in tallies.items()}
+    return {name: of_network.figures() for name, of_network in counts.items()}
 
 
 def items(dataset: CocoInstances, count: int | None) -> list[int]:

@@ -58,10 +58,10 @@ def write_folds(data: Path, where: str, folder: Path, count: int) -> None:
     images = used["images"]
     folds = divide([data / "images" / image["file_name"] for image in images], count)
     for number, fold in enumerate(folds):
-        own = folder / str(number)
-        own.mkdir(parents=True, exist_ok=True)
-        if not (own / "images").exists():
-            os.symlink((data / "images").resolve(), own / "images", target_is_directory=True)
+        target = folder / str(number)
+        target.mkdir(parents=True, exist_ok=True)
+        if not (target / "images").exists():
+            os.symlink((data / "images").resolve(), target / "images", target_is_directory=True)
         held_out = {images[index]["id"] for index in fold}
         for split in ("train", "val"):
             chosen = [image for image in images if (image["id"] in held_out) == (split == "val")]
@@ -71,7 +71,7 @@ def write_folds(data: Path, where: str, folder: Path, count: int) -> None:
                 "annotations": [one for one in used["annotations"] if one["image_id"] in ids],
                 "categories": parts[0]["categories"],
             }
-            write_json(own / f"{split}.json", content)
+            write_json(target / f"{split}.json", content)
 
 
 def run(data: Path, work: Path, steps: int, score_threshold: float) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def run(data: Path, work: Path, steps: int, score_threshold: float) -> dict[str,
     )
     _, minutes = train_or_resume(recipe, data, work)
     val = CocoInstances.open(data, "val")
-    found = figures(evaluate(work / "model.safetensors", val), score_threshold)
+    report = figures(evaluate(work / "model.safetensors", val), score_threshold)
     return {
-        "images": found["images"],
-        "objects": found["objects"],
-        "metrics": {name: found["metrics"][name] for name in METRICS},
+        "images": report["images"],
+        "objects": report["objects"],
+        "metrics": {name: report["metrics"][name] for name in METRICS},
         "core_minutes": minutes,
         "machine": describe_machine(torch.device("cpu")),
     }
@@ -98,9 +98,9 @@ def fold_table(results: Sequence[dict[str, Any]]) -> list[str]:
     """Return the figures of each fold, their mean and their standard deviation."""
     rows = []
     values = [[one["metrics"][name] for name in METRICS] for one in results]
-    for number, (one, own) in enumerate(zip(results, values, strict=True)):
+    for number, (one, row) in enumerate(zip(results, values, strict=True)):
         rows.append(
-            (str(number), str(one["images"]), str(one["objects"]), *(f"{value:.3f}" for value in own))
+            (str(number), str(one["images"]), str(one["objects"]), *(f"{value:.3f}" for value in row))
         )
     if len(values) > 1:
         for name, summary in (("mean", statistics.mean), ("standard deviation", statistics.stdev)):

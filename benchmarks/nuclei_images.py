@@ -20,14 +20,14 @@ from embedmask.masks import RunMasks
 from embedmask.visualize import Pixels, contact_sheet, side_by_side
 
 SIDE, ZOOM = 256, 2
-"""Maximum side of the part of an image that is shown, px, and its magnification ..."""
+"""Maximum side of the part of an image that is shown, px, and its magnification."""
 CLOSE_SIDE, CLOSE_ZOOM = 120, 4
-"""... and those of the close-up."""
+"""Side of the close-up, px, and its magnification."""
 PARTNER_IOU = 0.5
 CONTRAST = (1, 99.8)
-"""Percentiles of the values that are mapped to black and white ..."""
+"""Percentiles of the values that are mapped to black and white."""
 GAMMA = 0.6
-"""... with this gamma, since the brightest nuclei are many times as bright as the others."""
+"""Exponent of the mapping: the brightest nuclei are many times as bright as the others."""
 WHITE = 255.0
 """Color of objects without partner; all other colors are saturated."""
 Colors = npt.NDArray[np.float64]
@@ -208,7 +208,7 @@ def count_labels(labels: Labels) -> int:
 
 
 def on_edge(labels: Labels) -> npt.NDArray[np.bool_]:
-    """Return the pixels of objects with a 4-neighbor outside the object; the border of the image is no edge."""
+    """Return the pixels of objects with a 4-neighbor outside the object; the border of the image is not an edge."""
     around = np.pad(labels, 1, mode="edge")
     neighbors = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
     differs: npt.NDArray[np.bool_] = np.any([labels != other for other in neighbors], axis=0)

@@ -2,12 +2,12 @@
 
     python benchmarks/padding.py --weights model.safetensors --data DIR --count 40
 
-Each image of the split is predicted alone, in its frame of the next multiples of 32 px, then in larger frames, as
-beside larger images in a batch. Then its last rows and columns are blanked, as padding does for images whose sides are
-not multiples of 32. For the instances that score above `--score-threshold` alone, the script prints the fraction with a
-counterpart (same class, box IoU above 0.98), the mean change of the score, and the mean IoU of box and mask with the
-nearest instance. With blanked borders, instances closer than 32 px to the border are left out, since their surroundings
-have changed.
+Each image of the split is predicted alone, in its frame of the next multiples of 32 px, then in larger frames, like
+those beside larger images in a batch. Then its last rows and columns are blanked, as padding does for images whose
+sides are not multiples of 32. For the instances that score above `--score-threshold` alone, the script prints the
+fraction with a counterpart (same class, box IoU above 0.98), the mean change of the score, and the mean IoU of box and
+mask with the nearest instance. With blanked borders, instances closer than 32 px to the border are left out, since
+their surroundings have changed.
 """
 
 from __future__ import annotations

@@ -476,7 +476,7 @@ def draw_variants(panel: Any, section: Results) -> None:
     }
     panel.barh(list(bars), list(bars.values()))
     panel.invert_yaxis()
-    panel.set(xlabel="ms an image")
+    panel.set(xlabel="ms per image")
 
 
 def tiny_plan(plan: BenchConfig) -> BenchConfig:

@@ -2,7 +2,7 @@
 
 Import this module before a recipe or model file of the kind `torchvision_retinanet` is read. Backbone, preprocessing,
 data and solver are those of EmbedMask; FPN, head, anchors, matching, losses and NMS are torchvision's. Its masks are
-filled boxes, so mask AP means nothing.
+filled boxes, so mask AP is meaningless.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GRID = 28
 
 @dataclass(frozen=True, kw_only=True)
 class RetinaNetConfig(DetectorConfig):
-    """Settings that `detector: retinanet` has, too; others have torchvision's values."""
+    """Settings that `detector: retinanet` also has; others have torchvision's values."""
 
     strides: tuple[PositiveInt, ...] = (4, 8, 16, 32)
     """Strides of the levels, px: the backbone's maps, without coarser ones."""

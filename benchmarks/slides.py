@@ -72,7 +72,7 @@ def predict(slide: str, out: str, fmt: Any, tile: int) -> None:
 
 
 def main() -> None:
-    """Generate a slide in a temporary folder, predict it in a process of its own and print the figures."""
+    """Generate a slide in a temporary folder, predict it in a separate process and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=100_000)
     parser.add_argument("--textured", type=int, default=3000)

@@ -1,13 +1,13 @@
-"""Train StarDist on nuclei and predict val, for a row of docs/results.md; in an environment of its own.
+"""Train StarDist on nuclei and predict val, for a row of docs/results.md; in a separate environment.
 
     pip install stardist==0.9.2 tensorflow-cpu==2.21.0 pycocotools
     python benchmarks/stardist_nuclei.py train --data DIR --where KEY=VALUE --epochs N --out RUN
     python benchmarks/stardist_nuclei.py predict --data DIR --where KEY=VALUE --out RUN
     python benchmarks/stardist_nuclei.py large --image FILE --out RUN
 
-The network, its solver and its patches are StarDist's defaults (32 rays, 100 steps of 4 patches of 256 px per epoch),
-grid, normalization and augmentation those of its training example. With fewer than its 400 epochs, the learning rate
-falls after proportionally fewer epochs without progress. `train` writes the weights of the lowest loss on val, and
+The network, its solver and its patches are StarDist's defaults (32 rays, 100 steps of 4 patches of 256 px per epoch);
+grid, normalization and augmentation are those of its training example. With fewer than its 400 epochs, the learning
+rate falls after proportionally fewer epochs without progress. `train` writes the weights of the lowest loss on val, and
 continues a run that was interrupted; `predict` optimizes the thresholds on val, as StarDist does, and writes COCO
 results to `results.json` and time, memory and other facts to `facts.json`, for `python benchmarks/nuclei.py measure
 --results RUN`; `large` adds the time of one large image. All use one thread.
@@ -42,7 +42,7 @@ DEFAULT_EPOCHS, DEFAULT_PATIENCE = 400, 40
 GRID = (2, 2)
 """Pixels of the image per pixel of the prediction, as in the training example; the default of the package is 1."""
 PROGRESS, FACTS = "progress.json", "facts.json"
-LEAST_SCORE = 0.05
+MIN_SCORE = 0.05
 """Lower bound of the scores of COCO results; AP ranks all of them."""
 BLOCK, OVERLAP, CONTEXT = 2048, 256, 128
 """Blocks of a large image, px."""
@@ -97,9 +97,10 @@ def train(data: Path, where: str, epochs: int, out: Path) -> None:
     tf.random.set_seed(0)
     sets = {split: read_split(data, split, where) for split in ("train", "val")}
     images = {
-        split: [read_gray(data / "images" / one["file_name"]) for one in own] for split, own in sets.items()
+        split: [read_gray(data / "images" / one["file_name"]) for one in records]
+        for split, records in sets.items()
     }
-    labels = {split: [labels_of(one) for one in own] for split, own in sets.items()}
+    labels = {split: [labels_of(one) for one in records] for split, records in sets.items()}
     patience = max(1, round(DEFAULT_PATIENCE * epochs / DEFAULT_EPOCHS))
     config = Config2D(
         grid=GRID,
@@ -165,15 +166,15 @@ def predict(data: Path, where: str, out: Path) -> None:
             continue  # warm-up
         seconds.append(took)
         # once more with a low threshold: NMS by descending score makes the results above a threshold the same
-        labels, found = model.predict_instances(normalize(image, 1, 99.8), prob_thresh=LEAST_SCORE)
-        results += coco_results(record["id"], labels, found["prob"])
+        labels, details = model.predict_instances(normalize(image, 1, 99.8), prob_thresh=MIN_SCORE)
+        results += coco_results(record["id"], labels, details["prob"])
     (out / "results.json").write_text(json.dumps(results))
     facts |= {"cpu_ms": 1000 * statistics.median(seconds), "peak_mb": peak_mb()}
     (out / FACTS).write_text(json.dumps(facts, indent=1))
 
 
 def coco_results(image_id: int, labels: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-    """Return the objects of a label image as COCO results; objects without a pixel of their own are left out."""
+    """Return the objects of a label image as COCO results; objects without pixels are left out."""
     results = []
     for number, score in enumerate(scores, 1):
         mask = labels == number
@@ -199,7 +200,7 @@ def large(file: Path, out: Path) -> None:
     model = StarDist2D(None, name=out.name, basedir=str(out.parent))
     image = np.asarray(Image.open(file).convert("L"))
     begin = time.process_time()
-    _, found = model.predict_instances_big(
+    _, details = model.predict_instances_big(
         normalize(image, 1, 99.8), "YX", BLOCK, OVERLAP, CONTEXT, show_progress=False
     )
     took = time.process_time() - begin
@@ -207,7 +208,7 @@ def large(file: Path, out: Path) -> None:
     facts["large"] = {
         "cpu_seconds": took,
         "pixels": image.size,
-        "objects": len(found["prob"]),
+        "objects": len(details["prob"]),
         "peak_mb": peak_mb(),
     }
     (out / FACTS).write_text(json.dumps(facts, indent=1))

@@ -124,7 +124,7 @@ def recipe_of(cell: str, dataset: str, seed: int = 0, changes: Sequence[str] = (
         name, equals, value = change.partition("=")
         section, dot, field = name.partition(".")
         if not (equals and dot and section in ("model", "data", "train")):
-            raise BadInput(f"--override {change}: write SECTION.FIELD=VALUE, as train.max_steps=2")
+            raise BadInput(f"--override {change}: write SECTION.FIELD=VALUE, such as train.max_steps=2")
         part = override(
             getattr(recipe, section), {field: yaml.safe_load(value)}, where=f"--override {change}"
         )
@@ -166,8 +166,8 @@ def write_small_nuclei(source: Path | None, folder: Path) -> None:
         content = json.loads((source / f"{split}.json").read_text(encoding="utf-8"))
         images = [image for image in content["images"] if is_small(image)]
         ids = {image["id"] for image in images}
-        own = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
-        write_json(folder / f"{split}.json", {**content, "images": images, "annotations": own})
+        annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in ids]
+        write_json(folder / f"{split}.json", {**content, "images": images, "annotations": annotations})
 
 
 def is_small(image: dict[str, Any]) -> bool:
@@ -240,7 +240,7 @@ def verdict(low: Sequence[float | None], high: Sequence[float | None]) -> str:
     if not differences:
         return "not measured"
     if len(differences) < 2:
-        return "one seed says nothing"
+        return "one seed is not enough"
     mean, spread = mean_and_spread(differences)
     # half width of the 95 % confidence interval of the mean difference (Student's t)
     half = float(t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))

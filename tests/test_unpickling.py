@@ -39,7 +39,7 @@ def test_arrays_in_plain_containers(protocol: int) -> None:
 
 def test_other_globals_are_never_called(tmp_path: Path) -> None:
     content = pickle.dumps({"masks": Call(os.mkdir, str(tmp_path / "made"))})
-    with pytest.raises(pickle.UnpicklingError, match=r"mkdir, which is no array"):
+    with pytest.raises(pickle.UnpicklingError, match=r"mkdir, which is not an array"):
         load_arrays(io.BytesIO(content))
     assert not (tmp_path / "made").exists()
 

@@ -26,7 +26,7 @@ def weighted_distance(pixel_embed: Tensor, instance_embed: Tensor, instance_marg
         instance_margin: S > 0, `[M, 1]` or `[M, D]`.
 
     Returns:
-        float32 `[M, P]`, >= 0, also under autocast.
+        float32 `[M, P]`, >= 0, even under autocast.
     """
     with torch.autocast(pixel_embed.device.type, enabled=False):
         pixels, centers = pixel_embed.float(), instance_embed.float()

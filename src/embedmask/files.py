@@ -127,7 +127,7 @@ def check_writable(path: Path) -> None:
 
 
 def bundled_folder(name: str) -> Path:
-    """Return a folder of the package, also in a checkout without symbolic links, where a link is a text file."""
+    """Return a folder of the package, even in a checkout without symbolic links, where a link is a text file."""
     path = Path(str(resources.files("embedmask"))) / name
     return path.parent / path.read_text(encoding="utf-8").strip() if path.is_file() else path
 
@@ -153,8 +153,8 @@ def make_folder(path: Path, name: Path | None = None) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """Make a folder and hold a lock on it, so that two runs do not mix or delete each other's files.
 
-    The lock is of the folder itself and ends with the process, even if that is killed: forked processes do not hold it.
-    Windows, and file systems without locks, have none.
+    The lock is on the folder itself and ends with the process, even if that is killed: forked processes do not hold it.
+    There is no lock on Windows and on file systems that do not support it.
 
     Raises:
         BadInput: another process holds the lock, or the folder cannot be made.

@@ -26,7 +26,7 @@ def check_counts(counts: NDArray[Any], frame: Size) -> None:
     """Check that run lengths are not negative and add up to their frame.
 
     Raises:
-        BadInput: they do not.
+        BadInput: they are negative, or do not add up.
     """
     if (counts < 0).any() or counts.sum() != frame[0] * frame[1]:
         raise BadInput("run lengths that do not add up to its image; encode the mask again")
@@ -67,9 +67,9 @@ def decode_counts(texts: Iterable[str | bytes]) -> list[Ints]:
     bounds = [0, *stops.searchsorted(ends).tolist()]
     decoded = [counts[begin:end] for begin, end in itertools.pairwise(bounds)]
     # undo the differences: odd counts accumulate from index 1, even ones from index 2 (count 0 is never a base)
-    for own in decoded:
-        own[1::2].cumsum(out=own[1::2])
-        own[2::2].cumsum(out=own[2::2])
+    for mask_counts in decoded:
+        mask_counts[1::2].cumsum(out=mask_counts[1::2])
+        mask_counts[2::2].cumsum(out=mask_counts[2::2])
     return decoded
 
 
@@ -90,7 +90,7 @@ def alternating_lengths(runs: Sequence[Runs], pixels: Sequence[int]) -> list[NDA
         ]
     # all runs in one array [T, 2]; those of mask r are rows stops[r] - counts[r] .. stops[r] - 1
     joined = np.concatenate(runs)
-    counts = np.array([len(own) for own in runs])
+    counts = np.array([len(mask) for mask in runs])
     stops = np.cumsum(counts)
     nonempty = counts > 0
     # where the next run begins, or where the mask ends: a run that ends there has no background after it
@@ -124,7 +124,7 @@ def encode_pixels(pixels: Bools, corner: tuple[int, int], frame: Size) -> Runs:
         frame: `(height, width)`.
     """
     height, width = pixels.shape
-    # one row a column, with False on both sides so that every run begins and ends inside its row: [w, h + 2]
+    # one row per column, with False on both sides so that every run begins and ends inside its row: [w, h + 2]
     padded = np.zeros((width, height + 2), bool)
     padded[:, 1:-1] = pixels.T
     # each change of value is a start or an end; within a column they alternate
@@ -157,7 +157,7 @@ def split_at_columns(counts: Sequence[NDArray[Any]], frame: Size) -> list[Runs]:
         return []
     height, pixels = frame[0], frame[0] * frame[1]
     # one sequence of pixels for all masks: mask i begins at i * pixels, where a column begins
-    lengths = [len(own) for own in counts]
+    lengths = [len(mask) for mask in counts]
     ends = np.cumsum(np.concatenate(counts), dtype=np.int64)
     place = np.arange(len(ends)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     foreground = np.flatnonzero(place % 2 == 1)
@@ -191,7 +191,7 @@ def move_runs(runs: Sequence[Runs], height: int, corners: Ints, heights: Ints) -
     """
     if not runs:
         return []
-    counts = [len(own) for own in runs]
+    counts = [len(mask) for mask in runs]
     joined = np.concatenate(runs).astype(np.int64)
     shift = np.repeat(corners[:, 1] * heights + corners[:, 0], counts)
     shift += joined[:, 0] // height * np.repeat(heights - height, counts)

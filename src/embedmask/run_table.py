@@ -130,11 +130,11 @@ def _summarize(runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": [run.seed for run in runs],
         "metrics": {
             name: {
-                "mean": statistics.mean(own),
-                "spread": statistics.stdev(own) if len(own) > 1 else None,
-                "values": own,
+                "mean": statistics.mean(numbers),
+                "spread": statistics.stdev(numbers) if len(numbers) > 1 else None,
+                "values": numbers,
             }
-            for name, own in values.items()
+            for name, numbers in values.items()
         },
         "environments": [dict(run.environment) for run in runs],
     }

@@ -45,7 +45,7 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
         source: a file, a Pillow image, or an array uint8 `[H, W, 3]` RGB, `[H, W, 4]` RGBA or `[H, W]` gray.
 
     Raises:
-        BadFile: no image of 8 bits, or without the page or channel that the model reads.
+        BadFile: not an image of 8 bits, or without the page or channel that the model reads.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,), (4,)):
@@ -56,9 +56,9 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
     try:
         image = source.copy() if isinstance(source, Image.Image) else Image.open(source)
         is_page = opened or not settings.page or _seek(image, settings.page)
-        # raw modes of a file that is not loaded yet, as RGB;16B, of which Pillow keeps the high bytes
+        # raw modes of a file that is not loaded yet, such as RGB;16B, of which Pillow keeps the high bytes
         decoders = [tile[3] for tile in getattr(image, "tile", ())]
-        wide = any("16" in str(own[0] if isinstance(own, tuple) else own) for own in decoders)
+        wide = any("16" in str(args[0] if isinstance(args, tuple) else args) for args in decoders)
         image.load()
     except FileNotFoundError:
         raise BadFile(f"{name}: no such image; check the path") from None
@@ -81,7 +81,7 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
 
 
 def _seek(image: Image.Image, page: int) -> bool:
-    """Go to a frame of a file; return whether it is a page for certain, not a channel, preview or smaller copy."""
+    """Go to a frame of a file; return whether it is certainly a page, not a channel, preview or smaller copy."""
     size, certain = image.size, image.format != "MPO"
     for frame in range(page + 1):
         image.seek(frame)
@@ -123,7 +123,7 @@ class Session:
             self._run = ENGINES[self.engine](path, threads)
         except ImportError:
             raise BadFile(f"{path}: needs {self.engine}; pip install {self.engine}") from None
-        except Exception as error:  # the engines raise errors of their own
+        except Exception as error:  # the engines raise their own errors
             reason = " ".join(str(error).split())[:120]
             raise BadFile(f"{path}: {self.engine} cannot load it ({reason}); export it again") from error
 
@@ -218,9 +218,9 @@ class Model:
     def _decode(self, outputs: dict[str, Array], network: Sequence[int], original: Sequence[int]) -> Result:
         """Decode the outputs for one image, in its frame."""
         image_size, size = (network[0], network[1]), (original[0], original[1])
-        found = np.flatnonzero(outputs["labels"] >= 0)
+        rows = np.flatnonzero(outputs["labels"] >= 0)
         names = ("boxes", "scores", "labels", "q", "s")
-        boxes, scores, labels, q, s = (outputs[name][found] for name in names)
+        boxes, scores, labels, q, s = (outputs[name][rows] for name in names)
         runs = decode_masks(
             outputs["p"], boxes, q, s, self.settings, image_size=image_size, original_size=size
         )
@@ -280,7 +280,7 @@ def predict(options: argparse.Namespace) -> int:
         except BadFile as error:
             print(f"embedmask.runtime: {error}", file=sys.stderr)
             continue
-        # as `embedmask predict`, an image that cannot be read has no number
+        # as in `embedmask predict`, an image that cannot be read has no number
         number, (height, width) = len(images) + 1, result.size
         images.append({"id": number, "file_name": str(path), "height": height, "width": width})
         rows += result.coco(number)

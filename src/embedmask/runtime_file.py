@@ -57,9 +57,9 @@ def settings_of(metadata: dict[str, Any], path: str | Path) -> Settings:
 
 
 def _onnx_text(path: Path) -> str | None:
-    """Return the text under `KEY` in the metadata of an ONNX file, by a walk over the top of its protobuf message."""
+    """Return the text under `KEY` in the metadata of an ONNX file, by walking the top level of its protobuf message."""
     damaged = BadFile(f"{path}: not an ONNX file, or cut off; export or copy it again")
-    found, has_graph = None, False
+    text, has_graph = None, False
     with path.open("rb") as file:
         for field, length in _parts(file, path.stat().st_size, damaged):
             if not 1 <= field <= 26:
@@ -69,14 +69,14 @@ def _onnx_text(path: Path) -> str | None:
                 end = file.tell() + length
                 entry = {part: file.read(count) for part, count in _parts(file, end, damaged)}
                 if entry.get(1) == KEY.encode():
-                    found = entry.get(2, b"").decode("utf-8", "replace")
+                    text = entry.get(2, b"").decode("utf-8", "replace")
     if not has_graph:
         raise damaged
-    return found
+    return text
 
 
 def _parts(file: BinaryIO, end: int, damaged: BadFile) -> Iterator[tuple[int, int]]:
-    """Yield field number and length of each text in a protobuf message; `file` is at its first byte then."""
+    """Yield field number and length of each text in a protobuf message; `file` is then at its first byte."""
     while file.tell() < end:
         tag = _varint(file, damaged)
         if tag & 7 == 0:  # a number

@@ -206,7 +206,7 @@ class Assignment:
 
 @dataclass
 class LossTerms:
-    """Named, weighted terms of an objective: differentiable scalars. Fields of other types are no terms."""
+    """Named, weighted terms of an objective: differentiable scalars. Fields of other types are not terms."""
 
     def as_dict(self) -> dict[str, Tensor]:
         """Return the weighted terms by name, without those that the objective lacks."""
@@ -256,7 +256,7 @@ class Instances(Columns):
         labels: int64 `[R]`, 0..C-1.
         masks: R masks, stored as run lengths.
         proposal_embed: float32 `[R, D]`, q of each detection; `[R, 0]` for a model without proposal embeddings.
-        proposal_margin: float32 `[R, 1 or D]`, s of each detection; likewise.
+        proposal_margin: float32 `[R, 1 or D]`, s of each detection; `[R, 0]` for such a model.
     """
 
     boxes: Tensor

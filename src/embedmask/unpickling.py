@@ -36,7 +36,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         allowed = ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
         if allowed is None:
-            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is no array")
+            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not an array")
         return allowed
 
 

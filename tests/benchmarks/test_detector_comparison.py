@@ -38,10 +38,11 @@ def test_detectors_differ_in_the_model_alone(dataset: str) -> None:
 
 
 def test_retinanet_beside_torchvision() -> None:
-    ours, alone, twin = (
-        detectors.recipe_of(name, "nuclei", 2, steps=4) for name in (*detectors.OURS, detectors.TWIN)
+    ours, alone, baseline = (
+        detectors.recipe_of(name, "nuclei", 2, steps=4)
+        for name in (*detectors.OURS, detectors.RETINANET_BASELINE)
     )
-    assert (ours.data, ours.train) == (alone.data, alone.train) == (twin.data, twin.train)
+    assert (ours.data, ours.train) == (alone.data, alone.train) == (baseline.data, baseline.train)
     assert (alone.model.mask_weight, alone.model.smooth_weight) == (0, 0)
     assert ours.model.tower_convs == 4
     for name in (
@@ -53,7 +54,7 @@ def test_retinanet_beside_torchvision() -> None:
         "norm_groups",
         "image_norm",
     ):
-        assert getattr(ours.model, name) == getattr(twin.model, name)
+        assert getattr(ours.model, name) == getattr(baseline.model, name)
 
 
 def test_steps_are_kept_apart(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_page_of_unfinished_runs(tmp_path: Path) -> None:
     assert "## shapes" not in text
     assert "torchvision" not in text[text.index("## nuclei") :]
     write_results(tmp_path, "retinanet, four convolutions", (0.3, 0.5))
-    write_results(tmp_path, detectors.TWIN, (0.3, 0.49))
+    write_results(tmp_path, detectors.RETINANET_BASELINE, (0.3, 0.49))
     lines = detectors.table_lines(tmp_path, "nuclei", 3)
     assert lines[-2].startswith(
         "| retinanet, four convolutions, above torchvision's | spread can't tell (+0.5 ± "

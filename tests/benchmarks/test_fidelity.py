@@ -28,10 +28,10 @@ def squares(boxes: list[list[float]], scores: list[float], labels: list[int]) ->
     return Instances(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), masks)
 
 
-def tally(slow: Instances, fast: Instances) -> dict[str, float]:
-    found = benchmark.Tally()
-    found.add(slow, fast)
-    figures: dict[str, float] = found.figures()
+def match_counts(slow: Instances, fast: Instances) -> dict[str, float]:
+    counts = benchmark.MatchCounts()
+    counts.add(slow, fast)
+    figures: dict[str, float] = counts.figures()
     return figures
 
 
@@ -40,22 +40,24 @@ SLOW = squares(BOXES, [0.9, 0.8, 0.7, 0.2], [0, 1, 0, 0])
 
 
 def test_counts_only_instances_of_the_same_class_and_box() -> None:
-    assert tally(SLOW, SLOW) == {"instances": 3, "same": 1.0, "mask_iou": 1.0}
+    assert match_counts(SLOW, SLOW) == {"instances": 3, "same": 1.0, "mask_iou": 1.0}
     other_class = squares(BOXES, [0.9, 0.8, 0.7, 0.2], [0, 0, 0, 0])
-    assert tally(SLOW, other_class)["same"] == pytest.approx(2 / 3)
+    assert match_counts(SLOW, other_class)["same"] == pytest.approx(2 / 3)
     moved = [BOXES[0], BOXES[1], [1.0, 50.0, 41.0, 90.0], BOXES[3]]  # IoU 39 / 41
-    assert tally(SLOW, squares(moved, [0.9, 0.8, 0.7, 0.2], [0, 1, 0, 0]))["same"] == pytest.approx(2 / 3)
+    assert match_counts(SLOW, squares(moved, [0.9, 0.8, 0.7, 0.2], [0, 1, 0, 0]))["same"] == pytest.approx(
+        2 / 3
+    )
     nothing = Instances(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), RunMasks([], (100, 100)))
-    assert tally(SLOW, nothing) == {"instances": 3, "same": 0, "mask_iou": 0}
-    assert tally(nothing, SLOW)["instances"] == 0
+    assert match_counts(SLOW, nothing) == {"instances": 3, "same": 0, "mask_iou": 0}
+    assert match_counts(nothing, SLOW)["instances"] == 0
 
 
 def test_a_counterpart_is_matched_once_and_masks_are_compared() -> None:
     twice = squares([BOXES[0], BOXES[0]], [0.9, 0.8], [0, 0])
-    assert tally(twice, squares(BOXES[:1], [0.9], [0]))["same"] == 0.5
+    assert match_counts(twice, squares(BOXES[:1], [0.9], [0]))["same"] == 0.5
     half = squares(BOXES[:1], [0.9], [0])
     half.masks = squares([[0.0, 25.0, 50.0, 50.0]], [0.9], [0]).masks
-    assert tally(squares(BOXES[:1], [0.9], [0]), half)["mask_iou"] == 0.5
+    assert match_counts(squares(BOXES[:1], [0.9], [0]), half)["mask_iou"] == 0.5
 
 
 @pytest.mark.parametrize("preset", ["paper", "ijcai21", "fused"])

@@ -307,7 +307,7 @@ def test_images_are_chosen_by_rank() -> None:
     assert images.ranked({1: 0.5}) == {"best_1": 1}
 
 
-def test_partners_share_a_colour() -> None:
+def test_partners_share_a_color() -> None:
     truth, found = np.zeros((2, 12, 12), np.int32)
     truth[:4, :4], truth[6:, 6:], truth[0, 11] = 1, 2, 3
     found[6:, 6:], found[:4, :3], found[10:, :2] = 1, 2, 3

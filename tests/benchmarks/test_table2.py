@@ -89,7 +89,7 @@ def test_verdicts() -> None:
     assert table2.verdict([0.35, 0.36, 0.36], [0.30, 0.31, 0.30]) == "does not hold (-5.3 ± 1.4)"
     assert table2.verdict([0.30, 0.34, 0.32], [0.33, 0.31, 0.33]).startswith("spread can't tell")
     assert table2.verdict([0.30, 0.30, 0.30], [0.33, 0.31, 0.33]).startswith("spread can't tell")
-    assert table2.verdict([0.3], [0.9]) == "one seed says nothing"
+    assert table2.verdict([0.3], [0.9]) == "one seed is not enough"
 
 
 def test_report_of_unfinished_runs(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class TestEval:
         layout, areas, crowds, head, *_ = capsys.readouterr().out.splitlines()
         assert "val.json beside images/" in layout
         assert areas.startswith(f"warning: {data / 'val.json'}: ")
-        assert "have an 'area' that is no number above 0" in areas
+        assert "have an 'area' that is not a number above 0" in areas
         assert f"{data / 'val.json'}: 1 of " in crowds
         assert "are crowds" in crowds
         assert head.split()[:2] == ["AP", "AP50"]

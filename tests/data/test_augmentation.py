@@ -198,7 +198,7 @@ def test_large_scale_jitter() -> None:
     assert image.shape == (3, 64, 64)
 
 
-def test_padding_has_the_mean_colour_and_no_objects() -> None:
+def test_padding_has_the_mean_color_and_no_objects() -> None:
     image = torch.zeros(3, 20, 30, dtype=torch.uint8)
     image[0, :10], image[2] = 200, 77
     _, annotations = scene(rectangles((10, 5, 30, 20), size=(20, 30)))

@@ -70,7 +70,7 @@ def test_rejects_code_without_running_it(tmp_path: Path, function: Callable[...,
         function, f"__import__('os').mkdir({str(marker)!r})"
     )
     path = save(tmp_path / "a_seg.npy", {"masks": LABELS, "extra": Calls(function, text)})
-    with pytest.raises(ValueError, match="which is no array") as caught:
+    with pytest.raises(ValueError, match="which is not an array") as caught:
         read_numpy_labels(path)
     assert not marker.exists()
     assert "\n" not in str(caught.value)
@@ -80,7 +80,7 @@ def test_raises_on_code_in_data_set(tmp_path: Path) -> None:
     write_label_images(tmp_path)
     (tmp_path / "val/masks/c.tif").unlink()
     save(tmp_path / "val/masks/c_seg.npy", {"masks": Calls(os.mkdir, str(tmp_path / "ran"))})
-    with pytest.raises(BadInput, match=r"c_seg\.npy: cannot be read .*mkdir, which is no array"):
+    with pytest.raises(BadInput, match=r"c_seg\.npy: cannot be read .*mkdir, which is not an array"):
         CocoInstances.open(tmp_path, "val")
     assert not (tmp_path / "ran").exists()
 

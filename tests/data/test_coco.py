@@ -195,7 +195,7 @@ def test_raises_on_train_without_objects(make_folder: MakeFolder) -> None:
         make_folder([annotation(1)], split="val")
         folder = make_folder(objects, split="train")
         for keep_empty in (False, True):
-            with pytest.raises(BadInput, match=r"train\.json: no image of train has an object"):
+            with pytest.raises(BadInput, match=r"train\.json: train has no objects other than crowds"):
                 open_train_val(folder, DataConfig(keep_empty=keep_empty), EvalTransform.full_size())
 
 

@@ -15,7 +15,7 @@ def noisy_square(side: int = 40) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 2), (40, 31)])
 @pytest.mark.parametrize("gray", [False, True])
-def test_any_size_stays_uint8_and_grey_stays_grey(shape: tuple[int, int], gray: bool) -> None:
+def test_any_size_stays_uint8_and_gray_stays_gray(shape: tuple[int, int], gray: bool) -> None:
     image = torch.randint(0, 256, (1 if gray else 3, *shape), dtype=torch.uint8, generator=seeded())
     image = image.expand(3, *shape)
     before = image.clone()

@@ -62,7 +62,7 @@ def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), rgba[..., :3])
 
 
-def test_palette_with_transparency_keeps_the_palette_colours(tmp_path: Path) -> None:
+def test_palette_with_transparency_keeps_the_palette_colors(tmp_path: Path) -> None:
     photo = Image.fromarray(smooth(20, 20)).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
     path = save(photo, tmp_path / "a.png", transparency=bytes(range(0, 160, 10)))
     np.testing.assert_array_equal(read_image(path).permute(1, 2, 0).numpy(), np.asarray(photo.convert("RGB")))
@@ -71,7 +71,7 @@ def test_palette_with_transparency_keeps_the_palette_colours(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("top", "full"), [(200, 255), (1000, 1023), (4095, 4095), (9000, 16383), (65535, 65535)]
 )
-def test_deep_grey_is_scaled_by_camera_depth(tmp_path: Path, top: int, full: int) -> None:
+def test_deep_gray_is_scaled_by_camera_depth(tmp_path: Path, top: int, full: int) -> None:
     deep = np.linspace(0, top, 64).reshape(8, 8).astype(np.uint16)
     image = read_image(save(Image.fromarray(deep), tmp_path / "a.png"))
     assert (image[0] == image[1]).all()
@@ -104,7 +104,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     assert upright.shape[:2] == ((40, 24) if orientation >= 5 else (24, 40))
 
 
-def test_deep_grey_is_rotated_upright(tmp_path: Path) -> None:
+def test_deep_gray_is_rotated_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 300

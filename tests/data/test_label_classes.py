@@ -140,7 +140,7 @@ def spoil(folder: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing file", r"d\.tif: has no file of classes, as other label images have"),
+        ("missing file", r"d\.tif: has no file of classes, unlike other label images"),
         ("missing label", r"d_classes\.json: has no class for label 15"),
         ("no class", r"d_classes\.json: is not a table of labels and classes"),
         ("no table", r"d_classes\.json: is not a table of labels and classes"),

@@ -169,7 +169,7 @@ def test_ground_truth_of_evaluator(tmp_path: Path) -> None:
     [
         ({"imagePath": "gone.png"}, r"gone\.png: no such file"),
         ({"imagePath": ""}, r"a\.json: has no imagePath"),
-        ({"shapes": "none"}, r"a\.json: has no list 'shapes'"),
+        ({"shapes": "none"}, r"a\.json: lacks the list 'shapes'"),
         (
             {"shapes": [shape("mask", [[1, 1], [3, 3]], mask="?")]},
             r"a\.json: shape 0 \(mask, cell\) cannot be used",

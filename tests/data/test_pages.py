@@ -71,7 +71,7 @@ def test_pages_and_channels_of_tiff(tmp_path: Path, name: str) -> None:
     path = tmp_path / "stack.tif"
     values = planes(*shape)
     tifffile.imwrite(path, values, **how)
-    assert read_extent(path) == Extent(num_pages, num_channels, in_colour=False)
+    assert read_extent(path) == Extent(num_pages, num_channels, in_color=False)
     axes = how.get("metadata") or {}
     order = axes.get("axes", "ZYX" if num_channels == 1 else "CYX")[:-2]
     table = np.arange(1, np.prod(shape) + 1).reshape(shape)
@@ -149,7 +149,7 @@ def test_frames_of_animations(tmp_path: Path, suffix: str) -> None:
         read_image(path, options=ReadOptions(page=3))
 
 
-def test_channels_of_colour_and_grey(tmp_path: Path) -> None:
+def test_channels_of_color_and_gray(tmp_path: Path) -> None:
     pixels = np.zeros((6, 7, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png", options=ReadOptions(channels=(2, 1, 0)))[:, 0, 0].tolist() == [
@@ -164,16 +164,16 @@ def test_channels_of_colour_and_grey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_further_channels_are_not_alpha_or_colour(tmp_path: Path, dtype: Any) -> None:
+def test_further_channels_are_not_alpha_or_color(tmp_path: Path, dtype: Any) -> None:
     path = tmp_path / "a.tif"
     for count in (2, 4, 5):
         values = planes(count, dtype=dtype).transpose(1, 2, 0)
         tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
-        assert read_extent(path) == Extent(1, count, in_colour=False)
+        assert read_extent(path) == Extent(1, count, in_color=False)
         gray = read_image(path)
         assert (gray == gray[:1]).all()
     tifffile.imwrite(path, planes(4, dtype=dtype).transpose(1, 2, 0), photometric="rgb", extrasamples=[0])
-    assert read_extent(path) == Extent(1, 4, in_colour=True)
+    assert read_extent(path) == Extent(1, 4, in_color=True)
     red, near = read_image(path), read_image(path, options=ReadOptions(channels=(3,)))
     assert red[0, 10, 10] < red[2, 10, 10] < near[0, 10, 10]
 

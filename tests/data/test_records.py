@@ -87,7 +87,7 @@ def test_replaces_and_reports_unusable_area(make_folder: MakeFolder, value: Any)
     assert [record["area"] for record in records(folder)] == [80, 80]
     [(kind, message)] = warnings_of(folder)
     assert kind == "bad area"
-    assert "1 of 2 annotations (id 1) have an 'area' that is no number above 0" in message
+    assert "1 of 2 annotations (id 1) have an 'area' that is not a number above 0" in message
 
 
 @pytest.mark.parametrize("value", [1, 800, 0.065, 1e12])

@@ -189,7 +189,7 @@ def test_zarr_without_multiscales(tmp_path: Path) -> None:
     zarr.save(str(tmp_path / "array.zarr"), np.zeros((3, 3)))
     for name in ("group.zarr", "array.zarr"):
         with pytest.raises(
-            BadInput, match=r"zarr: is no OME-Zarr image: it has no multiscales; pass the group"
+            BadInput, match=r"zarr: is not an OME-Zarr image: it has no multiscales; pass the group"
         ):
             open_slide(tmp_path / name)
     write_ome_zarr(tmp_path / "old.zarr", textured(64, 64).transpose(2, 0, 1), "CYX")

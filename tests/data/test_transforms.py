@@ -241,7 +241,7 @@ def test_default_recipe_resizes_and_sometimes_mirrors() -> None:
     assert not any(geometry.flip_vertical or geometry.turns for geometry in samples)
 
 
-def test_colours_stay_uint8_and_zero_strength_is_identity() -> None:
+def test_colors_stay_uint8_and_zero_strength_is_identity() -> None:
     image = torch.randint(0, 256, (3, 17, 13), dtype=torch.uint8, generator=seeded())
     assert torch.equal(change_colors(image, 0, 0, seeded()), image)
     assert torch.equal(change_colors(image, 0, 1, seeded()), 255 - image)
@@ -252,7 +252,7 @@ def test_colours_stay_uint8_and_zero_strength_is_identity() -> None:
     assert torch.equal(changed, change_colors(image, 0.5, 0, seeded(1)))
 
 
-def test_grey_images_stay_grey() -> None:
+def test_gray_images_stay_gray() -> None:
     image = torch.arange(256, dtype=torch.uint8).reshape(16, 16).expand(3, 16, 16)
     for seed in range(5):
         changed = change_colors(image, 1.0, 0.5, seeded(seed))

@@ -152,7 +152,7 @@ def test_raises_on_bad_lines(tmp_path: Path, line: str) -> None:
             "names: 'cat' is not a class number; write them as 0: name",
         ),
         ("{names: {-1: a, 0.5: b}, train: images/train}", "names: 0.5 is not a class number"),
-        ("{names: [a], train: images/train/a.png}", "a.png: is no list of images"),
+        ("{names: [a], train: images/train/a.png}", "a.png: is not a list of images"),
     ],
 )
 def test_raises_on_bad_data_files(tmp_path: Path, text: str, message: str) -> None:

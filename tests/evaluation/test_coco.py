@@ -175,7 +175,7 @@ def test_ids_of_any_size_give_the_same_figures(shift: int, factor: int) -> None:
 
 
 @pytest.mark.parametrize("places", [1, 2, 3])
-def test_polygons_are_rasterised_as_by_pycocotools(places: int) -> None:
+def test_polygons_are_rasterized_as_by_pycocotools(places: int) -> None:
     rng = np.random.default_rng(places)
     size = (120, 160)
     outlines = [rng.uniform(0, 120, 2 * int(rng.integers(3, 30))).round(places).tolist() for _ in range(40)]

@@ -30,7 +30,7 @@ def test_all_image_forms_are_equal(photo: np.ndarray, tmp_path: Path) -> None:
         assert torch.equal(as_image(form), torch.from_numpy(photo).permute(2, 0, 1)), type(form)
 
 
-def test_grey_and_deep_arrays() -> None:
+def test_gray_and_deep_arrays() -> None:
     gray = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
     three = np.repeat(gray[..., None], 3, axis=2)
     assert torch.equal(as_image(gray), as_image(three))
@@ -113,7 +113,7 @@ def test_files_that_give_no_bytes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_colours_of_16_bits_follow_the_rule_of_files(channels: int) -> None:
+def test_colors_of_16_bits_follow_the_rule_of_files(channels: int) -> None:
     deep = np.random.default_rng(1).integers(0, 4096, (40, 50, channels)).astype(np.uint16)
     image = as_image(deep)
     np.testing.assert_array_equal(image.permute(1, 2, 0), np.rint(deep[..., :3] * (255 / 4095)))

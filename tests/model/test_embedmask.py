@@ -88,7 +88,7 @@ def test_raises_on_invalid_shape(shape: tuple[int, ...]) -> None:
         EmbedMask(small_config())(torch.zeros(shape))
 
 
-def test_normalisation_in_both_channel_orders() -> None:
+def test_normalization_in_both_channel_orders() -> None:
     options = {"image_mean": (10.0, 20.0, 30.0), "image_std": (1.0, 2.0, 4.0)}
     image = torch.tensor([50, 100, 150], dtype=torch.uint8).view(3, 1, 1)
     rgb = EmbedMask(small_config(**options)).preprocess([image]).tensors[0, :, 0, 0]

@@ -98,7 +98,7 @@ def test_margin_from_the_tower_passes_the_gradient() -> None:
     assert all(g is not None and g.abs().sum() > 0 for g in grads)
 
 
-def test_cluster_centre_from_the_pixels() -> None:
+def test_cluster_center_from_the_pixels() -> None:
     head, p = run(cluster_center="pixel")
     assert not any(name.startswith("proposal_embed") for name, _ in head.named_parameters())
     for level, (size, stride) in enumerate(zip(SIZES, p.strides, strict=True)):
@@ -108,7 +108,7 @@ def test_cluster_centre_from_the_pixels() -> None:
             assert torch.equal(found, p.pixel_embed[:, :, row, column])
 
 
-def test_cluster_centre_from_the_proposals() -> None:
+def test_cluster_center_from_the_proposals() -> None:
     head, p = run()
     assert any(name.startswith("proposal_embed") for name, _ in head.named_parameters())
     assert not torch.allclose(p.proposal_embed[0], p.pixel_embed, atol=1e-3)

@@ -173,7 +173,7 @@ def test_other_axes_are_refused(viewer: Any) -> None:
     assert widget.run.enabled
 
 
-def test_colours_and_pyramids(viewer: Any) -> None:
+def test_colors_and_pyramids(viewer: Any) -> None:
     colors = np.stack([photo(10, 12, seed=k) for k in range(3)], -1)
     layer = viewer.add_image([colors, colors[::2, ::2]], multiscale=True, rgb=True)
     image = Plane.of(layer, viewer.dims.point).image("camera")

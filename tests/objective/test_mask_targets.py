@@ -65,7 +65,7 @@ def test_stride_1_copies_the_mask(aligned: bool) -> None:
     assert torch.equal(mask_targets(masks, (8, 10), 1, aligned=aligned), padded)
 
 
-def test_only_pixels_around_the_centre_count() -> None:
+def test_only_pixels_around_the_center_count() -> None:
     found = []
     for x in range(4):
         mask = torch.zeros(1, 4, 4, dtype=torch.bool)

@@ -171,4 +171,4 @@ def test_unsupported_slide_and_folder_of_zarr(weights: Path, tmp_path: Path, cap
 
     zarr.open_group(tmp_path / "plate.zarr", mode="w")
     line = fails(capsys, *words(tmp_path / "plate.zarr", weights, tmp_path / "out"))
-    assert "plate.zarr: is no OME-Zarr image: it has no multiscales" in line
+    assert "plate.zarr: is not an OME-Zarr image: it has no multiscales" in line

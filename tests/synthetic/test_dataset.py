@@ -139,7 +139,7 @@ class TestScene:
         assert len(labels) == len(renderer.SHAPES)
         assert labels.min() > 0.5 * labels.mean()
 
-    def test_colour_is_a_hint_only(self) -> None:
+    def test_color_is_a_hint_only(self) -> None:
         """Check that the nearest hue gives the class of many objects, but not of all."""
         right = []
         for seed in range(150):

@@ -82,7 +82,7 @@ def test_doubtful_annotations_of_both_splits_are_reported(shapes: Path, tmp_path
         (True, False),
     ]
     assert "have an 'area' that does not match their masks" in warnings[0]
-    assert "have an 'area' that is no number above 0" in warnings[2]
+    assert "have an 'area' that is not a number above 0" in warnings[2]
 
 
 def test_accumulated_parts_count_as_one_step(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,13 +45,13 @@ class BenchConfig:
     """Configuration of a comparison. All values can be pickled, since other processes receive them.
 
     Attributes:
-        config: model configuration of EmbedMask. Images are resized as it says, but never enlarged; for both pipelines.
+        config: model configuration of EmbedMask. Images are resized by its rule but never enlarged, for both pipelines.
         weights: state dict of EmbedMask, safetensors; None: random weights.
         image_size: `(height, width)` of the image file.
         detections: per image, in both pipelines.
         engines: engines of EmbedMask to measure.
-        exported: files of `embedmask export` to measure. They keep their weights and resizing, so their number of
-            detections is their own.
+        exported: files of `embedmask export` to measure. They keep their weights, resizing and number of
+            detections.
         settings: settings of the baseline to measure.
         batches: batch sizes to measure.
         runs: number of measured runs.
@@ -60,7 +60,7 @@ class BenchConfig:
         precision: number format of EmbedMask's convolutions.
         threads: threads of the processor; None: torch's default.
         box_cells: sides of the boxes of an untrained EmbedMask, in cells of their pyramid level.
-        memory: measure peak memory too.
+        memory: also measure peak memory.
     """
 
     config: ModelConfig
@@ -301,11 +301,11 @@ def _describe(detections: sv.Detections) -> dict[str, float]:
 
 def _summarize(times: Mapping[RunId, Measured]) -> dict[str, Any]:
     """Return medians, quartiles, shares and ratios of the measured times, by the name of the run."""
-    wall = {run: medians(own.wall, run.batch) for run, own in times.items()}
-    cpu = {run: medians(own.cpu, run.batch) for run, own in times.items()}
+    wall = {run: medians(measured.wall, run.batch) for run, measured in times.items()}
+    cpu = {run: medians(measured.cpu, run.batch) for run, measured in times.items()}
     return {
         "medians": {str(run): seconds for run, seconds in wall.items()},
-        "quartiles": {str(run): quartiles(own.wall, run.batch) for run, own in times.items()},
+        "quartiles": {str(run): quartiles(measured.wall, run.batch) for run, measured in times.items()},
         "shares": {
             str(run): {stage: value / seconds["whole"] for stage, value in seconds.items()}
             for run, seconds in wall.items()

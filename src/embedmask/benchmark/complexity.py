@@ -53,7 +53,7 @@ def count_complexity(config: DetectorConfig, image_size: Size = IMAGE_SIZE) -> C
     counted for 1000 proposals and `max_detections` masks. NMS, the coupling and masks at full size are not counted.
 
     Args:
-        image_size: `(height, width)` px before the image is resized as the config says.
+        image_size: `(height, width)` px before the image is resized by the config's rule.
     """
     image_size = EvalTransform.from_config(config).geometry(image_size).resized
     frame = padded_size_of([image_size])

@@ -69,7 +69,7 @@ class EmbedMaskPipeline(Pipeline):
         self.class_names = [str(label) for label in range(config.num_classes)]
 
     def stages(self) -> Stages:
-        """Return the stages by name, as `Pipeline`."""
+        """Return the stages by name; see `Pipeline`."""
         return {
             "read": self.read,
             "resize": self.resize,
@@ -131,7 +131,7 @@ class TorchvisionPipeline(Pipeline):
         self.model = model
 
     def stages(self) -> Stages:
-        """Return the stages by name, as `Pipeline`; here resizing is part of "preprocess"."""
+        """Return the stages by name; see `Pipeline`. Resizing is part of "preprocess"."""
         return {
             "read": self.read,
             "preprocess": self.preprocess,

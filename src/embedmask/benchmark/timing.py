@@ -21,7 +21,7 @@ Times = dict[str, list[float]]
 MATRIX_SIDES, MATRIX_RUNS = (256, 1024), 10
 """Sides of the matrices whose product measures the rate of the processor, and number of products."""
 MATRIX_SECONDS = 0.01
-"""Longest time of a small product whose format is measured with large matrices, too."""
+"""Longest time of a small product whose format is also measured with large matrices."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ def medians(times: Times, batch: int) -> dict[str, float]:
 
 def quartiles(times: Times, batch: int) -> dict[str, list[float]]:
     """Return the first and third quartile of each stage, seconds per image."""
-    return {stage: (np.quantile(own, (0.25, 0.75)) / batch).tolist() for stage, own in times.items()}
+    return {stage: (np.quantile(seconds, (0.25, 0.75)) / batch).tolist() for stage, seconds in times.items()}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -99,9 +99,9 @@ def matrix_gflops() -> dict[str, float]:
     """
     matrix = torch.randn(MATRIX_SIDES[-1], MATRIX_SIDES[-1], generator=torch.Generator().manual_seed(0))
     formats: dict[str, tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]] = {
-        "float32": (matrix, lambda own: own @ own),
-        "bfloat16": (matrix.bfloat16(), lambda own: own @ own),
-        "int8": ((matrix * 40).to(torch.int8), lambda own: torch._int_mm(own, own)),
+        "float32": (matrix, lambda x: x @ x),
+        "bfloat16": (matrix.bfloat16(), lambda x: x @ x),
+        "int8": ((matrix * 40).to(torch.int8), lambda x: torch._int_mm(x, x)),
     }
     rates = {}
     for name, (whole, product) in formats.items():

@@ -156,18 +156,18 @@ def bench(
     precision: Precision = "auto",
     device: str = "auto",
 ) -> None:
-    """Measure prediction stage by stage, from image file to masks, beside torchvision's Mask R-CNN.
+    """Measure prediction stage by stage, from image file to masks, next to torchvision's Mask R-CNN.
 
     Args:
         weights: Model file (.safetensors). By default the recipe's model with random weights, calibrated to produce
             the requested number of detections. Mask R-CNN has random weights, calibrated the same way.
         config: Recipe of the benchmarked model, a name or a YAML file.
-        model: Override a FIELD of the model config, as embed_stride or image_short_side; fields are listed below.
+        model: Override a FIELD of the model config, such as embed_stride; fields are listed below.
         image_size: Height and width of the image, px. It is resized as the model requires, but never enlarged.
-        json: Also write the figures to this file: medians in seconds, also of CPU time, quartiles, ratios, memory,
-            machine with its matrix rates.
-        engine: Engines that run the EmbedMask network; each one is a pipeline of its own.
-        exported: Files of embedmask export to measure, too; their weights and number of detections are their own.
+        json: Also write the figures to this file: medians in seconds of wall and CPU time, quartiles, ratios,
+            memory, machine with its matrix rates.
+        engine: Engines that run the EmbedMask network; each one is a separate pipeline.
+        exported: Files of embedmask export to measure as well; they keep their weights and number of detections.
         baseline: Mask R-CNN pipelines; the fastest is reported as best. bfloat16: autocast with channels_last;
             compiled: the same with compiled convolutions, which takes minutes.
         batch: Batch sizes, measured one after the other.

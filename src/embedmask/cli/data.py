@@ -48,18 +48,18 @@ def data_check(
 
     Args:
         folder: Data set, in any layout that train reads.
-        out: Folder for the counts, a contact sheet of each split, and drawings of the problems; or an image file, as
-            counts.png, for the counts alone.
+        out: Folder for the counts, a contact sheet of each split, and drawings of the problems; or an image file, such
+            as counts.png, for the counts alone.
         json: Write the full report to this file; the printed lists are shortened.
         max_detections: Warn about images with more objects than this.
-        degenerate: refuse or drop objects without area, as --data.degenerate of train.
+        degenerate: refuse or drop objects without area, like --data.degenerate of train.
         exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
         quick: Do not decode images; truncated files and re-encoded copies are not detected.
         page: Page of TIFF stacks or frame of animations, from 0; by default the first.
         channels: Channels of image files, from 0: one as gray, or three as RGB; by default the image's own colors or
             its first channel.
         workers: Threads that read images; by default one per core.
-        val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
+        val_fraction: Hold out this fraction of train as val, like --val-fraction of train.
     """
     from embedmask.cli.check import report_lines
     from embedmask.data.check import check_folder
@@ -110,7 +110,7 @@ def data_split(
         out: New or empty folder for train.json, val.json and images/; by default FOLDER-split beside the folder.
         val: Fraction of the images in val.
         test: Fraction of the images in test; 0: no test split.
-        degenerate: refuse or drop objects without area, as --data.degenerate of train.
+        degenerate: refuse or drop objects without area, like --data.degenerate of train.
         exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
         page: Page of TIFF stacks or frame of animations, from 0; by default the first. See --model.image_page.
         channels: Channels of image files, from 0: one as gray, or three as RGB; by default the image's own colors or
@@ -164,7 +164,7 @@ def data_show(
             image's own colors or its first channel.
         config: Recipe, a name or a YAML file: draw augmented training samples instead of the original images.
         augment: Override a FIELD of the recipe's data config; --augment.FIELD is an alias.
-        val_fraction: Hold out this fraction of train as val, as --val-fraction of train.
+        val_fraction: Hold out this fraction of train as val, like --val-fraction of train.
     """
     from embedmask.samples import write_contact_sheet
 

@@ -42,17 +42,17 @@ def evaluate(
             user/model on the Hugging Face Hub.
         data: Folder of the data set.
         split: train, val, test or test-dev. Without annotations, only the results are written, for COCO's server.
-        json: Also write the metrics to this file; without annotations, write the results to this file (.json), or as
-            COCO's server takes them to a folder or to detections_SPLIT_NAME_results.zip.
+        json: Also write the metrics to this file; without annotations, write the results to this file (.json), or in
+            the form of COCO's server to a folder or to detections_SPLIT_NAME_results.zip.
         report: Folder for an HTML report (index.html) with curves, errors, and the best and worst images.
-        where: Only images whose record in the annotation file has KEY=VALUE, as modality=fluorescence.
+        where: Only images whose record in the annotation file has KEY=VALUE, such as modality=fluorescence.
         max_detections: Maximum detections per image, in prediction and AP; by default from the model.
         image_short_side: Short side of the network's input, px; by default from the model.
         score_threshold: Minimum score in matching and report: one number, or CLASS=NUMBER,CLASS=NUMBER; by default
             from the model. AP ranks all detections.
         reference_masks: Place masks as the authors' code does (the model's mask_frame), without folded norms, to
             reproduce published figures; by default as predict does.
-        matching: Compute TP / (TP + FP + FN) at IoU 0.5 to 0.9 with several classes, too.
+        matching: Compute TP / (TP + FP + FN) at IoU 0.5 to 0.9 also with several classes.
         degenerate: refuse or drop ground-truth objects without area.
         val_fraction: Evaluate on the part of train that training held out with the same --val-fraction.
         exif: Frame of the annotations where an image's EXIF orientation is ambiguous: upright or stored.
@@ -96,9 +96,9 @@ def server_folder(json: Path | None, file: Path, options: dict[str, Any]) -> Pat
     """Return the folder for results of images without annotations; raise `BadInput` for options that need them."""
     if json is None:
         raise BadInput(f"{file}: has no annotations; pass --json FOLDER for the file of COCO's server")
-    given = [name for name, value in options.items() if value]
-    if given:
-        raise BadInput(f"{file}: has no annotations, which {given[0]} needs; omit it")
+    requested = [name for name, value in options.items() if value]
+    if requested:
+        raise BadInput(f"{file}: has no annotations, which {requested[0]} needs; omit it")
     return json
 
 

@@ -45,9 +45,9 @@ def export(
     from embedmask.weights.checkpoint import load_checkpoint
 
     measuring = {"images": images, "max_drop": max_drop, "split": split, "where": where}
-    given: dict[str, Any] = {name: value for name, value in measuring.items() if value is not None}
-    if given and int8 is None:
-        raise BadInput(f"--{next(iter(given)).replace('_', '-')} needs --int8 DATA")
+    int8_options: dict[str, Any] = {name: value for name, value in measuring.items() if value is not None}
+    if int8_options and int8 is None:
+        raise BadInput(f"--{next(iter(int8_options)).replace('_', '-')} needs --int8 DATA")
     checkpoint = load_checkpoint(model)
     network = checkpoint.model
     if max_detections is not None:
@@ -60,7 +60,7 @@ def export(
     else:
         if format != "openvino":
             raise BadInput(f"--int8 needs --format openvino, got {format}")
-        options = Int8Options(data=int8, **given)
+        options = Int8Options(data=int8, **int8_options)
         entry = export_int8(checkpoint, path, options, dense_masks=dense_masks, report=print)
         print("\n".join(int8_lines(entry)))
     size = sum(

@@ -42,7 +42,7 @@ def describe_sections(sections: Sequence[str], formatter: HelpFormatter, *, ever
 
     Args:
         sections: `model`, `data` or `train`.
-        formatter: an empty one, with the layout of the command's own options.
+        formatter: an empty formatter, with the layout of the command's own options.
         every: list every field; otherwise those in `COMMON`.
     """
     for section in sections:
@@ -63,7 +63,7 @@ def field_summaries(cls: type) -> dict[str, str]:
     for field, text in zip(definition.body, definition.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             doc = " ".join(ast.literal_eval(text.value).split())
-            # "eq. 3" and "0.5" end no sentence
+            # the periods in "eq. 3" and "0.5" do not end a sentence
             summaries[ast.unparse(field.target)] = re.split(r"(?<=\.) (?=[A-Z`])", doc, maxsplit=1)[0]
     return summaries
 

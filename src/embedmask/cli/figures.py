@@ -39,9 +39,9 @@ def explain(
     from embedmask.inference.predictor import Predictor
 
     predictor = Predictor.load(weights, device=device)
-    found = explain_image(predictor, image, parse_score_threshold(score_threshold), max_detections)
-    drawn = write_explanation(found, out, instances)
-    print(f"{len(found.detections)} detections, {drawn} probability maps · {out / 'figure1.png'}")
+    explanation = explain_image(predictor, image, parse_score_threshold(score_threshold), max_detections)
+    drawn = write_explanation(explanation, out, instances)
+    print(f"{len(explanation.detections)} detections, {drawn} probability maps · {out / 'figure1.png'}")
 
 
 def compare(

@@ -40,7 +40,7 @@ class Command:
 Commands = Mapping[str, Union[Command, "Commands"]]
 
 FIELDS = "..."
-"""Metavar of options that take a field name after a dot, as --model.FIELD."""
+"""Metavar of options that take a field name after a dot, such as --model.FIELD."""
 DATA_FIELDS = "--augment"
 """Option of the fields of `data` inside the parser, and an alias of --data.FIELD: --data itself is the folder."""
 

@@ -110,7 +110,7 @@ def print_summary(summary: PredictSummary, out: Path) -> int:
     """Print the summary of a prediction and return its exit code."""
     for line in (*summary.notes, *summary.broken):
         print(f"embedmask: {line}", file=sys.stderr)
-    # empty on every process but the first, which is no failure
+    # the summary is empty on all processes but the first, which is not a failure
     if not summary.num_images:
         return INVALID_INPUT if summary.broken else SUCCESS
     print(f"{summary.num_objects} objects in {summary.num_images} images · {out}")

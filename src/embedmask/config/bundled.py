@@ -56,7 +56,7 @@ def find_recipe(name: str, option: str = "--config") -> Path:
     """Return the path of a recipe, a file or the name of a bundled one (`shapes`, `nuclei`).
 
     Raises:
-        BadInput: There is none; the message suggests the closest name.
+        BadInput: No such recipe; the message suggests the closest name.
     """
     if Path(name).is_file():
         return Path(name)

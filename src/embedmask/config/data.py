@@ -73,14 +73,14 @@ class DataConfig:
     val_fraction: Annotated[float, at_least(0), below(1)] = 0.0
     """Fraction of train to use as val, split by image content; 0: the data set has a val split."""
     keep_empty: bool = True
-    """Train on images without objects, too. False drops them, as the authors do; evaluation always keeps them."""
+    """Train also on images without objects. False drops them, as the authors do; evaluation always keeps them."""
     min_box_side: NonNegativeFloat = 1.0
     """Minimum width and height of the visible part of an object, px; smaller objects are dropped."""
     repeat: PositiveInt = 1
     """Passes over the training set per epoch; small data sets benefit from longer epochs."""
     balance: str | None = None
-    """Key of the image records whose rare values are trained on more often, as `modality`: an epoch has an image
-    sqrt(n_max / n) times, rounded, if n images have its value and n_max the most frequent one; null: once."""
+    """Key of the image records whose rare values are trained on more often, such as `modality`: an epoch contains an
+    image sqrt(n_max / n) times, rounded, if n images have its value and n_max the most frequent one; null: once."""
     degenerate: Degenerate = "refuse"
     """Treatment of objects with an empty mask, or a polygon or box without area: stop with an error, or drop them."""
     exif: Exif = "auto"

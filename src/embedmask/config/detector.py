@@ -36,9 +36,9 @@ def check_score(value: object) -> None:
     """Check that a value is a number between 0 and 1.
 
     Raises:
-        BadInput: it is not.
+        BadInput: the value is anything else.
     """
-    # nan fails the comparison, too; bool is an int
+    # nan also fails the comparison; bool is an int
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise BadInput(f"score_threshold must be a number between 0 and 1, got {value!r}")
 
@@ -55,7 +55,7 @@ class DetectorConfig:
     """Backbone: a timm model with features at strides 4 to 32, optionally with the tag of its pretrained weights."""
     backbone_norm: Literal["frozen", "batch"] = "frozen"
     """BatchNorm of the backbone: fixed (`frozen`, for pretrained weights) or trained (`batch`, for random weights).
-    With `batch` set `frozen_stages` to 0, since the running statistics of frozen stages are updated, too."""
+    With `batch` set `frozen_stages` to 0, since the running statistics of frozen stages are also updated."""
     backbone_norm_eps: NonNegativeFloat | None = None
     """Epsilon of the backbone's BatchNorm; null: timm's (1e-5 in ResNets, 1e-3 in `tf_*` models)."""
     frozen_stages: NonNegativeInt = 2
@@ -108,7 +108,7 @@ class DetectorConfig:
         self.reading()  # validates the fields `image_page`, `image_channels` and `image_depth`
 
     @property
-    def least_score(self) -> float:
+    def min_score(self) -> float:
         """Return the smallest threshold on final scores that the model serves."""
         return 0.0
 
@@ -130,8 +130,10 @@ class DetectorConfig:
             BadInput: a value is not a number between 0 and 1, the number of values differs from the number of
                 classes, or a class is unknown.
         """
-        own = self.default_score_threshold
-        values = self._per_class(DEFAULT_SCORE_THRESHOLD if own is None else own, "default_score_threshold")
+        default = self.default_score_threshold
+        values = self._per_class(
+            DEFAULT_SCORE_THRESHOLD if default is None else default, "default_score_threshold"
+        )
         if isinstance(requested, Mapping):
             unknown = [name for name in requested if name not in class_names]
             if unknown:

@@ -19,12 +19,12 @@ class ExportedConfig(ModelConfig):
     """Number of detections that the graph serves: `max_detections` at the time of the export."""
 
     @property
-    def least_score(self) -> float:
+    def min_score(self) -> float:
         """Return the smallest threshold on final scores that the graph serves."""
-        least = self.least_candidate_threshold
-        return math.sqrt(least) if self.score == "root" else least
+        threshold = self.least_candidate_threshold
+        return math.sqrt(threshold) if self.score == "root" else threshold
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        few = self.max_detections <= self.most_detections
-        require(self, "max_detections", few, f"at most {self.most_detections}, as in the exported file")
+        is_served = self.max_detections <= self.most_detections
+        require(self, "max_detections", is_served, f"at most {self.most_detections}, as in the exported file")

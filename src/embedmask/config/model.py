@@ -81,8 +81,8 @@ class ModelConfig(DetectorConfig):
     # Assignment and sampling (section 3.5)
     assigner: Literal["fcos", "iou", "task_aligned"] | None = None
     """Assignment of ground truths: by center, size range and mask (`fcos`), by the IoU of anchors (`iou`), or by class
-    score and IoU of the predictions (`task_aligned`); null: that of the detector. `iou` is that of `retinanet`, which
-    has no other."""
+    score and IoU of the predictions (`task_aligned`); null: that of the detector. `retinanet` requires `iou`, which no
+    other detector supports."""
     align_alpha: NonNegativeFloat = 1.0
     """Exponent of the class score in the alignment of `task_aligned`."""
     align_beta: NonNegativeFloat = 6.0
@@ -97,7 +97,7 @@ class ModelConfig(DetectorConfig):
     """Center of center sampling: that of the box, or the mask's center of mass (second repository)."""
     embed_samples: Literal["iou", "all", "best", "each"] = "iou"
     """Positives averaged for Q and S: those with box IoU > `sample_iou`, all, or the best one (Table 2 c). With `each`
-    every positive is an instance of its own in the mask loss (second repository)."""
+    every positive is a separate instance in the mask loss (second repository)."""
     sample_iou: Fraction = 0.5
     """IoU threshold of `embed_samples: iou`."""
     box_offset: NonNegativeFloat = 1.0
@@ -147,7 +147,7 @@ class ModelConfig(DetectorConfig):
     mask_interpolation: Literal["prob", "log_prob", "aligned"] = "prob"
     """Quantity that is resized to the image: phi (`prob`, 2019; `aligned`, second repository) or log phi (`log_prob`,
     2021). `prob` and `log_prob` resize p to half its stride and couple inside the box. `aligned` couples p over the
-    whole image, and resizes with cells kept at their locations, in the mask loss too."""
+    whole image, and resizes with cells kept at their locations, also in the mask loss."""
     mask_frame: Literal["authors", "exact"] = "authors"
     """Placement of masks with `embedmask eval --reference-masks`, which reproduces published figures; all other
     predictions use `exact`. `authors`, the placement of the authors' code, resizes the map to its size rounded up to

@@ -43,8 +43,8 @@ class TrainConfig:
 
     # Checkpoints
     checkpoint_minutes: PositiveFloat | None = 10
-    """Minutes between checkpoints (`last.ckpt`) within an epoch; null: none within epochs. The end of an epoch writes
-    one too, at most once a minute; with null every epoch does."""
+    """Minutes between checkpoints (`last.ckpt`) within an epoch; null: none within epochs. The end of an epoch also
+    writes one, at most once per minute; with null every epoch does."""
     checkpoint_steps: PositiveInt | None = None
     """Steps between checkpoints within an epoch; null: by `checkpoint_minutes` alone."""
 
@@ -104,8 +104,8 @@ class TrainConfig:
     eval_every: PositiveInt = 1
     """Epochs between evaluations on val."""
     eval_minutes: PositiveFloat | None = None
-    """Minutes that must pass between two evaluations besides, for data sets whose epochs take seconds. The end of the
-    training is always evaluated; which weights are best then depends on the clock. Null: by epochs alone."""
+    """Minimum minutes between two evaluations, in addition to `eval_every`, for data sets whose epochs take seconds.
+    The end of the training is always evaluated; which weights are best depends on the clock. Null: epochs alone."""
     class_thresholds: bool = False
     """Choose `default_score_threshold` on val for each class instead of one for all, if the recipe leaves it null."""
     keep: Literal["best", "last"] = "best"

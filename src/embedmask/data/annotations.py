@@ -103,7 +103,7 @@ def _compact(entry: dict[str, Any]) -> dict[str, Any]:
     segmentation = entry.get("segmentation")
     parts: list[Any] = segmentation if isinstance(segmentation, list) else []
     for index, part in enumerate(parts):
-        # a part that is no list of numbers stays as it is and is reported when its annotation is checked
+        # a part that is not a list of numbers stays as it is and is reported when its annotation is checked
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             parts[index] = np.array(part, dtype=np.float32)
     return entry
@@ -168,7 +168,7 @@ def _categories(entries: list[Any], path: Path, on_issue: OnIssue) -> dict[int, 
         if number is None or not isinstance(entry.get("name"), str):
             on_issue(Problem("bad record", f"{where} needs a whole number 'id' and a text 'name'"))
         elif number in names:
-            message = f"{where} has id {number}, which another category has too; make the ids unique"
+            message = f"{where} has id {number}, which another category also has; make the ids unique"
             on_issue(Problem("duplicate id", message))
         else:
             names[number] = entry["name"]

@@ -118,7 +118,7 @@ def check_folder(
     Args:
         folder: data set of any layout, see `find_split`.
         max_detections: images with more objects are reported, because a model would miss the rest.
-        degenerate: "drop" if objects that cover no pixel shall not stop training.
+        degenerate: "drop" if objects that cover no pixel should not stop training.
         exif: as `DataConfig.exif`; "auto" warns about images that may be annotated upright or as stored.
         quick: read only the headers of images and compare the bytes of the files. Truncated files, images stored in
             another way and turned copies are then not detected.

@@ -75,7 +75,7 @@ def _read_all(
             size = read_size(path, dataset.options) if image is None else size_of(image)
             if image is None:
                 content = path.read_bytes()
-            else:  # the size too: equal bytes may be two shapes
+            else:  # include the size: images of different shapes may have equal bytes
                 content = repr(size).encode() + image.permute(1, 2, 0).numpy().tobytes()
         except BadInput as error:
             return place, Problem("broken image", str(error))

@@ -120,7 +120,7 @@ def self_crossing(rings: Sequence[NDArray[np.float32]]) -> NDArray[np.bool_]:
     """Find closed polygons with two edges that cross in the interior of both.
 
     Polygons that only touch themselves, such as those that reach a hole by a bridge, do not count. All polygons are
-    tested at once by a sweep over x, for which each polygon is moved to a strip of its own.
+    tested at once by a sweep over x, for which each polygon is moved to a separate strip.
 
     Args:
         rings: points of R polygons, float32 `[P, 2]` x, y px each, P >= 3.

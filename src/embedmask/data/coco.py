@@ -338,7 +338,7 @@ def open_train_val(
         val = CocoInstances.open(data_dir, "val", **how)
     if train.ground_truth.annotations.crowd.all():
         raise BadInput(
-            f"{train.annotations_file}: no image of train has an object, crowds aside, so there is nothing to learn; "
+            f"{train.annotations_file}: train has no objects other than crowds, so there is nothing to learn; "
             "add annotations"
         )
     train = train if config.keep_empty else train.without_empty()

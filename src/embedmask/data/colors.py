@@ -29,7 +29,7 @@ def change_colors(image: Tensor, strength: float, invert: float, generator: torc
         image = TF.adjust_brightness(image, 1 + brightness)
         image = TF.adjust_contrast(image, 1 + contrast)
         # the two slowest steps, which do not change a gray image
-        if not _is_grey(image):
+        if not _is_gray(image):
             image = TF.adjust_saturation(image, 1 + saturation)
             image = TF.adjust_hue(image, hue * HUE_SHARE)
     negative: Tensor = TF.invert(image) if bernoulli(invert, generator) else image
@@ -59,12 +59,12 @@ def change_camera(
         image = TF.gaussian_blur(image, 2 * reach + 1, sigma) if reach else image
     if noise:
         # one channel of noise for a gray image keeps it gray
-        channels = 1 if _is_grey(image) else 3
+        channels = 1 if _is_gray(image) else 3
         normal = torch.randn((channels, *image.shape[-2:]), generator=generator)
         sigma = 255 * uniform(0, noise, generator)
         image = normal.mul_(sigma).add(image).round_().clamp_(0, 255).to(torch.uint8)
     return image
 
 
-def _is_grey(image: Tensor) -> bool:
+def _is_gray(image: Tensor) -> bool:
     return bool((image[0] == image[1]).all() and (image[1] == image[2]).all())

@@ -12,14 +12,14 @@ from embedmask.config.reading import Depth
 
 Values = NDArray[Any]
 Strips = Callable[[], Iterable[tuple[int, Values]]]
-"""Returns the image in strips of whole rows, `[h, W, C]` of any number format, each with the index of its first row."""
+"""Function that returns the image in strips of whole rows, `[h, W, C]` of any number format, with their first rows."""
 
 CAMERA_BITS = (8, 10, 12, 14, 16)
 """Bits per pixel of cameras; files store all but the first in 16."""
 FRACTION_LEVELS = (1.0, 4.0, 16.0, 64.0)
 """White levels of fractional values below the range of 8 bits: scaled to 1, or somewhat beyond."""
 HOT_SHARE = 1000
-"""One of this number of pixels may be hot."""
+"""Number of pixels of which one may be hot."""
 SMALLEST_WITH_HOT = 64
 """Minimum number of pixels of an image that may have a hot one."""
 BLOCK = 3

@@ -51,7 +51,7 @@ def find_turned(
     """
 
     def look_at(indices: range) -> list[Turned]:
-        found = []
+        turned = []
         for index in indices:
             try:
                 stored, orientation = read_header(paths[index])
@@ -60,8 +60,8 @@ def find_turned(
             if orientation != 1:
                 fit: Fit = "stored" if sizes[index] == stored else "upright"
                 both = relative or stored == upright_size(stored, orientation)
-                found.append(Turned(paths[index], image_ids[index], orientation, "either" if both else fit))
-        return found
+                turned.append(Turned(paths[index], image_ids[index], orientation, "either" if both else fit))
+        return turned
 
     parts = [range(start, min(start + CHUNK, len(paths))) for start in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # files may lie on a slow disk

@@ -33,9 +33,9 @@ def find_export(folder: Path, split_names: Sequence[str]) -> Path | None:
         split_names: names of the split.
 
     Raises:
-        BadInput: there are several.
+        BadInput: there are several such files.
     """
-    places, own = annotation_folders(folder, split_names)
+    places, split_folders = annotation_folders(folder, split_names)
     if split_names:
         # every split word of the name must be one of this split: instances_train_val.json is neither
         files = [
@@ -44,7 +44,7 @@ def find_export(folder: Path, split_names: Sequence[str]) -> Path | None:
             for path in _json_files(place)
             if (words := _split_words(path)) and words <= set(split_names)
         ]
-        files += [path for place in own for path in _json_files(place)]
+        files += [path for place in split_folders for path in _json_files(place)]
     else:
         files = [path for place in places for path in _json_files(place) if not _split_words(path)]
     files = [path for path in dict.fromkeys(files) if _is_coco(path)]
@@ -93,8 +93,10 @@ def subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
 def annotation_folders(folder: Path, split_names: Sequence[str]) -> tuple[list[Path], list[Path]]:
     """Return the folders that may contain annotation files: those of all splits, and those of one split."""
     places = [folder, *subfolders(folder, ANNOTATION_FOLDERS)]
-    own = [path for place in places for path in subfolders(place, split_names)]
-    return places, own + [path for place in own for path in subfolders(place, ANNOTATION_FOLDERS)]
+    split_folders = [path for place in places for path in subfolders(place, split_names)]
+    return places, split_folders + [
+        path for place in split_folders for path in subfolders(place, ANNOTATION_FOLDERS)
+    ]
 
 
 def _split_words(file: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""`GeometricTransform`: resize, crop, rotate, mirror and turn an image and its masks by the same numbers.
+"""`GeometricTransform`: resize, crop, rotate, mirror and turn an image and its masks with the same parameters.
 
 The parameters are sampled first. Then the image is resampled and the masks are painted directly into the result.
 """

@@ -1,4 +1,4 @@
-"""Find the image files that an annotation file names, also if another tool or machine spelled the names."""
+"""Find the image files that an annotation file names, even if another tool or machine spelled the names."""
 
 from __future__ import annotations
 

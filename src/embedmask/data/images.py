@@ -63,8 +63,8 @@ def read_image(
         upright: rotate the image by its EXIF orientation; False: as stored.
         name: name of the image in messages; by default its path.
         any_size: also read images of more than `2 * PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow rejects as
-            decompression bombs: 179 million pixels unless the user has set it. Memory: at most 7 bytes a pixel, 3 once
-            it is read; if tifffile decodes the file, its own bytes a pixel and 3.
+            decompression bombs: 179 million pixels unless the user has set it. Memory: at most 7 bytes per pixel, 3
+            once it is read; if tifffile decodes the file, 3 plus the bytes per pixel of the file.
         options: page and channels of a file, and the reduction of more than 8 bits.
         notice: receives a line about pages and channels that are ignored by default.
 
@@ -318,4 +318,4 @@ def _extent(source: Stack | Image.Image) -> Extent:
     if isinstance(source, Stack):
         return source.extent()
     pages = num_pages(source)
-    return Extent(pages, 1, in_colour=False) if Image.getmodebase(source.mode) == "L" else Extent(pages)
+    return Extent(pages, 1, in_color=False) if Image.getmodebase(source.mode) == "L" else Extent(pages)

@@ -34,13 +34,13 @@ MASK_ENDINGS = ("", "_masks", "_mask", "_labels", "_label", "_cp_masks", "_seg")
 BY_PRODUCTS = ("_flows", "_cp_output", "_outlines", "_cp_outlines", label_classes.ENDING)
 """Endings of the other images that Cellpose writes beside an image, and of class images."""
 SUFFIXES = (".png", ".tif", ".tiff")
-"""Image formats that store numbers exactly; numpy files are accepted too."""
+"""Image formats that store numbers exactly; numpy files are also accepted."""
 CLASS_NAME = "object"
 Objects = dict[int, RunLengths]
 
 
 class NotLabels(BadInput):
-    """Error of an image that is readable, but no label or class image."""
+    """Error of an image that is readable, but not a label or class image."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def read_label_images(
     # decoding releases the GIL; problems are reported below, in the order of the images
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         contents = list(pool.map(read, partners))
-    paths = [path for own in partners.values() for several in own.values() for path in several]
+    paths = [path for by_class in partners.values() for several in by_class.values() for path in several]
     for line in report_defaults(paths, ReadOptions(page=options.page), read_extent):
         on_issue(Problem("several pages", f"{source.masks}: {line}", fatal=False))
     report_unread({source.images, source.masks}, on_issue)
@@ -184,12 +184,12 @@ def _pair(source: LabelImages, on_issue: OnIssue) -> tuple[dict[str, Path], dict
         images.setdefault(path.stem, path)
     partners: dict[str, dict[str, list[Path]]] = {}
     for stem in images:
-        own = {
+        by_class = {
             name: [path for ending in MASK_ENDINGS for path in masks.pop(stem + ending, [])]
             for name, masks in labels.items()
         }
-        if any(own.values()):
-            partners[stem] = {name: paths for name, paths in own.items() if paths}
+        if any(by_class.values()):
+            partners[stem] = {name: paths for name, paths in by_class.items() if paths}
         else:
             message = f"{source.masks}: has no label image {stem}.png or .tif for an image of {source.images}"
             on_issue(Problem("missing mask", f"{message}; add it, all 0 if there is no object"))
@@ -249,7 +249,7 @@ def _read_image(
             except (BadInput, *READ_ERRORS) as error:
                 return Problem("bad record", str(error))
         elif needs_class and objects:
-            message = "has no file of classes, as other label images have; add one for it"
+            message = "has no file of classes, unlike other label images; add one for it"
             return Problem("bad record", f"{paths[0]}: {message}")
         result += [(f"{paths[0]}: label {number}", classes[number], mask) for number, mask in objects.items()]
     assert size is not None  # `_pair` reports images without label images

@@ -36,8 +36,8 @@ def find_labelme(folder: Path, split_names: Sequence[str]) -> Path | None:
 
     Only the first three JSON files of a folder are inspected.
     """
-    places, own = annotation_folders(folder, split_names)
-    for place in own if split_names else places:
+    places, split_folders = annotation_folders(folder, split_names)
+    for place in split_folders if split_names else places:
         if any("imagePath" in _load(file, lambda _: None) for file in sorted(place.glob("*.json"))[:3]):
             return place
     return None
@@ -98,12 +98,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _load(file: Path, on_issue: OnIssue) -> dict[str, Any]:
-    """Return the content of a LabelMe file; empty if it is none."""
+    """Return the content of a LabelMe file; empty if it is not one."""
     try:
         content = json.loads(read_text(file))
         if isinstance(content, dict) and isinstance(content.get("shapes"), list):
             return content
-        fault = "has no list 'shapes', as LabelMe files have; remove it from the folder"
+        fault = "lacks the list 'shapes' of LabelMe files; remove it from the folder"
     except (OSError, ValueError, RecursionError) as error:
         fault = f"cannot be read as JSON ({error}); replace it"
     on_issue(Problem("bad record", f"{file}: {fault}"))
@@ -149,7 +149,7 @@ def _objects(
             message = f"{origin} ({kind}, {label}) cannot be used ({error}); draw it again"
             on_issue(Problem("bad mask", message))
             continue
-        # a shape without a group is an object of its own, keyed by its index
+        # a shape without a group is a separate object, keyed by its index
         groups[index if group is None else (label, str(group))].append((label, origin, mask))
     for parts in groups.values():
         label, origin, _ = parts[0]

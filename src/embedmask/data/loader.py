@@ -156,9 +156,11 @@ def group_batches(order: Sequence[int], groups: Sequence[Hashable], batch_size: 
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, index in enumerate(order):
         places[groups[index]].append(place)
-    cut = [own[i : i + batch_size] for own in places.values() for i in range(0, len(own), batch_size)]
+    batches = [
+        members[i : i + batch_size] for members in places.values() for i in range(0, len(members), batch_size)
+    ]
     # lists of positions sort by their first position
-    return [[order[place] for place in batch] for batch in sorted(cut)]
+    return [[order[place] for place in batch] for batch in sorted(batches)]
 
 
 def process_share(batch: Sequence[int], rank: int, world_size: int) -> Sequence[int]:

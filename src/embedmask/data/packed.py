@@ -170,8 +170,8 @@ class PackedAnnotations:
         areas = np.zeros(len(self._is_runs))
         for start in range(0, len(self._is_runs), CHUNK):
             is_runs = self._is_runs[start : start + CHUNK]
-            for own, measure in ((~is_runs, self._measure_polygons), (is_runs, self._measure_runs)):
-                numbers = np.flatnonzero(own) + start
+            for is_kind, measure in ((~is_runs, self._measure_polygons), (is_runs, self._measure_runs)):
+                numbers = np.flatnonzero(is_kind) + start
                 if len(numbers):
                     bounds[numbers], areas[numbers] = measure(numbers)
         sizes = self._sizes()[self.owners]

@@ -51,13 +51,13 @@ class Extent:
     Attributes:
         pages: pages of a stack, frames of an animation.
         channels: channels of each page, without alpha.
-        in_colour: whether the first three channels are R, G and B, according to the file.
+        in_color: whether the first three channels are R, G and B, according to the file.
         levels: levels of a pyramid, the full resolution included.
     """
 
     pages: int = 1
     channels: int = 3
-    in_colour: bool = True
+    in_color: bool = True
     levels: int = 1
 
     def pages_are_channels(self, options: ReadOptions) -> bool:
@@ -94,7 +94,7 @@ class Extent:
             BadChoice: the file has no such channel.
         """
         if options.channels is None:
-            return (0, 1, 2) if self.in_colour else (0,)
+            return (0, 1, 2) if self.in_color else (0,)
         if max(options.channels) >= self.channels:
             raise BadChoice(
                 f"has {_count(self.channels, 'channel')}, channel {max(options.channels)} is requested; "
@@ -106,8 +106,8 @@ class Extent:
         """Yield the pages and the channels that are ignored because the options do not choose any."""
         if options.page is None and self.pages > 1 and not self.pages_are_channels(options):
             yield IgnoredContent("page", "page 0 is used", self.pages)
-        if options.channels is None and self.channels > (3 if self.in_colour else 1):
-            used = "channels 0, 1 and 2 are used as R, G, B" if self.in_colour else "channel 0 is used"
+        if options.channels is None and self.channels > (3 if self.in_color else 1):
+            used = "channels 0, 1 and 2 are used as R, G, B" if self.in_color else "channel 0 is used"
             yield IgnoredContent("channels", used, self.channels)
 
 
@@ -130,9 +130,9 @@ def report_defaults(
             key = (ignored.noun, ignored.used, ignored.option)
             files.setdefault(key, []).append((path.name, ignored.count))
     return [
-        f"{_count(len(own), 'file')} with several {noun}s: {used} ({own[0][0]}: {own[0][1]} {noun}s); "
+        f"{_count(len(entries), 'file')} with several {noun}s: {used} ({entries[0][0]}: {entries[0][1]} {noun}s); "
         f"choose with --{option}"
-        for (noun, used, option), own in files.items()
+        for (noun, used, option), entries in files.items()
     ]
 
 

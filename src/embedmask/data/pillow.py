@@ -30,9 +30,9 @@ TO_STORED = {
 """Operation from the upright image back to the stored one, by EXIF orientation."""
 ONE_PAGE = ("MPO", "PSD")
 """Formats whose further frames are previews or layers of the image."""
-WIDE_COLOURS = ("RGB;16", "RGBA;16", "RGBX;16")
+WIDE_COLORS = ("RGB;16", "RGBA;16", "RGBX;16")
 """Raw modes, without byte order, of which Pillow keeps only the high bytes."""
-WIDE_GREY_ALPHA = "LA;16B"
+WIDE_GRAY_ALPHA = "LA;16B"
 OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Byte order of a file -> the opposite one, with which Pillow reads its low bytes as high bytes."""
 
@@ -62,14 +62,14 @@ def decode(
     tiles = getattr(image, "tile", None)
     arguments = tiles[0].args if tiles else ""
     raw = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
-    if raw == WIDE_GREY_ALPHA:
+    if raw == WIDE_GRAY_ALPHA:
         # 2 values of 2 bytes, decoded as 4 values of 1 byte
         both = _load(_with_raw_mode(image, "RGBA"), upright)
         return _reduced(
             both, lambda strip: np.ascontiguousarray(np.asarray(strip)[..., :2]).view(">u2"), depth
         )
     image = _load(image, upright)
-    if raw[:-1] in WIDE_COLOURS:
+    if raw[:-1] in WIDE_COLORS:
         # first pass: high bytes; second pass, with the byte order swapped: low bytes
         pixels = _rgb(image, channels)
         del image

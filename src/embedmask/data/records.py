@@ -36,7 +36,7 @@ EXAMPLES = 3
 """Number of annotations that a warning names."""
 WARNINGS: Mapping[str, tuple[ProblemType, str]] = {
     "id": ("duplicate id", "have the id of another annotation; all are used; make the ids unique"),
-    "area": ("bad area", "have an 'area' that is no number above 0; it is taken from their masks"),
+    "area": ("bad area", "have an 'area' that is not a number above 0; it is taken from their masks"),
     "other area": ("bad area", "have an 'area' that does not match their masks; it is taken from the masks"),
     "bbox": ("bad box", "have a 'bbox' that is not [x, y, width, height]; it is taken from their masks"),
     "corners": (
@@ -116,7 +116,7 @@ class RecordCheck:
             GroundTruth.from_rows(np.frombuffer(rows.pop(i)).reshape(-1, 7), masks.pop(i), size, i)
             for i, (_, size) in self.images.items()
         )
-        self._report_doubtful(packed, [name for own in names.values() for name in own], len(entries))
+        self._report_doubtful(packed, [name for origins in names.values() for name in origins], len(entries))
         return packed
 
     def _reference_fault(self, entry: Any, index: int) -> Problem | None:
@@ -136,7 +136,7 @@ class RecordCheck:
         elif isinstance(crowd, (list, dict)) or crowd not in CROWD:
             fault = f"of image {image_id} has iscrowd {crowd!r}; write 0 or 1"
         elif isinstance(entry.get("id"), (list, dict)):
-            fault = f"of image {image_id} has an id that is no number; give it a number"
+            fault = f"of image {image_id} has an id that is not a number; give it a number"
         else:
             return None
         return Problem(kind, f"{self._origin(entry, index)} {fault}")

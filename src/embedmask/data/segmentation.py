@@ -245,7 +245,7 @@ def _parse_polygon(values: Any, size: Size) -> tuple[NDArray[np.float32], bool]:
     points = flat.reshape(-1, 2)
     width, height = size[1], size[0]
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
-    # Points slightly outside are common; far outside, painting would need unlimited memory. NaN fails the test too.
+    # Points slightly outside are common; far outside, painting would need unlimited memory. NaN also fails the test.
     if not (-width < left <= right < 2 * width and -height < top <= bottom < 2 * height):
         raise BadObject(
             "bad mask",

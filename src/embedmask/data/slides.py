@@ -50,12 +50,12 @@ class ArrayPlane:
         others = iter(self.index)
         inside = {"Y": rows, "X": columns, "S": slice(None)}
         values = np.asarray(self.array[tuple(inside[a] if a in inside else next(others) for a in self.axes)])
-        kept = [axis for axis in self.axes if axis in "YXS"]
-        if "S" not in kept:
-            values, kept = values[..., None], [*kept, "S"]
+        axes = [axis for axis in self.axes if axis in "YXS"]
+        if "S" not in axes:
+            values, axes = values[..., None], [*axes, "S"]
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * np.uint8(255)
-        return values.transpose([kept.index(axis) for axis in "YXS"])
+        return values.transpose([axes.index(axis) for axis in "YXS"])
 
 
 class Slide:
@@ -125,7 +125,7 @@ def is_zarr(path: str | Path) -> bool:
 def tiff_slide(stack: Stack, options: ReadOptions, *, name: str) -> Slide | None:
     """Return an image of a TIFF file that is worth reading by windows; None: it is read as a whole.
 
-    It is worth it for a pyramid, and for a tiled image beyond Pillow's limit for decompression bombs.
+    This applies to pyramids, and to tiled images beyond Pillow's limit for decompression bombs.
 
     Raises:
         BadChoice: the file has no such page, channel or level, or its compression needs a missing package.
@@ -170,7 +170,7 @@ def zarr_slide(path: Path, options: ReadOptions, notice: Notice) -> Slide:
     shape = dict(zip(axes, array.shape, strict=True))
     numbers = plane_numbers(axes, array.shape)
     if extent.pages_are_channels(options):
-        chosen = [numbers[n][0] for n in Extent(1, extent.pages, in_colour=False).channel_numbers(options)]
+        chosen = [numbers[n][0] for n in Extent(1, extent.pages, in_color=False).channel_numbers(options)]
     else:
         chosen = [numbers[extent.page(options)][n] for n in extent.channel_numbers(options)]
     others = [shape[axis] for axis in axes if axis not in "YX"]
@@ -197,7 +197,7 @@ def _multiscales(path: Path) -> tuple[list[Any], str, Extent]:
         (image, *_) = attributes["multiscales"]
     except (OSError, KeyError, TypeError, ValueError):
         raise BadChoice(
-            "is no OME-Zarr image: it has no multiscales; pass the group of one image, such as FILE.zarr/0"
+            "is not an OME-Zarr image: it has no multiscales; pass the group of one image, such as FILE.zarr/0"
         ) from None
     try:
         axes = "".join(axis["name"] for axis in image["axes"]).upper()

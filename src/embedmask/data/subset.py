@@ -72,6 +72,6 @@ def value_text(value: Any) -> str:
 def balanced_indices(values: Sequence[str]) -> list[int]:
     """Return the index of each image sqrt(n_max / n) times, rounded, where n images have its value."""
     counts = Counter(values)
-    most = max(counts.values(), default=0)
-    times = {value: round(math.sqrt(most / count)) for value, count in counts.items()}
+    max_count = max(counts.values(), default=0)
+    times = {value: round(math.sqrt(max_count / count)) for value, count in counts.items()}
     return [index for index, value in enumerate(values) for _ in range(times[value])]

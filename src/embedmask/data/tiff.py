@@ -251,9 +251,9 @@ class Stack:
     def extent(self, page: int = 0) -> Extent:
         """Return the number of pages, and the channels of one of them."""
         row = self.rows[page]
-        in_colour = len(row) == 1 and (row[0].is_rgb or row[0].key.photometric in CONVERTED)
+        in_color = len(row) == 1 and (row[0].is_rgb or row[0].key.photometric in CONVERTED)
         levels = len(row[0].series.levels)
-        return Extent(len(self.rows), len(row) * row[0].channels, in_colour, levels)
+        return Extent(len(self.rows), len(row) * row[0].channels, in_color, levels)
 
     def hyperstack_position(self, page: int) -> tuple[int, int] | None:
         """Return slice and frame of a page, z and t from 0; None unless the file has several channels, or both axes."""
@@ -278,7 +278,7 @@ class Stack:
         """
         extent = self.extent()
         if extent.pages_are_channels(options):
-            numbers = Extent(1, extent.pages, in_colour=False).channel_numbers(options)
+            numbers = Extent(1, extent.pages, in_color=False).channel_numbers(options)
             chosen = [(self.rows[number][0], 0) for number in numbers]
         else:
             page = extent.page(options)

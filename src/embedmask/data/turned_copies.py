@@ -120,10 +120,10 @@ def misplaced(first: Annotations, second: Annotations, turn: int) -> str:
     boxes, turned_boxes = _boxes(first), _boxes(second)
     if not len(boxes) or not len(turned_boxes):
         # One image has no objects: if the turn swaps width and height, those of the other may fit only its frame.
-        own, other_size = (first, second.size) if len(first) else (second, first.size)
+        annotated, other_size = (first, second.size) if len(first) else (second, first.size)
         reach = [
-            [reach_outside(mask.bounds(), size) for mask in own.segmentations]
-            for size in (own.size, other_size)
+            [reach_outside(mask.bounds(), size) for mask in annotated.segmentations]
+            for size in (annotated.size, other_size)
         ]
         outside_own, outside_other = (max(values, default=0.0) > OUTSIDE for values in reach)
         if TURNS[turn][1] % 2 and outside_own and not outside_other:

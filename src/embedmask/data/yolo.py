@@ -104,7 +104,7 @@ def _read_list(place: Path, file: Path) -> Iterator[Path]:
         lines = read_text(place).replace("\\", "/").splitlines()
     except (OSError, UnicodeDecodeError):
         raise BadInput(
-            f"{place}: is no list of images, but {file} names it; name a folder, or a text file with one image per line"
+            f"{place}: is not a list of images, but {file} names it; name a folder or a text file of one image per line"
         ) from None
     yield from (place.parent / line.strip() for line in lines if line.strip())
 
@@ -137,7 +137,7 @@ def read_yolo(
     """Read the polygons of image files as the content of a COCO file.
 
     Class numbers become category ids; images are numbered from 1. An image without a text file has no objects, unless
-    all are without. A line with a box is rejected, because it has no mask.
+    no image has one. A line with a box is rejected, because it has no mask.
 
     Args:
         paths: image files; only their sizes are read.
@@ -208,7 +208,7 @@ def _objects(file: Path, image_id: int, size: Size, on_issue: OnIssue) -> Iterat
             message = "is a box, which has no mask; write class x1 y1 x2 y2 x3 y3 ... or remove it"
             on_issue(Problem("bad mask", f"{origin} {message}"))
             continue
-        # fractions to px: width and height in turn, also for an odd number of values, which is reported later
+        # fractions to px: width and height in turn, even for an odd number of values, which is reported later
         scale = np.resize((size[1], size[0]), len(values))
         yield {
             "origin": origin,

@@ -80,20 +80,20 @@ class Page:
                     self._objects_tab()
                     self._embedding_tabs(visible=config.has_embeddings)
                 with gr.Column(scale=1, min_width=300):
-                    self._controls(
-                        Settings.of(predictor), max(config.candidate_threshold, config.least_score)
-                    )
+                    self._controls(Settings.of(predictor), max(config.candidate_threshold, config.min_score))
             self._connect()
 
     def _controls(self, settings: Settings, lowest: float) -> None:
         """Lay out sliders, tiles and downloads."""
-        most = self.predictor.model.config.max_detections
+        max_detections = self.predictor.model.config.max_detections
         # rounded up to a step, since an exported file serves no lower score
         self.score = gr.Slider(
             ceil(100 * lowest) / 100, 1, settings.score_threshold, step=0.01, label="Score threshold"
         )
         self.threshold = gr.Slider(0.05, 0.95, settings.mask_threshold, step=0.01, label="Mask threshold")
-        self.limit = gr.Slider(1, most, most, step=1, label="Maximum number of objects (right end: no limit)")
+        self.limit = gr.Slider(
+            1, max_detections, max_detections, step=1, label="Maximum number of objects (right end: no limit)"
+        )
         default = TILE if self.predictor.model.config.image_short_side is None else 0
         self.tile = gr.Dropdown(
             [("no tiles", 0), *((f"{side} px", side) for side in (512, 1024, TILE))],
@@ -197,8 +197,8 @@ class Page:
         """Decode the objects again and show them."""
         if session is None:
             return {}
-        most = self.predictor.model.config.max_detections
-        session.update(Settings(score, threshold, None if limit >= most else int(limit)))
+        max_detections = self.predictor.model.config.max_detections
+        session.update(Settings(score, threshold, None if limit >= max_detections else int(limit)))
         explanation = session.explanation
         colors = None if explanation is None else paint_instances(explanation, explanation.proposal_colors())
         return {

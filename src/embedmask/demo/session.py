@@ -1,4 +1,4 @@
-"""State of the page for one image: the output of the network, and all that is computed from it again."""
+"""State of the page for one image: the output of the network, and everything that is recomputed from it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Session:
         limit, is_tiled = settings.max_detections, len(self.outputs) > 1
         postprocess = postprocessor_of_request(config, settings.score_threshold, limit, parts=is_tiled)
         outputs = iter(self.outputs)
-        found = tiled_instances(
+        instances = tiled_instances(
             self.image,
             lambda _: postprocess(*next(outputs)),
             tile=self.tile,
@@ -139,7 +139,7 @@ class Session:
             max_detections=limit,
         )
         self.settings = settings
-        self.instances = filter_by_score(found, config.score_thresholds(settings.score_threshold))
+        self.instances = filter_by_score(instances, config.score_thresholds(settings.score_threshold))
         self.drawn = self.draw(self.instances)
         self.explanation = self._explain(self.instances) if self.has_embeddings else None
 
@@ -181,13 +181,13 @@ class Session:
 
     def object_rows(self) -> list[Row]:
         """Return number, class, score, box (x, y, width, height, px) and mask area, px, of each object."""
-        found, areas = self.instances, self.instances.masks.areas().tolist()
+        instances, areas = self.instances, self.instances.masks.areas().tolist()
         rows: list[Row] = []
         for index, ((x1, y1, x2, y2), label) in enumerate(
-            zip(found.boxes.tolist(), found.labels.tolist(), strict=True)
+            zip(instances.boxes.tolist(), instances.labels.tolist(), strict=True)
         ):
             box = [round(value, 1) for value in (x1, y1, x2 - x1, y2 - y1)]
-            score = round(float(found.scores[index]), 3)
+            score = round(float(instances.scores[index]), 3)
             rows.append([index + 1, self.predictor.class_names[label], score, *box, areas[index]])
         return rows
 
@@ -254,19 +254,19 @@ class Session:
         config = self.predictor.model.config
         assert isinstance(config, ModelConfig)
         config = replace(config, mask_threshold=self.settings.mask_threshold, rescore_masks=False)
-        found = self.instances
+        instances = self.instances
         sides = zip(image_size, original_size, strict=True)
         scale_y, scale_x = (network / original for network, original in sides)
-        margins = found.proposal_margin.clone()
+        margins = instances.proposal_margin.clone()
         margins[index] /= factor**2
-        boxes = found.boxes * found.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        proposals = Proposals(boxes, found.scores, found.labels, found.proposal_embed, margins)
+        boxes = instances.boxes * instances.boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+        proposals = Proposals(boxes, instances.scores, instances.labels, instances.proposal_embed, margins)
         postprocess = Postprocessor.from_config(config, reference_masks=False)
         (runs,) = postprocess.decode_instances(
             predictions, 0, proposals.select([index]), image_size, original_size
         ).masks.runs
-        masks = [runs if place == index else own for place, own in enumerate(found.masks.runs)]
-        return replace(found, masks=RunMasks(masks, found.masks.frame), proposal_margin=margins)
+        masks = [runs if place == index else old for place, old in enumerate(instances.masks.runs)]
+        return replace(instances, masks=RunMasks(masks, instances.masks.frame), proposal_margin=margins)
 
     def draw_object(self) -> tuple[Pixels, Pixels | None]:
         """Draw the objects, the chosen one with its margin multiplied and a white outline; and its probability map."""

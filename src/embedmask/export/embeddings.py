@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from embedmask.model.head import POSITION_UNIT, Head, TowerMargin
 
 MAX_DETECTIONS = 200
-"""Detections per image up to which this pays: the cells around more of them are about as many as in the pyramid."""
+"""Maximum detections per image: the cells around more of them are about as many as in the whole pyramid."""
 
 
 class Embeddings(nn.Module):
@@ -88,9 +88,9 @@ class Embeddings(nn.Module):
 def once_per_patch(conv: nn.Module) -> nn.Conv2d:
     """Return a 3x3 convolution with the weights of `conv` that computes one value of each 3 x 3 cells."""
     assert isinstance(conv, nn.Conv2d)
-    own = copy.copy(conv)
-    own.stride, own.padding = (3, 3), (0, 0)
-    return own
+    strided = copy.copy(conv)
+    strided.stride, strided.padding = (3, 3), (0, 0)
+    return strided
 
 
 def at(maps: Sequence[Tensor], cells: Tensor) -> Tensor:

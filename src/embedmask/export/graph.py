@@ -69,13 +69,13 @@ class Graph(nn.Module):
             q, s = (at(of, cells).mT for of in (predictions.proposal_embed, predictions.proposal_margin))
         else:  # the exporter leaves out those of all cells
             q, s = self.embeddings(maps[2], predictions.box_ltrb, cells)
-        found = (labels >= 0)[..., None]
-        q, s = torch.where(found, q, 0.0), torch.where(found, s, 0.0)
+        is_detection = (labels >= 0)[..., None]
+        q, s = torch.where(is_detection, q, 0.0), torch.where(is_detection, s, 0.0)
         results = (boxes, scores, labels, q, s, predictions.pixel_embed)
         return (*results, self.log_phi(predictions.pixel_embed, q, s)) if self.dense_masks else results
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Normalize images and pad them with zeros on the right and at the bottom, as `Detector.preprocess`."""
+        """Normalize images and pad them with zeros on the right and at the bottom, like `Detector.preprocess`."""
         pixels = images.float()
         if self.config.channel_order == "bgr":
             pixels = pixels.flip(1)
@@ -111,7 +111,7 @@ class Graph(nn.Module):
             boxes, scores = clip(boxes, scores, height, width, cfg.box_offset)
         ends = boxes.new_tensor([0, 0, cfg.box_offset, cfg.box_offset])
         limit = output_limit(cfg)
-        kept = nms_mask(
+        keep = nms_mask(
             boxes + ends,
             scores,
             labels,
@@ -119,13 +119,13 @@ class Graph(nn.Module):
             threshold=cfg.nms_threshold,
             limit=limit,
         )
-        scores, best = torch.where(kept, scores, -1.0).topk(limit, 1)  # [N, P] -> [N, K]
+        scores, best = torch.where(keep, scores, -1.0).topk(limit, 1)  # [N, P] -> [N, K]
         boxes, labels, cells = (gather_rows(boxes, best), labels.gather(1, best), cells.gather(1, best))
         if not cfg.clip_before_nms:
             boxes, scores = clip(boxes, scores, height, width, cfg.box_offset)
-        found = scores >= 0
-        boxes = torch.where(found[..., None], boxes, 0.0)
-        return boxes, torch.where(found, scores, 0.0), torch.where(found, labels, -1), cells
+        is_detection = scores >= 0
+        boxes = torch.where(is_detection[..., None], boxes, 0.0)
+        return boxes, torch.where(is_detection, scores, 0.0), torch.where(is_detection, labels, -1), cells
 
     def all_candidates(self, predictions: Predictions) -> list[Tensor]:
         """Return the results of `candidates` for all maps, `[N, P]` and `[N, P, 4]`; cells count through all maps."""
@@ -143,7 +143,7 @@ class Graph(nn.Module):
         return [torch.cat(part, 1) for part in zip(*parts, strict=True)]
 
     def candidates(self, predictions: Predictions, level: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Select the best T = `pre_nms_topk` candidates of each of the A maps of a level, as `decode_proposals`.
+        """Select the best T = `pre_nms_topk` candidates of each of the A maps of a level, like `decode_proposals`.
 
         The A anchors are part of the batch, so that the graph is as small as that of one map.
 

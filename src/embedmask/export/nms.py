@@ -18,7 +18,7 @@ def nms_mask(
 
     Args:
         boxes: `[N, P, 4]` xyxy px.
-        scores: `[N, P]`; negative ones are no candidates.
+        scores: `[N, P]`; negative ones are not candidates.
         labels: int64 `[N, P]`, 0..C-1.
         num_classes: C.
         threshold: IoU with a better box above which a box is suppressed.
@@ -28,22 +28,22 @@ def nms_mask(
         bool `[N, P]`.
     """
     # ONNX takes scores per class [N, C, P]: -1 for the classes that a box does not have
-    own = F.one_hot(labels, num_classes).mT.bool()
-    per_class = torch.where(own, scores[:, None], -1.0)
-    kept: Tensor = torch.ops.embedmask.nms(boxes, per_class, threshold, limit)
-    return kept > 0
+    is_class = F.one_hot(labels, num_classes).mT.bool()
+    per_class = torch.where(is_class, scores[:, None], -1.0)
+    keep: Tensor = torch.ops.embedmask.nms(boxes, per_class, threshold, limit)
+    return keep > 0
 
 
 @torch.library.custom_op("embedmask::nms", mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> Tensor:
     """Return 1 for the boxes that NMS keeps, float32 `[N, P]`; `scores` `[N, C, P]` are negative for no candidate."""
-    kept = torch.zeros_like(boxes[..., 0])
+    keep = torch.zeros_like(boxes[..., 0])
     best, labels = scores.max(1)
     for image, (box, score, label) in enumerate(zip(boxes, best, labels, strict=True)):
         rows = (score > 0).nonzero()[:, 0]
-        keep = rows[class_wise_nms(box[rows], score[rows], label[rows], threshold)]
-        kept[image, keep] = 1.0
-    return kept
+        rows_to_keep = rows[class_wise_nms(box[rows], score[rows], label[rows], threshold)]
+        keep[image, rows_to_keep] = 1.0
+    return keep
 
 
 @nms.register_fake
@@ -59,15 +59,15 @@ def translation() -> dict[Any, Any]:
 
     def onnx_nms(boxes: Any, scores: Any, threshold: float, limit: int) -> Any:
         # rows of image, class, box: int64 [S, 3]
-        found = op.NonMaxSuppression(
+        selected = op.NonMaxSuppression(
             boxes,
             scores,
             op.Constant(value_ints=[limit]),
             op.Constant(value_floats=[threshold]),
             op.Constant(value_floats=[0.0]),
         )
-        places = op.Gather(found, op.Constant(value_ints=[0, 2]), axis=1)
-        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(found, start=0, end=1))
+        places = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
+        ones = op.Expand(op.Constant(value_float=1.0), op.Shape(selected, start=0, end=1))
         shape = op.Gather(op.Shape(scores), op.Constant(value_ints=[0, 2]))
         return op.ScatterND(op.ConstantOfShape(shape), places, ones)
 

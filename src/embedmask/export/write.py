@@ -74,7 +74,7 @@ def export_model(
 def onnx_model(model: Detector, *, class_names: Sequence[str], dense_masks: bool = False) -> Any:
     """Return the graph of a model in memory, an `onnx.ModelProto` with the metadata; arguments as in `export_model`.
 
-    The names of its nodes begin with the module that they belong to, as `trunk.head.class_tower.0/conv2d_12`.
+    The names of its nodes begin with the module that they belong to, such as `trunk.head.class_tower.0/conv2d_12`.
     """
     if not isinstance(model, EmbedMask):
         raise BadInput(

@@ -45,7 +45,7 @@ def make_postprocessor(
     Args:
         max_detections: per image; None: that of the config.
         score_threshold: of candidates; None: that of the config.
-        reference_masks: place masks as the config's `mask_frame` says, instead of exactly.
+        reference_masks: place masks by the config's `mask_frame`, instead of exactly.
     """
     make = model_type_of(config).load("postprocessor").from_config
     postprocess: PostProcessing = make(config, max_detections, score_threshold, reference_masks)
@@ -58,7 +58,7 @@ def detect(
 ) -> list[Instances]:
     """Run a network on a preprocessed batch and post-process its output.
 
-    The network casts its own layers; boxes and masks are decoded in float32, also under the caller's autocast.
+    The network casts its own layers; boxes and masks are decoded in float32, even under the caller's autocast.
 
     Args:
         batch: output of `Detector.preprocess`.

@@ -113,13 +113,13 @@ def copy_network(model: Detector, engine: Engine, dtype: torch.dtype) -> Network
     device, reduced = model.mean.device.type, dtype != torch.float32
     # convolutions in reduced precision are faster in this layout
     layout = torch.channels_last if reduced else torch.contiguous_format
-    own = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=layout)
+    copied = copy.deepcopy(model).eval().requires_grad_(False).to(memory_format=layout)
 
     @torch.inference_mode()
     def network(batch: ImageBatch, **options: Any) -> Any:
         images = replace(batch, tensors=batch.tensors.contiguous(memory_format=layout))
         autocast = torch.autocast(device, dtype if reduced else None, enabled=reduced)
         with full_float32(images.tensors.device), autocast:
-            return own(images, **options)
+            return copied(images, **options)
 
     return network

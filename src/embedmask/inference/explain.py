@@ -56,7 +56,7 @@ class Projection:
         centered = values - origin[:, None]
         variances, vectors = torch.linalg.eigh(centered @ centered.T / count)  # ascending: [D], [D, D]
         components = vectors.T.flip(0)[:NUM_COMPONENTS]
-        # an eigenvector has no sign of its own
+        # the sign of an eigenvector is arbitrary
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         components = F.pad(components * largest.sign(), (0, 0, 0, max(NUM_COMPONENTS - dims, 0)))
         shares = F.pad(variances.flip(0)[:NUM_COMPONENTS], (0, max(NUM_COMPONENTS - dims, 0)))
@@ -67,7 +67,7 @@ class Projection:
 
     @classmethod
     def of(cls, pixels: PixelMap) -> Self:
-        """Fit the components to p inside the image: cells of the padding say nothing about it."""
+        """Fit the components to p inside the image, without the cells of the padding."""
         height, width = (-(-side // pixels.stride) for side in pixels.image_size)
         return cls.fit(pixels.embed[:, :height, :width].flatten(1).cpu())
 
@@ -139,7 +139,7 @@ class Explanation:
         return self._sample_phi(cells, chosen, *self._positions(stride, cells.shape[1:]))[0].numpy()
 
     def pixel_probabilities(self, x: int, y: int) -> npt.NDArray[np.float32]:
-        """Return phi of every detection at one pixel of the image, float32 `[R]`; as `probability` there."""
+        """Return phi of every detection at one pixel of the image, float32 `[R]`; the value of `probability` there."""
         cells, stride = self._cells
         row, column = (
             places[at] for places, at in zip(self._positions(stride, cells.shape[1:]), (y, x), strict=True)
@@ -189,9 +189,9 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values: the projection, and score, box and embedding of each detection."""
-        found, projection = self.detections, self.projection
-        assert found.class_id is not None
-        assert found.confidence is not None
+        detections, projection = self.detections, self.projection
+        assert detections.class_id is not None
+        assert detections.confidence is not None
         coordinates = projection.coordinates(self.proposal_embed.T).T.tolist()
         return {
             "components": projection.components.tolist(),
@@ -199,16 +199,16 @@ class Explanation:
             "variance_shares": projection.shares.tolist(),
             "instances": [
                 {
-                    "class": self.class_names[found.class_id[index]],
-                    "score": float(found.confidence[index]),
-                    "box": found.xyxy[index].tolist(),
+                    "class": self.class_names[detections.class_id[index]],
+                    "score": float(detections.confidence[index]),
+                    "box": detections.xyxy[index].tolist(),
                     "proposal_embed": self.proposal_embed[index].tolist(),
                     "proposal_margin": self.proposal_margin[index].tolist(),
                     "margin_distance": float(self.margin_distances[index]),
                     "coordinates": coordinates[index],
                     "color": self.proposal_colors()[index].tolist(),
                 }
-                for index in range(len(found))
+                for index in range(len(detections))
             ],
         }
 
@@ -249,7 +249,7 @@ def sample_map(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     Args:
         values: `[C, h, w]`.
         rows: positions in cells, float64 `[H]`, 0..h - 1.
-        columns: likewise, `[W]`, 0..w - 1.
+        columns: positions in cells, float64 `[W]`, 0..w - 1.
 
     Returns:
         `[C, H, W]`, dtype of `values`.

@@ -62,7 +62,7 @@ class ExportedPostprocessor(Postprocessor):
             )
         if made.score_threshold < exported.least_candidate_threshold * (1 - 2 * SCORE_ROUNDING):
             raise BadInput(
-                f"score threshold: the exported file serves {exported.least_score:.3g} to 1; "
+                f"score threshold: the exported file serves {exported.min_score:.3g} to 1; "
                 "export the model with a lower candidate_threshold"
             )
         return made
@@ -105,8 +105,8 @@ def exported_network(
                 name: torch.from_numpy(value).to(batch.tensors.device) for name, value in outputs.items()
             }
             for row in range(len(rows)):
-                found = named["labels"][row] >= 0
-                columns = (named[name][row][found] for name in ("boxes", "scores", "labels", "q", "s"))
+                is_detection = named["labels"][row] >= 0
+                columns = (named[name][row][is_detection] for name in ("boxes", "scores", "labels", "q", "s"))
                 results.proposals.append(Proposals(*columns))
                 results.pixel_embed.append(named["p"][row])
         return results

@@ -102,13 +102,13 @@ def as_image(
         if isinstance(source, (str, Path))
         else getattr(source, "filename", getattr(source, "name", ""))
     )
-    own = str(path or name)
-    content = source if isinstance(source, (str, Path, bytes, Image.Image)) else _read_bytes(source, own)
+    label = str(path or name)
+    content = source if isinstance(source, (str, Path, bytes, Image.Image)) else _read_bytes(source, label)
 
     def notice(line: str) -> None:
-        warnings.warn(f"{own}: {line}", UnreadPages, stacklevel=2)
+        warnings.warn(f"{label}: {line}", UnreadPages, stacklevel=2)
 
-    return read_image(content, name=own, any_size=any_size, options=options, notice=notice)
+    return read_image(content, name=label, any_size=any_size, options=options, notice=notice)
 
 
 def open_image(source: ImageSource, name: str, *, tiled: bool, options: ReadOptions) -> Tensor | Slide:

@@ -44,7 +44,7 @@ class Postprocessor:
         """Return the post-processing of a model's config, which also holds the values that are None.
 
         Args:
-            reference_masks: place masks as the config's `mask_frame` says, to reproduce published figures; False:
+            reference_masks: place masks by the config's `mask_frame`, to reproduce published figures; False:
                 exactly, as `Predictor` and `embedmask eval` do.
         """
         return cls(

@@ -37,9 +37,9 @@ BATCH_SIZE = {"cuda": 8}
 CPU_BATCH_PIXELS = 2**18
 """Maximum pixels of a batch on a CPU; larger batches leave its cache and take longer per image."""
 WINDOW = 4
-"""Batches of images to buffer while collecting images of one frame ..."""
+"""Maximum batches of images to buffer while collecting images of one frame."""
 WINDOW_BYTES = 2**28
-"""... up to this total size."""
+"""Maximum total size of the buffered images, bytes."""
 
 
 class Options(TypedDict, total=False):

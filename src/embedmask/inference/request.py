@@ -67,8 +67,8 @@ def postprocessor_of_request(
 ) -> PostProcessing:
     """Build the post-processing of a request; masks are placed exactly.
 
-    The requested threshold applies to final scores. It raises the threshold of candidates only as far as no result is
-    lost.
+    The requested threshold applies to final scores. It raises the threshold of candidates only as far as this
+    loses no result.
 
     Args:
         score_threshold: smallest requested threshold; None: that of the config.

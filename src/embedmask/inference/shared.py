@@ -1,4 +1,4 @@
-"""`Shared`: the methods by which a predictor travels over the Hugging Face Hub."""
+"""`Shared`: methods that load and share a predictor through the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ class Shared:
 
         See `weights.sharing.push_to_hub` for the arguments and errors.
         """
-        own = {"class_names": self.class_names, **contents}
-        return sharing.push_to_hub(self.model, name, private=private, token=token, **own)
+        contents = {"class_names": self.class_names, **contents}
+        return sharing.push_to_hub(self.model, name, private=private, token=token, **contents)

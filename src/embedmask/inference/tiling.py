@@ -76,10 +76,10 @@ def tiled_instances(
     the overlap, through any number of tiles. Memory grows with the outlines of the objects, time with their number.
 
     Args:
-        image: uint8 `[3, H, W]`. The tiles of a slide are read one batch at a time, and those of a single color, as
-            the background of many slides, are left out.
+        image: uint8 `[3, H, W]`. The tiles of a slide are read one batch at a time, and those of a single color, such
+            as the background of many slides, are left out.
         detect: returns the instances of each tile of a batch in the frame of the tile. The tiles are uint8 `[3, h, w]`
-            of one size and share the memory of `image`. They are resized like whole images, as the model's config says.
+            of one size and share the memory of `image`. They are resized like whole images, by the model's config.
         tile: side of a tile, px; a smaller image limits it.
         overlap: minimum overlap of neighboring tiles, px. Evenly spaced tiles may overlap by more, also with 0; pieces
             are joined where they do.
@@ -307,7 +307,7 @@ def _is_best(values: npt.NDArray[np.float64], places: Ints) -> Bools:
 
 
 def _without_covered(pieces: _Pieces, pairs: _Overlaps, keep: Bools, may_cover: Bools, share: float) -> Bools:
-    """Drop each piece of which better pieces of one tile, themselves kept, cover more than `share`.
+    """Drop each piece of which kept, better pieces of one tile cover more than `share`.
 
     Args:
         keep: pieces to choose from, bool `[P]`.
@@ -321,10 +321,10 @@ def _without_covered(pieces: _Pieces, pairs: _Overlaps, keep: Bools, may_cover: 
     edges = np.flatnonzero(may_cover)
     # best pieces first, as in NMS: when a piece is decided, all better ones are
     edges = edges[pieces.rank[pairs.one[edges]].argsort(kind="stable")]
-    for row, own in groupby(edges.tolist(), key=lambda edge: int(pairs.one[edge])):
+    for row, covering in groupby(edges.tolist(), key=lambda edge: int(pairs.one[edge])):
         # sum by tile, because pieces of different tiles may cover the same pixels
         covered: Counter[int] = Counter()
-        for edge in own:
+        for edge in covering:
             other = pairs.other[edge]
             covered[int(pieces.tiles[other])] += int(pairs.common[edge]) * bool(keep[other])
             area = pairs.area[edge]  # of the whole piece, so it is the same for all edges

@@ -19,8 +19,8 @@ MAX_SIDE = 64.0
 class AlignedHead(Head):
     """Anchor-free head for task-aligned assignment (TOOD, arXiv 2108.07755), with the towers of FCOS.
 
-    Sides are exponentials as in the first version of FCOS. A ReLU, whose box may be empty, has neither an alignment nor
-    a gradient of its IoU there.
+    Sides are exponentials, as in the first version of FCOS. With a ReLU a box may be empty, and its alignment and the
+    gradient of its IoU are then zero.
     """
 
     def make_box_layers(self, cfg: ModelConfig) -> None:

@@ -12,7 +12,7 @@ from embedmask.model.layers import conv3x3
 
 
 class AnchorHead(Head):
-    """RetinaNet with GroupNorm in its towers, as torchvision's `retinanet_resnet50_fpn_v2`."""
+    """RetinaNet with GroupNorm in its towers, like torchvision's `retinanet_resnet50_fpn_v2`."""
 
     anchors: Tensor
 

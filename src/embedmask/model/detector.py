@@ -23,7 +23,7 @@ class Detector(nn.Module):
     Attributes:
         config: config of the model, with the backbone's own values filled in, as it is saved with the weights.
         backbone: returns feature maps from `finest_stride` to stride 32.
-        float32_only: whether the network has no other precision.
+        float32_only: whether the network supports float32 only.
     """
 
     float32_only: ClassVar[bool] = False
@@ -65,12 +65,14 @@ class Detector(nn.Module):
 def with_backbone_defaults(config: DetectorConfig, backbone: Backbone) -> DetectorConfig:
     """Replace None in `image_mean`, `image_std` and `backbone_norm_eps` by the backbone's own values."""
     order = -1 if config.channel_order == "bgr" else 1
-    own: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "image_mean": backbone.image_mean[::order],
         "image_std": backbone.image_std[::order],
         "backbone_norm_eps": backbone.norm_eps,
     }
-    return replace(config, **{name: value for name, value in own.items() if getattr(config, name) is None})
+    return replace(
+        config, **{name: value for name, value in defaults.items() if getattr(config, name) is None}
+    )
 
 
 def padded_size_of(sizes: Sequence[Size]) -> Size:

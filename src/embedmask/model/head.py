@@ -43,9 +43,11 @@ class Head(nn.Module):
         self.centerness: nn.Module | None = None
         self.make_box_layers(cfg)
         self.pixel_branch = make_pixel_branch(cfg)
-        own = cfg.cluster_center == "proposal"
-        self.proposal_reduce = reduction(cfg) if own else nn.Identity()
-        self.proposal_embed = conv3x3(width, num_anchors * cfg.embed_dim, float32=True) if own else None
+        from_proposal = cfg.cluster_center == "proposal"
+        self.proposal_reduce = reduction(cfg) if from_proposal else nn.Identity()
+        self.proposal_embed = (
+            conv3x3(width, num_anchors * cfg.embed_dim, float32=True) if from_proposal else None
+        )
         scale = Scale() if cfg.coordinate_scale == "learned" else nn.Identity()
         self.position_scale = scale if cfg.coordinates else None
         self.margin = make_margin(cfg, num_anchors)

@@ -30,7 +30,7 @@ class MaskRCNN(Detector):
 
     `rpn` and `roi_heads` are torchvision's. Their class 0 is the background, so this class adds 1 to labels on the way
     in and subtracts 1 on the way out. Under autocast only the convolutions run in reduced precision: torchvision would
-    decode boxes in it too, and bfloat16 has whole pixels up to 256 only.
+    also decode boxes in it, and bfloat16 represents whole pixels only up to 256.
     """
 
     config: MaskRCNNConfig

@@ -56,7 +56,7 @@ class Plane:
         count = layer.ndim - 2
         place = layer.world_to_data(point[len(point) - layer.ndim :])[:count]
         shown = zip(place, data.shape[:count], strict=True)
-        index = tuple(min(max(round(float(own)), 0), size - 1) for own, size in shown)
+        index = tuple(min(max(round(float(position)), 0), size - 1) for position, size in shown)
         scale, translate = layer.scale[-2:].tolist(), layer.translate[-2:].tolist()
         return cls(data, index, layer.rgb, layer.name, tuple(scale), tuple(translate))
 
@@ -142,11 +142,11 @@ def embedding_layer(pixels: PixelMap, size: Size, plane: Plane) -> LayerData:
     projection = Projection.of(pixels)
     colors = projection.colors(projection.coordinates(pixels.embed[:, :height, :width].cpu()))
     # px of the image per cell
-    factors = [pixels.stride * own / net for own, net in zip(size, pixels.image_size, strict=True)]
-    scale = [own * factor for own, factor in zip(plane.scale, factors, strict=True)]
+    factors = [pixels.stride * side / net for side, net in zip(size, pixels.image_size, strict=True)]
+    scale = [value * factor for value, factor in zip(plane.scale, factors, strict=True)]
     # the center of cell i is pixel (i + 0.5) * factor - 0.5, because napari's pixels have their centers at integers
-    shift = [own * (factor - 1) / 2 for own, factor in zip(plane.scale, factors, strict=True)]
-    translate = [own + by for own, by in zip(plane.translate, shift, strict=True)]
+    shift = [value * (factor - 1) / 2 for value, factor in zip(plane.scale, factors, strict=True)]
+    translate = [value + by for value, by in zip(plane.translate, shift, strict=True)]
     options = {"name": f"{plane.name} embedding", "rgb": True, "scale": scale, "translate": translate}
     options["metadata"] = {RESULT: True}
     return colors, options, "image"

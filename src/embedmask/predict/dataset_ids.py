@@ -74,7 +74,7 @@ def existing_splits(folder: Path) -> list[Split]:
     """Return the splits that the data set has.
 
     Raises:
-        BadInput: It has none.
+        BadInput: The data set has no splits.
     """
     existing: list[Split] = []
     for split in SPLITS:

@@ -1,4 +1,4 @@
-"""Export of masks as GeoJSON, as QuPath reads it."""
+"""Export of masks as GeoJSON for QuPath."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Journal:
 
         def results() -> Iterator[Row]:
             nonlocal num_objects
-            for source, row in ((own, row) for own in sources for row in self.rows(own)):
+            for source, row in ((each, row) for each in sources for row in self.rows(each)):
                 detections = row.pop("results")
                 num_objects += len(detections)
                 image_id = len(images) + 1 if ids is None else ids.images[source.name]

@@ -59,11 +59,11 @@ def measure(masks: RunMasks, image: Tensor | Slide) -> Iterator[tuple[int, tuple
     for index in np.flatnonzero(boxes[:, 2] > boxes[:, 0]).tolist():
         blocks.setdefault((boxes[index, 1] // BLOCK, boxes[index, 0] // BLOCK), []).append(index)
     for members in blocks.values():
-        own = boxes[members]
-        (left, top), (right, bottom) = own[:, :2].min(0).tolist(), own[:, 2:].max(0).tolist()
+        block_boxes = boxes[members]
+        (left, top), (right, bottom) = block_boxes[:, :2].min(0).tolist(), block_boxes[:, 2:].max(0).tolist()
         # [3, h, w] -> [h, w, 3]
         pixels = image[:, top:bottom, left:right].permute(1, 2, 0).numpy()
-        for index, (x1, y1, x2, y2) in zip(members, own.tolist(), strict=True):
+        for index, (x1, y1, x2, y2) in zip(members, block_boxes.tolist(), strict=True):
             mask = masks.window(index, (x1, y1, x2, y2)).astype(np.uint8)
             inside = pixels[y1 - top : y2 - top, x1 - left : x2 - left]
             region = regions(mask, inside)[0]

@@ -112,7 +112,7 @@ def rings(mask: Bools) -> list[Points]:
     y, x = np.nonzero(nw ^ ne ^ sw ^ se | diagonal)
     twice = 1 + diagonal[y, x]
     y, x = np.repeat(y, twice), np.repeat(x, twice)
-    # the first of two corners ends the edge from the left; it ends the edge from above, too, if nw and se are inside
+    # the first of two corners ends the edge from the left; it also ends the edge from above if nw and se are inside
     second = np.append(False, (y[1:] == y[:-1]) & (x[1:] == x[:-1]))[: len(y)]
     below = second ^ (diagonal & ne)[y, x]
     # corners are sorted by row, so corners 2 k and 2 k + 1 are the ends of a horizontal edge: i ^ 1 is the other end.

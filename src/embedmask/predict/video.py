@@ -72,7 +72,7 @@ class VideoReader:
                 stream.thread_type = "AUTO"
                 for frame in container.decode(stream):
                     self.times.append(self._time(frame))
-                    # quarter turns only: players ignore any other rotation, too
+                    # quarter turns only: players also ignore any other rotation
                     turns, rest = divmod(frame.rotation, 90)
                     pixels = np.rot90(frame.to_ndarray(format="rgb24"), 0 if rest else turns)
                     yield torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
@@ -233,7 +233,7 @@ def _video_stream(container: InputContainer) -> Any:
     """Return the video stream.
 
     Raises:
-        ValueError: The file has none.
+        ValueError: The file has no video stream.
     """
     stream = container.streams.best("video")
     if stream is None:

@@ -174,7 +174,7 @@ class Worker:
             write_classes(self.settings.format, self.out, self.predictor.class_names)
             counts = self.journal.merge(done, self.predictor.class_names, ids)
         return counts, "" if counts[1] else best_score_hint(
-            self.stream, self.predictor.model.config.least_score, done
+            self.stream, self.predictor.model.config.min_score, done
         )
 
     def _blocks(self, images: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
@@ -278,25 +278,25 @@ def describe_break(video: VideoReader, source: Source) -> str | None:
 
 
 def best_score_hint(
-    stream: Callable[..., Iterator[ImageResult]], least: float, done: Sequence[Source]
+    stream: Callable[..., Iterator[ImageResult]], min_score: float, done: Sequence[Source]
 ) -> str:
     """Return a line with the best score in the first images of a run without detections; empty without images.
 
     Args:
         stream: `predict_stream` with the settings of the run, so that images are read and tiled alike.
-        least: Lowest score that the model serves.
+        min_score: Lowest score that the model serves.
     """
     images = [source.path for source in done if not source.is_video][:HINT_IMAGES]
     if not images:
         return ""
-    results = stream(images, score_threshold=least, max_detections=1)
+    results = stream(images, score_threshold=min_score, max_detections=1)
     scores = [
         (float(result.instances.scores[0]), path)
         for path, result in zip(images, results, strict=True)
         if result.instances is not None and len(result.instances)
     ]
     if not scores:
-        served = f" from {least:.2g} on" if least else ""
+        served = f" from {min_score:.2g} on" if min_score else ""
         return f"the first {len(images)} images have no candidates at any score{served}"
     score, path = max(scores)
     scope = f" in {len(images)} of {len(done)}" if len(images) < len(done) else ""

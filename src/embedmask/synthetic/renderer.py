@@ -1,7 +1,7 @@
 """Renderer of synthetic images: textured shapes that occlude each other, with exact masks of their visible parts.
 
-Thin, concave and holed classes, so that boxes alone do not determine the masks. Each class has a range of hues, but
-some of its objects have any color: the outline decides, not the color.
+Classes are thin or concave or have holes, so that boxes alone do not determine the masks. Each class has a range of
+hues, but some of its objects have any color: the outline decides, not the color.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ ANY_SCALE_SHARE = 0.1
 """Share of objects whose size is uniform on a logarithmic scale; the others are mostly large."""
 EMPTY_SHARE = 0.03
 """Share of images without objects."""
-NEIGHBOUR_SHARE = 0.4
+NEIGHBOR_SHARE = 0.4
 """Share of objects that are placed next to another one, so that many touch and occlude each other."""
 FAMILY_SHARE = 0.9
 """Share of objects with a color from the hues of their class."""
 MIN_VISIBLE_PIXELS = 16
 MIN_VISIBLE_SHARE = 0.4
-"""Objects of which less is visible are not painted, so that every painted object is annotated."""
+"""Minimum visible part of an object; others are not painted, so that every painted object is annotated."""
 
 # Outlines: signed distance to the outline, px, negative inside, at (x, y) px in the object's rotated frame.
 
@@ -201,7 +201,7 @@ def _sample_shapes(size: int, rng: Rng) -> list[Shape]:
         scale = rng.random() if rng.random() < ANY_SCALE_SHARE else rng.random() ** 0.2
         radius = MIN_RADIUS * (max_radius / MIN_RADIUS) ** scale
         x, y = (rng.uniform(0.5 * radius, size - 0.5 * radius) for _ in range(2))
-        if places and rng.random() < NEIGHBOUR_SHARE:
+        if places and rng.random() < NEIGHBOR_SHARE:
             # close enough to an earlier object for the two to overlap
             near_x, near_y, near_radius = places[rng.integers(len(places))]
             angle, gap = rng.uniform(0, 2 * math.pi), (radius + near_radius) * rng.uniform(0.4, 0.9)

@@ -272,7 +272,7 @@ class StopAfter(Callback):
 class EvaluationPause(Callback):
     """Delay evaluations, due each `every` epochs, until `minutes` have passed since the last one, or since the start.
 
-    The evaluation at the end of the training is not affected: `fit` runs it where the last weights have none.
+    The evaluation at the end of the training is not affected: `fit` runs it if the last weights were not evaluated.
     """
 
     def __init__(self, minutes: float, every: int) -> None:

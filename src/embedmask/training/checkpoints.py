@@ -95,7 +95,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                # torch's zip writer masks the OSError with an assertion of its own
+                # torch's zip writer masks the OSError with its own assertion
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 

@@ -68,7 +68,7 @@ def run_dry(
         The estimated time and memory of the whole run.
 
     Raises:
-        BadInput: `train` would fail too: on the data, recipe, folder, device memory or disk space.
+        BadInput: `train` would also fail: on the data, recipe, folder, device memory or disk space.
         TrainingStopped: a loss is not finite.
     """
     if out is not None:
@@ -123,7 +123,7 @@ def check_disk_space(folder: Path, out: Path | None) -> None:
     """Check that the disk of `out` has room for the files of `folder`.
 
     Raises:
-        BadInput: it has not.
+        BadInput: there is not enough room.
     """
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     # an atomic write holds the old and the new file: the largest one counts twice. `folder` lies on the same disk and
@@ -245,9 +245,9 @@ class Stopwatch(Callback):
         computing = sum(self.batches[-config.accumulate :])
         workers = choose_workers(config.workers)
         loading = config.accumulate * splits.load_seconds
-        steps_an_epoch = math.ceil(splits.batches / config.accumulate)
-        steps = config.max_steps or steps_an_epoch * (config.epochs or 0)
-        evaluations = math.ceil(math.ceil(steps / steps_an_epoch) / config.eval_every)
+        steps_per_epoch = math.ceil(splits.batches / config.accumulate)
+        steps = config.max_steps or steps_per_epoch * (config.epochs or 0)
+        evaluations = math.ceil(math.ceil(steps / steps_per_epoch) / config.eval_every)
         # worker processes load while the device computes
         step_seconds = max(computing, loading / workers) if workers else computing + loading
         if config.eval_minutes is not None:

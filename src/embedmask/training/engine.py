@@ -108,7 +108,7 @@ def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise BadInput(
-            f"out of memory with {config.batch_size} images in {config.accumulate} part(s) a step: set "
+            f"out of memory with {config.batch_size} images in {config.accumulate} part(s) per step: set "
             f"--train.accumulate {2 * config.accumulate} to halve it, or lower --train.batch_size or the image size "
             f"in the data section ({str(error).split('. ')[0]})"
         ) from error

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     """Return the parameter groups of the optimizer: weights, biases and norms, without empty groups.
 
     As in the authors' code, every parameter with "bias" in its name is a bias. With `norm_weight_decay` the weights
-    of normalization layers form a group of their own. Frozen parameters are left out.
+    of normalization layers form a separate group. Frozen parameters are left out.
     """
     weights: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []

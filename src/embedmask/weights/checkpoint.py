@@ -204,7 +204,7 @@ def file_form(path: Path) -> Literal["safetensors", "torch", "pickle"] | None:
             start = file.read(len(TORCH_PICKLE))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error})") from None
-    # safetensors: 8 bytes of header length, then JSON. Tested first, since the length may begin with 0x80, too
+    # safetensors: 8 bytes of header length, then JSON. Tested first, since the length may also begin with 0x80
     if start[8:9] == b"{":
         return "safetensors"
     if start.startswith((b"PK\x03\x04", TORCH_PICKLE)):

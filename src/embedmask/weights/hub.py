@@ -19,7 +19,7 @@ TIMEOUT = 5.0
 
 
 def is_hub_name(name: str) -> bool:
-    """Return whether a name has the form `user/model`, and is no path of a file: of another suffix or folder."""
+    """Return whether a name has the form `user/model` and not that of a path: a file's suffix, or a folder `user`."""
     owner, _, model = name.partition("/")
     is_file = FILE_SUFFIX.fullmatch(Path(model).suffix) is not None
     return NAME.fullmatch(name) is not None and not is_file and not Path(owner).is_dir()

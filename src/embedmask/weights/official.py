@@ -22,7 +22,7 @@ from embedmask.weights.checkpoint import read_torch_file, save, without_prefix
 CAFFE_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 """Mean of the first repository, for BGR pixels 0..255; the standard deviation is 1."""
 DETECTRON_MEAN_BGR = (103.53, 116.28, 123.675)
-"""Mean of the second repository, likewise."""
+"""Mean of the second repository, for BGR pixels 0..255; the standard deviation is 1."""
 
 # names of the first repository, of both, and of the second; FPN and ResNet blocks are in `_our_name`
 PATTERNS: tuple[tuple[str, str], ...] = (
@@ -56,9 +56,9 @@ JOINED = (
     ("proposal_head.{}_margin_head", ("spatial", "free"), "head.margin.conv"),
     ("pixel_head.{}_embed_head", ("spatial", "free"), "head.pixel_branch.embed"),
 )
-"""Convolutions that since 2021 are split into two spatial dims, first, and the others; here each is one."""
+"""Convolutions that the authors' code splits since 2021: two spatial dims, then the others; here each pair is one."""
 REDUCTIONS = ("proposal_head.embed_conv.", "proposal_head.margin_conv.")
-"""1x1 convolutions of the second repository's proposal head `Conv1_Conv3`; `Conv3` has none."""
+"""1x1 convolutions of the second repository's proposal head `Conv1_Conv3`, which `Conv3` lacks."""
 COCO_CLASSES = 80
 UNUSED = ("mask_pred._iter", "mask_pred.sizes_of_interest")
 """Buffers of the second repository that are dropped: a step counter, and unused constants."""

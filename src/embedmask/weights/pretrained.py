@@ -33,7 +33,7 @@ OPTIONAL = ("image_mean", "image_std", "backbone_norm_eps")
 INPUT = ("channel_order", "stride_in_1x1", *OPTIONAL)
 """Settings that change the output of the same weights."""
 RANDOM: Mapping[str, Any] = {"backbone_norm": "batch", "frozen_stages": 0}
-"""Settings of random weights, none of which must be frozen."""
+"""Settings of random weights, which must not be frozen."""
 SETTINGS = (*INPUT, *RANDOM)
 """Settings that initial weights may change."""
 
@@ -121,7 +121,7 @@ def read_backbone_file(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str
     path = Path(path)
     if not path.is_file():
         raise missing_weights_error(
-            path, "; timm's weights are selected by --model.backbone, as resnet50.tv_in1k"
+            path, "; timm's weights are selected by --model.backbone, such as resnet50.tv_in1k"
         )
     form = file_form(path)
     if form == "safetensors":
@@ -155,10 +155,10 @@ def _copy_tensors(backbone: Backbone, tensors: Weights, source: str) -> str:
     # key -> (name, tensor) of the whole timm model with its classifier, of the file, and key -> name of the backbone
     expected = {_key(name): (name, value) for name, value in full.items()}
     source_tensors = {_key(name): (name, value) for name, value in tensors.items()}
-    own = {_key(name): name for name in backbone.body.state_dict()}
+    names = {_key(name): name for name in backbone.body.state_dict()}
     problem = f"{source}: not weights of {backbone.name}"
-    # with matching by order the classifier must fit, too, since it confirms the order
-    for key in expected if ordered else own:
+    # when matched by order, the classifier must also fit, since it confirms the order
+    for key in expected if ordered else names:
         name, value = expected[key]
         if key not in source_tensors and not name.endswith(COUNTER):
             raise BadInput(f"{problem}: tensor {name!r} {list(value.shape)} is missing")
@@ -166,13 +166,13 @@ def _copy_tensors(backbone: Backbone, tensors: Weights, source: str) -> str:
             raise BadInput(f"{problem}: tensor {name!r} is {list(shape)}, expected {list(value.shape)}")
     for name, value in (source_tensors[key] for key in source_tensors if key not in expected):
         raise BadInput(f"{problem}: unexpected tensor {name!r} {list(value.shape)}")
-    matching = {own[key]: source_tensors[key][1] for key in own if key in source_tensors}
+    matching = {names[key]: source_tensors[key][1] for key in names if key in source_tensors}
     backbone.body.load_state_dict(matching, strict=False)
-    missing = [name for name in own.values() if name not in matching]
-    rest = (name for key, (name, _) in expected.items() if key in source_tensors and key not in own)
+    missing = [name for name in names.values() if name not in matching]
+    rest = (name for key, (name, _) in expected.items() if key in source_tensors and key not in names)
     unused = [name for name in rest if not name.endswith(COUNTER)]
     return (
-        f"backbone {backbone.name}: {len(own) - len(missing)} of {len(own)} tensors from {source}"
+        f"backbone {backbone.name}: {len(names) - len(missing)} of {len(names)} tensors from {source}"
         f"{', matched by their order' if ordered else ''}; missing: {name_some(missing, 4) or 'none'}; "
         f"not used: {name_some(unused, 4) or 'none'}"
     )

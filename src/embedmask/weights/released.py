@@ -14,8 +14,8 @@ def find_weights(path: str | Path) -> Path:
     """Return the path of a weights file.
 
     Args:
-        path: a file; else a folder with a `model.safetensors`, as training writes; else the name of a bundled model, as
-            `nuclei`; else a model of the Hugging Face Hub, `user/model`, which is downloaded once.
+        path: a file; else a folder with a `model.safetensors`, as training writes; else the name of a bundled model
+            such as `nuclei`; else a model of the Hugging Face Hub, `user/model`, which is downloaded once.
 
     Raises:
         BadInput: there is none of these; the message lists the bundled models, or has the reason of the hub.

@@ -43,7 +43,7 @@ def save_pretrained(
         name: of the model in the card, `user/model`; None: that of the folder.
         metrics: content of a `metrics.json`, or of the file of `embedmask eval --json`.
         dataset: name of the data that the metrics were measured on, required with `metrics`.
-        license: of the weights, by the hub's identifiers, as `apache-2.0`; None: not stated.
+        license: of the weights, by the hub's identifiers, such as `apache-2.0`; None: not stated.
 
     Raises:
         BadInput: `metrics` without `dataset`, a wrong number of class names, or the folder cannot be written.
