@@ -201,7 +201,7 @@ def training_facts(run: Path) -> Results:
     }
 
 
-def seconds_an_image(
+def seconds_per_image(
     predictors: Mapping[str, Predictor],
     thresholds: Mapping[str, float],
     dataset: CocoInstances,
@@ -248,7 +248,7 @@ def compare_times(data: Path, files: Mapping[str, Path], rows: Mapping[str, Resu
     dataset = CocoInstances.open(data, "val", image_filter=first["where"])
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
     thresholds = {name: rows[name]["score_threshold"] for name in files}
-    seconds = seconds_an_image(predictors, thresholds, dataset)
+    seconds = seconds_per_image(predictors, thresholds, dataset)
     reference = next(iter(seconds.values()))
     return {
         "seconds": seconds,

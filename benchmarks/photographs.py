@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from detectors import BASELINE, minutes_text, recipe_of, train_or_resume
-from nuclei import memory, seconds_an_image
+from nuclei import memory, seconds_per_image
 from nuclei_page import around_marks
 from reporting import table
 from table2 import cell_text
@@ -63,7 +63,7 @@ METRICS = {
     "boundary/AP": "boundary AP",
     "bbox/AP": "box AP",
 }
-COSTS = ("core minutes", "parameters", "CPU ms an image", "peak MB")
+COSTS = ("core minutes", "parameters", "CPU ms per image", "peak MB")
 
 
 def recipe(detector: str, seed: int, pretrained: Path | None, steps: int | None = None) -> Recipe:
@@ -111,14 +111,14 @@ def run(folder: Path, data: Path, recipes: dict[str, Recipe]) -> None:
 
 
 def measure_speed(folder: Path, data: Path, models: Sequence[str]) -> None:
-    """Write CPU milliseconds an image and memory of the models of seed 0 to `speed.json`."""
+    """Write CPU milliseconds per image and memory of the models of seed 0 to `speed.json`."""
     if (folder / "speed.json").exists():
         return
     files = {name: folder / f"{name}_0" / "model.safetensors" for name in models}
     dataset = CocoInstances.open(data, "val")
     thresholds = {name: load_checkpoint(path).config.score_thresholds()[0] for name, path in files.items()}
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
-    seconds = seconds_an_image(predictors, thresholds, dataset, clock=time.process_time)
+    seconds = seconds_per_image(predictors, thresholds, dataset, clock=time.process_time)
     result = {
         "cpu_ms": {name: 1000 * value for name, value in seconds.items()},
         "memory_mb": {name: memory(path, dataset, thresholds[name]) for name, path in files.items()},

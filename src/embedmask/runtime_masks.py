@@ -20,12 +20,12 @@ Threshold = float | Sequence[float] | Mapping[str, float]
 
 
 class BadFile(ValueError):
-    """Error in a file or value of the user: one line with the item and the fix."""
+    """Error in user input. The message is one line naming the item and the fix."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that a decoder needs beside the outputs of the graph.
+    """Settings that the decoder needs in addition to the graph's outputs.
 
     Attributes:
         class_names: name of each label.
@@ -38,7 +38,7 @@ class Settings:
         candidate_threshold, nms_threshold: applied within the graph, to the class score, or with `root` to the product.
         max_detections: results per image.
         outputs: K.
-        rescore: multiply scores by the agreement of mask and box, see `rescore`.
+        rescore: multiply scores by the agreement of mask and box, see `rescored`.
         mask_threshold: phi above which a pixel belongs to a mask.
         interpolation: `prob` and `log_prob` resize phi or log phi from the grid of p, upsampled by `upsampling`, inside
             the box; `aligned` resizes phi from the grid of p itself, whose cells lie at y s + s // 2.

@@ -191,7 +191,7 @@ def test_models_run_on_each_image_in_turn(data: Path) -> None:
         )
 
     both = {"a": predictor("a"), "b": predictor("b")}
-    seconds = nuclei.seconds_an_image(both, {"a": 0.4, "b": 0.2}, CocoInstances.open(data, "val"))
+    seconds = nuclei.seconds_per_image(both, {"a": 0.4, "b": 0.2}, CocoInstances.open(data, "val"))
     assert shown == [("a", 0.4), ("b", 0.2)] * 6  # the first image twice
     assert list(seconds) == ["a", "b"]
 
@@ -247,7 +247,7 @@ def test_page_shows_every_row_and_keeps_text_by_hand(
     milliseconds = 1000 * times["seconds"]["Mask R-CNN"]
     assert f"| Mask R-CNN | {milliseconds:.0f} | {ratio:.2f} | 100 | 321 |" in beside
     assert "Star, in a process of its own with TensorFlow 2.21.0: 61 ms of CPU time" in beside
-    assert "| All kinds | " not in beside.partition("ms an image")[2]  # was not timed
+    assert "| All kinds | " not in beside.partition("ms per image")[2]  # was not timed
     shown = [line.partition("](")[2].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(shown) == 3 + 4 + 1  # charts, four images are all there are, the close look
     for name in shown:

@@ -36,7 +36,7 @@ OBJECT = as_annotation(1, 1, 2, square(10))
     [
         ((2, square(10)), "correct", 1),
         ((2, square(15)), "correct", 1),  # IoU 0.6
-        ((2, square(20)), "localisation", 1),  # 1/3
+        ((2, square(20)), "localization", 1),  # 1/3
         ((2, square(29)), "background", None),  # 1/39
         ((3, square(10)), "classification", 1),
         ((3, square(20)), "both", None),
@@ -112,7 +112,7 @@ def test_correction_never_lowers_ap50(error: str) -> None:
     ("error", "result"),
     [
         ("classification", (3, square(100))),
-        ("localisation", (2, square(110))),
+        ("localization", (2, square(110))),
         ("duplicate", (2, square(12))),
         ("background", (2, square(70))),
         ("both", (3, square(110))),

@@ -211,7 +211,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
 
     @property
     def has_annotations(self) -> bool:
-        """Return whether the split has annotations. COCO's test sets come without; its server has them."""
+        """Return whether the split has annotations. COCO's test sets have none; only the evaluation server has them."""
         return not self.annotations_file.name.startswith(IMAGE_INFO)
 
     @property

@@ -33,7 +33,7 @@ FORMATS: dict[Format, str] = {
 TILE = 1536
 """Default side of tiles, px, of models that do not resize images."""
 START = "Drop an image, or choose an example."
-HINT = "Click an object: its probability map, its margin, its embedding among the others."
+HINT = "Click an object to see its probability map, its margin, and its embedding relative to the others."
 PROGRESS = gr.Progress()
 Update = dict[Any, Any]
 """Component -> new value."""

@@ -3,13 +3,13 @@
 Results are matched by mask IoU in descending score, as in AP50: a result is correct if its IoU with an unmatched
 object of its class is at least 0.5. Any other result gets the first error type that applies:
 
-- localisation: IoU at least 0.1 and below 0.5 with an object of its class;
+- localization: IoU at least 0.1 and below 0.5 with an object of its class;
 - classification: IoU at least 0.5 with an object of another class;
 - duplicate: IoU at least 0.5 with an object of its class that a higher-scoring result has matched;
 - both: IoU at least 0.1 and below 0.5 with an object of another class;
 - background: IoU below 0.1 with every object.
 
-An object is missed if no result is correct for it or has it as the target of a localisation or classification error.
+An object is missed if no result is correct for it or has it as the target of a localization or classification error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from embedmask.evaluation.overlap import Overlaps, mask_ious
 from embedmask.evaluation.thresholds import Thresholds, is_decided
 
 Record = dict[str, Any]
-ErrorType = Literal["classification", "localisation", "both", "duplicate", "background", "missed"]
+ErrorType = Literal["classification", "localization", "both", "duplicate", "background", "missed"]
 Outcome = Literal["correct", "ignored"] | ErrorType
 """Of a result; "ignored" lies inside a crowd and counts neither for nor against the model."""
 ERROR_TYPES: tuple[ErrorType, ...] = (
-    "localisation",
+    "localization",
     "classification",
     "duplicate",
     "both",
@@ -50,7 +50,7 @@ class MatchedPrediction:
     """Outcome of one result.
 
     Attributes:
-        target: id of the object that it matches, correctly or with a localisation or classification error; else None.
+        target: id of the object that it matches, correctly or with a localization or classification error; else None.
     """
 
     category: int
@@ -156,7 +156,7 @@ def _classify(
     own_iou, own = _best(ious, same & ~crowd)
     other_iou, other = _best(ious, ~same & ~crowd)
     if BACKGROUND <= own_iou < FOREGROUND:
-        return "localisation", own
+        return "localization", own
     if other_iou >= FOREGROUND:
         return "classification", other
     if own_iou >= FOREGROUND:
@@ -188,7 +188,7 @@ def count_errors(images: Iterable[ImageErrors], score_threshold: Thresholds) -> 
 def ap50(images: Iterable[ImageErrors], without: ErrorType | None = None) -> float:
     """Return mask AP50, optionally with all errors of one type corrected.
 
-    A localisation or classification error becomes a correct result, unless its object is matched already. Other
+    A localization or classification error becomes a correct result, unless its object is matched already. Other
     results with the error are removed. Missed objects are removed from the ground truth. All results count, however
     low their score. Without objects, the result is nan.
     """

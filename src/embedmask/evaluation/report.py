@@ -39,7 +39,7 @@ SHAPE_NAMES = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries"}
 ERROR_HEAD = ("error", "count", "share", "gain", "")
 DEFINITIONS: dict[ErrorType, str] = {
     "classification": "overlaps an object of another class (IoU at least 0.5)",
-    "localisation": "overlaps an object of its class, but too little (IoU 0.1 to 0.5)",
+    "localization": "overlaps an object of its class, but too little (IoU 0.1 to 0.5)",
     "both": "overlaps an object of another class, and too little (IoU 0.1 to 0.5)",
     "duplicate": "overlaps an object that a higher-scoring result has matched",
     "background": "overlaps no object (IoU below 0.1)",

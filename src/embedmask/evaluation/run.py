@@ -159,11 +159,11 @@ def _predict(
     on = choose_device(device)
     model = checkpoint.model.to(on)
     dtype = choose_dtype(model, on, precision)
-    # folding norms rounds anew, so that published figures are reproduced without it
+    # folded norms round differently, so published figures are reproduced without folding
     network = copy_network(model, "torch", dtype) if reference_masks else make_network(model, dtype=dtype)
     postprocess = make_postprocessor(config, reference_masks=reference_masks)
 
-    # a generator of its own: the checks above run at the call, not at the first image
+    # a separate generator, so that the checks above run at the call rather than at the first image
     def walk() -> Iterator[list[dict[str, Any]]]:
         with tqdm(total=len(dataset), unit="image", disable=not progress) as bar:
             for images, image_ids, original_sizes in batches:

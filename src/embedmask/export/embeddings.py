@@ -1,4 +1,4 @@
-"""Embeddings q and margins s of the detections, computed for them alone: few cells of the pyramid have one."""
+"""Embeddings q and margins s, computed only at the detections, which occupy few cells of the pyramid."""
 
 from __future__ import annotations
 

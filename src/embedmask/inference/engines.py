@@ -37,9 +37,9 @@ def make_network(model: Detector, engine: Engine = "torch", dtype: torch.dtype =
 
     Args:
         model: in evaluation mode, on its device; later changes do not affect the network.
-        engine: `torch` starts at once, and chooses the engine of an exported file; `compile` takes up to minutes for
-            the first image, and again for the first batch of several images, then accepts any size; `openvino` converts
-            the network once (CPU); `onnxruntime` runs exported files.
+        engine: `torch` starts at once, and chooses the engine of an exported file; `compile` takes up to several
+            minutes for the first image, and again for the first batch of several images, then accepts any size;
+            `openvino` converts the network once (CPU); `onnxruntime` runs exported files.
         dtype: of the convolutions; embeddings and distances stay float32.
 
     Returns:

@@ -225,7 +225,7 @@ class Criterion:
             first_gt += len(gt)
         if not rows:
             return pixels.sum() * 0
-        # images differ in width: pad to [M, W], so that one sort serves the whole batch
+        # images differ in width: pad to [M, W], to sort the whole batch at once
         width = max(values.shape[1] for values, _, _ in rows)
         values, masks, region = (
             torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HINGE_INSIDE, HINGE_OUTSIDE = 0.5, 1.5
-"""delta_a and delta_b of eq. 2. Our own values: the copy of the paper that this was written from lacks them."""
+"""delta_a and delta_b of eq. 2. Our choice: our copy of the paper does not state them."""
 
 
 def giou_loss(pred_ltrb: Tensor, target_ltrb: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of a recipe on a data set, from first weights to results folder (`embedmask train`)."""
+"""Training of a recipe on a data set, from initial weights to the results folder (`embedmask train`)."""
 
 from __future__ import annotations
 
