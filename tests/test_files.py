@@ -18,6 +18,7 @@ from embedmask.errors import BadInput
 from embedmask.files import (
     atomic_write,
     bundled_folder,
+    check_writable,
     exclusive,
     is_temporary,
     remove_temporary,
@@ -95,6 +96,18 @@ def test_raises_on_folder_or_file_in_the_way(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_files_are_checked_before_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "a.txt", tmp_path / "new/folder/b.txt", Path("a.txt"), Path("c.txt")):
+        check_writable(path)
+    for path in (tmp_path, tmp_path / "a.txt" / "b.txt"):
+        with pytest.raises(BadInput, match=r"is a folder|cannot be written"):
+            check_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
 
 
 def test_file_has_the_default_permissions(tmp_path: Path) -> None:

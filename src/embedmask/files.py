@@ -122,7 +122,7 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; choose the name of a file")
-    with temporary_folder(path):
+    with temporary_folder(path.parent):
         pass
 
 
