@@ -163,7 +163,8 @@ def test_long_names(tmp_path: Path) -> None:
 
 def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     paths = [
-        tmp_path / name for name in ("last.ckpt", ".hidden", ".last.0123456789ab.d", "a.0123456789ab.ckpt")
+        tmp_path / name
+        for name in ("last.ckpt", ".hidden", ".last.202611301658.bak", "a.tmp-0123456789ab.ckpt")
     ]
     for path in paths:
         path.touch()
@@ -171,11 +172,12 @@ def test_files_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
         assert is_temporary(temporary)
         copy = temporary.read_bytes()
     temporary.write_bytes(copy)
-    assert not any(is_temporary(path) for path in (paths[0], paths[1], paths[3]))
+    assert not any(is_temporary(path) for path in paths)
     remove_temporary(tmp_path)
     assert not temporary.exists()
     assert paths[0].exists()
     assert paths[1].exists()
+    assert paths[2].exists()  # a backup with its time
 
 
 needs_locks = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no lock of a folder")

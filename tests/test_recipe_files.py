@@ -102,6 +102,15 @@ def test_baseline_recipes_share_data_and_solver(name: str) -> None:
     [
         (b"model: [", "not valid YAML"),
         (b"- 1", "expected a mapping"),
+        (
+            b"train: {lr: 0.5}\nmodel: {}\ntrain: {epochs: 3}\n",
+            "'train' is given twice (lines 1 and 3); keep one",
+        ),
+        (b"train: {lr: 0.5, lr: 0.1}", "'lr' is given twice"),
+        (b"train: {init: 2024-02-30}", "not valid YAML"),
+        (b"[" * 3000, "not valid YAML"),
+        (b"train: false", "train must be a mapping of fields, got False"),
+        (b"model: 0", "model must be a mapping of fields, got 0"),
         (b"text", "expected a mapping"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"model: {nmu_classes: 3}", "did you mean 'num_classes'?"),

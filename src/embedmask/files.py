@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from embedmask.errors import BadInput
 
 
@@ -32,7 +34,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     # file systems limit names to 255 bytes, so a long stem is cut: a character has at most 4
-    temporary = target.with_name(f".{target.stem[:50]}.{uuid.uuid4().hex[:12]}{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:50]}.{_new_tag()}{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -70,7 +72,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise BadInput(f"{requested}: is a file; choose a new folder")
     if requested.is_dir() and any(requested.iterdir()):
         raise BadInput(f"{requested}: the folder is not empty; choose another one or empty it")
-    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+    unfinished = target.with_name(f".{target.name}.{_new_tag()}")
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
@@ -98,6 +100,44 @@ def read_text(path: Path) -> str:
     return content.decode(json.detect_encoding(content))
 
 
+def parse_yaml(text: str, path: str | Path, *, as_text: bool = False) -> Any:
+    """Parse the YAML of a file.
+
+    Args:
+        path: file, for messages.
+        as_text: keep every scalar as text: `no` is not a bool, 007 not an octal number.
+
+    Raises:
+        BadInput: it is not valid YAML, or a key is given twice.
+    """
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None:
+            _refuse_repeated_keys(root, path)
+        return yaml.load(text, yaml.BaseLoader if as_text else yaml.SafeLoader)
+    except BadInput:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
+        raise BadInput(f"{path}: not valid YAML ({' '.join(str(error).split())}); correct it") from None
+
+
+def _refuse_repeated_keys(node: yaml.Node, path: str | Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, path)
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            _refuse_repeated_keys(value, path)
+            if isinstance(key, yaml.ScalarNode):
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in lines:
+                    raise BadInput(
+                        f"{path}: {key.value!r} is given twice (lines {lines[name]} and {line}); keep one"
+                    )
+                lines[name] = line
+
+
 @contextmanager
 def temporary_folder(near: Path) -> Iterator[Path]:
     """Yield a new folder in `near` or its nearest existing parent, so on the same disk, and remove it afterwards.
@@ -106,7 +146,7 @@ def temporary_folder(near: Path) -> Iterator[Path]:
         BadInput: the folder cannot be created.
     """
     parent = next(folder for folder in (near.absolute(), *near.absolute().parents) if folder.exists())
-    temporary = parent / f".{near.name}.{uuid.uuid4().hex[:12]}"
+    temporary = parent / f".{near.name}.{_new_tag()}"
     make_folder(temporary, near)
     try:
         yield temporary
@@ -232,9 +272,14 @@ def _json_rows(rows: Iterable[Any], head: str = "", tail: str = "") -> Iterator[
     yield ("" if separator == ",\n" else separator) + "]" + tail + "\n"
 
 
+def _new_tag() -> str:
+    """Return a random part of a temporary name; `is_temporary` recognizes it."""
+    return f"tmp-{uuid.uuid4().hex[:12]}"
+
+
 def is_temporary(path: Path) -> bool:
-    """Return whether a path has a name of `atomic_write` or `temporary_folder`."""
-    return re.fullmatch(r"\..+\.[0-9a-f]{12}(\.\w+)?", path.name) is not None
+    """Return whether a path has a name of `atomic_write`, `atomic_folder` or `temporary_folder`."""
+    return re.fullmatch(r"\..*\.tmp-[0-9a-f]{12}(\.\w+)?", path.name) is not None
 
 
 def remove_temporary(folder: Path) -> None:

@@ -175,6 +175,10 @@ def test_trained_weights_are_loaded(tmp_path: Path) -> None:
     taken = PipelineFactory(bench_config(weights=tmp_path / "w.safetensors"), tmp_path).embedmask
     assert torch.equal(taken.head.box.weight, model.head.box.weight)
     assert compare(bench_config(weights=tmp_path / "w.safetensors"))["plan"]["weights"] == "trained"
+    changed = bench_config(weights=tmp_path / "w.safetensors", config=small_config(embed_dim=4))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(BadInput, match=r"w\.safetensors: its tensors do not fit the changed model"):
+        _ = PipelineFactory(changed, tmp_path / "other").embedmask
 
 
 @pytest.mark.parametrize(

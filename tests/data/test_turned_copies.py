@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from embedmask.data import turned_copies
 from embedmask.data.check import Report, check_folder
 from embedmask.data.turned_copies import TURNS, find_turned_copies, thumbnail
 
@@ -139,3 +140,25 @@ def test_different_and_flat_images_are_not_copies() -> None:
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def test_dark_images_are_no_copies_of_each_other() -> None:
+    """Thumbnails without a distinct turn are left out, before their pairs are compared."""
+    rng = np.random.default_rng(0)
+    dark = list(rng.integers(7, 10, (300, 16, 16)).astype(np.uint8))
+    assert list(find_turned_copies(dark, [SIZE] * 300)) == []
+
+
+def test_pairs_are_compared_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 255, (16, 16))
+    thumbs = [np.clip(base + rng.integers(-1, 2, (16, 16)), 0, 255).astype(np.uint8) for _ in range(12)]
+    thumbs.append(np.rot90(thumbs[0]).copy())
+    square = [(64, 64)] * 13
+    copies = set(find_turned_copies(thumbs, square))
+    assert copies == {(number, 12, 1) for number in range(12)}
+    monkeypatch.setattr(turned_copies, "PAIR_CHUNK", 5)
+    assert set(find_turned_copies(thumbs, square)) == copies
+    # a quarter turn exchanges height and width
+    assert not list(find_turned_copies(thumbs, [(64, 32)] * 13))
+    assert set(find_turned_copies(thumbs, [*[(64, 32)] * 12, (32, 64)])) == copies

@@ -141,7 +141,9 @@ def test_raises_on_bad_lines(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: [a", "cannot be read as YAML"),
+        ("names: [a", "not valid YAML"),
+        ("names:\n  0: cat\n  1: dog\n  1: fox\ntrain: images/train", "'1' is given twice"),
+        ("{names: [a], date: 2024-02-30}", "not valid YAML"),
         ("train: images/train", "has no 'names'"),
         ("- a", "has no 'names'"),
         ("{names: [a], train: images/nowhere}", "images/nowhere: no such folder or list"),

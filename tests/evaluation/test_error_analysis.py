@@ -70,6 +70,12 @@ def test_results_in_a_crowd_are_ignored() -> None:
     )
     assert [prediction.outcome for prediction in image.predictions] == ["ignored", "background"]
     assert [ground_truth["id"] for ground_truth in image.missed()] == [1]
+    assert image.num_decided == 1
+    (perfect,) = classified(
+        [OBJECT, crowd],
+        [as_result(1, 2, square(10), 0.9), *(as_result(1, 2, square(70), 0.9 - k / 10) for k in range(3))],
+    )
+    assert (perfect.quality, perfect.num_decided) == (1, 1)
 
 
 def test_counts_only_decided_results() -> None:

@@ -171,3 +171,18 @@ def test_assignment_of_overlapping_masks_is_optimal(values: list[float]) -> None
     ]
     best = max((len(option), sum(option)) for option in options)
     assert (counts.hits[0], counts.hit_iou[0]) == (best[0], pytest.approx(best[1]))
+
+
+def test_results_in_a_crowd_do_not_count() -> None:
+    """As in COCO's AP; a result that matches an object counts, even inside a crowd, and so does another class."""
+    mask, crowd = ellipse((40, 80), (20, 12), (8, 8)), np.zeros((40, 80), dtype=bool)
+    crowd[:, 30:] = True
+    inside, half_outside = ellipse((40, 80), (20, 60), (5, 5)), ellipse((40, 80), (20, 27), (4, 4))
+    annotations = [as_annotation(1, 1, 2, mask), as_annotation(2, 1, 2, crowd, crowd=True)]
+    evaluator = CocoEvaluator(make_truth(annotations, {1: (40, 80)}, [2, 3]))
+    evaluator.add([as_result(1, 2, mask, 0.9), as_result(1, 2, inside, 0.8)])
+    assert matching_metrics(evaluator, 0.3)["matching/AP50"] == 1
+    evaluator.add([as_result(1, 2, half_outside, 0.7)])
+    assert matching_metrics(evaluator, 0.3)["matching/AP50"] == 0.5
+    evaluator.add([as_result(1, 3, inside, 0.8)])
+    assert matching_metrics(evaluator, 0.3)["matching/AP50"] == pytest.approx(1 / 3)

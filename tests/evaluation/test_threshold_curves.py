@@ -73,7 +73,10 @@ def test_f1_at_every_threshold(seed: int, category: int | None) -> None:
         (*places[i], int(rng.choice([3, 7])), float(rng.integers(1, 100) / 100))
         for i in (*chosen, *rng.integers(0, len(places), 20))
     ]
-    curves = ThresholdCurves.of(classify_errors(evaluator_of(objects, results), 0.0), category)
+    images = classify_errors(evaluator_of(objects, results), 0.0)
+    by_category = ThresholdCurves.by_category(images, [3, 7])
+    assert list(by_category) == [3, 7]
+    curves = ThresholdCurves.of(images) if category is None else by_category[category]
     expected = [slow_f1(objects, results, threshold, category) for threshold in GRID]
     np.testing.assert_allclose(curves.f1, expected)
     assert curves.best is not None

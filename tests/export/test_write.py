@@ -240,3 +240,24 @@ def test_target_is_checked_before_the_model_is_converted(
         with pytest.raises(BadInput, match="cannot be written"):
             export_model(model, inside, fmt, class_names=["thing"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.xml", "file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("lr0.01/model.safetensors", "model"), ("lr0.01", "lr0.01"), ("plain", "plain")]
+)
+def test_default_name_is_that_of_the_model(
+    name: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / name.partition("/")[0]
+    folder.mkdir()
+    save(EmbedMask(small_config()), folder / "model.safetensors", class_names=list("abc"))
+    targets: list[Path] = []
+
+    def write(model: Any, path: Path, *_: Any, **__: Any) -> None:
+        targets.append(path)
+        path.touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("embedmask.export.export_model", write)
+    assert main(["export", str(tmp_path / name), "--format", "onnx"]) == 0
+    assert targets == [Path(f"{expected}.onnx")]

@@ -70,6 +70,9 @@ def test_raises_on_arguments_without_images(argument: str) -> None:
 def test_equal_stems_get_unique_names() -> None:
     files = [Path("a/x.png"), Path("b/x.jpg"), Path("c/x_2.png"), Path("X.mp4")]
     assert unique_names(files) == ["x", "x_2", "x_2_2", "X_3"]
+    many = unique_names([Path(f"{number}/image.png") for number in range(5000)])
+    assert many[:2] == ["image", "image_2"]
+    assert len(set(many)) == 5000
 
 
 def test_long_stems_are_cut() -> None:

@@ -90,7 +90,8 @@ def test_cached_model_needs_no_connection(
 
 
 def test_card_and_config(tmp_path: Path, predictor: Predictor) -> None:
-    predictor.save_pretrained(tmp_path / "cells", metrics=METRICS, dataset="shapes, val")
+    durations = {"seconds": 9000.5, "epochs": 12, "kept_step": 7, "segm/AP_large": float("nan")}
+    predictor.save_pretrained(tmp_path / "cells", metrics={**METRICS, **durations}, dataset="shapes, val")
     card = ModelCard.load(tmp_path / "cells" / "README.md")
     assert card.data.library_name == "embedmask"
     assert card.data.pipeline_tag == "image-segmentation"

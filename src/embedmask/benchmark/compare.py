@@ -174,7 +174,12 @@ class PipelineFactory:
             model.load_state_dict(load_file(path))
             return model
         if bench.weights is not None:
-            model.load_state_dict(load_file(bench.weights))
+            try:
+                model.load_state_dict(load_file(bench.weights))
+            except RuntimeError:
+                raise BadInput(
+                    f"{bench.weights}: its tensors do not fit the changed model; omit the options that change layers"
+                ) from None
         resize = EvalTransform.from_config(cfg)
         batch = model.preprocess([resize.image(read_image(self.image))])
         calibrate_embedmask(

@@ -43,6 +43,7 @@ def export(
     from embedmask.export import ENDINGS, export_model
     from embedmask.export.measured import Int8Options, export_int8
     from embedmask.weights.checkpoint import load_checkpoint
+    from embedmask.weights.hub import FILE_SUFFIX
 
     measuring = {"images": images, "max_drop": max_drop, "split": split, "where": where}
     int8_options: dict[str, Any] = {name: value for name, value in measuring.items() if value is not None}
@@ -54,7 +55,9 @@ def export(
         network.config = override(
             checkpoint.config, {"max_detections": max_detections}, where="--max-detections"
         )
-    path = Path(f"{model.stem}{ENDINGS[format]}") if out is None else out
+    # only the suffix of a weights file is not part of the name: lr0.01 is a folder
+    name = model.stem if FILE_SUFFIX.fullmatch(model.suffix) else model.name
+    path = Path(f"{name}{ENDINGS[format]}") if out is None else out
     if int8 is None:
         export_model(network, path, format, class_names=checkpoint.class_names, dense_masks=dense_masks)
     else:

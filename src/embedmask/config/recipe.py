@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from embedmask.config.convert import current_names, from_dict, to_dict
 from embedmask.config.data import DataConfig
 from embedmask.config.detector import DetectorConfig
@@ -17,6 +15,7 @@ from embedmask.config.model_types import DEFAULT_TYPE, model_from_dict, model_to
 from embedmask.config.train import TrainConfig
 from embedmask.errors import BadInput
 from embedmask.fields import nearest
+from embedmask.files import parse_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,9 @@ class Recipe:
         if unknown:
             key = min(unknown, key=str)
             raise BadInput(f"{where}: unknown key {key!r}{nearest(key, known)}; use {', '.join(known)}")
-        parts = {name: values.get(name) or {} for name in ("model", "data", "train")}
+        parts = {
+            name: {} if values.get(name) is None else values[name] for name in ("model", "data", "train")
+        }
         if isinstance(parts["model"], str):
             parts["model"] = {"kind": parts["model"]}
         for name, part in parts.items():
@@ -89,13 +90,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         BadInput: the file is missing, unreadable, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such recipe file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

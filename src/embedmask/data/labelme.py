@@ -25,6 +25,7 @@ from embedmask.data.problems import OnIssue, Problem
 from embedmask.data.segmentation import Polygons, RunLengths, Segmentation
 from embedmask.errors import BadInput
 from embedmask.files import read_text
+from embedmask.masks import MaskCrop, RunMasks
 from embedmask.structures import Size
 
 CLOSED = ("polygon", "rectangle", "rotation", "circle", "mask")
@@ -202,12 +203,10 @@ def _decode_mask(text: str, left: int, top: int, size: Size) -> RunLengths:
     bottom, right = top + crop.shape[0], left + crop.shape[1]
     if left < 0 or top < 0 or bottom > size[0] or right > size[1]:
         raise ValueError(f"its mask reaches outside the image {list(size)} (height, width)")
-    full = np.zeros(size, dtype=np.uint8)
-    full[top:bottom, left:right] = crop
-    objects = dict(label_objects(full))
-    if not objects:
+    if not crop.any():
         raise ValueError("its mask is empty")
-    return objects[1]
+    (counts,) = RunMasks.from_crops([MaskCrop(crop, top, left)], size).to_counts()
+    return RunLengths(counts, size)
 
 
 def _report_skipped(folder: Path, skipped: Counter[str], on_issue: OnIssue) -> None:

@@ -172,14 +172,18 @@ def _unite_similar(
     # Averaging and sorting never increase the largest difference, so every near-duplicate is within TOLERANCE in
     # `coarse`; 0.01 allows for rounding.
     tree = cKDTree(coarse)
+    # so do the means over all orientations of each pixel: [T, 36]
+    rows, columns = np.triu_indices(SIDE // 2)
+    squares = normal.astype(np.float32).reshape(-1, SIDE, SIDE)
+    symmetric = np.mean([orient(squares, turn) for turn in range(len(TURNS))], axis=0)[:, rows, columns]
     for number in range(len(places)):
         near = np.array(tree.query_ball_point(coarse[number], TOLERANCE + 0.01, p=np.inf), dtype=np.int64)
-        near = near[owner[places[near]] != owner[places[number]]]
+        near = near[(near > number) & (owner[places[near]] != owner[places[number]])]
+        near = near[np.abs(symmetric[near] - symmetric[number]).max(1, initial=0.0) <= TOLERANCE + 0.01]
         limit = np.minimum(limits[number], limits[near])
         near = near[np.abs(colors[near] - colors[number]).max(1, initial=0.0) <= limit]
-        similar, others = np.zeros(len(near), dtype=bool), normal[near]
-        square = normal[number].reshape(SIDE, SIDE)
+        similar, others = np.zeros(len(near), dtype=bool), squares[near]
         for turn in range(len(TURNS)):
-            similar |= np.abs(others - orient(square, turn).ravel()).max(1, initial=0.0) <= TOLERANCE
+            similar |= np.abs(others - orient(squares[number], turn)).max((1, 2), initial=0.0) <= TOLERANCE
         for other in near[similar].tolist():
             _unite(owner, int(places[number]), int(places[other]))

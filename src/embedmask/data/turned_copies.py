@@ -27,6 +27,10 @@ SIDE = 16
 """Side of a thumbnail, px."""
 ALIKE, DISTINCT = 3, 4
 """Largest difference of two thumbnails of one scene, and by how much more every other turn must differ, gray levels."""
+FORBIDDEN = 1000
+"""Difference that no two thumbnails have."""
+PAIR_CHUNK = 4096
+"""Pairs of thumbnails that are compared at once, which needs 30 MB."""
 SAME_BOX = 0.7
 """IoU from which two boxes are the same object."""
 AGREE = 0.8
@@ -85,25 +89,39 @@ def find_turned_copies(thumbs: Sequence[Thumb], sizes: Sequence[Size]) -> Iterat
     if not thumbs:
         return
     stack = np.stack(thumbs).astype(np.int16)
+    # a thumbnail that a half turn or a mirror hardly changes has no distinct turn: dark, flat or symmetric images
+    own = [np.abs(orient(stack, turn) - stack).max((1, 2)) for turn in (2, 4, 6)]
+    kept = np.flatnonzero(np.min(own, axis=0) >= DISTINCT)
+    if not len(kept):
+        return
+    stack = stack[kept]
     # The mean over all turns is the same for all copies of an image. It is symmetric, so the upper triangle of one
     # quarter determines it: [N, 36]. It also differs by at most ALIKE if some turn does.
     symmetric = np.mean([orient(stack, turn) for turn in range(len(TURNS))], axis=0)
     rows, columns = np.triu_indices(SIDE // 2)
     pairs = KDTree(symmetric[:, rows, columns]).query_pairs(ALIKE, p=np.inf, output_type="ndarray")
-    for first, second in pairs.tolist():
-        size, turned_size = sizes[first], sizes[second]
-        differences = {
-            turn: int(np.abs(orient(stack[first], turn) - stack[second]).max())
-            for turn, (_, turns) in enumerate(TURNS)
-            if (size[::-1] if turns % 2 else size) == turned_size
-        }
-        if not differences:
-            continue
-        best, *others = sorted(differences, key=differences.__getitem__)
-        distinct = all(differences[turn] >= differences[best] + DISTINCT for turn in others)
-        # turn 0 is an equal image, not a turned one
-        if best != 0 and differences[best] <= ALIKE and distinct:
-            yield TurnedCopy(first, second, best)
+    for chunk in range(0, len(pairs), PAIR_CHUNK):
+        yield from _turned_among(stack, pairs[chunk : chunk + PAIR_CHUNK], kept, sizes)
+
+
+def _turned_among(
+    stack: NDArray[np.int16], pairs: NDArray[np.int64], numbers: NDArray[np.int64], sizes: Sequence[Size]
+) -> Iterator[TurnedCopy]:
+    """Yield the turned copies among pairs `[P, 2]` of thumbnails; `numbers` are the images of the thumbnails."""
+    first, second = pairs.T
+    shapes = np.array([sizes[number] for number in numbers])
+    # [8, P]: largest difference for each turn, or FORBIDDEN if the turn does not give the size of the second image
+    differences = np.full((len(TURNS), len(pairs)), FORBIDDEN)
+    for turn, (_, turns) in enumerate(TURNS):
+        turned = shapes[first][:, ::-1] if turns % 2 else shapes[first]
+        fits = (turned == shapes[second]).all(1)
+        change = np.abs(orient(stack[first[fits]], turn) - stack[second[fits]])
+        differences[turn, fits] = change.max((1, 2), initial=0)
+    best, (least, following) = differences.argmin(0), np.sort(differences, 0)[:2]
+    # turn 0 is an equal image, not a turned one
+    found = (best != 0) & (least <= ALIKE) & (following >= least + DISTINCT)
+    for one, other, turn in zip(first[found], second[found], best[found], strict=True):
+        yield TurnedCopy(int(numbers[one]), int(numbers[other]), int(turn))
 
 
 def misplaced(first: Annotations, second: Annotations, turn: int) -> str:

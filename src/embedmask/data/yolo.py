@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
 from embedmask.data.annotations import Content
@@ -16,7 +15,7 @@ from embedmask.data.formats import describe_unread, is_image_file, report_unread
 from embedmask.data.images import read_header, read_size
 from embedmask.data.problems import OnIssue, Problem
 from embedmask.errors import BadInput
-from embedmask.files import read_text
+from embedmask.files import parse_yaml, read_text
 from embedmask.structures import Size
 
 
@@ -28,13 +27,9 @@ def read_data_file(file: Path) -> dict[str, Any]:
     """
     try:
         text = read_text(file)
-        data = yaml.safe_load(text)
-        # BaseLoader keeps every scalar as text: a class named `no` or 007 is neither a bool nor an octal number
-        texts = yaml.load(text, yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadInput(
-            f"{file}: cannot be read as YAML ({' '.join(str(error).split())}); correct it"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{file}: cannot be read ({error.__class__.__name__}); replace it") from None
+    data, texts = parse_yaml(text, file), parse_yaml(text, file, as_text=True)
     names = data.get("names", data.get("nc")) if isinstance(data, dict) else None
     if isinstance(names, int) and data.get("names") is None:  # only the number of classes
         names = [f"class {number}" for number in range(names)]

@@ -72,7 +72,7 @@ class ImageErrors:
         ground_truth: the objects of the image, without crowds.
         quality: mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9, of the decided results; nan without objects and
             decided results.
-        num_decided: number of decided results.
+        num_decided: number of decided results, without those that a crowd makes ignored.
     """
 
     image_id: int
@@ -118,7 +118,11 @@ def classify_errors(evaluator: CocoEvaluator, score_threshold: Thresholds) -> li
             target_id = None if target is None else gts[target]["id"]
             predictions.append(MatchedPrediction(result["category_id"], result["score"], outcome, target_id))
         decided = np.array(
-            [is_decided(r["score"], r["category_id"], score_threshold) for r in results], dtype=bool
+            [
+                p.outcome != "ignored" and is_decided(p.score, p.category, score_threshold)
+                for p in predictions
+            ],
+            dtype=bool,
         )
         objects = [gt for gt in gts if not gt["iscrowd"]]
         quality = _quality(np.where(same_class, ious, 0)[decided][:, ~crowd])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
+from embedmask.evaluation.overlap import Record, mask_ious
 from embedmask.evaluation.thresholds import Thresholds, is_decided
 from embedmask.masks import RunMasks
 from embedmask.structures import Size
@@ -166,7 +167,8 @@ def matching_metrics(
 
     COCO's AP ranks results; matching needs decisions. Results below the threshold are dropped, and where results
     overlap, the higher score keeps the pixels. Classes are matched separately and counted together. Crowds are left
-    out, since a label image cannot represent them.
+    out, since a label image cannot represent them, and so are the results that lie in a crowd of their class by at
+    least half and match no object, as in COCO's AP.
 
     Returns:
         `matching/` (mean over images) and `matching_pooled/` (pooled counts) with the names of
@@ -181,7 +183,9 @@ def matching_metrics(
     counts = []
     for image_id in ids:
         objects = [gt for gt in ground_truth.records[image_id] if not gt["iscrowd"]]
+        crowds = [gt for gt in ground_truth.records[image_id] if gt["iscrowd"]]
         decided = [r for r in results[image_id] if is_decided(r["score"], r["category_id"], score_threshold)]
+        decided = _outside_crowds(decided, objects, crowds)
         categories = {record["category_id"] for record in (*objects, *decided)}
         size = ground_truth.sizes[image_id]
         labels = ((_labels(objects, c, size), _labels(decided, c, size)) for c in categories)
@@ -192,6 +196,24 @@ def matching_metrics(
         **{f"matching/{name}": value for name, value in mean.items()},
         **{f"matching_pooled/{name}": value for name, value in sum(counts, zero).metrics().items()},
     }
+
+
+def _outside_crowds(results: list[Any], objects: list[Any], crowds: list[Any]) -> list[Any]:
+    """Return the results that do not lie in a crowd of their class, or match an object of their class."""
+    if not results or not crowds:
+        return results
+    inside, matching = (
+        np.where(_same_class(results, others), mask_ious(results, others), 0).max(1, initial=0.0)
+        >= THRESHOLDS[0]
+        for others in (crowds, objects)
+    )
+    return [result for result, drop in zip(results, inside & ~matching, strict=True) if not drop]
+
+
+def _same_class(results: Sequence[Record], others: Sequence[Record]) -> NDArray[np.bool_]:
+    """Return which pairs have the same category, bool `[R, G]`."""
+    rows = [[result["category_id"] == other["category_id"] for other in others] for result in results]
+    return np.array(rows, dtype=bool).reshape(len(results), len(others))
 
 
 def _labels(records: Iterable[dict[str, Any]], category: int, size: Size) -> Labels:

@@ -170,10 +170,12 @@ def _classes(evaluator: CocoEvaluator, images: list[ImageErrors]) -> str:
     """Return the section of AP by class."""
     per_class = evaluator.per_class()
     counts = Counter(gt["category_id"] for image in images for gt in image.ground_truth)
+    categories = evaluator.ground_truth.categories
+    curves = ThresholdCurves.by_category(images, categories)
     rows = []
-    for category, (name, values) in zip(evaluator.ground_truth.categories, per_class.items(), strict=True):
+    for category, (name, values) in zip(categories, per_class.items(), strict=True):
         aps = [values[f"{iou_type}/AP"] for iou_type in IOU_TYPES]
-        best = ThresholdCurves.of(images, category).best
+        best = curves[category].best
         threshold = "–" if best is None else f"{best:.2f}"
         row = [name, page.bar(aps[1]), *map(page.number, aps), str(counts[category]), threshold]
         # nan does not sort: classes without objects go last

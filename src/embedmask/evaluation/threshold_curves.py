@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
 from embedmask.evaluation.coco import CocoEvaluator
-from embedmask.evaluation.error_analysis import ImageErrors, classify_errors
+from embedmask.evaluation.error_analysis import ImageErrors, MatchedPrediction, classify_errors
 
 GRID = np.arange(101) / 100
 """Score thresholds that are compared, float64 `[101]`."""
@@ -29,10 +30,25 @@ class ThresholdCurves:
     f1: NDArray[np.float64]
 
     @classmethod
-    def of(cls, images: Sequence[ImageErrors], category: int | None = None) -> ThresholdCurves:
-        """Return the curves of classified images, pooled over images and categories, or of one category."""
-        predictions = [p for image in images for p in image.predictions if category in (None, p.category)]
-        objects = sum(category in (None, gt["category_id"]) for image in images for gt in image.ground_truth)
+    def of(cls, images: Sequence[ImageErrors]) -> ThresholdCurves:
+        """Return the curves of classified images, pooled over images and categories."""
+        predictions = [prediction for image in images for prediction in image.predictions]
+        return cls._of(predictions, sum(len(image.ground_truth) for image in images))
+
+    @classmethod
+    def by_category(
+        cls, images: Sequence[ImageErrors], categories: Iterable[int]
+    ) -> dict[int, ThresholdCurves]:
+        """Return the curves of each category, pooled over images."""
+        predictions: dict[int, list[MatchedPrediction]] = defaultdict(list)
+        objects = Counter(gt["category_id"] for image in images for gt in image.ground_truth)
+        for image in images:
+            for prediction in image.predictions:
+                predictions[prediction.category].append(prediction)
+        return {category: cls._of(predictions[category], objects[category]) for category in categories}
+
+    @classmethod
+    def _of(cls, predictions: Sequence[MatchedPrediction], objects: int) -> ThresholdCurves:
         hits = _reaching(p.score for p in predictions if p.outcome == "correct")
         results = _reaching(p.score for p in predictions if p.outcome != "ignored")
         if not objects:
@@ -91,8 +107,8 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
     common = pooled.best
     threshold: float | tuple[float, ...] | None = common
     if per_class and common is not None:
-        own = (ThresholdCurves.of(images, category).best for category in evaluator.ground_truth.categories)
-        threshold = tuple(common if best is None else best for best in own)
+        curves = ThresholdCurves.by_category(images, evaluator.ground_truth.categories)
+        threshold = tuple(common if own.best is None else own.best for own in curves.values())
     # GRID contains the default threshold
     at_default = int(np.searchsorted(GRID, DEFAULT_SCORE_THRESHOLD))
     return Choice(threshold, float(pooled.f1.max()), float(pooled.f1[at_default]))

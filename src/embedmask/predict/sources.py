@@ -112,15 +112,17 @@ def unique_names(files: Sequence[Path]) -> list[str]:
     Stems beyond `MAX_NAME_BYTES` are cut, since results have longer endings than images.
     """
     taken: set[str] = set()
+    following: dict[str, int] = {}  # next number by stem
     names = []
     for path in files:
         stem = path.stem
         if len(os.fsencode(stem)) > MAX_NAME_BYTES:
             stem = os.fsencode(stem)[:MAX_NAME_BYTES].decode(errors="ignore")
-        name, number = stem, 2
+        name, number = stem, following.get(stem.casefold(), 2)
         # file systems may ignore case; a numbered name may itself be taken
         while name.casefold() in taken:
             name, number = f"{stem}_{number}", number + 1
+        following[stem.casefold()] = number
         taken.add(name.casefold())
         names.append(name)
     return names

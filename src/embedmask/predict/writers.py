@@ -167,7 +167,8 @@ def remove_leftovers(fmt: Format, out: Path) -> None:
     """Remove temporary files of interrupted runs; no other process may be writing."""
     if fmt in FOLDERS:
         for path in filter(is_temporary, list((out / FOLDERS[fmt]).rglob(".*"))):
-            path.unlink()
+            if path.is_file():
+                path.unlink()
 
 
 def targets(sources: Sequence[Source], fmt: Format, out: Path, *, drawn: bool) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -112,7 +113,12 @@ def model_card(
     """Return the model card: the hub's metadata, use, config and metrics. Arguments and errors of `save_pretrained`."""
     if metrics and dataset is None:
         raise BadInput(f"{name}: metrics without the name of their data; pass dataset='name of the data set'")
-    figures = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, int | float)}
+    # metrics.json also holds durations and the step, whose names have no group, and undefined metrics
+    figures = {
+        key: float(value)
+        for key, value in (metrics or {}).items()
+        if "/" in key and isinstance(value, int | float) and math.isfinite(value)
+    }
     results = [
         EvalResult(
             task_type=TASK, dataset_type="custom", dataset_name=str(dataset), metric_type=key,
@@ -150,7 +156,7 @@ def _introduction(model: Detector, class_names: Sequence[str], name: str) -> lis
         "```python", "from embedmask import Predictor", "",
         f'detections = Predictor.load("{name}")("photo.jpg")', "```", "",
         f"On the command line: `embedmask predict photo.jpg --weights {name} --out found`.", "",
-        "| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items()),
+        "| | |", "| --- | --- |", *(f"| {key} | {value.replace('|', chr(92) + '|')} |" for key, value in rows.items()),
     ]  # fmt: skip
 
 
