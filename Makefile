@@ -24,7 +24,7 @@ quickstart: $(BIN)/embedmask
 	@echo "images: $(RUN)/images and $(RUN)/train/samples"
 
 test: $(BIN)/embedmask
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # Exports of all presets, a clean environment, pages in a browser, compiled networks.
 test-slow: $(BIN)/embedmask

@@ -11,9 +11,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 
 from embedmask import ModelConfig, Predictions, Target
 from embedmask.config import MaskRCNNConfig, from_dict
+from embedmask.model.maskrcnn import MaskRCNN
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -46,6 +48,14 @@ def small_baseline(**changes: Any) -> MaskRCNNConfig:
         "anchor_sizes": (8, 16, 32, 64, 128),
     }
     return from_dict(MaskRCNNConfig, {**small, **changes}, where="small baseline")
+
+
+def light_baseline(**changes: Any) -> MaskRCNN:
+    """Return a small Mask R-CNN with one layer in its mask head and at most 100 proposals."""
+    model = MaskRCNN(small_baseline(**changes))
+    model.roi_heads.mask_head = MaskRCNNHeads(model.config.channels, (256,), 1)
+    model.rpn._post_nms_top_n = {"training": 100, "testing": 100}
+    return model
 
 
 def random_predictions(

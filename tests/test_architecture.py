@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import embedmask
+from embedmask.cli.threads import OPENMP_VARIABLES
 
 ROOT = Path(embedmask.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -178,6 +180,10 @@ def test_predicting_needs_no_extra() -> None:
         "for name in ('lightning', 'matplotlib', 'tensorboard', 'pycocotools'): sys.modules[name] = None\n"
         "import embedmask, embedmask.visualize, embedmask.evaluation.run, embedmask.cli\n"
         "for name in embedmask.__all__: getattr(embedmask, name)\n"
+        f"import os; assert not set(os.environ) & set({OPENMP_VARIABLES!r}), 'imports change the environment'\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    plain = {name: value for name, value in os.environ.items() if name not in OPENMP_VARIABLES}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=plain, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -162,6 +162,7 @@ def test_ground_truth_is_of_the_page_that_the_model_reads(eager: Path, tmp_path:
     assert np.array_equal(sheet[-shown.shape[0] :, : shown.shape[1]], shown)
     assert main([*words, str(eager)]) == 0
     warnings = capsys.readouterr().out.splitlines()[:-1]
+    assert warnings
     assert all("page 0 is used" in line for line in warnings)
     line = fails(capsys, *words, eager, tmp_path / "page1.safetensors", lines=len(warnings))
     assert "page1.safetensors: reads page 1 of images, " in line

@@ -116,6 +116,8 @@ def test_training_pass_and_two_steps(version: str) -> None:
             assert named.pop("smooth") == 0
         for name, value in named.items():
             assert_near(value, z[f"{key}.{OFFICIAL[name]}"], tolerance, f"{key} {name}")
+        if key == "loss_after_2steps":
+            break
         optimizer.zero_grad()
         losses.total.backward()
         if key == "loss":

@@ -180,6 +180,10 @@ def test_training_learns_the_toy(run: Path) -> None:
     assert isinstance(checkpoint.model, Toy)
     assert isinstance(checkpoint.config, ToyConfig)
     assert checkpoint.config.width == 6
+    # the score threshold of the best F1 on val is stored with the model
+    assert metrics["decision/F1"] > 0.9
+    assert checkpoint.config.default_score_threshold is not None
+    assert 0 < checkpoint.config.default_score_threshold < 1
 
 
 def test_evaluation_agrees_with_the_command(run: Path, data: Path, tmp_path: Path) -> None:

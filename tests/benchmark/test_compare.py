@@ -310,6 +310,7 @@ def test_engines_share_one_model(tmp_path: Path) -> None:
     factory = PipelineFactory(bench_config(), tmp_path)
     pipeline = factory.make(RunId(EMBEDMASK, "torch", 1))
     assert isinstance(pipeline, EmbedMaskPipeline)
-    before = pipeline.model.state_dict()
+    assert pipeline.model is factory.embedmask
+    before = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
     make_network(pipeline.model, "torch", torch.bfloat16)
     assert all(torch.equal(value, before[name]) for name, value in factory.embedmask.state_dict().items())

@@ -114,6 +114,7 @@ def test_torchvision_retinanet_trains(tmp_path: Path) -> None:
     assert not file.with_suffix(".work").exists()
 
 
+@pytest.mark.slow
 def test_torchvision_retinanet_learns_boxes() -> None:
     """Its losses fall on one image, whose box it then finds."""
     torch.manual_seed(0)

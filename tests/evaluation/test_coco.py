@@ -277,6 +277,7 @@ def index_mask(segmentation: Any, size: tuple[int, int]) -> Mask:
     return mask_api.decode(mask_api.merge(code) if isinstance(code, list) else code).astype(bool)
 
 
+@pytest.mark.slow
 def test_nuclei_need_more_than_100_detections() -> None:
     if not NUCLEI.is_file():
         pytest.skip("no nuclei data set beside the checkout (../shared/data/nuclei)")

@@ -69,9 +69,10 @@ def measure(*arguments: str) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset",
-    ["ijcai21", *(pytest.param(preset, marks=pytest.mark.slow) for preset in ("paper", "fused"))],
+    ["ijcai21", "paper", "fused"],
 )
 def test_300_large_instances_on_12_megapixels(preset: str) -> None:
     """Check masks that would take 1 GB as bool crops."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import no_objects, random_rectangles, small_baseline
+from small_models import light_baseline, no_objects, random_rectangles, small_baseline
 from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -117,23 +117,23 @@ def test_raises_on_invalid_labels() -> None:
 
 def test_limits_are_arguments_of_the_call() -> None:
     torch.manual_seed(0)
-    model = MaskRCNN(small_baseline()).eval()
+    model = light_baseline().eval()
     batch = model.preprocess(images()[:1])
     with torch.inference_mode():
         few, many = (
-            model(batch, score_threshold=0.0, max_detections=limit)[0]["scores"] for limit in (5, 120)
+            model(batch, score_threshold=0.0, max_detections=limit)[0]["scores"] for limit in (3, 40)
         )
         (none,) = model(batch, score_threshold=1.0)
         apart = model(batch, score_threshold=0.0, nms_threshold=0.1, max_detections=20)[0]["scores"]
-    assert (len(few), len(many)) == (5, 120)
-    assert torch.equal(few, many[:5])
+    assert (len(few), len(many)) == (3, 40)
+    assert torch.equal(few, many[:3])
     assert apart.sum() < many[:20].sum()
     assert len(none["boxes"]) == len(none["masks"]) == 0
 
 
 def test_only_convolutions_use_reduced_precision_under_autocast() -> None:
     torch.manual_seed(0)
-    model = MaskRCNN(small_baseline())
+    model = light_baseline()
     gradients, totals = [], []
     for enabled in (False, True):
         torch.manual_seed(1)
@@ -151,7 +151,7 @@ def test_only_convolutions_use_reduced_precision_under_autocast() -> None:
 def test_boxes_keep_their_precision_under_autocast() -> None:
     """Check boxes beyond 256 px, where bfloat16 would round corners to even pixels."""
     torch.manual_seed(0)
-    model = MaskRCNN(small_baseline()).eval()
+    model = light_baseline(max_detections=20).eval()
     image = torch.randint(0, 256, (3, 64, 640), dtype=torch.uint8)
     with torch.autocast("cpu", torch.bfloat16):
         (found,) = detected(model, [image], [(64, 640)], torch.bfloat16)

@@ -262,7 +262,7 @@ def test_missing_connection_message_names_the_file(
     model = backbone_without_timm()
     session, start = hub(answer), time.monotonic()
     message = refusal(lambda: load_pretrained(model))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
     assert session.requests == 1
     assert f"weights of 'resnet50.tv_in1k' could not be downloaded ({reason}" in message
     assert "https://huggingface.co/timm/resnet50.tv_in1k/resolve/main/model.safetensors" in message
