@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from evaluation_scenes import as_annotation, as_result, ellipse, make_truth
 from lightning.pytorch.trainer.states import TrainerFn
 from tiny_run import tiny
 
+from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.training import callbacks
 from embedmask.training.callbacks import (
     BEST_METRIC,
@@ -25,7 +27,7 @@ from embedmask.training.callbacks import (
     write_csv,
 )
 from embedmask.training.module import EmbedMaskModule
-from embedmask.weights.checkpoint import load, save
+from embedmask.weights.checkpoint import load, load_checkpoint, save
 
 
 def test_csv_includes_columns_of_later_rows(tmp_path: Path) -> None:
@@ -141,3 +143,43 @@ def test_best_file_holds_the_weights_and_their_evaluation(tmp_path: Path) -> Non
     assert read_evaluation(tmp_path / "missing.safetensors") is None
     first, second = (load(path).state_dict() for path in (last, best))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "expected"),
+    [
+        ({}, {}, (0.7, 0.7)),
+        ({}, {"class_thresholds": True}, (0.5, 0.7)),
+        ({"default_score_threshold": 0.2}, {"class_thresholds": True}, (0.2, 0.2)),
+    ],
+)
+def test_best_score_threshold_is_stored(
+    tmp_path: Path, model: dict[str, Any], train: dict[str, Any], expected: tuple[float, float]
+) -> None:
+    """Class 1 has a correct result of 0.8 and a wrong one of 0.2; class 2 the same with 0.8 and 0.6."""
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        global_step=1,
+        loggers=[],
+        is_global_zero=True,
+        should_stop=False,
+    )
+    mask, wrong = ellipse((40, 50), (20, 12), (8, 8)), ellipse((40, 50), (20, 38), (8, 8))
+    gts = [as_annotation(number, 1, number, mask) for number in (1, 2)]
+    results = [
+        as_result(1, category, found, score)
+        for category, found, score in ((1, mask, 0.8), (1, wrong, 0.2), (2, mask, 0.8), (2, wrong, 0.6))
+    ]
+    recipe = tiny({"num_classes": 2, **model}, **train)
+    evaluator = CocoEvaluator(make_truth(gts, {1: (40, 50)}, [1, 2]))
+    folder, module = (
+        ResultsFolder(tmp_path, recipe, evaluator, ["one", "two"], print),
+        EmbedMaskModule(recipe, [1, 2]),
+    )
+    folder.on_validation_batch_end(trainer, module, {"results": [(1, results)]}, None, 0)
+    folder.on_validation_epoch_end(trainer, module)
+    folder.on_train_epoch_end(trainer, module)
+    for name in ("last", "best"):
+        config = load_checkpoint(tmp_path / f"{name}.safetensors").config
+        assert config.score_thresholds() == pytest.approx(expected)
