@@ -12,6 +12,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 def load_script(name: str) -> Any:
     """Return `benchmarks/NAME.py` as a module, under a name that no other module has."""
+    if str(BENCHMARKS) not in sys.path:  # the scripts import each other
+        sys.path.append(str(BENCHMARKS))
     spec = importlib.util.spec_from_file_location(f"{name}_benchmark", BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
-from typing import Any
 
-SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "annotations.py"))
+from scripts import load_script
+
+script = load_script("annotations")
 
 
 def test_generated_file_can_be_read(tmp_path: Path) -> None:
-    SCRIPT["write_file"](tmp_path / "train.json", 3, 2)
+    script.write_file(tmp_path / "train.json", 3, 2)
     content = json.loads((tmp_path / "train.json").read_text())
     assert [entry["image_id"] for entry in content["annotations"]] == [0, 0, 1, 1, 2, 2]
-    result = SCRIPT["load"](tmp_path / "train.json")
+    result = script.load(tmp_path / "train.json")
     assert result["images"] == 3
     assert result["processor_seconds"] > 0
     assert 0 < result["peak_gb"] < 100

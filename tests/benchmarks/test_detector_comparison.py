@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts import BENCHMARKS, load_script
+from scripts import load_script
 from tiny_run import tiny
 from torchvision.ops import box_iou
 
@@ -19,7 +19,6 @@ from embedmask.config import MaskRCNNConfig, Recipe
 from embedmask.config.model_types import model_from_dict
 from embedmask.synthetic.dataset import make_shapes
 
-sys.path.append(str(BENCHMARKS))  # its scripts import each other
 detectors = load_script("detectors")
 retinanet_baseline = sys.modules["retinanet_baseline"]  # imported by detectors.py
 

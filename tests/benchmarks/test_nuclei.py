@@ -15,7 +15,7 @@ import yaml
 from evaluation_scenes import as_annotation, as_result, ellipse, make_truth
 from faster_coco_eval.core import mask as mask_api
 from PIL import Image
-from scripts import BENCHMARKS, load_script
+from scripts import load_script
 from small_models import small_baseline, small_config
 
 from embedmask.data.coco import CocoInstances
@@ -27,7 +27,6 @@ from embedmask.synthetic.dataset import make_shapes
 from embedmask.synthetic.renderer import CLASS_NAMES
 from embedmask.weights.checkpoint import save
 
-sys.path.append(str(BENCHMARKS))  # its scripts import each other
 nuclei, nuclei_page, images = map(load_script, ("nuclei", "nuclei_page", "nuclei_images"))
 KEPT_KEYS = ("image_id", "category_id", "segmentation")
 BEGIN, END = nuclei_page.BEGIN, nuclei_page.END

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scripts import BENCHMARKS, load_script
+from scripts import load_script
 
-sys.path.append(str(BENCHMARKS))  # its scripts import each other
 script = load_script("nuclei_folds")
 
 

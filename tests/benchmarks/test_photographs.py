@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scripts import BENCHMARKS, load_script
+from scripts import load_script
 from small_models import small_baseline, small_config
 from tiny_run import tiny
 
 from embedmask.config import MaskRCNNConfig, ModelConfig, Recipe
 from embedmask.synthetic.dataset import make_shapes
 
-sys.path.append(str(BENCHMARKS))  # its scripts import each other
 photographs = load_script("photographs")
 
 
