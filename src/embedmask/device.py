@@ -67,9 +67,11 @@ def choose_precision(device: torch.device, precision: Precision = "auto") -> tor
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Compute float32 convolutions on CUDA in float32: by default torch uses TF32, which keeps 10 of 23 bits."""
+    if device.type != "cuda":
+        yield
+        return
     before = torch.backends.cudnn.allow_tf32
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:

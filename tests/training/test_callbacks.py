@@ -58,18 +58,22 @@ def test_summary_line_without_evaluation_has_no_ap() -> None:
     assert "AP" not in summary_line({"epoch": 1.0, "step": 1.0, "seconds": 1.0, "loss/total": 1.0})
 
 
+def fitting_trainer(**attributes: Any) -> Any:
+    """Return the part of a trainer in training that `ResultsFolder` reads, with the given attributes."""
+    return SimpleNamespace(
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        loggers=[],
+        **attributes,
+    )
+
+
 def test_image_evaluated_by_two_processes_counts_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     added: list[dict[str, Any]] = []
     evaluator: Any = SimpleNamespace(reset=added.clear, add=added.extend, compute=lambda: {"segm/AP": 0.5})
-    trainer: Any = SimpleNamespace(
-        strategy=SimpleNamespace(broadcast=lambda value: value),
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-        global_step=1,
-        loggers=[],
-        is_global_zero=False,
-    )
+    trainer = fitting_trainer(global_step=1, is_global_zero=False)
     choice = SimpleNamespace(metrics=dict)
     monkeypatch.setattr(callbacks, "choose_thresholds", lambda evaluator, per_class: choice)
     results = ResultsFolder(tmp_path, tiny(), evaluator, ["one"], lambda line: None)
@@ -101,13 +105,7 @@ def test_resumed_run_reads_the_metrics_of_newer_weights(
 ) -> None:
     """Repeat evaluations after a checkpoint: the best file stays, and early stopping is not affected."""
     module = EmbedMaskModule(tiny({"num_classes": 1}, early_stop=1), [1])
-    trainer: Any = SimpleNamespace(
-        strategy=SimpleNamespace(broadcast=lambda value: value),
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-        loggers=[],
-        is_global_zero=True,
-        should_stop=False,
-    )
+    trainer = fitting_trainer(is_global_zero=True, should_stop=False)
 
     def evaluate(results: ResultsFolder, step: int, ap: float) -> None:
         trainer.global_step = step
@@ -157,14 +155,7 @@ def test_best_score_threshold_is_stored(
     tmp_path: Path, model: dict[str, Any], train: dict[str, Any], expected: tuple[float, float]
 ) -> None:
     """Class 1 has a correct result of 0.8 and a wrong one of 0.2; class 2 the same with 0.8 and 0.6."""
-    trainer: Any = SimpleNamespace(
-        strategy=SimpleNamespace(broadcast=lambda value: value),
-        state=SimpleNamespace(fn=TrainerFn.FITTING),
-        global_step=1,
-        loggers=[],
-        is_global_zero=True,
-        should_stop=False,
-    )
+    trainer = fitting_trainer(global_step=1, is_global_zero=True, should_stop=False)
     mask, wrong = ellipse((40, 50), (20, 12), (8, 8)), ellipse((40, 50), (20, 38), (8, 8))
     gts = [as_annotation(number, 1, number, mask) for number in (1, 2)]
     results = [

@@ -258,8 +258,11 @@ class Stack:
     def hyperstack_position(self, page: int) -> tuple[int, int] | None:
         """Return slice and frame of a page, z and t from 0; None unless the file has several channels, or both axes."""
         plane = self.rows[page][0]
-        axes = [axis for axis in axes_of(plane.series) if axis not in "YXS"]
-        sizes = other_sizes(axes_of(plane.series), plane.series.shape)
+        all_axes = axes_of(plane.series)
+        axes, sizes = (
+            [axis for axis in all_axes if axis not in "YXS"],
+            other_sizes(all_axes, plane.series.shape),
+        )
         index = dict(zip(axes, np.unravel_index(plane.number, sizes), strict=True)) if axes else {}
         if len(self.rows[page]) == 1 and sum(n > 1 for n in sizes) < 2:
             return None

@@ -108,7 +108,8 @@ def choose_thresholds(evaluator: CocoEvaluator, *, per_class: bool = False) -> C
     threshold: float | tuple[float, ...] | None = common
     if per_class and common is not None:
         curves = ThresholdCurves.by_category(images, evaluator.ground_truth.categories)
-        threshold = tuple(common if own.best is None else own.best for own in curves.values())
+        by_class = (own.best for own in curves.values())
+        threshold = tuple(common if best is None else best for best in by_class)
     # GRID contains the default threshold
     at_default = int(np.searchsorted(GRID, DEFAULT_SCORE_THRESHOLD))
     return Choice(threshold, float(pooled.f1.max()), float(pooled.f1[at_default]))
