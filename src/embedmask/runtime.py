@@ -59,6 +59,8 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
         # raw modes of a file that is not loaded yet, such as RGB;16B, of which Pillow keeps the high bytes
         decoders = [tile[3] for tile in getattr(image, "tile", ())]
         wide = any("16" in str(args[0] if isinstance(args, tuple) else args) for args in decoders)
+        # TIFF's sample format: Pillow reads signed 8-bit values (2) as if they were unsigned (1)
+        signed = any(kind != 1 for kind in getattr(image, "tag_v2", {}).get(339, ()))
         image.load()
     except FileNotFoundError:
         raise BadFile(f"{name}: no such image; check the path") from None
@@ -66,8 +68,8 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
         raise BadFile(f"{name}: cannot be read as an image ({' '.join(str(error).split())})") from None
     if not is_page:
         raise BadFile(f"{name}: its frames may be channels or copies, not pages; predict with embedmask")
-    if wide or image.mode[0] in "IF":
-        raise BadFile(f"{name}: more than 8 bits per value; convert it to 8 bits, or predict with embedmask")
+    if wide or signed or image.mode[0] in "IF":
+        raise BadFile(f"{name}: not unsigned 8 bits per value; convert it to uint8, or predict with embedmask")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "PA"):  # via RGBA, so that the transparent colors of a palette are kept
         image = image.convert("RGBA")

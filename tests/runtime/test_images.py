@@ -157,10 +157,13 @@ def test_other_arrays_are_refused(values: np.ndarray) -> None:
         images.read_image(values, settings_of())
 
 
-def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+def test_values_other_than_uint8_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 5), 40000, np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(images.BadFile, match="more than 8 bits"):
-        images.read_image(tmp_path / "deep.png", settings_of())
+    # Pillow would read -1 as 255
+    tifffile.imwrite(tmp_path / "signed.tif", np.full((4, 5), -1, np.int8))
+    for name in ("deep.png", "signed.tif"):
+        with pytest.raises(images.BadFile, match=f"{name}: not unsigned 8 bits per value"):
+            images.read_image(tmp_path / name, settings_of())
 
 
 def test_broken_and_missing_files(tmp_path: Path) -> None:

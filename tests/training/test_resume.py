@@ -23,6 +23,7 @@ from embedmask.training import checkpoints, fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder, read_evaluation
 from embedmask.training.dry_run import run_dry
 from embedmask.training.module import EmbedMaskModule
+from embedmask.weights.checkpoint import load_checkpoint
 
 EVERY_TWO = {"checkpoint_steps": 2, "checkpoint_minutes": None}
 
@@ -229,3 +230,25 @@ def test_best_weights_of_a_stopped_run_keep_their_metrics(
         "step": 5,
         "metrics": {BEST_METRIC: 0.6, "bbox/AP": 0},
     }
+
+
+def test_finished_run_reports_settings_that_its_weights_do_not_have(
+    straight: Path, shapes: Path, tmp_path: Path
+) -> None:
+    out, lines = tmp_path / "run", list[str]()
+    shutil.copytree(straight, out)
+    recipe, weights = (out / "recipe.yaml").read_text(), (out / "model.safetensors").read_bytes()
+    changed = tiny({"nms_threshold": 0.4}, **EVERY_TWO)
+    fit.train(changed, shapes, out, resume=True, report=lines.append)
+    (line,) = (line for line in lines if "no steps left" in line)
+    assert line.endswith("model.nms_threshold stays 0.6, not 0.4")
+    assert (out / "recipe.yaml").read_text() == recipe
+    assert (out / "model.safetensors").read_bytes() == weights
+    # with steps left, the weights have the new setting, and nothing is reported
+    lines.clear()
+    fit.train(
+        tiny({"nms_threshold": 0.4}, **EVERY_TWO, epochs=3), shapes, out, resume=True, report=lines.append
+    )
+    assert not [line for line in lines if "no steps left" in line]
+    assert Recipe.from_yaml(out / "recipe.yaml").model.nms_threshold == 0.4
+    assert load_checkpoint(out / "last.safetensors").config.nms_threshold == 0.4

@@ -73,6 +73,8 @@ class ResultsFolder(Callback):
         self.evaluated_step = -1
         self.without_better = 0
         self.epoch = RunningMeans()
+        self.trained = False
+        """Whether this process has trained a step."""
         self._results: list[tuple[int, list[dict[str, Any]]]] = []
         self._metrics: Row = {}
         self._clock = time.monotonic()
@@ -113,6 +115,7 @@ class ResultsFolder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the losses of the batch to the means of the epoch."""
+        self.trained = True
         self.epoch.add(outputs["losses"], outputs["lr"])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from embedmask.config import Recipe, TrainConfig, override
+from embedmask.config import Recipe, TrainConfig, model_to_dict, override
 from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
 from embedmask.device import full_float32
 from embedmask.distributed import is_rank_zero, quiet
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, name_some
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, exclusive, is_temporary, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
@@ -94,6 +94,7 @@ def train(
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
+    before = Recipe.from_yaml(out / "recipe.yaml") if resumed and (out / "recipe.yaml").is_file() else recipe
     recipe = with_required_settings(recipe, out if resumed else None, report)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TrainValDataModule)
     if resume and is_rank_zero():
@@ -120,8 +121,22 @@ def train(
         if results.evaluated_step != trainer.global_step:
             trainer.validate(module, datamodule=splits, verbose=False)
         if trainer.is_global_zero:
+            if resumed and not results.trained:
+                restore_model_settings(before, results)
             write_final_results(out, results, splits, trainer)
     return summary(out, results, trainer)
+
+
+def restore_model_settings(before: Recipe, results: ResultsFolder) -> None:
+    """Write the model settings of a finished run to its recipe again; report new ones, which no weights have."""
+    old, now = model_to_dict(before.model), model_to_dict(results.recipe.model)
+    unused = [
+        f"model.{name} stays {old[name]}, not {value}" for name, value in now.items() if old[name] != value
+    ]
+    if unused:
+        results.recipe = replace(results.recipe, model=before.model)
+        results.write_recipe()
+        results.report(f"the run has no steps left, so its weights keep their settings: {name_some(unused)}")
 
 
 def rank_zero_only(report: Report) -> Report:
