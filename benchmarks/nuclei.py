@@ -31,6 +31,7 @@ from nuclei_page import write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.config import Recipe, model_type_of, override
+from embedmask.config.bundled import resolve_recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.data.images import read_image
 from embedmask.errors import BadInput
@@ -50,6 +51,11 @@ CURVE_IOUS = (0.5, 0.75, 0.9)
 """IoU thresholds of the stored precision-recall curves."""
 MAX_RESULTS = 1000
 """Maximum number of StarDist's results per image in AP, that of the recipe `nuclei`."""
+NOT_LEARNED = {
+    "model.num_classes", "model.default_score_threshold", "data.image_filter", "train.workers", "train.precision",
+    "train.checkpoint_minutes", "train.checkpoint_steps", "train.eval_every", "train.eval_minutes",
+}  # fmt: skip
+"""Fields that follow the data or the machine, or have no effect on the last weights."""
 TRAINING_FACTS = ("steps", "epochs", "images", "core_minutes")
 SCORE_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -84,7 +90,7 @@ def measure(
         "changes": {},
         "where": where,
         "model": model_facts(checkpoint),
-        "training": None if run is None else {"recipe": recipe, **training_facts(run)},
+        "training": None if run is None else {"recipe": recipe, **training_facts(run, recipe)},
         **evaluated(evaluate(weights, dataset), threshold, dataset),
         "memory_mb": memory(weights, dataset, threshold),
         "machine": describe_machine(torch.device("cpu")),
@@ -177,8 +183,8 @@ def model_facts(checkpoint: Checkpoint) -> Results:
     }
 
 
-def training_facts(run: Path) -> Results:
-    """Return the number of steps, epochs and training images from the folder of a training.
+def training_facts(run: Path, recipe_name: str | None) -> Results:
+    """Return the number of steps, epochs and training images from the folder of a training, and its changed fields.
 
     Raises:
         BadInput: the folder is missing, or has no finished epoch.
@@ -192,13 +198,28 @@ def training_facts(run: Path) -> Results:
         rows = list(csv.DictReader(file))
     if not rows:
         raise BadInput(f"--run {run}: metrics.csv has no epoch yet; wait for the first")
-    steps = int(rows[-1]["step"])
+    steps, own = int(rows[-1]["step"]), Recipe.from_yaml(recipe)
     return {
         "run": run.resolve().name,
         "steps": steps,
         "epochs": int(rows[-1]["epoch"]),
-        "images": steps * Recipe.from_yaml(recipe).train.batch_size,
+        "images": steps * own.train.batch_size,
+        "overrides": {} if recipe_name is None else overrides(own, resolve_recipe(recipe_name, {})),
     }
+
+
+def overrides(own: Recipe, named: Recipe) -> Results:
+    """Return the fields `SECTION.FIELD` of a run that differ from those of its recipe, except `NOT_LEARNED`."""
+    before, now = named.to_dict(), own.to_dict()
+    changed = {
+        f"{section}.{name}": value
+        for section, values in now.items()
+        for name, value in values.items()
+        if value != before[section].get(name)
+    }
+    # of the two lengths of a training, the command line sets one and clears the other
+    unset = {name for name in ("train.epochs", "train.max_steps") if changed.get(name, 0) is None}
+    return {name: value for name, value in changed.items() if name not in NOT_LEARNED | unset}
 
 
 def seconds_per_image(

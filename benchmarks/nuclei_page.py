@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ import numpy as np
 from nuclei_images import PARTNER_IOU, SIDE, ZOOM, Scenes, Shot, write_close_look, write_ranked
 from reporting import table
 
-from embedmask.config.bundled import resolve_recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
@@ -251,11 +252,13 @@ def command_lines(stored: Results, drawn: Sequence[str]) -> list[str]:
 
 
 def train_line(training: Results, where: str | None) -> str:
-    """Return the command of a training, with its epochs if the recipe has another number."""
-    name, epochs = training["recipe"], training["epochs"]
+    """Return the command of a training, with the fields that differ from its recipe."""
     part = "" if where is None else f" --data.image_filter {where}"
-    length = "" if resolve_recipe(name, {}).train.epochs == epochs else f" --train.epochs {epochs}"
-    return f"embedmask train --config {name} --data nuclei --out runs/{training['run']}{part}{length}"
+    command = (
+        f"embedmask train --config {training['recipe']} --data nuclei --out runs/{training['run']}{part}"
+    )
+    values = ((field, json.dumps(value).strip('"')) for field, value in training["overrides"].items())
+    return " ".join([command, *(f"--{field} {shlex.quote(value)}" for field, value in values)])
 
 
 def files(stored: Results, names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from scripts import load_script
 from small_models import small_baseline, small_config
 
+from embedmask.config.bundled import resolve_recipe
 from embedmask.data.coco import CocoInstances
 from embedmask.errors import BadInput
 from embedmask.evaluation.coco import CocoEvaluator
@@ -198,17 +199,28 @@ def test_models_run_on_each_image_in_turn(data: Path) -> None:
 def test_training_facts(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds,segm/AP\n1,10,900,0.1\n2,20,2700,\n")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"train": {"batch_size": 8}}))
-    expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "images": 160}
-    assert nuclei.training_facts(tmp_path) == expected
+    expected = {"run": tmp_path.name, "steps": 20, "epochs": 2, "images": 160, "overrides": {}}
+    assert nuclei.training_facts(tmp_path, None) == expected
     (tmp_path / "metrics.csv").write_text("epoch,step,seconds\n")
     with pytest.raises(BadInput, match="no epoch yet"):
-        nuclei.training_facts(tmp_path)
+        nuclei.training_facts(tmp_path, None)
 
 
-def test_training_command_has_epochs_that_differ_from_the_recipe() -> None:
-    facts, train_line = {"recipe": "nuclei", "run": "one", "epochs": 12}, nuclei_page.train_line
-    assert train_line(facts, None) == "embedmask train --config nuclei --data nuclei --out runs/one"
-    assert train_line({**facts, "epochs": 3}, "a=b").endswith("--data.image_filter a=b --train.epochs 3")
+def test_training_command_has_the_fields_that_differ_from_the_recipe(tmp_path: Path) -> None:
+    command = "embedmask train --config nuclei --data nuclei --out runs/one --data.image_filter a=b"
+    train = {"max_steps": 7, "init": "nuclei", "workers": 0}
+    changes = {"data": {"scale_range": [0.8, 1.5]}, "train": train}
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,7\n")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(resolve_recipe("nuclei", changes).to_dict()))
+    facts = nuclei.training_facts(tmp_path, "nuclei") | {"recipe": "nuclei", "run": "one"}
+    assert facts["overrides"] == {
+        "data.scale_range": [0.8, 1.5],
+        "train.max_steps": 7,
+        "train.init": "nuclei",
+    }
+    line = nuclei_page.train_line(facts, "a=b")
+    assert line == f"{command} --data.scale_range '[0.8, 1.5]' --train.max_steps 7 --train.init nuclei"
+    assert nuclei_page.train_line({**facts, "overrides": {}}, "a=b") == command
 
 
 @pytest.mark.slow
@@ -281,7 +293,7 @@ def test_raises_on_bad_arguments(data: Path, docs: Path, tmp_path: Path) -> None
     with pytest.raises(BadInput, match="no equals sign"):
         measure(data, docs, tmp_path / "f", "A=B")
     with pytest.raises(BadInput, match=r"needs metrics\.csv"):
-        nuclei.training_facts(tmp_path)
+        nuclei.training_facts(tmp_path, None)
 
 
 def test_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
