@@ -29,6 +29,7 @@ from embedmask.config import (
     override,
     to_dict,
 )
+from embedmask.errors import BadInput
 from embedmask.fields import field_types
 
 CONFIGS = (ModelConfig, MaskRCNNConfig, DataConfig, TrainConfig)
@@ -311,3 +312,12 @@ def test_every_field_is_read(cls: Any) -> None:
 
 def test_every_derived_value_is_read() -> None:
     assert set(_derived_of(ModelConfig)) <= _read_outside_config()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_page", -1), ("image_channels", (0, 1)), ("image_depth", 0), ("image_std", (0, 1, 1))],
+)
+def test_messages_name_the_field_of_the_config(field: str, value: Any) -> None:
+    with pytest.raises(BadInput, match=f"{field} must be"):
+        ModelConfig.preset("paper", num_classes=1, **{field: value})

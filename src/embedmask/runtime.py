@@ -69,7 +69,9 @@ def read_image(source: Source, settings: Settings) -> NDArray[np.uint8]:
     if not is_page:
         raise BadFile(f"{name}: its frames may be channels or copies, not pages; predict with embedmask")
     if wide or signed or image.mode[0] in "IF":
-        raise BadFile(f"{name}: not unsigned 8 bits per value; convert it to uint8, or predict with embedmask")
+        raise BadFile(
+            f"{name}: not unsigned 8 bits per value; convert it to uint8, or predict with embedmask"
+        )
     image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "PA"):  # via RGBA, so that the transparent colors of a palette are kept
         image = image.convert("RGBA")

@@ -168,10 +168,12 @@ class Result:
         """
         if len(self) >= 2**16:
             raise BadFile(f"{len(self)} objects, but a label image holds at most 65535; lower max_detections")
-        image = np.zeros(self.size, np.uint16)
-        for number, runs in enumerate(self.runs, start=1):
-            image[to_dense(runs, self.size) & (image == 0)] = number
-        return image
+        flat = np.zeros(self.size[0] * self.size[1], np.uint16)  # column by column, as runs
+        # the best detection last, since later ones replace the pixels of earlier ones
+        for number in range(len(self), 0, -1):
+            for start, stop in self.runs[number - 1].tolist():
+                flat[start:stop] = number
+        return flat.reshape(self.size[1], self.size[0]).T
 
     def coco(self, image_id: int) -> list[dict[str, Any]]:
         """Return COCO results: `image_id`, `category_id` (label + 1), `bbox` (xywh px), `score`, `segmentation`."""

@@ -94,3 +94,15 @@ class TestBadWeights:
         assert "absent" in fails(capsys, "eval", "--weights", tmp_path / "absent", "--data", shapes)
         torch.save({"model": {"w": torch.zeros(1)}}, tmp_path / "w.pth")
         assert "convert" in fails(capsys, "eval", "--weights", tmp_path / "w.pth", "--data", shapes)
+
+
+def test_unwritable_json_is_found_before_the_work(
+    shapes: Path, eager: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def work(*args: Any, **options: Any) -> None:
+        raise AssertionError("the work began")
+
+    for name in ("evaluation.run.evaluate_weights", "data.check.check_folder", "benchmark.compare.compare"):
+        monkeypatch.setattr(f"embedmask.{name}", work)
+    for words in (["eval", "--weights", eager, "--data", shapes], ["data", "check", shapes], ["bench"]):
+        assert "is a folder; choose the name of a file" in fails(capsys, *words, "--json", tmp_path)

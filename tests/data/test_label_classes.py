@@ -166,6 +166,8 @@ def test_raises_on_ambiguous_classes(tmp_path: Path, change: str, message: str) 
         ("a.csv", "1,tumor cell\n2,7\n", {1: "tumor cell", 2: 7}),
         ("a.csv", 'id\tclass\n1\t"tumor"\n', {1: "tumor"}),
         ("a.csv", "", {}),
+        ("a.csv", '"label","class"\n"1","tumor, left"\n', {1: "tumor, left"}),
+        ("a.csv", "1; tumor, left\n\n2; 7\n", {1: "tumor, left", 2: 7}),
     ],
 )
 def test_tables(tmp_path: Path, name: str, text: str, expected: dict[int, Any]) -> None:
@@ -173,7 +175,16 @@ def test_tables(tmp_path: Path, name: str, text: str, expected: dict[int, Any]) 
     assert read_table(tmp_path / name) == expected
 
 
-@pytest.mark.parametrize("text", ["1\n2\n", "label,class\nx,1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1\n2\n",
+        "label,class\nx,1\n",
+        "label,class,area\n1,tumor,225\n",
+        "1,tumor\n2,tumor,225\n",
+        ",label,class\n0,1,x\n",
+    ],
+)
 def test_raises_on_bad_tables(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(BadInput, match=r"a\.csv: is not a table of labels and classes"):

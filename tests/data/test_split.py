@@ -136,6 +136,17 @@ def test_written_split_equals_the_held_out_one(tmp_path: Path, copy: bool) -> No
         assert content["annotations"] == [e for e in source["annotations"] if e["image_id"] in held.image_ids]
 
 
+def test_records_are_copied_from_a_file_of_any_case(tmp_path: Path) -> None:
+    folder, out = write_set(tmp_path / "set"), tmp_path / "new"
+    source = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").rename(folder / "instances.JSON")
+    write_split(folder, out, val=0.2)
+    parts = [json.loads((out / f"{split}.json").read_text()) for split in ("train", "val")]
+    written = [entry for part in parts for entry in part["annotations"]]
+    assert sorted(written, key=lambda entry: entry["id"]) == source["annotations"]
+    assert sum(entry["iscrowd"] for entry in written) == 5
+
+
 def test_copies_images_that_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError("no links here")

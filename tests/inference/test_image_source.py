@@ -15,9 +15,11 @@ from PIL import Image
 from small_models import forms_of
 
 from embedmask.config import ReadOptions
+from embedmask.config.reading import DEFAULT_READING
 from embedmask.data.pages import UnreadPages
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import as_image
+from embedmask.inference.predictor import Predictor
 
 
 @pytest.fixture
@@ -129,3 +131,24 @@ def test_pages_that_nobody_chose_are_warned_of(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         second = as_image(path, options=ReadOptions(page=1))
     assert (first.max(), second.max()) == (10, 200)
+
+
+@pytest.mark.parametrize("channels", [0, "1", [1.0], [True], [0, 1]])
+def test_raises_on_channels_of_another_type(channels: Any) -> None:
+    with pytest.raises(BadInput, match="channels must be"):
+        DEFAULT_READING.changed(None, channels)
+
+
+def test_channels_and_pages_of_numpy() -> None:
+    options = DEFAULT_READING.changed(np.int64(2), np.array([0]))
+    assert (options.page, options.channels) == (2, (0,))
+    assert DEFAULT_READING.changed(None, []).channels is None
+    for page in (0.5, True, -1):
+        with pytest.raises(BadInput, match="page must be a whole number from 0 on"):
+            DEFAULT_READING.changed(page, None)
+
+
+@pytest.mark.parametrize("source", [{"a": 1}, bytearray(b"abc"), memoryview(b"abc")])
+def test_raises_on_containers_that_are_no_lists_of_images(predictor: Predictor, source: Any) -> None:
+    with pytest.raises(BadInput, match=f"image: expected a path, .* got {type(source).__name__}"):
+        predictor(source)

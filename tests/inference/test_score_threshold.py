@@ -108,3 +108,11 @@ def test_candidate_threshold(score: str, expected: float) -> None:
 def test_raises_on_invalid_threshold(value: Any) -> None:
     with pytest.raises(BadInput, match="score_threshold must be"):
         ModelConfig.preset("fused").candidate_threshold_for(value)
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.array([0.5, 0.5]), {"a": np.float64(0.5), "b": 0.5}])
+def test_numbers_of_numpy_are_thresholds(value: Any) -> None:
+    config = ModelConfig.preset("paper", num_classes=2)
+    assert config.score_thresholds(value, ["a", "b"]) == (0.5, 0.5)
+    with pytest.raises(BadInput, match=r"must be a number between 0 and 1, got '0\.3'"):
+        config.score_thresholds("0.3")

@@ -15,6 +15,7 @@ from predictors import NAMES, predictor_config
 
 from embedmask import EmbedMask, Predictor
 from embedmask.config import override
+from embedmask.errors import BadInput
 from embedmask.inference.explain import explain
 from embedmask.masks import RunMasks
 from embedmask.napari import layers as plugin
@@ -238,3 +239,14 @@ def test_first_object_keeps_shared_pixels() -> None:
     assert kind == "labels"
     assert (data == 1).all()
     assert options["features"]["class"] == ["background", "y", "x"]
+
+
+@pytest.mark.parametrize(
+    "transform", [{"rotate": 30}, {"shear": [0.3]}, {"affine": [[1, 0, 50], [0, 1, 60], [0, 0, 1]]}]
+)
+def test_raises_on_layers_that_results_would_not_cover(viewer: Any, transform: dict[str, Any]) -> None:
+    options = {"scale": (0.5, 0.25), "translate": (3, 4)}
+    plain = viewer.add_image(photo(20, 30), **options)
+    assert Plane.of(plain, (0.0, 0.0)).translate == (3, 4)
+    with pytest.raises(BadInput, match="turned: is rotated, sheared or has an affine transform"):
+        Plane.of(viewer.add_image(photo(20, 30), name="turned", **options, **transform), (0.0, 0.0))

@@ -94,6 +94,18 @@ class TestResume:
         other.write_bytes(bytes(changed))
         assert "--weights" in fails(capsys, *words(images, other, out, "--resume"))
 
+    @pytest.mark.parametrize("folder", ["labels", "."])
+    def test_missing_result_files_are_written_again(
+        self, folder: str, weights: Path, images: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        assert main(words(images, weights, out, "--format", "labels")) == 0
+        before = files(out)
+        min((out / folder).glob("*.png")).unlink()
+        assert files(out) != before
+        assert main(words(images, weights, out, "--format", "labels", "--resume")) == 0
+        assert files(out) == before
+
     def test_new_images_are_added(self, weights: Path, images: Path, tmp_path: Path) -> None:
         sources, out = sorted(images.iterdir()), tmp_path / "out"
         first = sources[0].rename(tmp_path / "later")

@@ -150,3 +150,14 @@ def test_settings_hold_the_limits_of_the_config() -> None:
     settings = settings_from(config, NAMES, dense_masks=True)
     assert (settings.score_thresholds, settings.dense_masks) == ([0.3, 0.4, 0.5], True)
     assert (settings.upsampling, settings.interpolation, settings.mask_threshold) == (2, "log_prob", 0.53)
+
+
+@given(arrays(bool, st.tuples(st.integers(0, 4), st.integers(1, 6), st.integers(1, 5))))
+def test_best_detection_keeps_the_pixels_of_a_label_image(dense: np.ndarray) -> None:
+    count, size = len(dense), dense.shape[1:]
+    runs = [masks.encode(mask, (0, 0), size[0]) for mask in dense]
+    scores, boxes, labels = np.ones(count, np.float32), np.zeros((count, 4), np.float32), np.zeros(count, int)
+    image = masks.Result(boxes, scores, labels, runs, size, ("a",)).label_image()
+    expected = np.where(dense.any(0), dense.argmax(0) + 1, 0) if count else np.zeros(size)
+    np.testing.assert_array_equal(image, expected)
+    assert image.dtype == np.uint16

@@ -181,7 +181,7 @@ def bench(
     """
     from embedmask.benchmark.compare import compare
     from embedmask.cli.bench import make_bench_config, report_lines
-    from embedmask.files import write_json
+    from embedmask.files import check_writable, write_json
 
     bench_config = make_bench_config(
         weights,
@@ -200,6 +200,8 @@ def bench(
         precision=precision,
         device=device,
     )
+    if json is not None:
+        check_writable(json)
     report = compare(
         bench_config, progress=lambda line: print(line, file=sys.stderr) if is_interactive() else None
     )

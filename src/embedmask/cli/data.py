@@ -63,11 +63,13 @@ def data_check(
     """
     from embedmask.cli.check import report_lines
     from embedmask.data.check import check_folder
-    from embedmask.files import write_json
+    from embedmask.files import check_writable, write_json
     from embedmask.samples import write_drawings
 
     if out is not None:
         import matplotlib  # noqa: F401 - if it is missing, stop before the check
+    if json is not None:
+        check_writable(json)
     with progress_bar() as progress:
         report = check_folder(
             folder,

@@ -65,6 +65,7 @@ def evaluate(
     use_threads(threads)
     from embedmask.data.coco import CocoInstances
     from embedmask.evaluation.run import evaluate_weights, write_results
+    from embedmask.files import check_writable
     from embedmask.weights.checkpoint import read_config
     from embedmask.weights.released import find_weights
 
@@ -83,6 +84,8 @@ def evaluate(
         path = write_results(file, dataset, json, **prediction)
         print(f"{data}: {dataset.layout}; no annotations, so no AP · results for COCO's server in {path}")
         return
+    if json is not None:
+        check_writable(json)
     metrics = evaluate_weights(
         file, dataset, score_threshold=parse_score_threshold(score_threshold), matching=matching, report=report,
         title=f"{weights.name} on {split} of {data.resolve().name}" + (f", {where}" if where else ""),

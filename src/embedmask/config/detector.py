@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from numbers import Real
+from typing import Annotated, Any, Literal
 
-from embedmask.config.reading import Depth, ReadOptions
+import numpy as np
+
+from embedmask.config.reading import Depth, ReadOptions, check_reading
 from embedmask.errors import BadInput
 from embedmask.fields import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     above,
     at_most,
@@ -32,14 +36,14 @@ DEFAULT_SCORE_THRESHOLD = 0.3
 """Score threshold of a model for which none was chosen on val."""
 
 
-def check_score(value: object) -> None:
+def check_score(value: Any) -> None:
     """Check that a value is a number between 0 and 1.
 
     Raises:
         BadInput: the value is anything else.
     """
     # nan also fails the comparison; bool is an int
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise BadInput(f"score_threshold must be a number between 0 and 1, got {value!r}")
 
 
@@ -66,7 +70,7 @@ class DetectorConfig:
     """Normalization of images: by `image_mean` and `image_std`, or by each image's own mean and deviation."""
     image_mean: tuple[float, float, float] | None = None
     """Mean of pixels 0..255 in `channel_order`; null: as the backbone's pretrained weights expect."""
-    image_std: tuple[float, float, float] | None = None
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Standard deviation of pixels 0..255 in `channel_order`; null: as the backbone's pretrained weights expect."""
     channel_order: Literal["rgb", "bgr"] = "rgb"
     """Channel order of the network's input."""
@@ -105,7 +109,7 @@ class DetectorConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        self.reading()  # validates the fields `image_page`, `image_channels` and `image_depth`
+        check_reading(self, "image_")
 
     @property
     def min_score(self) -> float:
@@ -144,10 +148,10 @@ class DetectorConfig:
             values = self._per_class(requested, "score_threshold")
         for value in values:
             check_score(value)
-        return values
+        return tuple(map(float, values))
 
-    def _per_class(self, value: float | Sequence[float], name: str) -> tuple[float, ...]:
-        if not isinstance(value, Sequence):
+    def _per_class(self, value: Any, name: str) -> tuple[Any, ...]:
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
             return (value,) * self.num_classes
         if len(value) != self.num_classes:
             raise BadInput(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Integral
+from typing import Any, Literal
 
+from embedmask.errors import BadInput
 from embedmask.fields import require
 
 Depth = Literal["camera"] | float
@@ -26,22 +28,47 @@ class ReadOptions:
     """Level of a pyramid, from 0, the full resolution."""
 
     def __post_init__(self) -> None:
-        require(self, "page", self.page is None or self.page >= 0, "at least 0 (pages are counted from 0)")
-        require(self, "level", self.level >= 0, "at least 0 (levels are counted from 0)")
-        fits = self.channels is None or (len(self.channels) in (1, 3) and min(self.channels) >= 0)
-        require(self, "channels", fits, "one channel (gray) or three (R, G, B), counted from 0")
-        require(self, "depth", self.depth == "camera" or self.depth > 0, "camera, or a value above 0")
+        check_reading(self)
+        require(self, "level", _is_index(self.level), "a whole number from 0 on (levels are counted from 0)")
 
     def changed(
         self, page: int | None, channels: Sequence[int] | None, level: int | None = None
     ) -> ReadOptions:
-        """Return a copy with another page, other channels or another level, unless they are None."""
+        """Return a copy with another page, other channels or another level, unless they are None (channels: or empty).
+
+        Raises:
+            BadInput: not a page, channels or a level.
+        """
+        given: Any = channels
+        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise BadInput(
+                f"channels must be a list of one channel (gray) or three (R, G, B), got {channels!r}"
+            )
         return ReadOptions(
             page=self.page if page is None else page,
-            channels=tuple(channels) if channels else self.channels,
+            channels=self.channels if channels is None else tuple(channels) or self.channels,
             depth=self.depth,
             level=self.level if level is None else level,
         )
+
+
+def check_reading(config: Any, prefix: str = "") -> None:
+    """Check the fields `page`, `channels` and `depth` of a config, whose names begin with `prefix`.
+
+    Raises:
+        BadInput: not a page, channels or a depth conversion; the message has the name of the field.
+    """
+    page, channels, depth = (getattr(config, prefix + name) for name in ("page", "channels", "depth"))
+    fits = page is None or _is_index(page)
+    require(config, f"{prefix}page", fits, "a whole number from 0 on (pages are counted from 0)")
+    fits = channels is None or (len(channels) in (1, 3) and all(map(_is_index, channels)))
+    require(config, f"{prefix}channels", fits, "one channel (gray) or three (R, G, B), counted from 0")
+    require(config, f"{prefix}depth", depth == "camera" or depth > 0, "camera, or a value above 0")
+
+
+def _is_index(value: Any) -> bool:
+    """Return whether a value is a whole number from 0 on."""
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0
 
 
 DEFAULT_READING = ReadOptions()

@@ -47,7 +47,7 @@ def find_export(folder: Path, split_names: Sequence[str]) -> Path | None:
         files += [path for place in split_folders for path in _json_files(place)]
     else:
         files = [path for place in places for path in _json_files(place) if not _split_words(path)]
-    files = [path for path in dict.fromkeys(files) if _is_coco(path)]
+    files = [path for path in dict.fromkeys(files) if has_coco_keys(path)]
     # COCO's captions and keypoints beside the instances have the same keys
     files = [path for path in files if "instances" in path.stem.casefold()] or files
     if len(files) > 1:
@@ -113,8 +113,8 @@ def _json_files(folder: Path) -> Iterator[Path]:
     return iter(files if len(files) <= MAX_JSON_FILES else filter(_split_words, files))
 
 
-def _is_coco(file: Path) -> bool:
-    """Return whether a file contains COCO's keys."""
+def has_coco_keys(file: Path) -> bool:
+    """Return whether a file contains COCO's keys; it is searched, not parsed."""
     if not file.is_file() or not file.stat().st_size:
         return False
     # searched, not parsed: annotation files reach gigabytes

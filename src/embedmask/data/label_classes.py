@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -36,14 +37,20 @@ def read_table(file: Path) -> dict[int, Class]:
             if not isinstance(pairs, tuple):
                 raise ValueError("no object")
             return _as_table(pairs)
-        lines = [re.split(r"[;,\t]", line, maxsplit=1) for line in text.splitlines() if line.strip()]
-        rows = [(line[0].strip(), line[1].strip().strip('"')) for line in lines if len(line) == 2]
-        if len(rows) < len(lines):
-            raise ValueError("a line without two columns")
-        if rows and not rows[0][0].strip('"').isdigit():
+        lines = [line for line in text.splitlines() if line.strip()]
+        # a name may contain the separators that the first line does not begin with
+        separator = next((one for one in re.findall(r"[;,\t]", lines[0])), ",") if lines else ","
+        rows = [
+            [cell.strip() for cell in row]
+            for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)
+        ]
+        if rows and not rows[0][0].isdigit():
             rows = rows[1:]  # header
-        return _as_table(rows)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        wrong = next((row for row in rows if len(row) != 2), None)
+        if wrong is not None:
+            raise ValueError(f"{separator.join(wrong)!r} has {len(wrong)} columns, not 2")
+        return _as_table((label, name) for label, name in rows)
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         fix = 'write {"1": "name", ...}, or two columns in CSV: label, class'
         raise BadInput(f"{file}: is not a table of labels and classes ({error}); {fix}") from None
 

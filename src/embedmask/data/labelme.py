@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from embedmask.data.annotations import Content
-from embedmask.data.exports import IMAGE_FOLDERS, annotation_folders, subfolders
+from embedmask.data.exports import IMAGE_FOLDERS, annotation_folders, has_coco_keys, subfolders
 from embedmask.data.formats import is_image_file
 from embedmask.data.images import READ_ERRORS, read_size
 from embedmask.data.label_images import label_objects
@@ -39,7 +39,7 @@ def find_labelme(folder: Path, split_names: Sequence[str]) -> Path | None:
     """
     places, split_folders = annotation_folders(folder, split_names)
     for place in split_folders if split_names else places:
-        if any("imagePath" in _load(file, lambda _: None) for file in sorted(place.glob("*.json"))[:3]):
+        if any(_is_labelme(file) for file in sorted(place.glob("*.json"))[:3]):
             return place
     return None
 
@@ -96,6 +96,11 @@ def read_labelme(folder: Path, splits: Sequence[Path], on_issue: OnIssue) -> Con
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
+def _is_labelme(file: Path) -> bool:
+    """Return whether a file is one of LabelMe; large COCO files are searched, not parsed."""
+    return not has_coco_keys(file) and "imagePath" in _load(file, lambda _: None)
 
 
 def _load(file: Path, on_issue: OnIssue) -> dict[str, Any]:

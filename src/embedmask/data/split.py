@@ -142,7 +142,7 @@ def _add_image(
 def _content(dataset: CocoInstances, names: Sequence[str]) -> dict[str, Any]:
     """Return the content of a COCO file: the records of the source if it is COCO, or else converted ones."""
     new = dict(zip(dataset.image_ids, names, strict=True))
-    if dataset.annotations_file.suffix != ".json":
+    if dataset.annotations_file.suffix.lower() != ".json":
         return _as_coco(dataset, new)
     content = json.loads(read_text(dataset.annotations_file))
     dropped = set(dataset.ground_truth.dropped)

@@ -193,6 +193,7 @@ class Explanation:
         assert detections.class_id is not None
         assert detections.confidence is not None
         coordinates = projection.coordinates(self.proposal_embed.T).T.tolist()
+        colors, distances = self.proposal_colors().tolist(), self.margin_distances.tolist()
         return {
             "components": projection.components.tolist(),
             "origin": projection.origin.tolist(),
@@ -204,9 +205,9 @@ class Explanation:
                     "box": detections.xyxy[index].tolist(),
                     "proposal_embed": self.proposal_embed[index].tolist(),
                     "proposal_margin": self.proposal_margin[index].tolist(),
-                    "margin_distance": float(self.margin_distances[index]),
+                    "margin_distance": distances[index],
                     "coordinates": coordinates[index],
-                    "color": self.proposal_colors()[index].tolist(),
+                    "color": colors[index],
                 }
                 for index in range(len(detections))
             ],

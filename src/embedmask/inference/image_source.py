@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +32,9 @@ class BinaryFile(Protocol):
 
 ImageSource = str | Path | bytes | BinaryFile | Image.Image | npt.NDArray[Any] | Tensor
 IMAGE_SOURCE_TYPES = (str, Path, bytes, BinaryFile, Image.Image, np.ndarray, Tensor)
+
+SINGLE_TYPES: tuple[Any, ...] = (*IMAGE_SOURCE_TYPES, Mapping, bytearray, memoryview)
+"""Types that stand for one image, or for none, although some of them are iterable; all other iterables are lists."""
 
 
 def check_image_source(source: Any, name: str = "image", *, tensor: bool = False) -> None:

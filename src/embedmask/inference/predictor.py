@@ -22,7 +22,7 @@ from embedmask.device import choose_device, choose_workers
 from embedmask.errors import BadInput
 from embedmask.inference.detect import PostProcessing, detect
 from embedmask.inference.engines import choose_dtype, make_network
-from embedmask.inference.image_source import IMAGE_SOURCE_TYPES, ImageSource, check_image_source, open_image
+from embedmask.inference.image_source import SINGLE_TYPES, ImageSource, check_image_source, open_image
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
 from embedmask.inference.request import PixelRecorder, Request, filter_by_score, postprocessor_of_request
 from embedmask.inference.results import add_embeddings, to_detections
@@ -219,7 +219,7 @@ class Predictor(Shared):
                 add_embeddings(detections, result.instances, result.pixels)
             return detections
 
-        if isinstance(source, IMAGE_SOURCE_TYPES) or not isinstance(source, Iterable):
+        if isinstance(source, SINGLE_TYPES) or not isinstance(source, Iterable):
             image = open_image(source, "image", tiled=request.tile is not None, options=request.reading)
             (item,) = self._solve([self._prepare(image, source, request)], request)
             return as_detections(item.result)

@@ -51,6 +51,9 @@ class Plane:
         Args:
             layer: layer of napari.
             point: position of the viewer in world coordinates; its last axes are those of the layer.
+
+        Raises:
+            BadInput: the layer is rotated, sheared or has an affine transform.
         """
         data = layer.data[0] if layer.multiscale else layer.data
         count = layer.ndim - 2
@@ -58,6 +61,14 @@ class Plane:
         shown = zip(place, data.shape[:count], strict=True)
         index = tuple(min(max(round(float(position)), 0), size - 1) for position, size in shown)
         scale, translate = layer.scale[-2:].tolist(), layer.translate[-2:].tolist()
+        # the corners (0, 0), (1, 0) and (0, 1) of the plane in the world, [3, 2]
+        corners = [layer.data_to_world((*index, y, x))[-2:] for y, x in ((0, 0), (1, 0), (0, 1))]
+        expected = np.array(translate) + np.array([(0, 0), (scale[0], 0), (0, scale[1])])
+        if not np.allclose(corners, expected):
+            raise BadInput(
+                f"{layer.name}: is rotated, sheared or has an affine transform, which results would not follow; "
+                "reset rotate, shear and affine of the layer"
+            )
         return cls(data, index, layer.rgb, layer.name, tuple(scale), tuple(translate))
 
     def image(self, depth: Depth) -> Tensor:

@@ -31,6 +31,7 @@ from embedmask.predict.writers import (
     Format,
     ImageOutput,
     drawn_name,
+    targets,
     write_annotations,
     write_classes,
 )
@@ -149,7 +150,7 @@ class Worker:
         videos: list[tuple[int, Source]] = []
         broken: list[Broken] = []
         for number, source in share:
-            if not self.journal.is_done(source):
+            if not self._is_done(source):
                 videos.append((number, source))
             elif (fault := self.journal.fault(source)) is not None:
                 broken.append((number, fault))  # truncated: not predicted again, but still listed
@@ -177,6 +178,13 @@ class Worker:
             self.stream, self.predictor.model.config.min_score, done
         )
 
+    def _is_done(self, source: Source) -> bool:
+        """Return whether a source was finished and, for an image, all its result files exist."""
+        # images that are read by windows, in tiles, may not be drawn
+        drawn = not self.settings.no_draw and self.settings.tile is None
+        files = targets([source], self.settings.format, self.out, drawn=drawn)
+        return self.journal.is_done(source) and (source.is_video or all(path.exists() for path in files))
+
     def _blocks(self, images: Sequence[tuple[int, Source]]) -> list[list[tuple[int, Source]]]:
         """Return this process's blocks of images that are not all finished.
 
@@ -188,7 +196,7 @@ class Worker:
         blocks = [
             block
             for block in blocks[rank::world_size]
-            if not all(self.journal.is_done(source) for _, source in block)
+            if not all(self._is_done(source) for _, source in block)
         ]
         # with batches of one image, a single stream avoids a pause between blocks
         return blocks if self.block > 1 else [list(chain.from_iterable(blocks))]
@@ -198,7 +206,7 @@ class Worker:
         (number, source), result = job
         if result.error is not None:
             return [(number, str(result.error))]
-        if not self.journal.is_done(source):
+        if not self._is_done(source):
             try:
                 row, drawn = self._write_result(source, source.name, result)
                 if drawn is not None:
