@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from tiny_run import TINY
 
 from embedmask.cli import main
+from embedmask.cli.commands import COMMANDS
+from embedmask.cli.parser import build_parser, find_command, rename_data_fields
 from embedmask.config import ModelConfig
+from embedmask.config.bundled import find_recipe, resolve_recipe
 from embedmask.model.embedmask import EmbedMask
 from embedmask.weights.checkpoint import save
 
@@ -44,6 +48,18 @@ def fails(capsys: pytest.CaptureFixture[str], *words: Any, lines: int = 0) -> st
     assert messages[0].startswith("embedmask: ")
     assert captured.out.count("\n") == lines
     return messages[0]
+
+
+def resolve(line: str) -> None:
+    """Parse a command, and resolve the recipe and the fields of configs that it names; raise on unknown ones."""
+    parsed = build_parser(COMMANDS).parse_args(rename_data_fields(shlex.split(line)[1:]))
+    _, arguments = find_command(COMMANDS, parsed)
+    if arguments.get("show"):
+        find_recipe(arguments["show"])
+    if "config" in arguments:
+        sections = {"model": "model", "data": "augment", "train": "train"}
+        changes = {section: arguments.get(name) for section, name in sections.items()}
+        resolve_recipe(arguments["config"] or "shapes", changes)
 
 
 def copy_with(shapes: Path, folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
