@@ -287,7 +287,8 @@ def _attributes(source: str, holders: set[str]) -> set[str]:
 
 def _read_outside_config() -> set[str]:
     root = Path(embedmask.__file__).parent
-    sources = [path.read_text(encoding="utf-8") for path in root.rglob("*.py") if path.name != "config.py"]
+    paths = [path for path in root.rglob("*.py") if root / "config" not in path.parents]
+    sources = [path.read_text(encoding="utf-8") for path in paths]
     return set().union(*(_attributes(source, HOLDERS) for source in sources))
 
 

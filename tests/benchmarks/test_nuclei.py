@@ -119,7 +119,6 @@ def test_row_equals_evaluation(data: Path, weights: dict[str, Path], docs: Path)
     assert str(data) not in json.dumps(row)
 
 
-@pytest.mark.slow
 def write_results_folder(data: Path, weights: Path, folder: Path) -> Path:
     """Write the results of a model as the folder that stardist_nuclei.py writes."""
     folder.mkdir(parents=True)

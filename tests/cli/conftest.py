@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import save_eager
+from command_line import copy_with, make_findable, save_eager
 from tiny_run import TINY
 
 from embedmask.cli import main
@@ -35,3 +35,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 def eager(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model that has detections in every image."""
     return save_eager(shapes, tmp_path_factory.mktemp("weights") / "eager.safetensors")
+
+
+@pytest.fixture(scope="session")
+def findable(shapes: Path, eager: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the data set with objects in val that the eager model finds."""
+    return make_findable(copy_with(shapes, tmp_path_factory.mktemp("findable"), lambda content: None), eager)
