@@ -144,7 +144,7 @@ def test_channels_and_pages_of_numpy() -> None:
     assert (options.page, options.channels) == (2, (0,))
     assert DEFAULT_READING.changed(None, []).channels is None
     for page in (0.5, True, -1):
-        with pytest.raises(BadInput, match="page must be a whole number from 0 on"):
+        with pytest.raises(BadInput, match="page must be at least 0 and a whole number"):
             DEFAULT_READING.changed(page, None)
 
 

@@ -29,7 +29,7 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         check_reading(self)
-        require(self, "level", _is_index(self.level), "a whole number from 0 on (levels are counted from 0)")
+        require(self, "level", _is_index(self.level), "at least 0 and a whole number (levels are counted from 0)")
 
     def changed(
         self, page: int | None, channels: Sequence[int] | None, level: int | None = None
@@ -60,7 +60,7 @@ def check_reading(config: Any, prefix: str = "") -> None:
     """
     page, channels, depth = (getattr(config, prefix + name) for name in ("page", "channels", "depth"))
     fits = page is None or _is_index(page)
-    require(config, f"{prefix}page", fits, "a whole number from 0 on (pages are counted from 0)")
+    require(config, f"{prefix}page", fits, "at least 0 and a whole number (pages are counted from 0)")
     fits = channels is None or (len(channels) in (1, 3) and all(map(_is_index, channels)))
     require(config, f"{prefix}channels", fits, "one channel (gray) or three (R, G, B), counted from 0")
     require(config, f"{prefix}depth", depth == "camera" or depth > 0, "camera, or a value above 0")
