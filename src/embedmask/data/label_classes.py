@@ -38,7 +38,7 @@ def read_table(file: Path) -> dict[int, Class]:
                 raise ValueError("no object")
             return _as_table(pairs)
         lines = [line for line in text.splitlines() if line.strip()]
-        # a name may contain the separators that the first line does not begin with
+        # the first separator of the table counts; names may contain the others
         separator = next((one for one in re.findall(r"[;,\t]", lines[0])), ",") if lines else ","
         rows = [
             [cell.strip() for cell in row]
