@@ -98,3 +98,13 @@ def start(function: Callable[..., None], *args: Any) -> multiprocessing.process.
     process = context.Process(target=function, args=args)
     process.start()
     return process
+
+
+def exit_codes(*processes: multiprocessing.process.BaseProcess) -> list[int | None]:
+    """Wait for processes, and return their exit codes; None for one that took too long and was killed."""
+    for process in processes:
+        process.join(120)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes

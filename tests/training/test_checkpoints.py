@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import start, tiny
+from tiny_run import exit_codes, start, tiny
 
 from embedmask.errors import BadInput, TrainingStopped
 from embedmask.synthetic.dataset import make_shapes
@@ -69,7 +69,7 @@ def test_run_stopped_by_a_full_disk_can_be_resumed(shapes: Path, tmp_path: Path)
     out = tmp_path / "run"
     fit.train(tiny(epochs=1), shapes, out)
     before = {name: (out / name).read_bytes() for name in ("last.ckpt", "best.safetensors", "metrics.csv")}
-    start(train_without_room, shapes, out, tmp_path / "message").join(120)
+    assert exit_codes(start(train_without_room, shapes, out, tmp_path / "message")) == [0]
     assert (
         "cannot be written (File too large); nothing was changed; make room"
         in (tmp_path / "message").read_text()

@@ -54,7 +54,7 @@ def test_resumed_run_retains_frozen_weights(
     monkeypatch.setattr(fit, "adapt_config", lambda model, *_: model)
     fit.train(recipe, shapes, out, report=lambda line: None)
     monkeypatch.undo()
-    written = Recipe.from_yaml(out / "recipe.yaml")
+    before, written = load_file(out / "last.safetensors"), Recipe.from_yaml(out / "recipe.yaml")
     fit.train(
         replace(written, train=replace(written.train, epochs=2)),
         shapes,
@@ -63,6 +63,10 @@ def test_resumed_run_retains_frozen_weights(
         report=lambda line: None,
     )
     assert load_checkpoint(out / "model.safetensors").config.backbone_norm == "frozen"
+    after = load_file(out / "last.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith(("backbone.body.conv1.", "backbone.body.layer1.")) for name in changed)
+    assert "backbone.body.layer4.0.conv1.weight" in changed
 
 
 def test_pretrained_weights_from_a_file_stay_frozen(shapes: Path, tmp_path: Path) -> None:

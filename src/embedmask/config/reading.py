@@ -29,7 +29,9 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         check_reading(self)
-        require(self, "level", _is_index(self.level), "at least 0 and a whole number (levels are counted from 0)")
+        require(
+            self, "level", _is_index(self.level), "at least 0 and a whole number (levels are counted from 0)"
+        )
 
     def changed(
         self, page: int | None, channels: Sequence[int] | None, level: int | None = None
