@@ -54,27 +54,32 @@ class Found:
 
 
 def found_objects(
-    evaluators: Sequence[CocoEvaluator],
-    thresholds: Sequence[float],
-    image_id: int,
+    evaluators: Sequence[CocoEvaluator], thresholds: Sequence[float], image_ids: Sequence[int]
 ) -> list[Found]:
-    """Return the objects of an image that all models found and whose longer side is in the range."""
-    gts = [gt for gt in evaluators[0].ground_truth.records[image_id] if not gt["iscrowd"]]
-    best: list[dict[int, tuple[Record, float]]] = []
-    for evaluator, threshold in zip(evaluators, thresholds, strict=True):
-        results = evaluator.results_by_image([image_id])[image_id]
-        results = [one for one in results if one["score"] >= threshold]
-        ious = mask_ious(results, gts)  # [R, G]
-        edges = boundary_ious(results, gts, ious)
-        # the result with the highest mask IoU of each object
-        rows = {g: int(ious[:, g].argmax()) for g in range(len(gts)) if len(results)}
-        best.append({g: (results[r], float(edges[r, g])) for g, r in rows.items() if ious[r, g] >= FOUND_IOU})
-    low, high = LONG_SIDE
-    chosen = []
-    for g, gt in enumerate(gts):
-        if all(g in one for one in best) and low <= max(gt["bbox"][2:]) <= high:
-            chosen.append(Found(gt, tuple(one[g][0] for one in best), tuple(one[g][1] for one in best)))
-    return chosen
+    """Return the objects of the images that all models found and whose longer side is in the range."""
+    # grouped once: each grouping sorts the results of all images
+    grouped = [evaluator.results_by_image(image_ids) for evaluator in evaluators]
+    found = []
+    for image_id in image_ids:
+        gts = [gt for gt in evaluators[0].ground_truth.records[image_id] if not gt["iscrowd"]]
+        best = [
+            best_results([one for one in results[image_id] if one["score"] >= threshold], gts)
+            for results, threshold in zip(grouped, thresholds, strict=True)
+        ]
+        for g, gt in enumerate(gts):
+            if all(g in one for one in best) and LONG_SIDE[0] <= max(gt["bbox"][2:]) <= LONG_SIDE[1]:
+                found.append(Found(gt, tuple(one[g][0] for one in best), tuple(one[g][1] for one in best)))
+    return found
+
+
+def best_results(results: Sequence[Record], gts: Sequence[Record]) -> dict[int, tuple[Record, float]]:
+    """Return the result with the highest mask IoU of each found object, and its boundary IoU, by the object's index."""
+    if not results:
+        return {}
+    ious = mask_ious(results, gts)  # [R, G]
+    edges = boundary_ious(results, gts, ious)
+    rows = {g: int(ious[:, g].argmax()) for g in range(len(gts))}
+    return {g: (results[r], float(edges[r, g])) for g, r in rows.items() if ious[r, g] >= FOUND_IOU}
 
 
 def at_shares(objects: Sequence[Found]) -> list[Found]:
@@ -121,17 +126,18 @@ def sheet(data: Path, models: Mapping[str, Path], photographs: bool) -> Pixels:
     dataset = CocoInstances.open(data, "val")
     evaluators = [evaluate(weights, dataset) for weights in models.values()]
     thresholds = [load_checkpoint(weights).config.score_thresholds()[0] for weights in models.values()]
-    objects = [
-        one for image_id in dataset.image_ids for one in found_objects(evaluators, thresholds, image_id)
-    ]
+    objects = found_objects(evaluators, thresholds, dataset.image_ids)
     if not objects:
         raise SystemExit(
             f"no object with a longer side of {LONG_SIDE[0]} to {LONG_SIDE[1]} px was found by all models"
         )
     panels: list[Pixels] = []
     for one in at_shares(objects):
-        image = dataset.image(dataset.image_ids.index(one.gt["image_id"])).permute(1, 2, 0).numpy()
-        panels += draw(one, [*models], np.ascontiguousarray(image) if photographs else None)
+        photograph = None
+        if photographs:
+            image = dataset.image(dataset.image_ids.index(one.gt["image_id"]))
+            photograph = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        panels += draw(one, [*models], photograph)
     return contact_sheet(panels, columns=len(models))
 
 

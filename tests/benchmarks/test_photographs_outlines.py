@@ -51,13 +51,13 @@ def test_only_objects_that_all_models_found(dataset: CocoInstances, monkeypatch:
     everything, fewer = perfect(dataset), perfect(dataset)
     fewer.remove(next(one for one in fewer if one["image_id"] == image_id))
     evaluators = [with_results(dataset, everything), with_results(dataset, fewer)]
-    found = outlines.found_objects(evaluators, [0.5, 0.5], image_id)
+    found = outlines.found_objects(evaluators, [0.5, 0.5], [image_id])
     assert [one.gt["id"] for one in found] == [gt["id"] for gt in gts[1:]]
     assert all(one.ious == (1, 1) for one in found)
     # results below a model's threshold find nothing; nor do objects outside the range count
-    assert outlines.found_objects(evaluators, [0.5, 0.95], image_id) == []
+    assert outlines.found_objects(evaluators, [0.5, 0.95], [image_id]) == []
     monkeypatch.setattr(outlines, "LONG_SIDE", (97, 200))
-    assert outlines.found_objects(evaluators, [0.5, 0.5], image_id) == []
+    assert outlines.found_objects(evaluators, [0.5, 0.5], [image_id]) == []
 
 
 def test_objects_at_the_shares_of_the_advantage() -> None:
@@ -69,7 +69,7 @@ def test_objects_at_the_shares_of_the_advantage() -> None:
 def test_panels_show_the_object_and_the_outline(dataset: CocoInstances, photographs: bool) -> None:
     image_id = dataset.image_ids[0]
     evaluators = [with_results(dataset, perfect(dataset))] * 2
-    one = outlines.found_objects(evaluators, [0.5, 0.5], image_id)[0]
+    one = outlines.found_objects(evaluators, [0.5, 0.5], [image_id])[0]
     image = np.full((96, 96, 3), 7, np.uint8) if photographs else None
     left, right = outlines.draw(one, ["a", "b"], image)
     assert left.shape == right.shape
