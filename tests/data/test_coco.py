@@ -183,6 +183,9 @@ def test_images_of_rare_values_are_repeated(make_folder: MakeFolder) -> None:
     assert val.image_ids == list(range(1, 14))
     assert train.layout.endswith("; balanced: 9 of a, 6 of 7, 3 of null")
     assert train[0][0].shape == (3, 40, 30)
+    equal = DataConfig(balance="stain", balance_power=1)
+    train, _ = open_train_val(folders[0], equal, EvalTransform.full_size())
+    assert train.layout.endswith("; balanced: 9 of a, 9 of 7, 9 of null")
     filtered = DataConfig(balance="stain", image_filter="stain=7")
     assert open_train_val(folders[0], filtered, EvalTransform.full_size())[0].image_ids == [10, 11, 12]
     with pytest.raises(BadInput, match=r"data\.balance color: no image of .* has this key \(keys: .*stain"):

@@ -80,7 +80,10 @@ class DataConfig:
     """Passes over the training set per epoch; small data sets benefit from longer epochs."""
     balance: str | None = None
     """Key of the image records whose rare values are trained on more often, such as `modality`: an epoch contains an
-    image sqrt(n_max / n) times, rounded, if n images have its value and n_max the most frequent one; null: once."""
+    image (n_max / n)^`balance_power` times, rounded, if n images have its value and n_max the most frequent one; null:
+    once."""
+    balance_power: Fraction = 0.5
+    """Exponent of `balance`: 0 leaves the frequencies as they are, 1 makes all values equally frequent."""
     degenerate: Degenerate = "refuse"
     """Treatment of objects with an empty mask, or a polygon or box without area: stop with an error, or drop them."""
     exif: Exif = "auto"

@@ -186,13 +186,13 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             part.layout = f"{self.layout}; {len(self) - len(part)} images without objects left out"
         return part
 
-    def balanced(self) -> CocoInstances:
+    def balanced(self, power: float) -> CocoInstances:
         """Return the data set with images of rare values repeated; `layout` reports how often each value is used.
 
-        The data set must have been opened with a `value_key`.
+        The data set must have been opened with a `value_key`. `power` is `DataConfig.balance_power`.
         """
         assert self.image_values is not None
-        part = self.select(balanced_indices(self.image_values))
+        part = self.select(balanced_indices(self.image_values, power))
         counts = Counter(part.image_values)
         part.layout = (
             f"{self.layout}; balanced: {', '.join(f'{n} of {value}' for value, n in counts.items())}"
@@ -342,7 +342,7 @@ def open_train_val(
             "add annotations"
         )
     train = train if config.keep_empty else train.without_empty()
-    return train if config.balance is None else train.balanced(), val
+    return train if config.balance is None else train.balanced(config.balance_power), val
 
 
 def check_no_val_split(data_dir: str | Path) -> None:

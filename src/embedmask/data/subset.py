@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,9 +68,9 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def balanced_indices(values: Sequence[str]) -> list[int]:
-    """Return the index of each image sqrt(n_max / n) times, rounded, where n images have its value."""
+def balanced_indices(values: Sequence[str], power: float) -> list[int]:
+    """Return the index of each image (n_max / n)^power times, rounded, where n images have its value."""
     counts = Counter(values)
     max_count = max(counts.values(), default=0)
-    times = {value: round(math.sqrt(max_count / count)) for value, count in counts.items()}
+    times = {value: round((max_count / count) ** power) for value, count in counts.items()}
     return [index for index, value in enumerate(values) for _ in range(times[value])]
