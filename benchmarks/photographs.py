@@ -46,10 +46,10 @@ MODELS = {"fcos": "EmbedMask, `fcos`", "tal": "EmbedMask, `tal`", BASELINE: "Mas
 BASE = "tal"
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "embed_stride: 2": {"model": {"embed_stride": 2}},
-    "embed_stride: null (8, upsampled to 4)": {"model": {"embed_stride": None}},
     "embed_dim: 32": {"model": {"embed_dim": 32}},
     "box_expansion: 1": {"model": {"box_expansion": 1.0}},
     "sample_in_mask: false": {"model": {"sample_in_mask": False}},
+    "mask_weight: 1": {"model": {"mask_weight": 1.0}},
     "mask_loss: dice": {"model": {"mask_loss": "dice"}},
     "mask_loss: bce": {"model": {"mask_loss": "bce"}},
     "ema_decay: null": {"train": {"ema_decay": None}},
