@@ -24,7 +24,10 @@ def test_valid_data_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["data", "check", str(shapes), "--out", str(image), "--json", str(report)]) == 0
     out = capsys.readouterr().out
     assert "train: train.json beside images/\n8 images" in out
-    assert "class" in out
+    classes = [line.split() for line in out.splitlines() if line.startswith(("class", "all"))]
+    assert classes[0] == ["class", "small", "medium", "large", "all"]
+    for total in (row for row in classes if row[0] == "all"):
+        assert int(total[4]) == sum(map(int, total[1:4])) > 0
     assert out.splitlines()[-1].startswith("0 errors, ")
     assert out.rstrip().endswith(": training can start")
     written = json.loads(report.read_text())

@@ -65,6 +65,8 @@ def test_train_resume_and_eval_hold_out_the_same_images(
     )
     assert "val_fraction: 0.25" in (run / "recipe.yaml").read_text()
     assert main([*words, "--resume", "--train.epochs", "2"]) == 0
+    first, resumed = json.loads((run / "environment.json").read_text())
+    assert resumed["data"] == first["data"]
     capsys.readouterr()
     metrics = tmp_path / "metrics.json"
     weights = str(run / "last.safetensors")

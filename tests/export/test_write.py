@@ -55,6 +55,7 @@ def test_batch_of_two_sizes(files: Exported) -> None:
             detect(predictor.network, make_postprocessor(model.config), model.preprocess(images), sizes)
         )
     for expected, found in zip(*results, strict=True):
+        assert len(expected.labels) > 0
         assert expected.labels.tolist() == found.labels.tolist()
         torch.testing.assert_close(expected.boxes, found.boxes, atol=0.01, rtol=0)
         torch.testing.assert_close(expected.proposal_embed, found.proposal_embed, atol=1e-3, rtol=1e-3)
@@ -63,6 +64,7 @@ def test_batch_of_two_sizes(files: Exported) -> None:
 def test_tiles_and_pickling(files: Exported) -> None:
     image = scene(90, 131)
     expected = files.native(image, score_threshold=0.05, tile=64, overlap=16)
+    assert len(expected) >= 5
     again: Predictor = pickle.loads(pickle.dumps(files.exported))
     detections_equal(again(image, score_threshold=0.05, tile=64, overlap=16), expected)
 

@@ -101,7 +101,7 @@ def test_fewer_detections(run: tuple[Any, list[Instances]], limit: int) -> None:
         [tuple(s) for s in z["original_sizes_hw"].tolist()],
     )
     for one, more in zip(few, whole, strict=True):
-        assert len(one) <= limit
+        assert min(len(more), 1) <= len(one) <= limit  # the last image has no objects
         assert torch.equal(one.scores, more.scores[: len(one)])
 
 

@@ -60,12 +60,14 @@ def run(request: pytest.FixtureRequest) -> dict[str, object]:
 
 def test_outputs(run: dict) -> None:
     z, predictions = run["z"], run["predictions"]
+    levels = [level for level in LEVELS if f"train.logits.{level}" in z.files]
+    assert levels[-3:] == ["P5", "P6", "P7"]  # the fixture of the repository lacks the finer levels
     for name, outputs in run["official"].items():
         for level, output in zip(LEVELS, outputs, strict=True):
-            if f"train.{name}.{level}" in z.files:
+            if level in levels:
                 assert_near(output, z[f"train.{name}.{level}"], RELATIVE, f"{name} {level}")
     for level, output in zip(LEVELS, predictions.box_ltrb, strict=True):
-        if f"eval.bbox_reg.{level}" in z.files:
+        if level in levels:
             assert_near(output, z[f"eval.bbox_reg.{level}"], RELATIVE, f"box px {level}")
     assert_near(predictions.pixel_embed[:, :, ::2, ::2], z["train.pixel_embed"], RELATIVE, "pixel_embed")
     assert_near(run["total"], z["bwd.total"], RELATIVE, "sum of all outputs, finest levels included")
