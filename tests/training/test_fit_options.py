@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from safetensors.torch import load_file
 from tiny_run import tiny
 from torch import Tensor
@@ -164,3 +166,15 @@ def test_raises_on_float16_on_the_cpu(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="use bfloat16 or float32"):
         fit.train(tiny(precision="float16"), shapes, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_raises_on_a_removed_folder(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(fit, "TensorBoardLogger", lambda *args, **options: DummyLogger())
+
+    def report(line: str) -> None:
+        if line.startswith("epoch 1"):
+            shutil.rmtree(out)
+
+    with pytest.raises(BadInput, match=r"run.*: removed during training"):
+        fit.train(tiny(epochs=2), shapes, out, device="cpu", report=report)

@@ -35,6 +35,7 @@ from embedmask.training.fit import (
     make_run,
     prepare,
     rank_zero_only,
+    recipe_of,
     with_required_settings,
     write_final_results,
 )
@@ -75,7 +76,7 @@ def run_dry(
         check_folder(out, resume)
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     report = rank_zero_only(report)
-    recipe = with_required_settings(recipe, out if resume else None, report)
+    recipe = with_required_settings(recipe, recipe_of(out) if resume and out is not None else None, report)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, DryRunDataModule)
     if out is not None and resume and is_rank_zero():
         check_identity(out, recipe, splits)

@@ -94,8 +94,8 @@ def train(
     hardware = Hardware.choose(recipe.train, device, devices, nodes)
     last = out / LAST_CHECKPOINT
     resumed = resume and last.is_file()
-    before = Recipe.from_yaml(out / "recipe.yaml") if resumed and (out / "recipe.yaml").is_file() else recipe
-    recipe = with_required_settings(recipe, out if resumed else None, report)
+    began = recipe_of(out) if resumed else None
+    recipe = with_required_settings(recipe, began, report)
     recipe, splits, module = prepare(recipe, data, max_detections, hardware, TrainValDataModule)
     if resume and is_rank_zero():
         check_identity(out, recipe, splits)
@@ -121,20 +121,20 @@ def train(
         if results.evaluated_step != trainer.global_step:
             trainer.validate(module, datamodule=splits, verbose=False)
         if trainer.is_global_zero:
-            if resumed and not results.trained:
-                restore_model_settings(before, results)
+            if began is not None and not results.trained:
+                restore_model_settings(began, results)
             write_final_results(out, results, splits, trainer)
     return summary(out, results, trainer)
 
 
-def restore_model_settings(before: Recipe, results: ResultsFolder) -> None:
+def restore_model_settings(began: Recipe, results: ResultsFolder) -> None:
     """Write the model settings of a finished run to its recipe again; report new ones, which no weights have."""
-    old, now = model_to_dict(before.model), model_to_dict(results.recipe.model)
+    old, now = model_to_dict(began.model), model_to_dict(results.recipe.model)
     unused = [
         f"model.{name} stays {old[name]}, not {value}" for name, value in now.items() if old[name] != value
     ]
     if unused:
-        results.recipe = replace(results.recipe, model=before.model)
+        results.recipe = replace(results.recipe, model=began.model)
         results.write_recipe()
         results.report(f"the run has no steps left, so its weights keep their settings: {name_some(unused)}")
 
@@ -162,21 +162,25 @@ def prepare(
     return recipe, splits, module
 
 
-def with_required_settings(recipe: Recipe, resumed: Path | None, report: Report) -> Recipe:
+def recipe_of(out: Path) -> Recipe | None:
+    """Return the recipe of the run in `out`, None without one."""
+    file = out / "recipe.yaml"
+    return Recipe.from_yaml(file) if file.is_file() else None
+
+
+def with_required_settings(recipe: Recipe, began: Recipe | None, report: Report) -> Recipe:
     """Return the recipe with the model settings that its initial weights require.
 
     Args:
-        resumed: results folder of the run to resume, whose settings remain; None: a new run, with changes reported.
+        began: recipe of the run to resume, whose settings remain; None: a new run, with changes reported.
 
     Raises:
         BadInput: a weights file cannot be read, or belongs to another backbone.
     """
-    if resumed is not None and (resumed / "recipe.yaml").is_file():
-        began = Recipe.from_yaml(resumed / "recipe.yaml").model
-        # the recipe of the run has the settings already, and its weights file may be gone
-        if all(getattr(began, name) == getattr(recipe.model, name) for name in SETTINGS):
-            return recipe
-    model = adapt_config(recipe.model, recipe.train, report if resumed is None else lambda line: None)
+    # the recipe of the run has the settings already, and its weights file may be gone
+    if began is not None and all(getattr(began.model, n) == getattr(recipe.model, n) for n in SETTINGS):
+        return recipe
+    model = adapt_config(recipe.model, recipe.train, report if began is None else lambda line: None)
     return replace(recipe, model=model)
 
 
@@ -268,7 +272,7 @@ def results_folder(out: Path) -> Iterator[None]:
     """Make `out` for this run alone, and remove it if training fails before the first checkpoint.
 
     Raises:
-        BadInput: another process trains in `out`.
+        BadInput: another process trains in `out`, or a file of `out` is removed during training.
     """
     if not is_rank_zero():
         yield
@@ -278,7 +282,9 @@ def results_folder(out: Path) -> Iterator[None]:
         remove_temporary(out)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, FileNotFoundError) and out in Path(error.filename or "").parents:
+                raise BadInput(f"{error.filename}: removed during training; start again") from None
             if is_new and not (out / LAST_CHECKPOINT).exists():
                 shutil.rmtree(out, ignore_errors=True)
             raise
