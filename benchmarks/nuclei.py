@@ -114,7 +114,10 @@ def measure_results(data: Path, run: Path, *, where: str | None) -> Results:
         "cpu_ms": facts["cpu_ms"],
         "memory_mb": {"images": facts["peak_mb"]},
         "machine": {**describe_machine(torch.device("cpu")), "tensorflow": facts["tensorflow"]},
-        "commands": [f"{script.format('train')} --epochs {facts['epochs']}", script.format("predict")],
+        "commands": [
+            *(f"{script.format('train')} {options}" for options in facts["options"]),
+            script.format("predict"),
+        ],
     }
 
 

@@ -1,14 +1,14 @@
 """Train StarDist on nuclei and predict val, for a row of docs/results.md; in a separate environment.
 
     pip install stardist==0.9.2 tensorflow-cpu==2.21.0 pycocotools
-    python benchmarks/stardist_nuclei.py train --data DIR --where KEY=VALUE --epochs N --out RUN
+    python benchmarks/stardist_nuclei.py train --data DIR --where KEY=VALUE --epochs N [--learning-rate R] --out RUN
     python benchmarks/stardist_nuclei.py predict --data DIR --where KEY=VALUE --out RUN
     python benchmarks/stardist_nuclei.py large --image FILE --out RUN
 
 The network, its solver and its patches are StarDist's defaults (32 rays, 100 steps of 4 patches of 256 px per epoch);
 grid, normalization and augmentation are those of its training example. With fewer than its 400 epochs, the learning
 rate falls after proportionally fewer epochs without progress. `train` writes the weights of the lowest loss on val, and
-continues a run that was interrupted; `predict` optimizes the thresholds on val, as StarDist does, and writes COCO
+continues a run that was interrupted, up to N epochs in all, with another learning rate if one is given; `predict` optimizes the thresholds on val, as StarDist does, and writes COCO
 results to `results.json` and time, memory and other facts to `facts.json`, for `python benchmarks/nuclei.py measure
 --results RUN`; `large` adds the time of one large image. All use one thread.
 """
@@ -91,7 +91,7 @@ def augment(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return image + 0.02 * RANDOM.random() * RANDOM.normal(size=image.shape), labels
 
 
-def train(data: Path, where: str, epochs: int, out: Path) -> None:
+def train(data: Path, where: str, epochs: int, learning_rate: float | None, out: Path) -> None:
     """Train, or continue to train."""
     np.random.seed(0)  # noqa: NPY002 - StarDist samples patches with numpy's global generator
     tf.random.set_seed(0)
@@ -110,7 +110,8 @@ def train(data: Path, where: str, epochs: int, out: Path) -> None:
     )
     model = StarDist2D(config, name=out.name, basedir=str(out.parent))
     model.prepare_for_training()
-    progress = Progress(out / PROGRESS)
+    options = f"--epochs {epochs}" + ("" if learning_rate is None else f" --learning-rate {learning_rate:g}")
+    progress = Progress(out / PROGRESS, options, learning_rate)
     for callback in model.callbacks:
         if isinstance(callback, tf.keras.callbacks.ModelCheckpoint):
             callback.best = progress.lowest  # keep the best weights of the epochs before an interruption
@@ -119,22 +120,34 @@ def train(data: Path, where: str, epochs: int, out: Path) -> None:
 
 
 class Progress(tf.keras.callbacks.Callback):
-    """Keep the number of epochs, their CPU time and the lowest loss on val in a file, over interruptions."""
+    """Keep the number of epochs, their CPU time and the lowest loss on val in a file, over interruptions.
 
-    def __init__(self, path: Path) -> None:
+    The file also has the options of `train`, one entry for each change of them. `learning_rate` replaces that of the
+    optimizer, which an interrupted run restores.
+    """
+
+    def __init__(self, path: Path, options: str, learning_rate: float | None) -> None:
         super().__init__()
         self.path = path
+        self.learning_rate = learning_rate
         before = json.loads(path.read_text()) if path.exists() else {}
+        self.options = [one for one in before.get("options", []) if one != options] + [options]
         self.minutes = before.get("core_minutes", 0.0)
         self.lowest = before.get("lowest_loss", np.inf)
         self.begin = time.process_time()
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Set the learning rate, after an interrupted run has been restored."""
+        del logs
+        if self.learning_rate is not None:
+            self.model.optimizer.learning_rate = self.learning_rate
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Write the state after an epoch."""
         self.lowest = min(self.lowest, logs["val_loss"])
         minutes = self.minutes + (time.process_time() - self.begin) / 60
         state = {"epochs": epoch + 1, "core_minutes": minutes, "lowest_loss": self.lowest}
-        self.path.write_text(json.dumps(state))
+        self.path.write_text(json.dumps({**state, "options": self.options}))
 
 
 def predict(data: Path, where: str, out: Path) -> None:
@@ -228,11 +241,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of nuclei")
     parser.add_argument("--where", default="stardist_dsb2018=train", help="images used, by their records")
     parser.add_argument("--epochs", type=int, default=DEFAULT_EPOCHS)
+    parser.add_argument(
+        "--learning-rate", type=float, help="from now on; default: as in the run, at first 0.0003"
+    )
     parser.add_argument("--image", type=Path, help="a large image")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.action == "train":
-        train(args.data, args.where, args.epochs, args.out)
+        train(args.data, args.where, args.epochs, args.learning_rate, args.out)
     elif args.action == "predict":
         predict(args.data, args.where, args.out)
     else:

@@ -131,6 +131,7 @@ def write_results_folder(data: Path, weights: Path, folder: Path) -> Path:
         "cpu_ms": 61.4,
         "peak_mb": 912.0,
         "tensorflow": "2.21.0",
+        "options": ["--epochs 9", "--epochs 7 --learning-rate 3e-05"],
     }
     (folder / "facts.json").write_text(json.dumps(facts))
     return folder
@@ -148,10 +149,8 @@ def test_row_of_stored_results(data: Path, weights: dict[str, Path], docs: Path,
     assert rows["StarDist"]["training"]["steps"] == 700
     text = "\n".join(nuclei_page.command_lines({"rows": rows, "time": None}, []))
     script = "python benchmarks/stardist_nuclei.py"
-    assert (
-        f"{script} train --data nuclei --where site=a --out runs/stardist --epochs 7\n{script} predict"
-        in text
-    )
+    train = f"{script} train --data nuclei --where site=a --out runs/stardist --epochs"
+    assert f"{train} 9\n{train} 7 --learning-rate 3e-05\n{script} predict" in text
     assert 'measure --data nuclei --results runs/stardist --name "StarDist" --where site=a' in text
 
 
