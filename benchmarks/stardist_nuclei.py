@@ -8,9 +8,10 @@
 The network, its solver and its patches are StarDist's defaults (32 rays, 100 steps of 4 patches of 256 px per epoch);
 grid, normalization and augmentation are those of its training example. With fewer than its 400 epochs, the learning
 rate falls after proportionally fewer epochs without progress. `train` writes the weights of the lowest loss on val, and
-continues a run that was interrupted, up to N epochs in all, with another learning rate if one is given; `predict` optimizes the thresholds on val, as StarDist does, and writes COCO
-results to `results.json` and time, memory and other facts to `facts.json`, for `python benchmarks/nuclei.py measure
---results RUN`; `large` adds the time of one large image. All use one thread.
+continues a run that was interrupted, up to N epochs in all, with another learning rate if one is given; `predict`
+optimizes the thresholds on val, as StarDist does, and writes COCO results to `results.json` and time, memory and other
+facts to `facts.json`, for `python benchmarks/nuclei.py measure --results RUN`; `large` adds the time of one large
+image. All use one thread.
 """
 
 from __future__ import annotations
