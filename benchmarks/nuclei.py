@@ -5,10 +5,12 @@
     python benchmarks/nuclei.py measure --data DIR --results RUN --name ROW [--where KEY=VALUE]
     python benchmarks/nuclei.py time --data DIR --weights ROW=FILE ROW=FILE
     python benchmarks/nuclei.py page --data DIR --weights ROW=FILE ROW=FILE
+    python benchmarks/nuclei.py images --data DIR --weights ROW=FILE --where KEY=VALUE
 
 Figures are stored in docs/nuclei/results.json. `measure` replaces those of one row. `time` runs all models on each
 image in turn and compares them with the first. `page` writes the page from the stored figures, with images of the row
-that was measured first. Close all other programs while times are measured. RUN is a results folder: of training with
+that was measured first. `images` writes images of some kind with results of a row, and prints their captions. Close
+all other programs while times are measured. RUN is a results folder: of training with
 `--run`, of stardist_nuclei.py with `--results`.
 """
 
@@ -27,7 +29,8 @@ from typing import Any
 
 import torch
 import yaml
-from nuclei_page import write_page
+from nuclei_images import Scenes, write_ranked
+from nuclei_page import shot_lines, write_page
 
 from embedmask.benchmark.memory import Steps, peaks_in_own_process
 from embedmask.config import Recipe, model_type_of, override
@@ -294,6 +297,17 @@ def page(data: Path, files: Mapping[str, Path], stored: Results, docs: Path) -> 
     write_page(stored, dataset, evaluators, docs)
 
 
+def write_images(
+    data: Path, files: Mapping[str, Path], where: str, rows: Mapping[str, Results], docs: Path
+) -> None:
+    """Write images with KEY=VALUE, ground truth beside the results of one model; print the Markdown that shows them."""
+    ((name, file),) = files.items()
+    dataset = CocoInstances.open(data, "val", image_filter=where)
+    scenes = Scenes(name, dataset, evaluate(file, dataset), rows[name]["score_threshold"])
+    for shot in write_ranked(scenes, docs / "nuclei", f"{where.partition('=')[2]}_"):
+        print("\n".join(shot_lines(shot)))
+
+
 def named_files(texts: Sequence[str], rows: Mapping[str, Results]) -> dict[str, Path]:
     """Parse arguments ROW=FILE to a dictionary.
 
@@ -336,7 +350,9 @@ def run(args: argparse.Namespace) -> None:
         return
     stored = read_stored(path)
     files = named_files(args.weights, stored["rows"])
-    if args.action == "time":
+    if args.action == "images":
+        write_images(args.data, files, args.where, stored["rows"], args.docs)
+    elif args.action == "time":
         stored["time"] = compare_times(args.data, files, stored["rows"])
         write_json(path, stored)
     else:
@@ -363,12 +379,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    for action in ("measure", "time", "page"):
+    for action in ("measure", "time", "page", "images"):
         options = actions.add_parser(action)
         options.add_argument("--data", type=Path, required=True, help="folder of nuclei")
         options.add_argument("--docs", type=Path, default=DOCS, help="folder of results.md and nuclei/")
         if action != "measure":
-            options.add_argument("--weights", nargs="+", required=True, metavar="ROW=FILE")
+            number = 1 if action == "images" else "+"
+            options.add_argument("--weights", nargs=number, required=True, metavar="ROW=FILE")
+        if action == "images":
+            options.add_argument("--where", required=True, help="KEY=VALUE: images whose record has it")
+        if action != "measure":
             continue
         source = options.add_mutually_exclusive_group(required=True)
         source.add_argument("--weights", type=Path, help="a file, or a released model's name")

@@ -79,8 +79,11 @@ class Scenes:
         return RunMasks.from_rle((r["segmentation"] for r in records), size).to_label_image()
 
 
-def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:
-    """Write the best, middle and worst images, ground truth beside results; yield their captions."""
+def write_ranked(scenes: Scenes, folder: Path, prefix: str = "") -> Iterator[Shot]:
+    """Write the best, middle and worst images, ground truth beside results; yield their captions.
+
+    The names of the files begin with `prefix`.
+    """
     qualities = {image_id: scenes.quality(image_id) for image_id in scenes.dataset.image_ids}
     for name, image_id in ranked(qualities).items():
         gt, pred = scenes.ground_truth(image_id), scenes.results(image_id)
@@ -88,9 +91,11 @@ def write_ranked(scenes: Scenes, folder: Path) -> Iterator[Shot]:
         colors = partners(gt, pred)
         image = scenes.pixels(image_id)
         sides = [outlined(image, *one, window, ZOOM) for one in zip((gt, pred), colors, strict=True)]
-        write_small(side_by_side(sides[0], sides[1], ("ground truth", scenes.name)), folder / f"{name}.png")
+        write_small(
+            side_by_side(sides[0], sides[1], ("ground truth", scenes.name)), folder / f"{prefix}{name}.png"
+        )
         yield Shot(
-            name,
+            f"{prefix}{name}",
             f"**{name.replace('_', ' ').capitalize()}:** `{scenes.file_name(image_id)}`, matching AP "
             f"{qualities[image_id]:.3f}, {count_labels(gt)} objects, {count_labels(pred)} detections",
         )

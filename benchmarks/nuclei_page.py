@@ -108,9 +108,13 @@ def generated_text(stored: Results, shots: Sequence[Shot], drawn: Sequence[str])
         "from BBBC038, CC0 1.0.",
         "",
     ]
-    for shot in shots:
-        lines += [shot.caption, "", f"![{shot.name.replace('_', ' ')}](nuclei/{shot.name}.png)", ""]
+    lines += [line for shot in shots for line in shot_lines(shot)]
     return "\n".join([*lines, *command_lines(stored, drawn)])
+
+
+def shot_lines(shot: Shot) -> list[str]:
+    """Return the Markdown of an image and its caption."""
+    return [shot.caption, "", f"![{shot.name.replace('_', ' ')}](nuclei/{shot.name}.png)", ""]
 
 
 def published_lines(rows: Rows) -> list[str]:
@@ -315,10 +319,10 @@ def draw_matching(figure: Any, rows: Rows) -> None:
     panel = figure.subplots()
     for index, (name, values) in enumerate(PUBLISHED.items()):
         style = {"marker": "1234+x|"[index], "linestyle": DASHES[index % len(DASHES)], "markersize": 9}
-        panel.plot(THRESHOLDS, values, color="#868e96", linewidth=1, label=name, **style)
+        panel.plot(THRESHOLDS, values, color="#868e96", linewidth=1, label=f"published: {name}", **style)
     for _, row, style in styles(rows):
         panel.plot(THRESHOLDS, [row["metrics"][f"matching/{metric}"] for metric in MATCHING], **style)
-    panel.set(xlabel="IoU", ylabel="TP / (TP + FP + FN), mean over images", ylim=(0, 1))
+    panel.set(xlabel="IoU", ylabel="TP / (TP + FP + FN), mean over images", ylim=(0.1, 1))
     panel.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
 

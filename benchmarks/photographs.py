@@ -9,7 +9,7 @@ backbone of all three. Images, augmentation and solver are those of `benchmarks/
 writes one JSON file when it is finished and is not repeated; an interrupted one continues at its last checkpoint.
 Then time and memory of the models of seed 0 are measured, on one thread. `--variants` trains EmbedMask with one changed
 setting each instead. `--steps` changes the number of steps; runs of each length are kept apart, and the page compares
-them in one table, since models that take the same time have different numbers of steps.
+them in one table, since models that take the same time have different numbers of steps, and draws AP against time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from table2 import cell_text
 
 from embedmask.config import Recipe, override
 from embedmask.data.coco import CocoInstances
-from embedmask.files import write_json, write_text
+from embedmask.files import atomic_write, write_json, write_text
 from embedmask.inference.predictor import Predictor
 from embedmask.machine import describe_machine, processor_text
 from embedmask.weights.checkpoint import load_checkpoint
@@ -41,6 +41,7 @@ from embedmask.weights.checkpoint import load_checkpoint
 HERE = Path(__file__).parent
 SET = "photographs"
 BEGIN, END = (f"<!-- benchmarks/photographs.py: {mark} -->" for mark in ("begin", "end"))
+CURVES = ("segm/AP", "boundary/AP", "bbox/AP")
 MODELS = {"fcos": "EmbedMask, `fcos`", "tal": "EmbedMask, `tal`", BASELINE: "Mask R-CNN"}
 """Detectors of `detectors.py`, and their names on the page."""
 BASE = "tal"
@@ -180,14 +181,51 @@ def variant_lines(results: Mapping[str, dict[int, dict[str, Any]]], steps: int) 
     if not finished:
         return []
     rows = []
+    compared = {seed for name in finished for seed in base.keys() & results[name].keys()}
     for name in (BASE, *finished):
-        common = sorted(base.keys() & results[name].keys())
+        common = sorted(compared & results[name].keys())
         own = [results[name][seed] for seed in common]
         gains = [100 * sum(results[name][k][m] - base[k][m] for k in common) / len(common) for m in METRICS]
         cells = [cell_text(own, m) for m in METRICS] if name == BASE else [f"{gain:+.1f}" for gain in gains]
         rows.append([f"`{name}`", str(len(own)), *cells, minutes_text(own)])
-    title = f"`{BASE}` after {steps:,} steps with one changed setting each, above it in points:"
+    title = f"`{BASE}` after {steps:,} steps, and with one changed setting each: difference in points, same seeds:"
     return [title, "", *table(["", "seeds", *METRICS.values(), "core minutes"], rows)]
+
+
+def draw_curves(runs: Path, seeds: int, file: Path) -> None:
+    """Draw AP against the core minutes of training, a panel for each metric of `CURVES`, a point for each length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(CURVES))
+    for marker, (name, title) in zip("osD", MODELS.items(), strict=True):
+        points = timed_points(runs, name, seeds)
+        if not points:
+            continue
+        times = [minutes for _, minutes, _ in points]
+        for metric, panel in zip(CURVES, panels, strict=True):
+            means = [100 * sum(own[metric] for own in results) / len(results) for _, _, results in points]
+            panel.plot(times, means, marker=marker, label=title.replace("`", ""))
+            for (steps, *_), *point in zip(points, times, means, strict=True):
+                panel.annotate(f"{steps} steps", point, (6, -11), textcoords="offset points", fontsize=8)
+    for metric, panel in zip(CURVES, panels, strict=True):
+        panel.margins(x=0.45, y=0.15)
+        panel.set(title=METRICS[metric], xlabel="core minutes of training", xlim=(0, None), ylim=(0, None))
+        panel.grid(alpha=0.3)
+    panels[0].legend(loc="lower right")
+    with atomic_write(file) as temporary:
+        figure.savefig(temporary)
+
+
+def timed_points(runs: Path, name: str, seeds: int) -> list[tuple[int, float, list[dict[str, Any]]]]:
+    """Return steps, mean core minutes and results of each length of a model; interrupted runs have no time."""
+    points = []
+    for steps, folder in lengths(runs).items():
+        results = [own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))]
+        minutes = [own["core_minutes"] for own in results]
+        if results and None not in minutes:
+            points.append((steps, sum(minutes) / len(minutes), results))
+    return points
 
 
 def number(values: dict[str, Any], *path: str) -> str:
@@ -222,6 +260,7 @@ def main() -> None:
     if args.page:
         before, after = around_marks(args.out, BEGIN, END)
         write_text(args.out, f"{before}{BEGIN}\n{section(args.runs, args.seeds)}\n{END}{after}")
+        draw_curves(args.runs, args.seeds, args.out.parent / "photographs" / "curves.png")
         return
     if args.data is None:
         parser.error("--data DIR is missing")

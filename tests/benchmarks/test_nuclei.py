@@ -162,6 +162,21 @@ def test_row_of_a_model_with_changed_fields(data: Path, weights: dict[str, Path]
     assert few["metrics"]["segm/AR"] < whole["metrics"]["segm/AR"]
 
 
+def test_images_of_a_kind(
+    data: Path, weights: dict[str, Path], docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure(data, docs, weights["Ours"], "Ours")
+    words = ("--data", data, "--docs", docs, "--weights", f"Ours={weights['Ours']}")
+    call("images", *words, "--where", "modality=bright")
+    names = ["bright_best_1", "bright_best_2"]  # there are two
+    assert sorted(path.stem for path in (docs / "nuclei").glob("*.png")) == names
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("!")] == [
+        f"![{name.replace('_', ' ')}](nuclei/{name}.png)" for name in names
+    ]
+    assert lines[0].startswith("**Best 1:** `")
+
+
 def test_figures_of_some_images(tmp_path: Path) -> None:
     size, mask = (20, 20), ellipse((20, 20), (9, 9), (5, 5))
     truth = make_truth([as_annotation(n, n, 7, mask) for n in (1, 2)], {1: size, 2: size}, [7])
