@@ -38,10 +38,12 @@ SHARES = (0.9, 0.5, 0.1)
 """Places of the drawn objects in the ranking, from the worst (0) to the best (1) for the first model."""
 MARGIN, ZOOM, THICKNESS = 6, 2, 2
 """Space around the object and the results, px; the magnification; and the thickness of outlines, enlarged px."""
-PANEL_WIDTH = 400
-"""Width of the narrowest panel, enlarged px, so that titles are readable."""
+PANEL_SIDE = 400
+"""Minimum width and height of a panel, enlarged px, so that all titles are readable and equally large."""
 PAPER, SILHOUETTE, OUTLINE = (255, 255, 255), (190, 190, 190), (214, 39, 40)
 """Colors of the background, the ground truth and the outline of a result."""
+FRAME = 225
+"""Gray value of the frame of a panel."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ def at_shares(objects: Sequence[Found]) -> list[Found]:
     return [ranked[round(share * (len(ranked) - 1))] for share in SHARES]
 
 
-def draw(one: Found, names: Sequence[str], photograph: Pixels | None) -> list[Pixels]:
+def draw(one: Found, place: str, names: Sequence[str], photograph: Pixels | None) -> list[Pixels]:
     """Return a panel per model: the object, enlarged, and the outline of the model's result.
 
     Args:
         one: the object and the results.
+        place: of the object in the ranking, for the titles.
         names: of the models.
         photograph: uint8 `[H, W, 3]`; None draws the ground truth as a silhouette.
     """
@@ -115,9 +118,10 @@ def draw(one: Found, names: Sequence[str], photograph: Pixels | None) -> list[Pi
         for _ in range(THICKNESS):
             edge = on_edge(rest)
             panel[edge], rest[edge] = OUTLINE, 0
-        room = max(PANEL_WIDTH - panel.shape[1], 0)
-        panel = np.pad(panel, ((0, 0), (0, room), (0, 0)), constant_values=255)
-        panels.append(entitle(panel, f"{name}: boundary IoU {iou:.2f}"))
+        panel = np.pad(panel, ((1, 1), (1, 1), (0, 0)), constant_values=FRAME)
+        below, right = (max(PANEL_SIDE - side, 0) for side in panel.shape[:2])
+        panel = np.pad(panel, ((0, below), (0, right), (0, 0)), constant_values=255)
+        panels.append(entitle(panel, f"{place}, {name}: boundary IoU {iou:.2f}"))
     return panels
 
 
@@ -132,12 +136,12 @@ def sheet(data: Path, models: Mapping[str, Path], photographs: bool) -> Pixels:
             f"no object with a longer side of {LONG_SIDE[0]} to {LONG_SIDE[1]} px was found by all models"
         )
     panels: list[Pixels] = []
-    for one in at_shares(objects):
+    for share, one in zip(SHARES, at_shares(objects), strict=True):
         photograph = None
         if photographs:
             image = dataset.image(dataset.image_ids.index(one.gt["image_id"]))
             photograph = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        panels += draw(one, [*models], photograph)
+        panels += draw(one, f"{share:.0%}", [*models], photograph)
     return contact_sheet(panels, columns=len(models))
 
 

@@ -71,9 +71,9 @@ def test_panels_show_the_object_and_the_outline(dataset: CocoInstances, photogra
     evaluators = [with_results(dataset, perfect(dataset))] * 2
     one = outlines.found_objects(evaluators, [0.5, 0.5], [image_id])[0]
     image = np.full((96, 96, 3), 7, np.uint8) if photographs else None
-    left, right = outlines.draw(one, ["a", "b"], image)
+    left, right = outlines.draw(one, "50%", ["a", "b"], image)
     assert left.shape == right.shape
-    assert left.shape[1] == outlines.PANEL_WIDTH
+    assert left.shape[0] > left.shape[1] == outlines.PANEL_SIDE
     drawn = (right == outlines.OUTLINE).all(-1)
     filled = (right == ((7, 7, 7) if photographs else outlines.SILHOUETTE)).all(-1)
     area, zoom = one.gt["area"], outlines.ZOOM
@@ -95,7 +95,7 @@ def test_command_writes_a_row_per_object(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("sys.argv", [*words, *models])
     outlines.main()
     with Image.open(out) as image:
-        assert image.width > 2 * outlines.PANEL_WIDTH
+        assert image.width > 2 * outlines.PANEL_SIDE
     # objects outside the range are not drawn; a model without a name is refused
     monkeypatch.setattr(outlines, "LONG_SIDE", (97, 200))
     with pytest.raises(SystemExit, match="97 to 200 px"):
