@@ -180,6 +180,25 @@ def test_cut_piece_does_not_join_cells() -> None:
     check_exact(tiled_instances(as_image(ids), detect, tile=100, overlap=20), ids)
 
 
+def test_duplicates_with_low_scores_do_not_take_the_place_of_detections() -> None:
+    """Check two tiles that return one square twice; the masks with low scores equal the good ones of the other tile."""
+    square = np.ones((20, 20), bool)
+
+    def detect(tiles: Sequence[Tensor]) -> list[Instances]:
+        found = []
+        # x of the good and of the low mask in each tile; the second tile begins at x = 40
+        for good, low in ((50, 51), (11, 10)):
+            masks = RunMasks.from_crops([MaskCrop(square, 30, good), MaskCrop(square, 30, low)], (100, 100))
+            boxes = torch.tensor([[good, 30.0, good + 20, 50], [low, 30, low + 20, 50]])
+            found.append(Instances(boxes, torch.tensor([0.8, 0.02]), torch.tensor([0, 0]), masks))
+        assert len(tiles) == len(found)
+        return found
+
+    image = torch.zeros(3, 100, 140, dtype=torch.uint8)
+    actual = tiled_instances(image, detect, tile=100, overlap=50, batch_size=2)
+    assert int((actual.scores > 0.5).sum()) == 1
+
+
 def test_classes_are_not_merged() -> None:
     ids = paint(100, 180, lambda y, x: (x >= 70) & (x < 120) & (y >= 20) & (y < 60))
     detector = Detector(ids)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from embedmask.inference.tiling import COVERED, REACH, SAME_IOU, Bounds
+from embedmask.inference.tiling import COVERED, MATCH_POWER, REACH, SAME_IOU, Bounds
 from embedmask.structures import Instances
 
 Size = tuple[int, int]
@@ -103,12 +103,14 @@ def iou(one: Piece, other: Piece) -> float:
 def connected(pieces: list[Piece]) -> list[list[Piece]]:
     """Group the pieces that form one object, by flooding from each."""
 
-    def best(one: Piece, tile: int) -> float:
-        return max((iou(one, other) for other in pieces if other.tile == tile), default=0.0)
+    def value(one: Piece, other: Piece) -> float:
+        return iou(one, other) ** MATCH_POWER * other.score
+
+    def is_best(one: Piece, other: Piece) -> bool:
+        return value(one, other) == max(value(one, third) for third in pieces if third.tile == other.tile)
 
     def agree(one: Piece, other: Piece) -> bool:
-        value = iou(one, other)
-        return value > SAME_IOU and value == best(one, other.tile) == best(other, one.tile)
+        return iou(one, other) > SAME_IOU and is_best(one, other) and is_best(other, one)
 
     def fragment(one: Piece, other: Piece) -> bool:
         if iou(one, other) == 0 or any(agree(one, third) for third in pieces if third.tile == other.tile):

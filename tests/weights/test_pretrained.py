@@ -377,6 +377,7 @@ def test_init_requires_the_settings_of_its_run(tmp_path: Path) -> None:
         "channel_order": "bgr",
         "image_mean": (1.0, 2.0, 3.0),
         "image_std": (4.0, 5.0, 6.0),
+        "image_norm": "image",
     }
     base = {"backbone": "test_resnet", "backbone_norm_eps": 0.25}
     save(EmbedMask(small_config(**base, **values)), path, class_names=["a", "b", "c"])
@@ -385,8 +386,10 @@ def test_init_requires_the_settings_of_its_run(tmp_path: Path) -> None:
     assert {name: getattr(config, name) for name in values} == values
     assert config.backbone_norm_eps == 0.25
     assert (config.backbone_norm, config.frozen_stages) == ("frozen", 2)  # these weights are not random
-    assert lines[0].startswith(f"train.init {path}: sets model.channel_order to bgr")
-    same, lines = adapted(small_config(**base, channel_order="bgr"), init=str(path))
+    assert lines[0].startswith(
+        f"train.init {path}: sets model.channel_order to bgr, model.image_norm to image"
+    )
+    same, lines = adapted(small_config(**base, channel_order="bgr", image_norm="image"), init=str(path))
     assert (same.image_mean, lines) == ((1.0, 2.0, 3.0), [])
     message = refusal(lambda: adapted(small_config(), init=str(path)))
     assert "its backbone is test_resnet, the recipe's resnet10t" in message

@@ -40,6 +40,8 @@ REACH = 4
 SAME_IOU = 0.3
 """Minimum IoU of two pieces of one object, over the pixels inside both tiles: two detections of a thin object differ by
 a pixel here and there, while touching objects share almost no pixels."""
+MATCH_POWER = 4
+"""Exponent of the IoU beside the score, in the choice between several matches of a piece."""
 COVERED = 0.5
 """A piece is dropped when better pieces of one tile cover more than this fraction of it."""
 
@@ -285,12 +287,17 @@ def _same_object(pieces: _Pieces, pairs: _Overlaps) -> Bools:
     These are mutual best matches inside both tiles, and fragments: where one tile sees the arms of a U apart, an arm
     matches no piece of the other tile, but lies in the piece in which that tile sees the arms joined. Both are then
     cut, because the object continues in both tiles.
+
+    The best match has the highest IoU^4 * score: a detector returns many objects a second time with a low score and
+    almost the same mask, and such a duplicate must not take the place of the detection.
     """
     iou = pairs.common / (pairs.area + pairs.other_area - pairs.common)
+    scores = pieces.instances.scores.numpy()
+    value, other_value = (iou**MATCH_POWER * scores[rows] for rows in (pairs.other, pairs.one))
     # one number for each (piece, tile of the other piece): the rivals of a pair share it
     place = pairs.one * len(pieces.windows) + pieces.tiles[pairs.other]
     other_place = pairs.other * len(pieces.windows) + pieces.tiles[pairs.one]
-    agree = (iou > SAME_IOU) & _is_best(iou, place) & _is_best(iou, other_place)
+    agree = (iou > SAME_IOU) & _is_best(value, place) & _is_best(other_value, other_place)
     # pieces without a match in that tile may be fragments of a larger piece there
     unmatched = ~np.isin(place, place[agree])
     fragment: Bools = unmatched & pairs.cut & pairs.other_cut & (pairs.common > COVERED * pairs.area)

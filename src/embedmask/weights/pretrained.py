@@ -30,7 +30,7 @@ from embedmask.weights.released import missing_weights_error
 
 OPTIONAL = ("image_mean", "image_std", "backbone_norm_eps")
 """Settings that weights change only where they are None."""
-INPUT = ("channel_order", "stride_in_1x1", *OPTIONAL)
+INPUT = ("channel_order", "image_norm", "stride_in_1x1", *OPTIONAL)
 """Settings that change the output of the same weights."""
 RANDOM: Mapping[str, Any] = {"backbone_norm": "batch", "frozen_stages": 0}
 """Settings of random weights, which must not be frozen."""
