@@ -45,6 +45,7 @@ from embedmask.files import write_json
 from embedmask.inference.predictor import Predictor
 from embedmask.machine import describe_machine
 from embedmask.weights.checkpoint import Checkpoint, load_checkpoint, save
+from embedmask.weights.pretrained import OPTIONAL
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = "results.json"
@@ -215,13 +216,16 @@ def training_facts(run: Path, recipe_name: str | None) -> Results:
 
 
 def overrides(own: Recipe, named: Recipe) -> Results:
-    """Return the fields `SECTION.FIELD` of a run that differ from those of its recipe, except `NOT_LEARNED`."""
+    """Return the fields `SECTION.FIELD` of a run that differ from those of its recipe, except `NOT_LEARNED`.
+
+    Settings that the recipe leaves open and that initial weights fill in are left out, too.
+    """
     before, now = named.to_dict(), own.to_dict()
     changed = {
         f"{section}.{name}": value
         for section, values in now.items()
         for name, value in values.items()
-        if value != before[section].get(name)
+        if value != (old := before[section].get(name)) and not (name in OPTIONAL and old is None)
     }
     # of the two lengths of a training, the command line sets one and clears the other
     unset = {name for name in ("train.epochs", "train.max_steps") if changed.get(name, 0) is None}
