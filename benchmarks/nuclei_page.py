@@ -324,7 +324,7 @@ def draw_matching(figure: Any, rows: Rows) -> None:
         panel.plot(THRESHOLDS, [row["metrics"][f"matching/{metric}"] for metric in MATCHING], **style)
     panel.set(xlabel="IoU", ylabel="TP / (TP + FP + FN), mean over images", ylim=(0.1, 1))
     panel.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="x-small")
 
 
 def draw_precision(figure: Any, rows: Rows) -> None:
