@@ -37,6 +37,11 @@ def test_valid_data_set(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert drawn.width > drawn.height > 100
 
 
+def test_raises_on_no_detections(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(shapes), "--max-detections", "0"]) == 2
+    assert "--max-detections 0: use at least 1" in capsys.readouterr().err
+
+
 def test_raises_on_out_that_is_not_an_image_name(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

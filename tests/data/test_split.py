@@ -107,7 +107,7 @@ def test_raises_on_existing_val_split(tmp_path: Path) -> None:
     for split in ("train", "val"):
         with pytest.raises(
             BadInput,
-            match="already has a val split, so nothing is held out; omit --val-fraction",
+            match="already has a val split, so nothing is held out; use it, or remove it first",
         ):
             CocoInstances.open(folder, split, val_fraction=0.2)  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="already has a val split"):

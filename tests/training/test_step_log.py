@@ -54,8 +54,8 @@ def test_resumed_run_appends_to_its_rows(shapes: Path, tmp_path: Path) -> None:
     train(recipe(epochs=1, eval_every=1), shapes, out, device="cpu", report=lambda line: None)
     text = (out / "steps.csv").read_text()
     (out / "steps.csv").write_text(
-        text + text.splitlines()[-1].replace("3,", "4,", 1) + "\n"
-    )  # a step after the checkpoint
+        text + text.splitlines()[-1].replace("3,", "4,", 1) + "\n3,2"
+    )  # a step after the checkpoint, and an incomplete row
     train(recipe(), shapes, out, resume=True, device="cpu", report=lambda line: None)
     rows = rows_of(out)
     assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5", "6"]

@@ -63,6 +63,7 @@ def data_check(
     """
     from embedmask.cli.check import report_lines
     from embedmask.data.check import check_folder
+    from embedmask.errors import BadInput
     from embedmask.files import check_writable, write_json
     from embedmask.samples import write_drawings
 
@@ -70,6 +71,8 @@ def data_check(
         import matplotlib  # noqa: F401 - if it is missing, stop before the check
     if json is not None:
         check_writable(json)
+    if max_detections < 1:
+        raise BadInput(f"--max-detections {max_detections}: use at least 1")
     with progress_bar() as progress:
         report = check_folder(
             folder,

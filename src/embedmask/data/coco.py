@@ -348,7 +348,9 @@ def open_train_val(
 def check_no_val_split(data_dir: str | Path) -> None:
     """Raise `BadInput` if a folder has a val split, before images of train are held out."""
     if has_split(data_dir, "val"):
-        raise BadInput(f"{data_dir}: already has a val split, so nothing is held out; omit --val-fraction")
+        raise BadInput(
+            f"{data_dir}: already has a val split, so nothing is held out; use it, or remove it first"
+        )
 
 
 def check_same_classes(train: CocoInstances, val: CocoInstances) -> None:

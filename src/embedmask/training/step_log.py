@@ -58,8 +58,11 @@ class StepLog(Callback):
         if trainer.global_step and self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
                 rows = [row for row in csv.reader(file) if row]
-        head, rows = rows[:1], [row for row in rows[1:] if int(row[0]) <= trainer.global_step]
+        head = rows[:1]
         self._columns = head[0] if head else ()
+        # a full disk or a power cut may have left an incomplete row
+        whole = (row for row in rows[1:] if len(row) == len(self._columns))
+        rows = [row for row in whole if int(row[0]) <= trainer.global_step]
         write_text(self.path, "".join(",".join(row) + "\n" for row in (*head, *rows)))
         # line-buffered, so that the file can be followed and a killed run loses no complete row
         self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)
