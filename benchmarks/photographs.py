@@ -135,6 +135,11 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
+def finished_runs(folder: Path, name: str, seeds: int) -> dict[int, dict[str, Any]]:
+    """Return the results of the finished runs of a model or variant, by seed."""
+    return {k: own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))}
+
+
 def lengths(runs: Path) -> dict[int, Path]:
     """Return the folders of the runs of each length, by their number of steps, in ascending order."""
     folders = {int(path.name.removesuffix("_steps")): path for path in runs.glob("*_steps")}
@@ -145,11 +150,7 @@ def section(runs: Path, seeds: int) -> str:
     """Return the table of the finished runs of all lengths, and the sentences below it."""
     rows, variants, machines = [], [], []
     for steps, folder in lengths(runs).items():
-        # finished runs by model and seed
-        results = {
-            name: {k: own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))}
-            for name in (*MODELS, *VARIANTS)
-        }
+        results = {name: finished_runs(folder, name, seeds) for name in (*MODELS, *VARIANTS)}
         speed = read(folder / "speed.json")
         rows += [model_row(name, steps, [*results[name].values()], speed) for name in MODELS if results[name]]
         variants += variant_lines(results, steps)
@@ -221,7 +222,7 @@ def timed_points(runs: Path, name: str, seeds: int) -> list[tuple[int, float, li
     """Return steps, mean core minutes and results of each length of a model; interrupted runs have no time."""
     points = []
     for steps, folder in lengths(runs).items():
-        results = [own for k in range(seeds) if (own := read(folder / f"{run_name(name, k)}.json"))]
+        results = [*finished_runs(folder, name, seeds).values()]
         minutes = [own["core_minutes"] for own in results]
         if results and None not in minutes:
             points.append((steps, sum(minutes) / len(minutes), results))

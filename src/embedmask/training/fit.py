@@ -283,10 +283,10 @@ def results_folder(out: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if isinstance(error, FileNotFoundError) and out in Path(error.filename or "").parents:
-                raise BadInput(f"{error.filename}: removed during training; start again") from None
             if is_new and not (out / LAST_CHECKPOINT).exists():
                 shutil.rmtree(out, ignore_errors=True)
+            if isinstance(error, FileNotFoundError) and out in Path(error.filename or "").parents:
+                raise BadInput(f"{error.filename}: removed during training; start again") from None
             raise
 
 
