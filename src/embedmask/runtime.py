@@ -207,8 +207,7 @@ class Model:
         outputs = self.session.run(resized.transpose(2, 0, 1)[None])
         first = {name: value[0] for name, value in outputs.items()}
         result = self._decode(first, resized.shape, pixels.shape)
-        result = result.select(range(min(limit, len(result))))
-        return result.select(np.flatnonzero(result.scores >= thresholds[result.labels]))
+        return result.select(np.flatnonzero(result.scores >= thresholds[result.labels])[:limit])
 
     def check(
         self, score_threshold: Threshold | None = None, max_detections: int | None = None

@@ -40,6 +40,34 @@ class Columns:
         return selected
 
 
+class ScoredColumns(Columns):
+    """Columns with scores, float32 `[R]` in descending order, and labels, int64 `[R]`."""
+
+    scores: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def best(self, thresholds: Sequence[float] = (), limit: int | None = None) -> Self:
+        """Return at most `limit` items, the best of those that reach the threshold of their class.
+
+        Args:
+            thresholds: minimum score of each class, C values; empty: no thresholds.
+            limit: None: no limit.
+        """
+        return self.select(self.best_rows(thresholds, limit))
+
+    def best_rows(self, thresholds: Sequence[float] = (), limit: int | None = None) -> list[int]:
+        """Return the rows of `best`."""
+        rows = torch.arange(len(self))
+        if thresholds:
+            minimum = self.scores.new_tensor(thresholds)[self.labels]
+            rows = (self.scores >= minimum).nonzero()[:, 0]
+        kept: list[int] = rows[:limit].tolist()
+        return kept
+
+
 def _rows(column: Any, index: Any) -> Any:
     """Return rows of a tensor, an array, a list or masks; anything else as it is."""
     if isinstance(column, (Tensor, np.ndarray)):
@@ -247,7 +275,7 @@ class TwoStageLosses(LossTerms):
 
 
 @dataclass
-class Instances(Columns):
+class Instances(ScoredColumns):
     """Detections of one image, sorted by descending score, in the coordinates of the original image.
 
     Attributes:
@@ -269,6 +297,3 @@ class Instances(Columns):
     def __post_init__(self) -> None:
         if len(self.proposal_embed) != len(self):
             self.proposal_embed = self.proposal_margin = self.scores.new_zeros(len(self), 0)
-
-    def __len__(self) -> int:
-        return len(self.scores)

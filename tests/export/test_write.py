@@ -16,6 +16,7 @@ from PIL import Image
 from small_models import small_baseline, small_config
 
 from embedmask import EmbedMask, Predictor, runtime, save
+from embedmask._supervision import sv
 from embedmask.cli import main
 from embedmask.errors import BadInput
 from embedmask.export import export_model, onnx_model, to_openvino, write_openvino
@@ -138,6 +139,24 @@ def test_what_the_graph_does_not_serve_is_refused(files: Exported, tmp_path: Pat
         Predictor.load(files.onnx, engine="compile")
     with pytest.raises(BadInput, match="cannot be saved"):
         save(files.exported.model, tmp_path / "copy.safetensors", class_names=NAMES)
+
+
+def test_limit_applies_after_thresholds_of_each_class(files: Exported) -> None:
+    image = scene(90, 131)
+    every = files.exported(image, score_threshold=0.05)
+    assert every.class_id is not None
+    best = int(every.class_id[0])
+    wanted = every[every.class_id != best]
+    assert isinstance(wanted, sv.Detections)
+    assert len(wanted) > 1
+    subset = wanted[:1]
+    assert isinstance(subset, sv.Detections)
+    thresholds = [1.0 if index == best else 0.05 for index in range(len(NAMES))]
+    for predictor in (files.native, files.exported):
+        detections_equal(predictor(image, thresholds, 1), subset)
+    results = Model(files.onnx)(image, thresholds, 1)
+    assert len(results) == 1
+    np.testing.assert_allclose(results.scores, subset.confidence, atol=1e-4)
 
 
 def test_commands(files: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

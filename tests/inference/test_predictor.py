@@ -24,8 +24,10 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import as_image
 from embedmask.inference.postprocess import Postprocessor
+from embedmask.inference.predictor import Options
 from embedmask.masks import RunMasks
 from embedmask.model.build import build_model
+from embedmask.model.detector import Detector
 from embedmask.structures import ImageBatch, Instances, Size
 from embedmask.weights.checkpoint import save
 
@@ -112,6 +114,33 @@ def test_limits_reach_the_baseline() -> None:
     assert len(predictor(pixels, 0.0)) == 7
     assert len(predictor(pixels, 0.0, max_detections=2)) == 2
     assert predictor(pixels, 1.0).is_empty()
+
+
+@pytest.mark.parametrize("kind", ["plain", "rescored", "tiles", "baseline"])
+def test_limit_applies_after_thresholds_of_each_class(
+    predictor: Predictor, photo: np.ndarray, kind: str
+) -> None:
+    """Check that results below the threshold of their class take no place of others."""
+    torch.manual_seed(0)
+    if kind == "baseline":
+        model: Detector = build_model(small_baseline(candidate_threshold=0.0))
+        predictor = Predictor(model, NAMES, device="cpu", precision="float32")
+    elif kind == "rescored":
+        model = EmbedMask(predictor_config(rescore_masks=True))
+        predictor = Predictor(model, NAMES, device="cpu", precision="float32")
+    options: Options = {"tile": 64, "overlap": 16} if kind == "tiles" else {}
+    every = predictor(photo, 0.0, 1000, **options)
+    assert every.confidence is not None
+    assert every.class_id is not None
+    # the class of the best result is dropped, and fewer than all of the others are wanted
+    thresholds = np.zeros(len(NAMES))
+    thresholds[every.class_id[0]] = 1.0
+    wanted = every[every.class_id != every.class_id[0]]
+    assert isinstance(wanted, sv.Detections)
+    assert len(wanted) > 2
+    subset = wanted[:2]
+    assert isinstance(subset, sv.Detections)
+    assert same(predictor(photo, thresholds.tolist(), 2, **options), subset)
 
 
 def test_masks_are_placed_exactly(predictor: Predictor, photo: np.ndarray) -> None:

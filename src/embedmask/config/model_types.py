@@ -31,8 +31,8 @@ class ModelType:
         model: subclass of `Detector`, built from the config alone.
         objective: function from the config to a function `(model, batch, targets) -> LossTerms`, where `batch` is an
             `ImageBatch` and `targets` has one `Target` per image; None: the type cannot be trained or saved.
-        postprocessor: class with `from_config(config, max_detections, score_threshold, reference_masks)`, whose objects
-            are `PostProcessing`.
+        postprocessor: class with `from_config`, which takes the config and the arguments of `make_postprocessor` in
+            their order; its objects are `PostProcessing`.
         network: function from `(model, engine, dtype)` to the `Network` of inference.
     """
 

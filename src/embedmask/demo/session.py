@@ -20,7 +20,7 @@ from embedmask.inference.explain import Explanation, Projection
 from embedmask.inference.postprocess import Postprocessor
 from embedmask.inference.predictor import Predictor
 from embedmask.inference.proposals import Proposals
-from embedmask.inference.request import filter_by_score, postprocessor_of_request
+from embedmask.inference.request import postprocessor_of_request
 from embedmask.inference.results import add_embeddings, coco_results, to_detections
 from embedmask.inference.tiling import MIN_TILE, tile_windows, tiled_instances
 from embedmask.masks import RunMasks
@@ -129,17 +129,19 @@ class Session:
         """
         config = replace(self.predictor.model.config, mask_threshold=settings.mask_threshold)
         limit, is_tiled = settings.max_detections, len(self.outputs) > 1
-        postprocess = postprocessor_of_request(config, settings.score_threshold, limit, parts=is_tiled)
+        thresholds = config.score_thresholds(settings.score_threshold)
+        postprocess = postprocessor_of_request(config, thresholds, limit, parts=is_tiled)
         outputs = iter(self.outputs)
         instances = tiled_instances(
             self.image,
             lambda _: postprocess(*next(outputs)),
             tile=self.tile,
             overlap=min(OVERLAP, self.tile // 2),
+            score_thresholds=thresholds,
             max_detections=limit,
         )
         self.settings = settings
-        self.instances = filter_by_score(instances, config.score_thresholds(settings.score_threshold))
+        self.instances = instances
         self.drawn = self.draw(self.instances)
         self.explanation = self._explain(self.instances) if self.has_embeddings else None
 

@@ -39,6 +39,7 @@ def make_postprocessor(
     max_detections: int | None = None,
     score_threshold: float | None = None,
     reference_masks: bool = False,
+    final_thresholds: Sequence[float] = (),
 ) -> PostProcessing:
     """Build the post-processing of any type of model.
 
@@ -46,9 +47,12 @@ def make_postprocessor(
         max_detections: per image; None: that of the config.
         score_threshold: of candidates; None: that of the config.
         reference_masks: place masks by the config's `mask_frame`, instead of exactly.
+        final_thresholds: minimum final score of each class, C values, applied before the limit; empty: none.
     """
     make = model_type_of(config).load("postprocessor").from_config
-    postprocess: PostProcessing = make(config, max_detections, score_threshold, reference_masks)
+    postprocess: PostProcessing = make(
+        config, max_detections, score_threshold, reference_masks, final_thresholds
+    )
     return postprocess
 
 

@@ -47,6 +47,7 @@ class ExportedPostprocessor(Postprocessor):
         max_detections: int | None = None,
         score_threshold: float | None = None,
         reference_masks: bool = True,
+        final_thresholds: Sequence[float] = (),
     ) -> Self:
         """Return the post-processing of an exported file; see `Postprocessor.from_config`.
 
@@ -54,7 +55,7 @@ class ExportedPostprocessor(Postprocessor):
             BadInput: the graph does not serve the number of detections or the threshold.
         """
         exported = cast(ExportedConfig, cfg)
-        made = super().from_config(cfg, max_detections, score_threshold, reference_masks)
+        made = super().from_config(cfg, max_detections, score_threshold, reference_masks, final_thresholds)
         if made.max_detections > exported.most_detections:
             raise BadInput(
                 f"max_detections {made.max_detections}: the exported file serves at most "
@@ -70,11 +71,8 @@ class ExportedPostprocessor(Postprocessor):
     def propose(self, predictions: Predictions, index: int, image_size: Size) -> Proposals:
         """Return the proposals of image `index`; the graph has clipped them to `image_size`."""
         proposals = cast(ExportedPredictions, predictions).proposals[index]
-        return (
-            proposals
-            if self.cfg.rescore_masks
-            else proposals.select(range(min(len(proposals), self.max_detections)))
-        )
+        limit = None if self.cfg.rescore_masks else self.max_detections
+        return proposals.best(self.final_thresholds, limit)
 
 
 def exported_network(

@@ -25,12 +25,14 @@ class Postprocessor:
         max_detections: maximum number of instances per image.
         score_threshold: threshold of candidates before NMS.
         mask_frame: placement of the masks in the image; see `ModelConfig.mask_frame`.
+        final_thresholds: minimum final score of each class, C values, applied before the limit; empty: none.
     """
 
     cfg: ModelConfig
     max_detections: int
     score_threshold: float
     mask_frame: Frame
+    final_thresholds: Sequence[float] = ()
     network_options: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
@@ -40,18 +42,21 @@ class Postprocessor:
         max_detections: int | None = None,
         score_threshold: float | None = None,
         reference_masks: bool = True,
+        final_thresholds: Sequence[float] = (),
     ) -> Self:
         """Return the post-processing of a model's config, which also holds the values that are None.
 
         Args:
             reference_masks: place masks by the config's `mask_frame`, to reproduce published figures; False:
                 exactly, as `Predictor` and `embedmask eval` do.
+            final_thresholds: see the class.
         """
         return cls(
             cfg,
             max_detections=cfg.max_detections if max_detections is None else max_detections,
             score_threshold=cfg.candidate_threshold if score_threshold is None else score_threshold,
             mask_frame=cfg.mask_frame if reference_masks else "exact",
+            final_thresholds=final_thresholds,
         )
 
     @torch.no_grad()
@@ -75,6 +80,7 @@ class Postprocessor:
             cfg,
             score_threshold=self.score_threshold,
             max_detections=max(limit, MIN_RESCORED) if cfg.rescore_masks else limit,
+            final_thresholds=self.final_thresholds,
         )
 
     def decode_instances(
@@ -108,5 +114,4 @@ class Postprocessor:
         instances = Instances(boxes, proposals.scores, proposals.labels, masks, embed, margin)
         if not cfg.rescore_masks:
             return instances
-        rescored = rescore_by_masks(instances)
-        return rescored.select(range(min(len(rescored), self.max_detections)))
+        return rescore_by_masks(instances).best(self.final_thresholds, self.max_detections)

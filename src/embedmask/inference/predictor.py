@@ -24,7 +24,7 @@ from embedmask.inference.detect import PostProcessing, detect
 from embedmask.inference.engines import choose_dtype, make_network
 from embedmask.inference.image_source import SINGLE_TYPES, ImageSource, check_image_source, open_image
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
-from embedmask.inference.request import PixelRecorder, Request, filter_by_score, postprocessor_of_request
+from embedmask.inference.request import PixelRecorder, Request, postprocessor_of_request
 from embedmask.inference.results import add_embeddings, to_detections
 from embedmask.inference.shared import Shared
 from embedmask.inference.tiling import check_tiles, tiled_instances
@@ -281,7 +281,7 @@ class Predictor(Shared):
         """
         for index, image in enumerate(images):
             check_image_source(image, f"images[{index}]", tensor=True)
-        thresholds = None if score_threshold is None else self._score_thresholds(score_threshold)
+        thresholds = () if score_threshold is None else self._score_thresholds(score_threshold)
         return self._predict_instances(images, self._request(thresholds, max_detections))
 
     def _predict_instances(self, images: Sequence[Tensor], request: Request) -> list[Instances]:
@@ -294,7 +294,7 @@ class Predictor(Shared):
 
     def _request(
         self,
-        score_thresholds: tuple[float, ...] | None,
+        score_thresholds: tuple[float, ...],
         max_detections: int | None,
         tile: int | None = None,
         overlap: int = 0,
@@ -309,10 +309,11 @@ class Predictor(Shared):
             check_tiles(tile, overlap)
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size {batch_size}: use at least 1")
-        lowest = None if score_thresholds is None else min(score_thresholds)
-        postprocess = postprocessor_of_request(config, lowest, max_detections, parts=tile is not None)
+        postprocess = postprocessor_of_request(
+            config, score_thresholds, max_detections, parts=tile is not None
+        )
         sizes = max_detections, tile, overlap, batch_size or self.batch_size
-        return Request(postprocess, score_thresholds or (), *sizes, embeddings=embeddings)
+        return Request(postprocess, score_thresholds, *sizes, embeddings=embeddings)
 
     def _stream(
         self, images: Iterable[ImageSource], request: Request, *, skip_broken: bool = False
@@ -375,13 +376,14 @@ class Predictor(Shared):
             postprocess = recorder if request.embeddings else request.postprocess
             results = self._run(resized, list(map(size_of, images)), postprocess)
         else:
-            whole = replace(request, tile=None, score_thresholds=())
+            whole = replace(request, tile=None)
             results = [
                 tiled_instances(
                     image,
                     lambda tiles: self._predict_instances(tiles, whole),
                     tile=request.tile or 0,
                     overlap=request.overlap,
+                    score_thresholds=request.score_thresholds,
                     max_detections=request.max_detections,
                     batch_size=request.batch_size,
                 )
@@ -390,7 +392,7 @@ class Predictor(Shared):
         for item, pixels in zip(items, recorder.maps, strict=False):
             item.result.pixels = pixels
         for item, instances in zip(items, results, strict=True):
-            item.result.instances = filter_by_score(instances, request.score_thresholds)
+            item.result.instances = instances
             item.resized = None
         return items
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,11 +12,11 @@ from torchvision.ops import nms
 
 from embedmask.config import ModelConfig
 from embedmask.locations import level_locations, ltrb_to_xyxy
-from embedmask.structures import Columns, Predictions, Size
+from embedmask.structures import Predictions, ScoredColumns, Size
 
 
 @dataclass
-class Proposals(Columns):
+class Proposals(ScoredColumns):
     """R proposals of one image, by descending score, in the network's frame.
 
     Attributes:
@@ -32,9 +33,6 @@ class Proposals(Columns):
     embed: Tensor
     margin: Tensor
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
 
 def decode_proposals(
     predictions: Predictions,
@@ -44,6 +42,7 @@ def decode_proposals(
     *,
     score_threshold: float,
     max_detections: int,
+    final_thresholds: Sequence[float] = (),
 ) -> Proposals:
     """Decode the proposals of image `index` of a batch and apply class-wise NMS.
 
@@ -55,6 +54,7 @@ def decode_proposals(
     Args:
         image_size: `(height, width)` of the image inside the padded frame.
         cfg: all other settings.
+        final_thresholds: minimum final score of each class, C values, applied before the limit; empty: none.
     """
     levels = [
         _level_candidates(predictions, level, index, cfg, score_threshold)
@@ -65,7 +65,7 @@ def decode_proposals(
         candidates = _clip(candidates, image_size, cfg.box_offset)
     ends = candidates.boxes.new_tensor([0, 0, cfg.box_offset, cfg.box_offset])
     keep = class_wise_nms(candidates.boxes + ends, candidates.scores, candidates.labels, cfg.nms_threshold)
-    best = candidates.select(keep[:max_detections])
+    best = candidates.select(keep).best(final_thresholds, max_detections)
     best = best if cfg.clip_before_nms else _clip(best, image_size, cfg.box_offset)
     # q and s at the level and cell of each of the R proposals: maps [D, Hl * Wl] per level -> [R, D]
     embeddings = []
@@ -79,7 +79,7 @@ def decode_proposals(
 
 
 @dataclass
-class _Candidates(Columns):
+class _Candidates(ScoredColumns):
     """P boxes, scores and labels, as in `Proposals`, with the level and cell of each, int64 `[P]`."""
 
     boxes: Tensor

@@ -1,4 +1,4 @@
-"""Options of a prediction, the post-processing for them, and filtering by score thresholds."""
+"""Options of a prediction, and the post-processing for them."""
 
 from __future__ import annotations
 
@@ -54,24 +54,16 @@ class PixelRecorder:
         return self.postprocess(predictions, image_sizes, original_sizes)
 
 
-def filter_by_score(instances: Instances, thresholds: tuple[float, ...]) -> Instances:
-    """Return the instances that reach the threshold of their class, `[C]`; all of them without thresholds."""
-    if not thresholds:
-        return instances
-    limits = instances.scores.new_tensor(thresholds)[instances.labels]
-    return instances.select((instances.scores >= limits).nonzero()[:, 0].tolist())
-
-
 def postprocessor_of_request(
-    config: DetectorConfig, score_threshold: float | None, max_detections: int | None, *, parts: bool
+    config: DetectorConfig, score_thresholds: Sequence[float], max_detections: int | None, *, parts: bool
 ) -> PostProcessing:
     """Build the post-processing of a request; masks are placed exactly.
 
-    The requested threshold applies to final scores. It raises the threshold of candidates only as far as this
+    The requested thresholds apply to final scores. The smallest raises the threshold of candidates only as far as this
     loses no result.
 
     Args:
-        score_threshold: smallest requested threshold; None: that of the config.
+        score_thresholds: of each class, C values; empty: candidates are limited by the config alone.
         max_detections: None: that of the config.
         parts: whether images are tiles. The request then applies to whole objects only, whose parts may have lower
             scores and be more numerous.
@@ -84,8 +76,11 @@ def postprocessor_of_request(
     if not is_whole or limit < 1:
         rule = "at least 1" if is_whole else "a whole number"
         raise BadInput(f"predictor: max_detections must be {rule}, got {limit!r}")
-    lowest = config.candidate_threshold
-    candidates = lowest if score_threshold is None else config.candidate_threshold_for(score_threshold)
+    lowest = candidates = config.candidate_threshold
+    if score_thresholds:
+        candidates = config.candidate_threshold_for(min(score_thresholds))
     if parts:
-        limit, candidates = max(limit, config.max_detections), min(candidates, lowest)
-    return make_postprocessor(config, max_detections=limit, score_threshold=candidates)
+        limit, candidates, score_thresholds = max(limit, config.max_detections), min(candidates, lowest), ()
+    return make_postprocessor(
+        config, max_detections=limit, score_threshold=candidates, final_thresholds=score_thresholds
+    )

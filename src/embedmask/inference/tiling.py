@@ -67,6 +67,7 @@ def tiled_instances(
     *,
     tile: int,
     overlap: int,
+    score_thresholds: Sequence[float] = (),
     max_detections: int | None = None,
     batch_size: int = 1,
 ) -> Instances:
@@ -85,6 +86,7 @@ def tiled_instances(
         tile: side of a tile, px; a smaller image limits it.
         overlap: minimum overlap of neighboring tiles, px. Evenly spaced tiles may overlap by more, also with 0; pieces
             are joined where they do.
+        score_thresholds: minimum score of each class, C values, for whole objects; empty: no thresholds.
         max_detections: maximum number of instances in the whole image; None: no limit.
         batch_size: tiles per call of `detect`.
 
@@ -99,7 +101,7 @@ def tiled_instances(
     windows = tile_windows(size_of(image), tile, overlap)
     if len(windows) == 1:
         (instances,) = detect([image[:, :, :]])
-        return instances.select(range(len(instances))[:max_detections])
+        return instances.best(score_thresholds, max_detections)
     parts, used = [], []
     tiles = _tiles(image, windows)
     while batch := list(itertools.islice(tiles, batch_size)):
@@ -107,7 +109,7 @@ def tiled_instances(
         for (window, _), instances in zip(batch, results, strict=True):
             parts.append(_in_image_frame(instances, window, size_of(image)))
             used.append(window)
-    return merge_tiles(parts, used, size_of(image), max_detections)
+    return merge_tiles(parts, used, size_of(image), score_thresholds, max_detections)
 
 
 def tile_windows(size: Size, tile: int, overlap: int) -> list[Bounds]:
@@ -136,15 +138,21 @@ def _tiles(image: Tensor | Slide, windows: Sequence[Bounds]) -> Iterator[tuple[B
 
 
 def merge_tiles(
-    parts: Sequence[Instances], windows: Sequence[Bounds], image_size: Size, max_detections: int | None
+    parts: Sequence[Instances],
+    windows: Sequence[Bounds],
+    image_size: Size,
+    score_thresholds: Sequence[float] = (),
+    max_detections: int | None = None,
 ) -> Instances:
     """Merge the instances of tiles, on the CPU and in the frame of the image, into those of the image."""
     pieces = _Pieces.of(parts, windows, image_size)
     groups = _groups(pieces)
     scores = pieces.instances.scores.numpy()
     best = np.array([group[scores[group].argmax()] for group in groups], np.int64)
-    order = np.argsort(-scores[best], kind="stable")[:max_detections].tolist()
+    order = np.argsort(-scores[best], kind="stable")
     merged = pieces.instances.select(best[order].tolist())
+    rows = merged.best_rows(score_thresholds, max_detections)
+    merged, order = merged.select(rows), order[rows].tolist()
     merged.boxes = torch.stack([pieces.box(groups[place]) for place in order]) if order else merged.boxes
     merged.masks = RunMasks([pieces.masks.union(groups[place]) for place in order], image_size)
     return merged

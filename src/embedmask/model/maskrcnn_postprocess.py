@@ -17,6 +17,8 @@ from embedmask.masks import MaskCrop, RunMasks
 from embedmask.model.maskrcnn import Detections
 from embedmask.structures import Instances, Size
 
+NO_LIMIT = 2**31 - 1
+
 
 @dataclass
 class MaskRCNNPostprocessor:
@@ -25,10 +27,14 @@ class MaskRCNNPostprocessor:
     Attributes:
         mask_threshold: probability above which a pixel belongs to the instance.
         network_options: limits, which the network applies to its boxes before it computes their masks.
+        final_thresholds: minimum score of each class, C values; empty: none.
+        max_detections: maximum number of instances per image.
     """
 
     mask_threshold: float
     network_options: dict[str, Any]
+    final_thresholds: Sequence[float]
+    max_detections: int
 
     @classmethod
     def from_config(
@@ -37,24 +43,30 @@ class MaskRCNNPostprocessor:
         max_detections: int | None = None,
         score_threshold: float | None = None,
         reference_masks: bool = True,
+        final_thresholds: Sequence[float] = (),
     ) -> Self:
         """Return the post-processing of a model's config, which also holds the values that are None.
 
         `reference_masks` is not used, since masks have one placement.
         """
+        limit = cfg.max_detections if max_detections is None else max_detections
+        # the network's limit precedes the thresholds: of different thresholds, it would drop results of the lower ones
+        is_uniform = len(set(final_thresholds)) < 2
         options = {
             "score_threshold": cfg.candidate_threshold if score_threshold is None else score_threshold,
             "nms_threshold": cfg.nms_threshold,
-            "max_detections": cfg.max_detections if max_detections is None else max_detections,
+            "max_detections": limit if is_uniform else NO_LIMIT,
         }
-        return cls(cfg.mask_threshold, options)
+        return cls(cfg.mask_threshold, options, final_thresholds, limit)
 
     def __call__(
         self, detections: Sequence[Detections], image_sizes: Sequence[Size], original_sizes: Sequence[Size]
     ) -> list[Instances]:
         """Return the instances of each image, in its original frame; see `PostProcessing`."""
         return [
-            postprocess_mask_rcnn(one, *sizes, mask_threshold=self.mask_threshold)
+            postprocess_mask_rcnn(one, *sizes, mask_threshold=self.mask_threshold).best(
+                self.final_thresholds, self.max_detections
+            )
             for one, *sizes in zip(detections, image_sizes, original_sizes, strict=True)
         ]
 
