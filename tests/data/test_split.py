@@ -97,6 +97,10 @@ def test_training_and_evaluation_use_the_same_split(tmp_path: Path) -> None:
     val = CocoInstances.open(folder, "val", image_filter="site=1", val_fraction=0.3)
     assert pair.val_set.image_ids == val.image_ids
     assert sorted(pair.train_set.image_ids + val.image_ids) == [7, 21, 35, 49, 63]
+    # all images are split first: no filter of another command moves images between train and val
+    whole = CocoInstances.open(folder, "val", val_fraction=0.3)
+    assert val.image_ids == [image_id for image_id in whole.image_ids if image_id in (7, 21, 35, 49, 63)]
+    assert val.layout.endswith(f"; 3 of 10 images held out as val; {len(val)} images of val with site=1")
     assert type(pair.train_set.transform).__name__ == "TrainTransform"
     assert type(pair.val_set.transform).__name__ == "EvalTransform"
 

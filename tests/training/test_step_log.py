@@ -82,8 +82,14 @@ def test_progress_line(
     assert parts[2][-1] == "0 s left"
 
 
+def test_images_of_an_incomplete_batch_are_counted(shapes: Path, tmp_path: Path) -> None:
+    train(recipe(batch_size=4), shapes, tmp_path / "run", device="cpu")
+    images = [float(row["images_per_second"]) * float(row["seconds"]) for row in rows_of(tmp_path / "run")]
+    assert images == pytest.approx([4, 2, 4, 2], rel=1e-4)
+
+
 def test_other_ranks_store_nothing(tmp_path: Path) -> None:
-    log, module = StepLog(tmp_path / "steps.csv", 1, None), SimpleNamespace()
+    log, module = StepLog(tmp_path / "steps.csv", None), SimpleNamespace()
     trainer: Any = SimpleNamespace(is_global_zero=False, global_step=0, accumulate_grad_batches=1)
     log.on_train_start(trainer, module)  # type: ignore[arg-type]
     before = repr(vars(log))

@@ -145,12 +145,11 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             BadInput: see `find_split` and `__init__`; or `val_fraction` is set for a folder with a val split.
         """
         if val_fraction and split in ("train", "val"):
-            check_no_val_split(data_dir)
-            whole = cls.open(
-                data_dir, "train", transform, degenerate, image_filter,
+            held_out = open_held_out(
+                data_dir, val_fraction, transform=transform, degenerate=degenerate, image_filter=image_filter,
                 exif=exif, options=options, value_key=value_key,
             )  # fmt: skip
-            return whole.hold_out(val_fraction)[split == "val"]
+            return held_out[split == "val"]
         on_issue = drop_degenerate if degenerate == "drop" else raise_issue
         dataset = cls(
             find_split(data_dir, split), transform, on_issue, image_filter,
@@ -329,9 +328,7 @@ def open_train_val(
         "options": options,
     }
     if config.val_fraction:
-        check_no_val_split(data_dir)
-        whole = CocoInstances.open(data_dir, "train", **how, value_key=config.balance)
-        train, val = whole.hold_out(config.val_fraction)
+        train, val = open_held_out(data_dir, config.val_fraction, **how, value_key=config.balance)
         train.transform = transform
     else:
         train = CocoInstances.open(data_dir, "train", transform, **how, value_key=config.balance)
@@ -343,6 +340,43 @@ def open_train_val(
         )
     train = train if config.keep_empty else train.without_empty()
     return train if config.balance is None else train.balanced(config.balance_power), val
+
+
+def open_held_out(
+    data_dir: str | Path, fraction: float, *, image_filter: str | None, value_key: str | None, **how: Any
+) -> tuple[CocoInstances, CocoInstances]:
+    """Open the train split of a folder as train and val, see `CocoInstances.hold_out`.
+
+    All images are split before those that meet `image_filter` are selected: a model that is evaluated with another
+    filter than in training is not evaluated on images of its training.
+
+    Args:
+        image_filter, value_key, how: as in `CocoInstances.open`.
+
+    Raises:
+        BadInput: see `CocoInstances.open` and `hold_out`; or train or val has no image that meets `image_filter`.
+    """
+    check_no_val_split(data_dir)
+    chosen = CocoInstances.open(data_dir, "train", image_filter=image_filter, value_key=value_key, **how)
+    if image_filter is None:
+        return chosen.hold_out(fraction)
+    parts = CocoInstances.open(data_dir, "train", **how).hold_out(fraction)
+    return (
+        _common_images(chosen, parts[0], "train", image_filter),
+        _common_images(chosen, parts[1], "val", image_filter),
+    )
+
+
+def _common_images(chosen: CocoInstances, part: CocoInstances, name: str, image_filter: str) -> CocoInstances:
+    ids = set(part.image_ids)
+    common = chosen.select([index for index, image_id in enumerate(chosen.image_ids) if image_id in ids])
+    if not len(common):
+        raise BadInput(
+            f"image filter {image_filter}: none of the {len(part)} images of {name} meets it; hold out another "
+            "fraction, or mark a val split in the data set"
+        )
+    common.layout = f"{part.layout}; {len(common)} images of {name} with {image_filter}"
+    return common
 
 
 def check_no_val_split(data_dir: str | Path) -> None:

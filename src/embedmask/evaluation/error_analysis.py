@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -70,16 +71,21 @@ class ImageErrors:
     Attributes:
         predictions: the outcomes, by descending score.
         ground_truth: the objects of the image, without crowds.
-        quality: mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9, of the decided results; nan without objects and
-            decided results.
         num_decided: number of decided results, without those that a crowd makes ignored.
+        pairs: object, decided result and IoU of each pair of one class with an IoU of at least 0.5, P values each.
     """
 
     image_id: int
     predictions: list[MatchedPrediction]
     ground_truth: list[Record]
-    quality: float
     num_decided: int
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64], Overlaps]
+
+    @cached_property
+    def quality(self) -> float:
+        """Return the mean of TP / (TP + FP + FN) over `THRESHOLDS`; nan without objects and decided results."""
+        counts = len(self.ground_truth), self.num_decided
+        return float(match_pairs(*self.pairs, counts).ap.mean()) if sum(counts) else math.nan
 
     def missed(self, score_threshold: Thresholds = -math.inf) -> list[Record]:
         """Return the objects that are the target of no result from the threshold on."""
@@ -125,17 +131,11 @@ def classify_errors(evaluator: CocoEvaluator, score_threshold: Thresholds) -> li
             dtype=bool,
         )
         objects = [gt for gt in gts if not gt["iscrowd"]]
-        quality = _quality(np.where(same_class, ious, 0)[decided][:, ~crowd])
-        images.append(ImageErrors(image_id, predictions, objects, quality, int(decided.sum())))
+        own_ious = np.where(same_class, ious, 0)[decided][:, ~crowd]
+        rows, columns = np.nonzero(own_ious >= THRESHOLDS[0])
+        pairs = columns, rows, own_ious[rows, columns]
+        images.append(ImageErrors(image_id, predictions, objects, int(decided.sum()), pairs))
     return images
-
-
-def _quality(ious: Overlaps) -> float:
-    """Return the mean of TP / (TP + FP + FN) over `THRESHOLDS`, for IoU `[R, G]`; nan if R = G = 0."""
-    if not sum(ious.shape):
-        return math.nan
-    results, gts = np.nonzero(ious >= THRESHOLDS[0])
-    return float(match_pairs(gts, results, ious[results, gts], ious.shape[::-1]).ap.mean())
 
 
 def _classify(

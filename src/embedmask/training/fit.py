@@ -260,7 +260,7 @@ def make_run(
     if bar:
         callbacks.append(Progress())
     report = None if bar else results.report
-    callbacks.append(StepLog(out / STEPS_FILE, config.batch_size, report, config.max_steps))
+    callbacks.append(StepLog(out / STEPS_FILE, report, config.max_steps))
     minutes, steps = config.checkpoint_minutes, config.checkpoint_steps
     callbacks.append(LastCheckpoint(out / LAST_CHECKPOINT, minutes=minutes, steps=steps))
     logger = TensorBoardLogger(out, name="", version="tensorboard")

@@ -77,23 +77,25 @@ class EmbedMaskModule(LightningModule):
         """Compute the loss of a batch.
 
         Returns:
-            `loss`: the scalar to minimize; `losses`: name -> mean over the processes; `lr`: the learning rate.
+            `loss`: the scalar to minimize; `losses`: name -> mean over the processes; `lr`: the learning rate;
+            `images`: number of images in the batches of all processes.
 
         Raises:
             TrainingStopped: a loss is not finite in any process.
         """
         terms = self.compute_losses(batch)
         total = torch.stack(list(terms.values())).sum()
-        # one transfer for all terms: [1 + number of terms]
-        values = torch.stack([total, *terms.values()]).detach()
-        means = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
+        # one transfer for all values: [2 + number of terms]
+        values = torch.stack([total.new_tensor(len(batch[1])), total, *terms.values()]).detach()
+        count, *means = self.trainer.strategy.reduce(values, reduce_op="mean").tolist()
         losses = dict(zip(("total", *terms), means, strict=True))
         if not np.isfinite(means).all():
             raise TrainingStopped(self._non_finite_message(losses, [target.image_id for target in batch[1]]))
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({**{f"loss/{name}": value for name, value in losses.items()}, "lr": rate})
         self.log("loss", losses["total"], prog_bar=True, logger=False)
-        return {"loss": total * self._part_weight(batch_idx), "losses": losses, "lr": rate}
+        images = round(count * self.trainer.world_size)
+        return {"loss": total * self._part_weight(batch_idx), "losses": losses, "lr": rate, "images": images}
 
     def _part_weight(self, batch_idx: int) -> float:
         """Return the weight of an accumulated part, so that a step is the mean of its parts.

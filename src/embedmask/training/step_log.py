@@ -29,20 +29,17 @@ class StepLog(Callback):
 
     Args:
         path: CSV file; a resumed run keeps the rows up to its checkpoint.
-        images: number of images in a step, over all processes.
         report: receives lines of progress; None: no lines.
         steps: number of steps of the run; None: it ends with its last epoch.
     """
 
-    def __init__(
-        self, path: Path, images: int, report: Callable[[str], None] | None, steps: int | None = None
-    ) -> None:
+    def __init__(self, path: Path, report: Callable[[str], None] | None, steps: int | None = None) -> None:
         self.path = path
-        self.images = images
         self.steps = steps
         self.report = report
         self._file: TextIO | None = None
         self._parts: list[Row] = []
+        self._images = 0
         self._columns: Sequence[str] = ()
         self._clock = self._reported = time.monotonic()
         self._start: tuple[int, float] = (0, self._clock)
@@ -74,19 +71,20 @@ class StepLog(Callback):
         if self._file is None:
             return
         self._parts.append(outputs["losses"])
+        self._images += outputs["images"]
         if not ends_step(trainer, batch_idx):
             return
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         means = {f"loss/{key}": sum(p[key] for p in self._parts) / len(self._parts) for key in self._parts[0]}
-        self._parts = []
+        images, self._parts, self._images = self._images, [], 0
         memory = peak_memory(pl_module.device)
         row: Row = {
             "step": trainer.global_step,
             "epoch": trainer.current_epoch + 1,
             "lr": outputs["lr"],
             **means,
-            "images_per_second": self.images / max(seconds, 1e-9),
+            "images_per_second": images / max(seconds, 1e-9),
             "seconds": seconds,
             "peak_gib": float("nan") if memory is None else memory / 2**30,
         }
