@@ -99,6 +99,10 @@ def test_reset_removes_earlier_results() -> None:
         ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must be an RLE"),
         ({"segmentation": {"size": [40, 50]}}, "must be an RLE"),
         ({"segmentation": {"size": [40, 50], "counts": [2000]}}, "must be an RLE"),
+        ({"segmentation": {"size": 40, "counts": "0"}}, r"size \[40, 50\]"),
+        ({"segmentation": {"size": [40, 50], "counts": "0"}}, "do not add up"),
+        ({"segmentation": {"size": [40, 50], "counts": b"\xff0"}}, "damaged"),
+        ({"segmentation": {"size": [40, 50], "counts": ""}}, "damaged"),
         ({"image_id": True}, "no image True"),
         ({"image_id": "1"}, "no image '1'"),
         ({"image_id": None}, "no image None"),
@@ -119,6 +123,12 @@ def test_raises_on_bad_result_without_adding_any(change: Record, message: str) -
     assert "\n" not in str(caught.value)
     assert "result 1" in str(caught.value)
     assert evaluator.compute()["segm/AP"] == 0
+
+
+def test_raises_on_result_that_is_no_mapping() -> None:
+    content, result = one_object()
+    with pytest.raises(BadInput, match="result 1 is not a mapping"):
+        CocoEvaluator(content).add([result, [1, 2]])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("key", ["image_id", "category_id", "bbox", "score", "segmentation"])

@@ -29,12 +29,15 @@ from embedmask.data.records import as_id
 from embedmask.errors import BadInput
 from embedmask.evaluation.ground_truth import GroundTruthRecords, read_ground_truth
 from embedmask.evaluation.overlap import Overlaps, boundary_ious, box_ious, mask_ious
+from embedmask.run_lengths import check_counts, decode_counts
 
 IouType = Literal["bbox", "segm", "boundary"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm", "boundary")
 AREAS = ("all", "small", "medium", "large")
 Pair = tuple[int, int]
 """Image id and category id."""
+BLOCK = 1000
+"""Masks whose run lengths are checked at once."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,12 @@ class CocoEvaluator:
 
         Raises:
             BadInput: a result lacks one of these fields, names an unknown image or category, or has a mask of
-                another size. No result of the call is added then.
+                another size or with damaged run lengths. No result of the call is added then.
         """
         checked = []
         for number, result in enumerate(results, start=len(self.results)):
+            if not isinstance(result, Mapping):
+                raise BadInput(f"result {number} is not a mapping; see COCO's result format")
             for key in ("image_id", "category_id", "bbox", "score", "segmentation"):
                 if key not in result:
                     raise BadInput(f"result {number} has no {key}; see COCO's result format")
@@ -149,7 +154,8 @@ class CocoEvaluator:
             size, mask = [*self.ground_truth.sizes[image_id]], result["segmentation"]
             # compressed RLE only: polygons and uncompressed counts are not results
             is_rle = isinstance(mask, Mapping) and isinstance(mask.get("counts"), (str, bytes))
-            if not is_rle or [*mask.get("size", ())] != size:
+            own_size = mask.get("size") if is_rle else None
+            if not isinstance(own_size, (Sequence, np.ndarray)) or [*own_size] != size:
                 raise BadInput(f"result {number}: its mask must be an RLE of image {image_id}, size {size}")
             score, box = result["score"], result["bbox"]
             if not isinstance(score, Real) or not math.isfinite(score):
@@ -158,6 +164,7 @@ class CocoEvaluator:
             if len(sides) != 4 or not all(isinstance(side, Real) and math.isfinite(side) for side in sides):
                 raise BadInput(f"result {number}: bbox {box} is not [x, y, width, height]")
             checked.append({**result, "image_id": image_id, "category_id": category_id})
+        _check_run_lengths(checked, first=len(self.results))
         # all or none: an error above leaves the evaluator unchanged
         self.results.extend(checked)
         self._curves.clear()
@@ -286,6 +293,27 @@ class CocoEvaluator:
         for number, (result, area) in enumerate(zip(self.results, areas, strict=True), start=1):
             keys = ("image_id", "category_id", "score", shape)
             yield {**{key: result[key] for key in keys}, "id": number, "area": area}
+
+
+def _check_run_lengths(results: Sequence[Mapping[str, Any]], first: int) -> None:
+    """Raise `BadInput` for the first result with damaged run lengths; `first` is the number of the first result."""
+
+    def check(block: Sequence[Mapping[str, Any]]) -> None:
+        masks = [result["segmentation"] for result in block]
+        for counts, mask in zip(decode_counts(mask["counts"] for mask in masks), masks, strict=True):
+            check_counts(counts, tuple(mask["size"]))
+
+    for begin in range(0, len(results), BLOCK):
+        block = results[begin : begin + BLOCK]
+        try:
+            check(block)
+        except BadInput:
+            # one by one, to name the result
+            for number, result in enumerate(block, start=first + begin):
+                try:
+                    check([result])
+                except BadInput as error:
+                    raise BadInput(f"result {number}: {error}") from None
 
 
 class _Evaluation(COCOeval_faster):
