@@ -16,11 +16,13 @@ import pytest
 
 from embedmask.errors import BadInput
 from embedmask.files import (
+    atomic_folder,
     atomic_write,
     bundled_folder,
     check_writable,
     exclusive,
     is_temporary,
+    make_folder,
     remove_temporary,
     write_json,
     write_json_rows,
@@ -96,6 +98,19 @@ def test_raises_on_folder_or_file_in_the_way(tmp_path: Path) -> None:
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    """The system says that a file exists, or that something is no folder, but not which."""
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(BadInput, match=rf"{file} is a file, not a folder"):
+        write_text(file / "a.txt", "x")
+    for path in (file, file / "a", file / "a" / "b"):
+        with pytest.raises(BadInput, match=rf"{file} is a file, not a folder"):
+            make_folder(path)
+    with pytest.raises(BadInput, match=rf"{file} is a file, not a folder"), atomic_folder(file / "a"):
+        pass
 
 
 def test_files_are_checked_before_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

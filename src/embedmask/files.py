@@ -51,9 +51,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             raise
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         fix = "; make room on that disk, or choose another" if is_full else ""
-        raise BadInput(
-            f"{target}: cannot be written ({error.strerror or error}); nothing was changed{fix}"
-        ) from error
+        reason = _reason(error, target.parent)
+        raise BadInput(f"{target}: cannot be written ({reason}); nothing was changed{fix}") from error
     finally:
         # the name may be impossible, and an error of it must not hide the first one
         with suppress(OSError):
@@ -82,7 +81,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         else:
             unfinished.replace(target)
     except OSError as error:
-        reason = error.strerror or error
+        reason = _reason(error, target)
         raise BadInput(f"{requested}: cannot be written ({reason}); nothing was written") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -185,8 +184,17 @@ def make_folder(path: Path, name: Path | None = None) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = error.strerror or error
+        reason = _reason(error, path)
         raise BadInput(f"{name or path}: cannot be written ({reason}); choose another folder") from error
+
+
+def _reason(error: OSError, folder: Path) -> str:
+    """Return why a folder could not be made or written to; the system only says that a file exists."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        for path in (folder, *folder.parents):
+            if path.is_file():
+                return f"{path} is a file, not a folder"
+    return error.strerror or str(error)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from embedmask.config import DEFAULT_READING, DataConfig, ReadOptions
+from embedmask.config import DEFAULT_READING, DataConfig, ReadOptions, Recipe
 from embedmask.config.data import Exif, Split
 from embedmask.data.check import Report
 from embedmask.data.coco import CocoInstances
@@ -88,7 +88,7 @@ def write_contact_sheet(
     out: Path,
     count: int,
     *,
-    augment: DataConfig | None = None,
+    recipe: Recipe | None = None,
     exif: Exif | None = None,
     options: ReadOptions = DEFAULT_READING,
     val_fraction: float = 0.0,
@@ -97,9 +97,9 @@ def write_contact_sheet(
 
     Args:
         folder: Data set in any layout.
-        augment: Augmentation to apply, as in training; None: draw the original images.
-        exif: Frame of the annotations of images with an EXIF orientation; None: that of `augment`, else `auto`.
-        val_fraction: Fraction of train held out as val; 0: that of `augment`.
+        recipe: Draw augmented samples, as in its training; None: draw the original images.
+        exif: Frame of the annotations of images with an EXIF orientation; None: that of `recipe`, else `auto`.
+        val_fraction: Fraction of train held out as val; 0: that of `recipe`.
 
     Returns:
         Number of images drawn.
@@ -109,17 +109,18 @@ def write_contact_sheet(
     """
     if count < 1:
         raise BadInput(f"--count must be at least 1, got {count}")
-    config = augment or DataConfig()
+    config = DataConfig() if recipe is None else recipe.data
     dataset = CocoInstances.open(
         folder,
         split,
-        None if augment is None else TrainTransform(augment),
+        None if recipe is None else TrainTransform(config, recipe.model.image_rounding),
         config.degenerate,
         config.image_filter,
         exif=exif or config.exif,
         options=options,
         val_fraction=val_fraction or config.val_fraction,
     )
+    dataset = dataset if config.keep_empty else dataset.without_empty()
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in evenly_spaced(len(dataset), count)]
     images = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_image(contact_sheet(images, columns=min(NUM_COLUMNS, len(images))), out)

@@ -312,6 +312,19 @@ class TestData:
         assert "--config" in fails(capsys, *show, "--data.crop_size", "64")
         assert "copy_paste" in fails(capsys, *show, "--config", "shapes", "--data.copy_past", "1")
 
+    def test_show_draws_the_images_of_training(self, shapes: Path, tmp_path: Path, capsys: Any) -> None:
+        def empty_the_first(content: dict[str, Any]) -> None:
+            first = content["images"][0]["id"]
+            content["annotations"] = [a for a in content["annotations"] if a["image_id"] != first]
+
+        data = copy_with(shapes, tmp_path, empty_the_first)
+        show = ["data", "show", str(data), "--count", "1000", "--out", str(tmp_path / "s.png")]
+        numbers = []
+        for keep in ("true", "false"):
+            assert main([*show, "--config", "shapes", "--data.keep_empty", keep]) == 0
+            numbers.append(int(capsys.readouterr().out.split()[0]))
+        assert numbers[1] == numbers[0] - 1
+
     def test_shapes_raises_instead_of_overwriting(self, shapes: Path, capsys: Any) -> None:
         before = sorted(path.name for path in shapes.rglob("*"))
         assert str(shapes) in fails(capsys, "data", "shapes", shapes)

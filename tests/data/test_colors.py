@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import adjust_gamma
 
-from embedmask.data.colors import change_camera
+from embedmask.data.colors import change_camera, uniform
 
 from .images import seeded
 
@@ -31,6 +34,13 @@ def test_zero_strength_changes_nothing_and_samples_nothing() -> None:
     image, generator = noisy_square(), seeded(3)
     assert torch.equal(change_camera(image, 0, 0, 0, generator), image)
     assert torch.equal(generator.get_state(), seeded(3).get_state())
+
+
+def test_gamma_equals_torchvision() -> None:
+    image = torch.arange(256, dtype=torch.uint8).repeat(3, 2, 1)
+    generator = torch.Generator().manual_seed(3)
+    exponent = math.exp(uniform(-math.log1p(0.5), math.log1p(0.5), torch.Generator().manual_seed(3)))
+    assert torch.equal(change_camera(image, 0.5, 0, 0, generator), adjust_gamma(image, exponent))
 
 
 def test_gamma_is_symmetric_and_keeps_black_and_white() -> None:

@@ -94,6 +94,32 @@ class TestResume:
         other.write_bytes(bytes(changed))
         assert "--weights" in fails(capsys, *words(images, other, out, "--resume"))
 
+    def test_raises_on_damaged_journal(
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        out = tmp_path / "out"
+        assert main(words(images, weights, out)) == 0
+        # a row that begins like a finished one
+        broken = min(finished(out))
+        text = broken.read_text()
+        broken.write_text(text[: len(text) // 2])
+        line = fails(capsys, *words(images, weights, out, "--resume"))
+        assert f"{broken}: is damaged; remove it and repeat" in line
+        broken.unlink()
+        assert main(words(images, weights, out, "--resume")) == 0
+        for content in (b"\xff{", b"[]"):
+            (out / FOLDER / "settings.json").write_bytes(content)
+            line = fails(capsys, *words(images, weights, out, "--resume"))
+            assert "settings.json: is damaged; omit --resume" in line
+
+    def test_raises_on_overlap_without_tiles(
+        self, weights: Path, images: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        line = fails(capsys, *words(images, weights, tmp_path / "out", "--overlap", "32"))
+        assert "--overlap 32" in line
+        assert "--tile" in line
+        assert not (tmp_path / "out").exists()
+
     @pytest.mark.parametrize("folder", ["labels", "."])
     def test_missing_result_files_are_written_again(
         self, folder: str, weights: Path, images: Path, tmp_path: Path

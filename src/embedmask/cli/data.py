@@ -180,7 +180,7 @@ def data_show(
         split,
         path,
         count,
-        augment=None if recipe is None else recipe.data,
+        recipe=recipe,
         exif=exif,
         options=(DEFAULT_READING if recipe is None else recipe.model.reading()).changed(page, channels),
         val_fraction=val_fraction,

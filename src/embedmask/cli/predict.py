@@ -10,7 +10,11 @@ from embedmask.cli.terminal import FAILURE, INVALID_INPUT, SUCCESS, is_interacti
 from embedmask.cli.threads import use_threads
 from embedmask.cli.thresholds import parse_score_threshold
 from embedmask.config import Engine, Precision
+from embedmask.errors import BadInput
 from embedmask.predict import PredictSummary
+
+DEFAULT_OVERLAP = 128
+"""Overlap of neighboring tiles, px."""
 
 
 def predict(
@@ -24,7 +28,7 @@ def predict(
     score_threshold: str | None = None,
     max_detections: int | None = None,
     tile: int | None = None,
-    overlap: int = 128,
+    overlap: int | None = None,
     page: int | None = None,
     channels: list[int] = [],  # noqa: B006
     level: int = 0,
@@ -60,7 +64,7 @@ def predict(
         max_detections: Maximum detections per image; by default from the model.
         tile: Side of square tiles for large images, px; results of neighboring tiles are merged. Pyramids and OME-Zarr
             are then read by windows. 0: no tiles.
-        overlap: Overlap of neighboring tiles, px; half the size of a typical object is enough.
+        overlap: Overlap of neighboring tiles, px; half the size of a typical object is enough. By default 128.
         page: Page of TIFF stacks or frame of animations, from 0; by default from the model, else the first.
         channels: Channels of image files, from 0: one as gray, or three as RGB; by default from the model, else the
             image's own colors or its first channel.
@@ -77,6 +81,8 @@ def predict(
         nodes: Number of machines, which share a file system. Run the command on each one, with NODE_RANK, MASTER_ADDR
             and MASTER_PORT set.
     """
+    if overlap is not None and not tile:
+        raise BadInput(f"--overlap {overlap}: is the overlap of tiles; add --tile, or omit it")
     use_threads(threads)
     from embedmask.predict import run
 
@@ -90,7 +96,7 @@ def predict(
         score_threshold=parse_score_threshold(score_threshold),
         max_detections=max_detections,
         tile=tile or None,
-        overlap=overlap,
+        overlap=DEFAULT_OVERLAP if overlap is None else overlap,
         page=page,
         channels=channels or None,
         level=level,

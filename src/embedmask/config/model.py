@@ -90,11 +90,12 @@ class ModelConfig(DetectorConfig):
     align_topk: PositiveInt = 13
     """Number of locations of highest alignment that `task_aligned` assigns to each ground truth."""
     center_radius: PositiveFloat | None = 1.5
-    """Radius of center sampling, in strides; null: anywhere in the box."""
+    """Radius of center sampling, in strides; null: anywhere in the box. Only the assigner `fcos` reads it."""
     sample_in_mask: bool = True
     """Require positive locations to lie inside their ground-truth mask (Table 2 c)."""
     sampling_center: Literal["box", "mass"] = "box"
-    """Center of center sampling: that of the box, or the mask's center of mass (second repository)."""
+    """Center of center sampling: that of the box, or the mask's center of mass (second repository). Only the
+    assigner `fcos` reads it."""
     embed_samples: Literal["iou", "all", "best", "each"] = "iou"
     """Positives averaged for Q and S: those with box IoU > `sample_iou`, all, or the best one (Table 2 c). With `each`
     every positive is a separate instance in the mask loss (second repository)."""
@@ -121,8 +122,8 @@ class ModelConfig(DetectorConfig):
     box_expansion: Annotated[float, at_least(1)] | None = 1.2
     """Factor on the sides of the ground-truth box whose pixels the mask loss uses; null: whole image (Table 2 d)."""
     min_prob: NonNegativeFloat = 0.0
-    """Lower clamp of phi in the mask loss (2021: 1e-9). Beyond it no gradient flows. With `mask_interpolation: aligned`
-    phi is also clamped from above, at 1 - `min_prob`."""
+    """Lower clamp of phi in the Lovász and the bce loss (2021: 1e-9). Beyond it no gradient flows. With
+    `mask_interpolation: aligned` phi is also clamped from above, at 1 - `min_prob`."""
     mask_normalizer: Literal["all", "matched", "batch"] = "all"
     """Count K of eq. 4: all ground truths of an image, or those with a positive location. `batch`: the mean over all
     instances of the batch (second repository)."""
@@ -193,6 +194,9 @@ class ModelConfig(DetectorConfig):
         clamp_ok = not aligned or 0 < self.min_prob < 0.5
         require(self, "min_prob", clamp_ok, "above 0 and below 0.5 with mask_interpolation aligned")
         require(self, "mask_interpolation", not (aligned and hinge), "prob or log_prob with margin hinge")
+        # each positive is an instance: there is no mean for the smooth loss to compare it with
+        smooth_ok = self.embed_samples != "each" or not self.smooth_weight
+        require(self, "smooth_weight", smooth_ok, "0 with embed_samples each")
         require(self, "mask_loss", not hinge or self.mask_loss == "lovasz", "lovasz with margin hinge")
 
     def _check_levels(self) -> None:

@@ -51,7 +51,10 @@ def change_camera(
     """
     if gamma:
         max_log = math.log1p(gamma)
-        image = TF.adjust_gamma(image, math.exp(uniform(-max_log, max_log, generator)))
+        # a table of the 256 values: torchvision computes the power of each pixel
+        values = torch.arange(256, dtype=torch.uint8)[None, None]
+        table = TF.adjust_gamma(values, math.exp(uniform(-max_log, max_log, generator))).flatten()
+        image = table[image.long()]
     if blur:
         sigma = uniform(0, blur, generator)
         # the blur pads by reflection, which needs a kernel no wider than the image

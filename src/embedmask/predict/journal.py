@@ -47,14 +47,16 @@ class Journal:
         """Check that the run in `out`, if there is one, has the same settings.
 
         Raises:
-            BadInput: A setting differs.
+            BadInput: A setting differs, or the file of the settings is damaged.
         """
         try:
             started = json.loads(self._settings_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
         except (OSError, ValueError):
-            started = {}  # damaged: differs in every setting
+            started = None
+        if not isinstance(started, dict):
+            raise BadInput(f"{self._settings_file}: is damaged; omit --resume to start over")
         for name, value in self.settings.items():
             if started.get(name) != value:
                 option = f"--{name.replace('_', '-')}"
@@ -88,7 +90,7 @@ class Journal:
         # rows begin with the file, so a prefix of the first one suffices: files of videos are large
         prefix = json.dumps(_file_of(source))[:-1]
         try:
-            with self._file(source).open(encoding="utf-8") as file:
+            with self._file(source).open(encoding="utf-8", errors="replace") as file:
                 return file.read(len(prefix)) == prefix
         except FileNotFoundError:
             return False
@@ -109,11 +111,15 @@ class Journal:
                 file.write(json.dumps({FAULT: message}) + "\n")
 
     def rows(self, source: Source) -> Iterator[Row]:
-        """Yield the rows of a finished source, with the key `source`."""
-        with self._file(source).open(encoding="utf-8") as file:
+        """Yield the rows of a finished source, with the key `source`.
+
+        Raises:
+            BadInput: The file of the source is damaged.
+        """
+        with self._file(source).open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 if not line.startswith(FAULT_PREFIX):
-                    row = json.loads(line)
+                    row = self._parse(line, source)
                     yield {key: value for key, value in row.items() if key not in CHANGES}
 
     def fault(self, source: Source) -> str | None:
@@ -122,7 +128,16 @@ class Journal:
             # only the end: rows of a long video take gigabytes
             file.seek(max(file.seek(0, os.SEEK_END) - MAX_FAULT_BYTES, 0))
             last = file.read().rstrip().rpartition(b"\n")[2]
-        return str(json.loads(last)[FAULT]) if last.startswith(FAULT_PREFIX.encode()) else None
+        is_fault = last.startswith(FAULT_PREFIX.encode())
+        return str(self._parse(last.decode("utf-8", "replace"), source)[FAULT]) if is_fault else None
+
+    def _parse(self, line: str, source: Source) -> Row:
+        try:
+            row: Row = json.loads(line)
+        except ValueError:
+            path = self._file(source)
+            raise BadInput(f"{path}: is damaged; remove it and repeat the command with --resume") from None
+        return row
 
     def merge(
         self, sources: Sequence[Source], class_names: Sequence[str], ids: DatasetIds | None = None
