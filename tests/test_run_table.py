@@ -114,6 +114,10 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: Any) -> None:
 
 def test_raises_on_other_folders(tmp_path: Path, capsys: Any) -> None:
     assert "not a finished run, it has no run.json" in fails(capsys, "report", tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    assert fails(capsys, "report", tmp_path / "a.json").endswith(
+        "a.json: is a file; choose the folder of a run"
+    )
     run = write_run(tmp_path / "run", 0, 0.2)
     (run / "metrics.json").unlink()
     assert fails(capsys, "report", run).endswith("run: not a finished run, it has no metrics.json")

@@ -90,6 +90,8 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path.parent}: not a finished run, it has no {path.name}") from None
+    except NotADirectoryError:
+        raise BadInput(f"{path.parent}: is a file; choose the folder of a run") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({error.__class__.__name__})") from None
 

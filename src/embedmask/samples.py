@@ -127,6 +127,11 @@ def write_contact_sheet(
     return len(images)
 
 
+def counts_file(out: Path) -> Path:
+    """Return the file of the counts that `write_drawings` writes to `out`."""
+    return out if out.suffix and not out.is_dir() else out / "counts.png"
+
+
 def write_drawings(report: Report, out: Path) -> None:
     """Draw the report of a check.
 
@@ -135,10 +140,10 @@ def write_drawings(report: Report, out: Path) -> None:
             ...) and `problems.png`, if there are problems that can be drawn.
     """
     counts = {split: summary.counts for split, summary in report.splits.items()}
-    if out.suffix and not out.is_dir():
-        plot_counts(counts, out)
+    path = counts_file(out)
+    plot_counts(counts, path)
+    if path == out:
         return
-    plot_counts(counts, out / "counts.png")
     for split, dataset in report.datasets.items():
         indices = evenly_spaced(len(dataset), NUM_IMAGES)
         tiles = [_draw_tile(dataset, index, dataset.image_path(index).name) for index in indices]

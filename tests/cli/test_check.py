@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import fails
 from PIL import Image
 
 from embedmask.cli import main
@@ -49,6 +51,16 @@ def test_raises_on_out_that_is_not_an_image_name(
     assert main(["data", "check", str(shapes), "--quick", "--out", str(folder / "counts.abc")]) == 2
     assert "not the name of an image" in capsys.readouterr().err
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["counts.png", "folder"])
+def test_raises_on_out_that_cannot_be_written_before_the_check(
+    name: str, shapes: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, "data", "check", shapes, "--out", tmp_path / "file" / name)
+    assert "file is a file, not a folder" in line
+    assert capsys.readouterr().out == ""
 
 
 def test_out_folder_has_counts_and_contact_sheets(shapes: Path, tmp_path: Path) -> None:

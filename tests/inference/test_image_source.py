@@ -104,9 +104,12 @@ def test_files_that_give_no_bytes_are_refused(tmp_path: Path) -> None:
     path.write_text("no image")
     closed = io.BytesIO(b"x")
     closed.close()
-    with path.open() as text:
+    binary = tmp_path / "b.png"
+    binary.write_bytes(b"\x89PNG\xff")
+    with path.open() as text, binary.open(encoding="utf-8") as damaged:
         for source, reason in (
-            (text, r"a\.txt: .*binary mode"), (Upload(None), "binary mode"), (closed, "closed"),
+            (text, r"a\.txt: .*binary mode"), (damaged, r"b\.png: .*binary mode"), (tmp_path, "is a folder"),
+            (Upload(None), "binary mode"), (closed, "closed"),
             (io.BytesIO(), r"seek\(0\)"), (io.BytesIO(b"no image"), "no known format"),
         ):  # fmt: skip
             with pytest.raises(BadInput, match=reason) as caught:

@@ -24,7 +24,7 @@ from embedmask.data.transforms import EvalTransform
 from embedmask.errors import BadInput
 from embedmask.inference.image_source import as_image
 from embedmask.inference.postprocess import Postprocessor
-from embedmask.inference.predictor import Options
+from embedmask.inference.request import Options
 from embedmask.masks import RunMasks
 from embedmask.model.build import build_model
 from embedmask.model.detector import Detector

@@ -65,10 +65,12 @@ def data_check(
     from embedmask.data.check import check_folder
     from embedmask.errors import BadInput
     from embedmask.files import check_writable, write_json
-    from embedmask.samples import write_drawings
+    from embedmask.samples import counts_file, write_drawings
 
     if out is not None:
         import matplotlib  # noqa: F401 - if it is missing, stop before the check
+
+        check_writable(counts_file(out))
     if json is not None:
         check_writable(json)
     if max_detections < 1:

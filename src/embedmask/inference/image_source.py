@@ -139,6 +139,8 @@ def _read_bytes(source: Any, name: str) -> bytes:
     """Read the rest of a file."""
     try:
         content = source.read()
+    except UnicodeDecodeError:
+        raise BadInput(f"{name}: is open as text; open it in binary mode, 'rb'") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{name}: cannot be read ({error}); open it again") from None
     if not isinstance(content, (bytes, bytearray, memoryview)):

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack, overload
+from typing import Any, Self, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from embedmask.inference.detect import PostProcessing, detect
 from embedmask.inference.engines import choose_dtype, make_network
 from embedmask.inference.image_source import SINGLE_TYPES, ImageSource, check_image_source, open_image
 from embedmask.inference.prefetch import ImageResult, LoadedImage, make_batches, prefetch
-from embedmask.inference.request import PixelRecorder, Request, postprocessor_of_request
+from embedmask.inference.request import Options, PixelRecorder, Request, postprocessor_of_request
 from embedmask.inference.results import add_embeddings, to_detections
 from embedmask.inference.shared import Shared
 from embedmask.inference.tiling import check_tiles, tiled_instances
@@ -40,17 +40,6 @@ WINDOW = 4
 """Maximum batches of images to buffer while collecting images of one frame."""
 WINDOW_BYTES = 2**28
 """Maximum total size of the buffered images, bytes."""
-
-
-class Options(TypedDict, total=False):
-    """Keyword arguments of `Predictor.__call__`, described there."""
-
-    tile: int | None
-    overlap: int
-    embeddings: bool
-    page: int | None
-    channels: Sequence[int] | None
-    level: int
 
 
 class Predictor(Shared):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from embedmask.config import DetectorConfig
 from embedmask.config.reading import DEFAULT_READING, ReadOptions
@@ -11,6 +12,17 @@ from embedmask.errors import BadInput
 from embedmask.fields import coerce
 from embedmask.inference.detect import PostProcessing, make_postprocessor
 from embedmask.structures import Instances, PixelMap, Predictions, Size
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `Predictor.__call__`, described there."""
+
+    tile: int | None
+    overlap: int
+    embeddings: bool
+    page: int | None
+    channels: Sequence[int] | None
+    level: int
 
 
 @dataclass(frozen=True)
