@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from command_line import fails
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from embedmask import __version__
@@ -153,13 +152,6 @@ class TestArguments:
         )
         assert main([*words, "--debug"]) == 1
         assert "Traceback" in capsys.readouterr().err
-
-    def test_a_training_stopped_by_a_signal_fails(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr("embedmask.cli.entry.run", raises(SIGTERMException()))
-        assert main(["train"]) == 1
-        assert "train --resume` continues" in capsys.readouterr().err
 
     def test_error_of_a_loading_process_has_no_traceback(self) -> None:
         wrapped = "Caught in worker 0.\nTraceback:\n  File x\nembedmask.errors.BadInput: a.jpg: cut short\n"

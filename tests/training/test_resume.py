@@ -17,7 +17,7 @@ from tiny_run import left_behind, same, start, tiny
 
 from embedmask import files
 from embedmask.config import Recipe
-from embedmask.errors import BadInput
+from embedmask.errors import BadInput, TrainingStopped
 from embedmask.synthetic.dataset import make_shapes
 from embedmask.training import checkpoints, fit
 from embedmask.training.callbacks import BEST_METRIC, ResultsFolder, read_evaluation
@@ -120,6 +120,38 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert same(left_behind(straight), left_behind(out))
     assert rows(straight) == rows(out)
     assert not any(files.is_temporary(path) for path in out.iterdir())
+
+
+def interrupted_run(number: int, sent: int, data: Path, out: Path, message: Path) -> None:
+    """Train until step `number`, in which the process sends itself a signal; write the error to a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    work, calls = EmbedMaskModule.training_step, [0]
+
+    def step(self: EmbedMaskModule, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            os.kill(os.getpid(), sent)
+        return work(self, *args)
+
+    EmbedMaskModule.training_step = step  # type: ignore[method-assign]
+    try:
+        fit.train(tiny(**EVERY_TWO), data, out)
+    except TrainingStopped as error:
+        message.write_text(str(error))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_is_explained(sent: int, straight: Path, shapes: Path, tmp_path: Path) -> None:
+    for number, expected in ((1, "before the first checkpoint"), (4, "--resume continues")):
+        out, message = tmp_path / f"run {number}", tmp_path / f"{number}.txt"
+        process = start(interrupted_run, number, sent, shapes, out, message)
+        process.join(120)
+        assert process.exitcode == 0
+        assert f"{out}: interrupted" in message.read_text()
+        assert expected in message.read_text()
+        assert out.exists() == (number > 1)
+    fit.train(tiny(**EVERY_TWO), shapes, out, resume=True)
+    assert same(left_behind(straight), left_behind(out))
 
 
 def rows(out: Path) -> list[dict[str, str]]:

@@ -42,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run([word for word in words if word != "--debug"])
     except SystemExit as stop:  # after --help or --version, or raised by a library
-        if type(stop) is not SystemExit:  # Lightning's, on SIGTERM
-            return fail("stopped by a signal; `embedmask train --resume` continues", FAILURE)
         return stop.code if isinstance(stop.code, int) else SUCCESS if stop.code is None else FAILURE
     except KeyboardInterrupt:
         return fail("interrupted", FAILURE)

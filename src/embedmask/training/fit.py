@@ -18,7 +18,7 @@ from embedmask.config import Recipe, TrainConfig, model_to_dict, override
 from embedmask.config.detector import DEFAULT_SCORE_THRESHOLD
 from embedmask.device import full_float32
 from embedmask.distributed import is_rank_zero, quiet
-from embedmask.errors import BadInput, name_some
+from embedmask.errors import BadInput, TrainingStopped, name_some
 from embedmask.evaluation.coco import CocoEvaluator
 from embedmask.files import atomic_write, exclusive, is_temporary, remove_temporary, write_json
 from embedmask.inference.predictor import Predictor
@@ -273,21 +273,38 @@ def results_folder(out: Path) -> Iterator[None]:
 
     Raises:
         BadInput: another process trains in `out`, or a file of `out` is removed during training.
+        TrainingStopped: training is interrupted by Ctrl-C or SIGTERM.
     """
     if not is_rank_zero():
-        yield
+        with explain_interruption(out):
+            yield
         return
     is_new = not out.exists()
     with exclusive(out):
         remove_temporary(out)
         try:
-            yield
+            with explain_interruption(out):
+                yield
         except BaseException as error:
             if is_new and not (out / LAST_CHECKPOINT).exists():
                 shutil.rmtree(out, ignore_errors=True)
             if isinstance(error, FileNotFoundError) and out in Path(error.filename or "").parents:
                 raise BadInput(f"{error.filename}: removed during training; start again") from None
             raise
+
+
+@contextmanager
+def explain_interruption(out: Path) -> Iterator[None]:
+    """Convert Ctrl-C and SIGTERM, for which Lightning exits, to `TrainingStopped`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if (out / LAST_CHECKPOINT).exists():
+            raise TrainingStopped(f"{out}: interrupted; --resume continues at the last checkpoint") from error
+        raise TrainingStopped(
+            f"{out}: interrupted before the first checkpoint, so nothing was kept; --train.checkpoint_minutes sets "
+            "how often one is written"
+        ) from error
 
 
 def write_final_results(
