@@ -208,7 +208,8 @@ def draw_curves(runs: Path, seeds: int, file: Path) -> None:
             means = [100 * sum(own[metric] for own in results) / len(results) for _, _, results in points]
             panel.plot(times, means, marker=marker, label=title.replace("`", ""))
             for (steps, *_), *point in zip(points, times, means, strict=True):
-                panel.annotate(f"{steps} steps", point, (6, -11), textcoords="offset points", fontsize=8)
+                below = -11 if name == BASE else -20
+                panel.annotate(f"{steps} steps", point, (6, below), textcoords="offset points", fontsize=8)
     for metric, panel in zip(CURVES, panels, strict=True):
         panel.margins(x=0.45, y=0.15)
         panel.set(title=METRICS[metric], xlabel="core minutes of training", xlim=(0, None), ylim=(0, None))

@@ -150,7 +150,6 @@ def test_raises_on_unknown_presets_and_sections() -> None:
         (ModelConfig, "max_mask_instances", 0, "at least 1, or null"),
         (ModelConfig, "semantic_weight", -1, "at least 0"),
         (ModelConfig, "mask_interpolation", "aligned", "min_prob must be above 0"),
-        (ModelConfig, "embed_samples", "each", "smooth_weight must be 0"),
         (TrainConfig, "norm_weight_decay", -1, "at least 0, or null"),
         (ModelConfig, "channels", 100, "a multiple of norm_groups 32"),
         (ModelConfig, "strides", [8, 16, 33, 64, 128], "doubling"),

@@ -90,6 +90,7 @@ class ToyPostprocessor:
         max_detections: int | None = None,
         score_threshold: float | None = None,
         reference_masks: bool = True,
+        final_thresholds: Sequence[float] = (),
     ) -> Self:
         cls.built.append((max_detections, score_threshold, reference_masks))
         return cls()

@@ -120,7 +120,10 @@ def write_contact_sheet(
         options=options,
         val_fraction=val_fraction or config.val_fraction,
     )
-    dataset = dataset if config.keep_empty else dataset.without_empty()
+    if split == "train" and not config.keep_empty:
+        dataset = dataset.without_empty()
+    if not len(dataset):
+        raise BadInput(f"{dataset.annotations_file}: {split} has no image to draw; add annotations")
     items = [dataset.sample(i, torch.Generator().manual_seed(i)) for i in evenly_spaced(len(dataset), count)]
     images = [draw_target(image, target, dataset.class_names) for image, target in items]
     write_image(contact_sheet(images, columns=min(NUM_COLUMNS, len(images))), out)

@@ -32,7 +32,7 @@ class Columns:
         """Return the items at `index`, in that order; fields without rows are kept.
 
         Args:
-            index: int64 or bool, tensor or array as the columns; lists and masks need a sequence of integers.
+            index: int64 or bool, tensor or array as the columns; lists and masks need integers.
         """
         rows: Any = list(index) if isinstance(index, Sequence) else index
         itself: Any = self
@@ -56,25 +56,25 @@ class ScoredColumns(Columns):
             thresholds: minimum score of each class, C values; empty: no thresholds.
             limit: None: no limit.
         """
-        return self.select(self.best_rows(thresholds, limit))
+        rows = self.best_rows(thresholds, limit)
+        return self if len(rows) == len(self) else self.select(rows)
 
-    def best_rows(self, thresholds: Sequence[float] = (), limit: int | None = None) -> list[int]:
-        """Return the rows of `best`."""
-        rows = torch.arange(len(self))
-        if thresholds:
-            minimum = self.scores.new_tensor(thresholds)[self.labels]
-            rows = (self.scores >= minimum).nonzero()[:, 0]
-        kept: list[int] = rows[:limit].tolist()
-        return kept
+    def best_rows(self, thresholds: Sequence[float] = (), limit: int | None = None) -> Tensor:
+        """Return the rows of `best`, int64."""
+        if not thresholds:
+            return torch.arange(len(self), device=self.scores.device)[:limit]
+        minimum = self.scores.new_tensor(thresholds)[self.labels]
+        return (self.scores >= minimum).nonzero()[:limit, 0]
 
 
 def _rows(column: Any, index: Any) -> Any:
     """Return rows of a tensor, an array, a list or masks; anything else as it is."""
     if isinstance(column, (Tensor, np.ndarray)):
         return column[index]
-    if isinstance(column, list):
-        return [column[i] for i in index]
-    return column.select(index) if isinstance(column, RunMasks) else column
+    if not isinstance(column, (list, RunMasks)):
+        return column
+    numbers = index if isinstance(index, list) else index.tolist()
+    return column.select(numbers) if isinstance(column, RunMasks) else [column[i] for i in numbers]
 
 
 @dataclass

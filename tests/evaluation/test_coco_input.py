@@ -100,6 +100,8 @@ def test_reset_removes_earlier_results() -> None:
         ({"segmentation": {"size": [40, 50]}}, "must be an RLE"),
         ({"segmentation": {"size": [40, 50], "counts": [2000]}}, "must be an RLE"),
         ({"segmentation": {"size": 40, "counts": "0"}}, r"size \[40, 50\]"),
+        ({"segmentation": {"size": [40.0, 50.0], "counts": "0"}}, r"size \[40, 50\]"),
+        ({"segmentation": {"size": np.ones((2, 2)), "counts": "0"}}, r"size \[40, 50\]"),
         ({"segmentation": {"size": [40, 50], "counts": "0"}}, "do not add up"),
         ({"segmentation": {"size": [40, 50], "counts": b"\xff0"}}, "damaged"),
         ({"segmentation": {"size": [40, 50], "counts": ""}}, "damaged"),

@@ -123,7 +123,7 @@ def test_limit_applies_after_thresholds_of_each_class(
     """Check that results below the threshold of their class take no place of others."""
     torch.manual_seed(0)
     if kind == "baseline":
-        model: Detector = build_model(small_baseline(candidate_threshold=0.0))
+        model: Detector = build_model(small_baseline(candidate_threshold=0.0, max_detections=1000))
         predictor = Predictor(model, NAMES, device="cpu", precision="float32")
     elif kind == "rescored":
         model = EmbedMask(predictor_config(rescore_masks=True))

@@ -43,6 +43,34 @@ def predict(source: Path, weights: Path, out: Path, *options: str) -> int:
     return main(["predict", str(source), "--weights", str(weights), "--out", str(out), *common, *options])
 
 
+def test_raises_on_copy_of_images_of_two_splits(tmp_path: Path) -> None:
+    """Check file names that two splits share, with the same image id and other category ids."""
+    for split, category in (("train", 1), ("valid", 5)):
+        folder = tmp_path / "set" / split
+        folder.mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(folder / "1.png")
+        content = {
+            "images": [{"id": 1, "file_name": "1.png", "width": 20, "height": 20}],
+            "annotations": [
+                {
+                    "id": 1,
+                    "image_id": 1,
+                    "category_id": category,
+                    "segmentation": [[2, 2, 9, 2, 9, 9]],
+                    "iscrowd": 0,
+                }
+            ],
+            "categories": [{"id": category, "name": "disc"}],
+        }
+        (folder / "_annotations.coco.json").write_text(json.dumps(content))
+    shutil.copytree(tmp_path / "set" / "valid", tmp_path / "copy")
+    sources = find_sources([str(tmp_path / "copy" / "1.png")])
+    with pytest.raises(BadInput, match="same file name as several images"):
+        DatasetIds.read(tmp_path / "set", sources, ["disc"])
+    sources = find_sources([str(tmp_path / "set" / "valid" / "1.png")])
+    assert DatasetIds.read(tmp_path / "set", sources, ["disc"]) == DatasetIds({"1": 1}, [5])
+
+
 def test_results_can_be_evaluated(renumbered: Path, weights: Path, tmp_path: Path) -> None:
     """Test the data set's own folder, and copies of its files elsewhere."""
     copies = tmp_path / "copies"
@@ -153,13 +181,13 @@ def test_best_score_is_that_of_the_page(
 
 
 def test_threshold_of_one_class(shapes: Path, weights: Path, tmp_path: Path) -> None:
-    """Test that other classes keep the model's threshold."""
-    names = CocoInstances.open(shapes, "train").class_names
-    assert predict(shapes / "images", weights, tmp_path / "all") == 0
+    """Test that other classes keep the model's threshold, without a limit on detections."""
+    names, no_limit = CocoInstances.open(shapes, "train").class_names, "--max-detections=100000"
+    assert predict(shapes / "images", weights, tmp_path / "all", no_limit) == 0
     everything = json.loads((tmp_path / "all" / "predictions.json").read_text())
     chosen = everything[0]["category_id"]
     option = f"--score-threshold={names[chosen - 1]}=1"
-    assert predict(shapes / "images", weights, tmp_path / "some", option) == 0
+    assert predict(shapes / "images", weights, tmp_path / "some", option, no_limit) == 0
     some = json.loads((tmp_path / "some" / "predictions.json").read_text())
     assert some == [row for row in everything if row["category_id"] != chosen]
     assert predict(shapes / "images", weights, tmp_path / "wrong", "--score-threshold=stra=1") == 2

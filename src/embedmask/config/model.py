@@ -114,7 +114,8 @@ class ModelConfig(DetectorConfig):
     mask_weight: NonNegativeFloat = 0.5
     """Weight lambda_1 of the mask loss."""
     smooth_weight: NonNegativeFloat = 0.1
-    """Weight lambda_2 of the smooth loss; 0: none."""
+    """Weight lambda_2 of the smooth loss; 0: none. Without effect with `embed_samples: each`, whose instances are
+    single positives."""
     semantic_weight: NonNegativeFloat = 0.0
     """Weight of the semantic loss of an auxiliary head that classifies every cell in training; 0: none."""
     mask_loss: Literal["lovasz", "dice", "bce"] = "lovasz"
@@ -194,9 +195,6 @@ class ModelConfig(DetectorConfig):
         clamp_ok = not aligned or 0 < self.min_prob < 0.5
         require(self, "min_prob", clamp_ok, "above 0 and below 0.5 with mask_interpolation aligned")
         require(self, "mask_interpolation", not (aligned and hinge), "prob or log_prob with margin hinge")
-        # each positive is an instance: there is no mean for the smooth loss to compare it with
-        smooth_ok = self.embed_samples != "each" or not self.smooth_weight
-        require(self, "smooth_weight", smooth_ok, "0 with embed_samples each")
         require(self, "mask_loss", not hinge or self.mask_loss == "lovasz", "lovasz with margin hinge")
 
     def _check_levels(self) -> None:

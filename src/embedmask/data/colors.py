@@ -54,7 +54,7 @@ def change_camera(
         # a table of the 256 values: torchvision computes the power of each pixel
         values = torch.arange(256, dtype=torch.uint8)[None, None]
         table = TF.adjust_gamma(values, math.exp(uniform(-max_log, max_log, generator))).flatten()
-        image = table[image.long()]
+        image = torch.from_numpy(table.numpy()[image.numpy()])
     if blur:
         sigma = uniform(0, blur, generator)
         # the blur pads by reflection, which needs a kernel no wider than the image

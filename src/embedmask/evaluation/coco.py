@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,15 +155,19 @@ class CocoEvaluator:
             # compressed RLE only: polygons and uncompressed counts are not results
             is_rle = isinstance(mask, Mapping) and isinstance(mask.get("counts"), (str, bytes))
             own_size = mask.get("size") if is_rle else None
-            if not isinstance(own_size, (Sequence, np.ndarray)) or [*own_size] != size:
+            sides = list(np.ravel(own_size)) if isinstance(own_size, (Sequence, np.ndarray)) else []
+            if sides != size or not all(isinstance(side, Integral) for side in sides):
                 raise BadInput(f"result {number}: its mask must be an RLE of image {image_id}, size {size}")
             score, box = result["score"], result["bbox"]
             if not isinstance(score, Real) or not math.isfinite(score):
                 raise BadInput(f"result {number}: score {score} is not a finite number")
-            sides = list(box) if isinstance(box, (Sequence, np.ndarray)) else []
-            if len(sides) != 4 or not all(isinstance(side, Real) and math.isfinite(side) for side in sides):
+            values = list(box) if isinstance(box, (Sequence, np.ndarray)) else []
+            if len(values) != 4 or not all(
+                isinstance(value, Real) and math.isfinite(value) for value in values
+            ):
                 raise BadInput(f"result {number}: bbox {box} is not [x, y, width, height]")
-            checked.append({**result, "image_id": image_id, "category_id": category_id})
+            ids = {"image_id": image_id, "category_id": category_id}
+            checked.append({**result, **ids, "segmentation": {**mask, "size": size}})
         _check_run_lengths(checked, first=len(self.results))
         # all or none: an error above leaves the evaluator unchanged
         self.results.extend(checked)

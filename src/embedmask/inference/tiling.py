@@ -152,7 +152,7 @@ def merge_tiles(
     order = np.argsort(-scores[best], kind="stable")
     merged = pieces.instances.select(best[order].tolist())
     rows = merged.best_rows(score_thresholds, max_detections)
-    merged, order = merged.select(rows), order[rows].tolist()
+    merged, order = merged.select(rows), order[rows.numpy()].tolist()
     merged.boxes = torch.stack([pieces.box(groups[place]) for place in order]) if order else merged.boxes
     merged.masks = RunMasks([pieces.masks.union(groups[place]) for place in order], image_size)
     return merged

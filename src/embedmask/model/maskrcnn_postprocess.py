@@ -17,8 +17,6 @@ from embedmask.masks import MaskCrop, RunMasks
 from embedmask.model.maskrcnn import Detections
 from embedmask.structures import Instances, Size
 
-NO_LIMIT = 2**31 - 1
-
 
 @dataclass
 class MaskRCNNPostprocessor:
@@ -50,12 +48,12 @@ class MaskRCNNPostprocessor:
         `reference_masks` is not used, since masks have one placement.
         """
         limit = cfg.max_detections if max_detections is None else max_detections
-        # the network's limit precedes the thresholds: of different thresholds, it would drop results of the lower ones
+        # the network applies its limit before thresholds that differ by class: it keeps as many boxes as by default
         is_uniform = len(set(final_thresholds)) < 2
         options = {
             "score_threshold": cfg.candidate_threshold if score_threshold is None else score_threshold,
             "nms_threshold": cfg.nms_threshold,
-            "max_detections": limit if is_uniform else NO_LIMIT,
+            "max_detections": limit if is_uniform else max(limit, cfg.max_detections),
         }
         return cls(cfg.mask_threshold, options, final_thresholds, limit)
 

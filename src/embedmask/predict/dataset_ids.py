@@ -36,13 +36,13 @@ class DatasetIds:
                 lacks a class of the data set; or the splits of the sources have different category ids.
         """
         datasets = [CocoInstances.open(folder, split, degenerate="drop") for split in existing_splits(folder)]
-        # each image is entered twice, by resolved path and by file name: its id, and the data set that has it
-        known: dict[str, dict[int, CocoInstances]] = defaultdict(dict)
+        # each image is entered twice, by resolved path and by file name: its path and id, and the data set that has it
+        known: dict[str, dict[tuple[Path, int], CocoInstances]] = defaultdict(dict)
         for dataset in datasets:
             for index, image_id in enumerate(dataset.image_ids):
                 path = dataset.image_path(index).resolve()
-                known[str(path)].setdefault(image_id, dataset)
-                known[path.name].setdefault(image_id, dataset)
+                known[str(path)].setdefault((path, image_id), dataset)
+                known[path.name].setdefault((path, image_id), dataset)
         matches = {source.name: _find(source, known, folder) for source in sources}
         # splits may number their images independently, so ids of different splits can collide
         first_source: dict[int, Source] = {}
@@ -89,7 +89,7 @@ def existing_splits(folder: Path) -> list[Split]:
 
 
 def _find(
-    source: Source, known: Mapping[str, Mapping[int, CocoInstances]], folder: Path
+    source: Source, known: Mapping[str, Mapping[tuple[Path, int], CocoInstances]], folder: Path
 ) -> tuple[int, CocoInstances]:
     """Return the image id of a source, and the data set that has it.
 
@@ -99,8 +99,9 @@ def _find(
     if source.is_video:
         raise BadInput(f"{source.path}: a video has no image id in {folder}; omit --ids-from")
     # the path decides; a copy elsewhere is matched by its file name, if only one image has it
-    ids = known.get(str(source.path.resolve())) or known.get(source.path.name) or {}
-    if len(ids) != 1:
-        fault = "has the same file name as several images of" if ids else "is in no split of"
+    images = known.get(str(source.path.resolve())) or known.get(source.path.name) or {}
+    if len(images) != 1:
+        fault = "has the same file name as several images of" if images else "is in no split of"
         raise BadInput(f"{source.path}: {fault} {folder}; predict images of the data set, or omit --ids-from")
-    return next(iter(ids.items()))
+    (((_, image_id), dataset),) = images.items()
+    return image_id, dataset

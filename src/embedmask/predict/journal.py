@@ -53,7 +53,9 @@ class Journal:
             started = json.loads(self._settings_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return
-        except (OSError, ValueError):
+        except OSError as error:
+            raise BadInput(f"{self._settings_file}: cannot be read ({error.strerror})") from None
+        except ValueError:
             started = None
         if not isinstance(started, dict):
             raise BadInput(f"{self._settings_file}: is damaged; omit --resume to start over")
@@ -116,9 +118,9 @@ class Journal:
         Raises:
             BadInput: The file of the source is damaged.
         """
-        with self._file(source).open(encoding="utf-8", errors="replace") as file:
+        with self._file(source).open("rb") as file:
             for line in file:
-                if not line.startswith(FAULT_PREFIX):
+                if not line.startswith(FAULT_PREFIX.encode()):
                     row = self._parse(line, source)
                     yield {key: value for key, value in row.items() if key not in CHANGES}
 
@@ -129,14 +131,16 @@ class Journal:
             file.seek(max(file.seek(0, os.SEEK_END) - MAX_FAULT_BYTES, 0))
             last = file.read().rstrip().rpartition(b"\n")[2]
         is_fault = last.startswith(FAULT_PREFIX.encode())
-        return str(self._parse(last.decode("utf-8", "replace"), source)[FAULT]) if is_fault else None
+        return str(self._parse(last, source)[FAULT]) if is_fault else None
 
-    def _parse(self, line: str, source: Source) -> Row:
+    def _parse(self, line: bytes, source: Source) -> Row:
         try:
-            row: Row = json.loads(line)
+            row = json.loads(line)  # a ValueError also for bytes that are no text
         except ValueError:
+            row = None
+        if not isinstance(row, dict):
             path = self._file(source)
-            raise BadInput(f"{path}: is damaged; remove it and repeat the command with --resume") from None
+            raise BadInput(f"{path}: is damaged; remove it and repeat the command with --resume")
         return row
 
     def merge(

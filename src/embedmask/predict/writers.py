@@ -16,7 +16,7 @@ from torch import Tensor
 from embedmask.data.images import hyperstack_position
 from embedmask.data.slides import Slide
 from embedmask.errors import BadInput, needs_extra
-from embedmask.files import is_temporary, write_json, write_text
+from embedmask.files import is_temporary, make_folder, write_json, write_text
 from embedmask.predict.geojson import write_geojson
 from embedmask.predict.label_tiff import write_label_tiff
 from embedmask.predict.measurements import write_measurements
@@ -124,7 +124,7 @@ def _yolo(path: Path, output: ImageOutput) -> None:
 
 def _masks(path: Path, output: ImageOutput) -> None:
     shutil.rmtree(path, ignore_errors=True)  # an earlier run may have written more masks
-    path.mkdir(parents=True, exist_ok=True)  # also for an image without detections
+    make_folder(path)  # also for an image without detections
     for index in range(len(output.instances)):
         mask = output.instances.masks.select([index]).to_dense()[0].numpy()
         write_image(mask, path / f"{index + 1:04}.png")

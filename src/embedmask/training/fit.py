@@ -87,7 +87,8 @@ def train(
     Raises:
         BadInput: the data, the recipe or the folder is invalid (then no files are left), the run to resume began with
             other data or another recipe, or the memory or the disk is full.
-        TrainingStopped: a loss or a weight is not finite; the last checkpoint remains.
+        TrainingStopped: a loss or a weight is not finite, or Ctrl-C or SIGTERM interrupts training; the last
+            checkpoint remains.
     """
     check_folder(out, resume)
     report = rank_zero_only(report)
@@ -302,8 +303,8 @@ def explain_interruption(out: Path) -> Iterator[None]:
         if (out / LAST_CHECKPOINT).exists():
             raise TrainingStopped(f"{out}: interrupted; --resume continues at the last checkpoint") from error
         raise TrainingStopped(
-            f"{out}: interrupted before the first checkpoint, so nothing was kept; --train.checkpoint_minutes sets "
-            "how often one is written"
+            f"{out}: interrupted before the first checkpoint, so no training was kept; --train.checkpoint_minutes "
+            "sets how often one is written"
         ) from error
 
 
