@@ -112,10 +112,15 @@ def run(folder: Path, data: Path, recipes: dict[str, Recipe]) -> None:
 
 
 def measure_speed(folder: Path, data: Path, models: Sequence[str]) -> None:
-    """Write CPU milliseconds per image and memory of the models of seed 0 to `speed.json`."""
-    if (folder / "speed.json").exists():
+    """Write CPU milliseconds per image and memory of the models of seed 0 to `speed.json`.
+
+    Models are compared in turn: if one was not measured yet, those measured before are measured again.
+    """
+    measured = read(folder / "speed.json").get("cpu_ms", {})
+    if set(models) <= set(measured):
         return
-    files = {name: folder / f"{name}_0" / "model.safetensors" for name in models}
+    names = list(dict.fromkeys([*measured, *models]))
+    files = {name: folder / f"{name}_0" / "model.safetensors" for name in names}
     dataset = CocoInstances.open(data, "val")
     thresholds = {name: load_checkpoint(path).config.score_thresholds()[0] for name, path in files.items()}
     predictors = {name: Predictor.load(path, device="cpu") for name, path in files.items()}
@@ -208,8 +213,8 @@ def draw_curves(runs: Path, seeds: int, file: Path) -> None:
             means = [100 * sum(own[metric] for own in results) / len(results) for _, _, results in points]
             panel.plot(times, means, marker=marker, label=title.replace("`", ""))
             for (steps, *_), *point in zip(points, times, means, strict=True):
-                below = -11 if name == BASE else -20
-                panel.annotate(f"{steps} steps", point, (6, below), textcoords="offset points", fontsize=8)
+                place = (6, -11) if name == BASE else (6, 6)
+                panel.annotate(f"{steps} steps", point, place, textcoords="offset points", fontsize=8)
     for metric, panel in zip(CURVES, panels, strict=True):
         panel.margins(x=0.45, y=0.15)
         panel.set(title=METRICS[metric], xlabel="core minutes of training", xlim=(0, None), ylim=(0, None))
