@@ -143,7 +143,7 @@ def test_raises_on_missing_files_and_folders(tmp_path: Path) -> None:
     for read in (read_image, read_size):
         with pytest.raises(BadInput, match=r"none\.png: no such image"):
             read(tmp_path / "none.png")
-        with pytest.raises(BadInput, match="cannot be read"):
+        with pytest.raises(BadInput, match="cannot be read as an image, since it is a folder"):
             read(tmp_path)
 
 

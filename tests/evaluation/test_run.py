@@ -18,5 +18,6 @@ def test_report_folder_is_checked_before_the_first_image(tmp_path: Path) -> None
     for report in (tmp_path / "file", tmp_path / "file" / "report"):
         with pytest.raises(BadInput) as caught:
             evaluate_weights(Path("nuclei"), dataset, report=report)
-        assert str(caught.value) == f"{report}: cannot be written (Not a directory); choose another folder"
+        reason = f"{tmp_path / 'file'} is a file, not a folder"
+        assert str(caught.value) == f"{report}: cannot be written ({reason}); choose another folder"
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]

@@ -108,7 +108,7 @@ def test_files_that_give_no_bytes_are_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\x89PNG\xff")
     with path.open() as text, binary.open(encoding="utf-8") as damaged:
         for source, reason in (
-            (text, r"a\.txt: .*binary mode"), (damaged, r"b\.png: .*binary mode"), (tmp_path, "is a folder"),
+            (text, r"a\.txt: .*binary mode"), (damaged, r"b\.png: .*binary mode"), (tmp_path, "it is a folder"),
             (Upload(None), "binary mode"), (closed, "closed"),
             (io.BytesIO(), r"seek\(0\)"), (io.BytesIO(b"no image"), "no known format"),
         ):  # fmt: skip

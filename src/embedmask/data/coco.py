@@ -347,8 +347,8 @@ def open_held_out(
 ) -> tuple[CocoInstances, CocoInstances]:
     """Open the train split of a folder as train and val, see `CocoInstances.hold_out`.
 
-    All images are split before those that meet `image_filter` are selected: a model that is evaluated with another
-    filter than in training is not evaluated on images of its training.
+    All images are split before those that meet `image_filter` are selected, so that evaluation with another filter than
+    in training includes no training images.
 
     Args:
         image_filter, value_key, how: as in `CocoInstances.open`.
@@ -368,6 +368,7 @@ def open_held_out(
 
 
 def _common_images(chosen: CocoInstances, part: CocoInstances, name: str, image_filter: str) -> CocoInstances:
+    """Return the images of `chosen` that are also in `part`, the split `name`; `BadInput` without any."""
     ids = set(part.image_ids)
     common = chosen.select([index for index, image_id in enumerate(chosen.image_ids) if image_id in ids])
     if not len(common):

@@ -217,7 +217,7 @@ def _reading(name: str) -> Iterator[None]:
     except FileNotFoundError:
         raise BadInput(f"{name}: no such image; check the path") from None
     except IsADirectoryError:
-        raise BadInput(f"{name}: is a folder, not an image; choose an image in it") from None
+        raise BadInput(f"{name}: cannot be read as an image, since it is a folder; choose a file") from None
     except Image.DecompressionBombError as error:
         raise BadInput(
             f"{name}: too large to be read at once ({_reason(error)}); predict it in tiles"
