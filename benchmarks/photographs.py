@@ -213,7 +213,7 @@ def draw_curves(runs: Path, seeds: int, file: Path) -> None:
             means = [100 * sum(own[metric] for own in results) / len(results) for _, _, results in points]
             panel.plot(times, means, marker=marker, label=title.replace("`", ""))
             for (steps, *_), *point in zip(points, times, means, strict=True):
-                place = (6, -11) if name == BASE else (6, 6)
+                place = (6, -11) if name == BASE else (6, -22)
                 panel.annotate(f"{steps} steps", point, place, textcoords="offset points", fontsize=8)
     for metric, panel in zip(CURVES, panels, strict=True):
         panel.margins(x=0.45, y=0.15)
