@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from command_line import fails
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
 from embedmask import __version__
@@ -153,12 +154,30 @@ class TestArguments:
         assert main([*words, "--debug"]) == 1
         assert "Traceback" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
+    def test_an_interrupted_dry_run_fails(
+        self, signal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Lightning exits on both signals: with SystemExit while it handles Ctrl-C, and with its own subclass."""
+
+        def interrupted(words: list[str]) -> int:
+            if signal == "SIGTERM":
+                raise SIGTERMException
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                sys.exit(1)
+
+        monkeypatch.setattr("embedmask.cli.entry.run", interrupted)
+        assert main(["train", "--dry-run"]) == 1
+        assert capsys.readouterr().err == "embedmask: interrupted\n"
+
     def test_error_of_a_loading_process_has_no_traceback(self) -> None:
         wrapped = "Caught in worker 0.\nTraceback:\n  File x\nembedmask.errors.BadInput: a.jpg: cut short\n"
         assert one_line(BadInput(wrapped)) == "a.jpg: cut short"
 
 
-def raises(error: BaseException) -> Callable[..., Any]:
+def raises(error: Exception) -> Callable[..., Any]:
     """Return a function that raises an error."""
 
     def fail(*args: Any) -> None:

@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run([word for word in words if word != "--debug"])
     except SystemExit as stop:  # after --help or --version, or raised by a library
+        # Lightning exits in its own way on Ctrl-C and on SIGTERM; `train` explains it, `train --dry-run` does not
+        if isinstance(stop.__context__, KeyboardInterrupt) or type(stop) is not SystemExit:
+            return fail("interrupted", FAILURE)
         return stop.code if isinstance(stop.code, int) else SUCCESS if stop.code is None else FAILURE
     except KeyboardInterrupt:
         return fail("interrupted", FAILURE)
